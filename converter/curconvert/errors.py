@@ -1,0 +1,21 @@
+"""The exception tree, shared with the runtime; see `curconvert_runtime.errors`."""
+
+from __future__ import annotations
+
+from curconvert_runtime.errors import (
+    BackendError,
+    CurConvertError,
+    InputError,
+    IntegrityError,
+    UnsupportedError,
+    VerificationError,
+)
+
+__all__ = [
+    "BackendError",
+    "CurConvertError",
+    "InputError",
+    "IntegrityError",
+    "UnsupportedError",
+    "VerificationError",
+]
