@@ -1,0 +1,56 @@
+# `make demo` shows the whole road on a real model; `make test` is what CI runs. Needs Python 3.11, pip and make.
+# Stamp files make repeated calls fast; an environment is brought up to date when what defines it changes.
+
+PYTHON ?= python3
+MODEL := .cache/models/SmolLM2-135M-Instruct.Q4_1.gguf
+PROMPT ?= The three things that make a bridge safe are
+PYTEST_ARGS ?=
+
+BIN := .venv/bin
+OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: venv model clients demo test test-all check clean distclean
+
+venv: .venv/.stamp
+clients: .venv-optimum/.stamp
+
+# --group needs pip 25.1; older Pythons bring an older pip into a new environment.
+.venv/.stamp: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[convert,cpu]' --group test --group check
+	touch $@
+
+# Checks the hash each time and downloads only when it differs.
+model: venv
+	$(BIN)/python tools/fetch_model.py
+
+# optimum-onnx pins an older transformers than the converter needs, so this client has an environment of its own.
+.venv-optimum/.stamp: Makefile
+	test -x .venv-optimum/bin/python || $(PYTHON) -m venv .venv-optimum
+	.venv-optimum/bin/python -m pip install --quiet \
+		torch==2.13.0 optimum-onnx==0.1.0 'transformers<4.58' onnxruntime==1.31.1
+	touch $@
+
+demo: venv model
+	$(BIN)/curconvert $(MODEL) -o out/ --rank 128 --overwrite
+	$(BIN)/curconvert verify out/
+	$(BIN)/curconvert generate out/ --prompt "$(PROMPT)"
+
+check: venv
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+test: venv model clients check
+	$(OFFLINE) $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-all: venv model clients check
+	$(OFFLINE) $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+clean:
+	rm -rf out dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find converter runtime schemas tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf .venv .venv-optimum .cache

