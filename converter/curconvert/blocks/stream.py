@@ -1,0 +1,176 @@
+"""Run a checkpoint block by block: one decoder block's weights in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from curconvert.blocks.modules import ChunkedHead, SplitLinear
+from curconvert.blocks.skeleton import EMBEDDING, HEAD, build_skeleton, canonical_parameters, set_tensor
+from curconvert.checkpoint.types import Checkpoint
+
+LAYERS = "model.layers"
+
+
+class _FrontReachedError(Exception):
+    """Ends transformers' forward pass once the embedding and the masks are computed."""
+
+
+class _Stub(nn.Module):
+    """Takes a decoder layer's place and records what transformers passes to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inject: Tensor | None = None
+        self.hidden: Tensor | None = None
+        self.kwargs: dict[str, Any] = {}
+        self.stop = False
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        self.hidden, self.kwargs = hidden_states, kwargs
+        if self.stop:
+            raise _FrontReachedError
+        return hidden_states if self.inject is None else self.inject
+
+
+class Block:
+    """One decoder block with its weights in float32.
+
+    Attributes:
+        index: Position in the model.
+        linears: The block's linears by canonical weight name.
+    """
+
+    def __init__(self, index: int, layer: nn.Module, kwargs: dict[tuple[int, int], dict[str, Any]]) -> None:
+        self.index = index
+        self.layer = layer
+        self._kwargs = kwargs
+        self.linears = dict(_linears(layer, f"{LAYERS}.{index}."))
+
+    def forward(self, hidden: Tensor, cache: DynamicCache | None = None) -> Tensor:
+        """Run the block on whole sequences without padding.
+
+        Args:
+            hidden: (batch, tokens, hidden_size) float32; this shape must have gone through `BlockStream.embed`.
+            cache: Receives this layer's keys (after rotary embedding) and values.
+        """
+        kwargs = {**self._kwargs[hidden.shape[0], hidden.shape[1]], "past_key_values": cache}
+        with torch.inference_mode():
+            output: Tensor = self.layer(hidden, **kwargs)
+        return output
+
+    def replace(self, name: str, module: nn.Module) -> None:
+        """Put another module in the place of the linear with this canonical weight name."""
+        old = self.linears[name]
+        for parent in self.layer.modules():
+            for attribute, child in parent.named_children():
+                if child is old:
+                    setattr(parent, attribute, module)
+        self.linears[name] = module
+
+
+class BlockStream:
+    """A checkpoint's model, never materialised as a whole.
+
+    transformers' own forward runs with recording stubs in the place of the decoder layers, so that masks, rotary
+    embeddings and scalings are exactly the family's, whatever the family.
+
+    Attributes:
+        num_layers: Number of decoder blocks.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._model = build_skeleton(checkpoint.config)
+        base = self._model.get_submodule("model")
+        self._layers = list(base.get_submodule("layers").children())
+        self._stubs = [_Stub() for _ in self._layers]
+        base.layers = nn.ModuleList(self._stubs)
+        self.num_layers = len(self._layers)
+        self._kwargs: list[dict[tuple[int, int], dict[str, Any]]] = [{} for _ in self._layers]
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Return the hidden states that enter the first block.
+
+        Args:
+            token_ids: (batch, tokens) int64, no padding.
+
+        Returns:
+            (batch, tokens, hidden_size) float32.
+        """
+        unique, compact = torch.unique(token_ids, return_inverse=True)
+        # Only the rows in use are read and widened; the embedding itself stays in the file.
+        rows = self._checkpoint.read(EMBEDDING)[unique].to(torch.float32)
+        embedding = self._model.get_submodule("model.embed_tokens")
+        set_tensor(embedding, "weight", rows)
+        self._stubs[-1].stop = True
+        try:
+            with torch.inference_mode():
+                self._model(input_ids=compact, use_cache=False)
+        except _FrontReachedError:
+            pass
+        finally:
+            self._stubs[-1].stop = False
+        shape = (token_ids.shape[0], token_ids.shape[1])
+        for kwargs, stub in zip(self._kwargs, self._stubs, strict=True):
+            kwargs[shape] = stub.kwargs
+        hidden = self._stubs[0].hidden
+        assert hidden is not None
+        return hidden
+
+    @contextmanager
+    def block(self, index: int) -> Iterator[Block]:
+        """Materialise one decoder block in float32 and release it again."""
+        layer = self._layers[index]
+        owners = list(canonical_parameters(layer, f"{LAYERS}.{index}."))
+        for name, owner, attribute in owners:
+            # A copy: the block may outlive the page cache's mood, and replaced weights are freed at once.
+            set_tensor(owner, attribute, self._checkpoint.read(name).to(torch.float32, copy=True))
+        block = Block(index, layer, self._kwargs[index])
+        originals = dict(block.linears)
+        try:
+            yield block
+        finally:
+            for name, module in originals.items():
+                if block.linears[name] is not module:
+                    block.replace(name, module)
+            for _, owner, attribute in owners:
+                set_tensor(owner, attribute, getattr(owner, attribute).to("meta"))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Apply the final norm and the lm_head (with the family's scaling and soft cap).
+
+        Args:
+            hidden: (batch, tokens, hidden_size) float32, the last block's output.
+
+        Returns:
+            (batch, tokens, vocab_size) float32.
+        """
+        names = self._checkpoint.tensors
+        norm = self._model.get_submodule("model.norm")
+        set_tensor(norm, "weight", self._checkpoint.read("model.norm.weight").to(torch.float32, copy=True))
+        head = HEAD if HEAD in names else EMBEDDING
+        bias = self._checkpoint.read("lm_head.bias") if "lm_head.bias" in names else None
+        self._model.lm_head = ChunkedHead(self._checkpoint.read(head), bias)
+        ids = torch.zeros(hidden.shape[:2], dtype=torch.int64)
+        self._stubs[-1].inject = hidden
+        try:
+            with torch.inference_mode():
+                set_tensor(self._model.get_submodule("model.embed_tokens"), "weight", torch.zeros(1, hidden.shape[-1]))
+                logits: Tensor = self._model(input_ids=ids, use_cache=False).logits
+        finally:
+            self._stubs[-1].inject = None
+        return logits
+
+
+def _linears(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+    for name, child in module.named_children():
+        if isinstance(child, nn.Linear):
+            yield f"{prefix}{name}.weight", child
+        else:
+            yield from _linears(child, prefix if isinstance(child, SplitLinear) else f"{prefix}{name}.")

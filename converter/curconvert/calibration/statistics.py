@@ -1,0 +1,92 @@
+"""Second moments of what enters a linear layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class InputStatistics:
+    """What calibration knows about a linear layer's input.
+
+    Attributes:
+        gram: `E[x xᵀ]` over the calibration tokens, uncentred, (in_features, in_features) float64.
+        tokens: Number of tokens averaged over.
+    """
+
+    gram: NDArray[np.float64]
+    tokens: int
+
+    @property
+    def rms(self) -> NDArray[np.float64]:
+        """Root mean square of each input feature, (in_features,): `sqrt(diag E[x xᵀ])`."""
+        return np.sqrt(np.diag(self.gram))
+
+
+class _Accumulator:
+    """Adds up `x xᵀ` in float64: the products feed solves whose condition is the square of the data's."""
+
+    def __init__(self, size: int) -> None:
+        self.total = torch.zeros((size, size), dtype=torch.float64)
+        self.tokens = 0
+
+    def add(self, x: Tensor) -> None:
+        flat = x.reshape(-1, x.shape[-1]).to(torch.float64)
+        self.total.addmm_(flat.T, flat)
+        self.tokens += flat.shape[0]
+
+    def result(self) -> InputStatistics:
+        return InputStatistics((self.total / max(self.tokens, 1)).numpy(), self.tokens)
+
+
+class StatisticsCollector:
+    """Collects the Gram matrix of each distinct input among some linears.
+
+    Linears that are called with the same tensor (q, k and v; gate and up) share one Gram matrix.
+    """
+
+    def __init__(self, linears: dict[str, nn.Module]) -> None:
+        self._linears = linears
+        self._leader: dict[str, str] = {}
+        self._accumulators: dict[str, _Accumulator] = {}
+        self._last: tuple[Tensor, str] | None = None
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Watch every forward call inside the context."""
+        handles = [
+            module.register_forward_pre_hook(self._hook(name)) for name, module in self._linears.items()
+        ]
+        try:
+            yield
+        finally:
+            self._last = None
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, name: str):  # type: ignore[no-untyped-def]  # torch's hook type is not public
+        def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            x = inputs[0]
+            if self._last is not None and self._last[0] is x:
+                self._leader[name] = self._last[1]
+                return
+            self._last = (x, name)
+            self._leader[name] = name
+            if name not in self._accumulators:
+                self._accumulators[name] = _Accumulator(x.shape[-1])
+            self._accumulators[name].add(x)
+
+        return hook
+
+    def groups(self) -> Iterable[tuple[tuple[str, ...], InputStatistics]]:
+        """Yield the names that share an input, with its statistics."""
+        for leader, accumulator in self._accumulators.items():
+            members = tuple(name for name, head in self._leader.items() if head == leader)
+            yield members, accumulator.result()

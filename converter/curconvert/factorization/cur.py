@@ -1,0 +1,129 @@
+"""W ≈ C·U·R: real columns, a linking matrix, real rows."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import scipy.linalg
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from curconvert.calibration.statistics import InputStatistics
+from curconvert.factorization.types import ErrorBound, Factorization
+from curconvert.selection.indices import Importance, Selector, importance_matrix, select_rows_columns
+
+Link = Literal["plain", "diagonal", "full"]
+LINKS: tuple[str, ...] = get_args(Link)
+Matrix = NDArray[np.float64]
+
+_BOUND_MATRICES = {"wanda": "|W|∘a", "activation": "W∘a", "weight": "W"}
+
+
+@dataclass(frozen=True)
+class CUROptions:
+    """How to choose C and R, and how to solve for U.
+
+    Attributes:
+        selector: Chooses rows and columns.
+        importance: The matrix that the selector works on.
+        link: Metric in which U is optimal: `plain` (Frobenius), `diagonal` (per-feature RMS), `full` (Gram matrix).
+        ridge: λ of `H + λ diag(H)` in the full solve.
+        seed: With the tensor's name, seeds the random selectors.
+    """
+
+    selector: Selector
+    importance: Importance
+    link: Link
+    ridge: float
+    seed: int
+
+
+def tensor_rng(seed: int, name: str) -> np.random.Generator:
+    """Return a generator that depends on the seed and the tensor's name alone, not on the order of work."""
+    digest = hashlib.sha256(f"{seed}\0{name}".encode()).digest()
+    return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
+
+
+def link_matrix(weight: Matrix, C: Matrix, R: Matrix, gram: Matrix | None) -> Matrix:
+    """Solve `min_U ‖(W − C U R) H^½‖_F`: `U* = C⁺ W H Rᵀ (R H Rᵀ)⁺`.
+
+    Args:
+        weight: W, (m, n).
+        C: (m, r).
+        R: (r, n).
+        gram: H, (n, n) symmetric positive semi-definite; None stands for the identity.
+
+    Returns:
+        U, (r, r). Rank-deficient C or R give the least-norm solution.
+    """
+    if gram is None:
+        right = scipy.linalg.pinv(R)
+    else:
+        weighted = gram @ R.T
+        right = weighted @ scipy.linalg.pinvh(R @ weighted)
+    left, *_ = scipy.linalg.lstsq(C, weight @ right, check_finite=False)
+    return np.asarray(left)
+
+
+def _metric(statistics: InputStatistics, link: Link, ridge: float) -> Matrix | None:
+    if link == "plain":
+        return None
+    diagonal = np.diag(statistics.gram)
+    if link == "diagonal":
+        return np.diag(diagonal)
+    return statistics.gram + ridge * np.diag(diagonal)
+
+
+def output_norm(matrix: Matrix, gram: Matrix) -> float:
+    """`‖M H^½‖_F = sqrt(tr(M H Mᵀ))`."""
+    return float(np.sqrt(max(np.einsum("ij,ij->", matrix @ gram, matrix), 0.0)))
+
+
+def factorize_cur(
+    name: str, weight: Tensor, statistics: InputStatistics, rank: int, options: CUROptions, dtype: torch.dtype
+) -> Factorization:
+    """Factorize one linear layer's weight.
+
+    C and R are exact copies of the weight's columns and rows in the deployed dtype; U is solved in float64 for the
+    factors as they are deployed.
+
+    Args:
+        name: Tensor name; seeds the random parts.
+        weight: W, (m, n), any float dtype.
+        statistics: Of the layer's input.
+        rank: r ≤ min(m, n).
+        options: Selection and link.
+        dtype: Deployed dtype of C, U and R.
+    """
+    deployed = weight.to(dtype)
+    W = weight.to(torch.float64).numpy()
+    importance = importance_matrix(W, statistics.rms, options.importance)
+    chosen = select_rows_columns(importance, rank, options.selector, tensor_rng(options.seed, name))
+    rows, columns = torch.from_numpy(chosen.rows), torch.from_numpy(chosen.columns)
+    C, R = deployed[:, columns.long()].contiguous(), deployed[rows.long()].contiguous()
+    U = torch.from_numpy(
+        link_matrix(
+            W, C.double().numpy(), R.double().numpy(), _metric(statistics, options.link, options.ridge)
+        )
+    ).to(dtype)
+    bound = None
+    if chosen.eta_rows is not None and chosen.eta_columns is not None and chosen.sigma_next is not None:
+        bound = ErrorBound(
+            chosen.eta_rows, chosen.eta_columns, chosen.sigma_next, _BOUND_MATRICES[options.importance]
+        )
+    error = W - C.double().numpy() @ U.double().numpy() @ R.double().numpy()
+    return Factorization(
+        form="cur",
+        tensors={"C": C, "U": U.contiguous(), "R": R, "rows": rows, "cols": columns},
+        relative_output_error=_ratio(output_norm(error, statistics.gram), output_norm(W, statistics.gram)),
+        relative_frobenius_error=_ratio(float(np.linalg.norm(error)), float(np.linalg.norm(W))),
+        bound=bound,
+    )
+
+
+def _ratio(error: float, norm: float) -> float:
+    return error / norm if norm > 0 else 0.0

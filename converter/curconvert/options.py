@@ -1,0 +1,155 @@
+"""Frozen, validated options: the command line builds them, and they are the Python API."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from curconvert.errors import InputError
+
+DType = Literal["float32", "float16", "bfloat16"]
+Method = Literal["cur", "curing"]
+DTYPES: tuple[str, ...] = get_args(DType)
+METHODS: tuple[str, ...] = get_args(Method)
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+DEFAULT_TARGETS = ("q_proj", "k_proj", "gate_proj")  # CURing, §4
+
+# What a method means; explicit options override single entries.
+_PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "cur": {"selector": "qr", "importance": "activation", "link": "full", "sequential": True},
+    "curing": {"selector": "deim", "importance": "wanda", "link": "plain", "sequential": False},
+}
+
+
+def _choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InputError(f"{option} {value!r}: expected one of {', '.join(allowed)}")
+
+
+def _at_least(option: str, value: object, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise InputError(f"{option} {value}: expected an integer of at least {minimum}")
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """Where a checkpoint is and what its files do not say.
+
+    Attributes:
+        model: A `.safetensors` or `.gguf` file, a Hugging Face directory, or a hub id.
+        config: `config.json` for a lone file.
+        config_set: Config values that override or complete the config.
+        revision: Hub revision.
+    """
+
+    model: str
+    config: Path | None = None
+    config_set: Mapping[str, Any] = field(default_factory=dict)
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """Text that the layer statistics are taken on.
+
+    Attributes:
+        source: `builtin`, a text file, a `.jsonl` file, or a `.safetensors` file of token ids (`input_ids`).
+        text_field: Field of a JSONL line that holds the text.
+        sequences: Calibration sequences at most (CURing: 128).
+        tokens_per_sequence: Length of each (CURing: 128).
+        probe_sequences: Held out of the calibration, for verification.
+    """
+
+    source: str = "builtin"
+    text_field: str = "text"
+    sequences: int = 128
+    tokens_per_sequence: int = 128
+    probe_sequences: int = 16
+
+    def __post_init__(self) -> None:
+        _at_least("--calibration-sequences", self.sequences, 1)
+        _at_least("--calibration-tokens", self.tokens_per_sequence, 2)
+        _at_least("--probe-sequences", self.probe_sequences, 1)
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Everything that decides a conversion's result.
+
+    Build it with `ConvertOptions.for_method`, which fills the preset's values in.
+
+    Attributes:
+        method: Name of the preset, for the record.
+        rank: Largest rank of a compressed matrix.
+        layers: `angular[:N]`, `all`, or numbers and ranges.
+        targets: Linears to compress within those layers.
+        selector: See `curconvert.selection.indices`.
+        importance: See `curconvert.selection.indices`.
+        link: Metric in which U is optimal.
+        ridge: λ of the full link's `H + λ diag(H)`.
+        sequential: Calibrate each block on the outputs of the compressed blocks before it.
+        dtype: Deployed dtype; None keeps the checkpoint's (float32 for quantised GGUF).
+        seed: Seeds every random choice, together with the tensor's name.
+        calibration: The text.
+        source: Checkpoint overrides.
+    """
+
+    method: str
+    rank: int
+    selector: str
+    importance: str
+    link: str
+    sequential: bool
+    layers: str = "angular"
+    targets: tuple[str, ...] = DEFAULT_TARGETS
+    ridge: float = 1e-2
+    dtype: str | None = None
+    seed: int = 0
+    calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
+
+    @classmethod
+    def for_method(cls, method: str = "cur", **values: Any) -> ConvertOptions:
+        """Return a preset's options with some of them replaced; None means the preset's or the default value."""
+        _choice("--method", method, METHODS)
+        given = {key: value for key, value in values.items() if value is not None}
+        return cls(**{"method": method, "rank": 128, **_PRESETS[method], **given})
+
+    def __post_init__(self) -> None:
+        from curconvert.factorization.cur import LINKS
+        from curconvert.selection.indices import IMPORTANCES, SELECTORS
+
+        _choice("--method", self.method, METHODS)
+        _at_least("--rank", self.rank, 1)
+        _at_least("--seed", self.seed, 0)
+        _choice("--select", self.selector, SELECTORS)
+        _choice("--importance", self.importance, IMPORTANCES)
+        _choice("--link", self.link, LINKS)
+        if self.dtype is not None:
+            _choice("--dtype", self.dtype, DTYPES)
+        if not (math.isfinite(self.ridge) and self.ridge >= 0):
+            raise InputError(f"--ridge {self.ridge}: expected a finite number of at least 0")
+        if not self.targets:
+            raise InputError(f"--targets is empty: expected all, or some of {', '.join(LINEARS)}")
+        for target in self.targets:
+            _choice("--targets", target, LINEARS)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the options as plain JSON, without anything that names this machine."""
+        values = asdict(self)
+        values["targets"] = list(self.targets)
+        values["calibration"]["source"] = Path(self.calibration.source).name
+        return values
+
+
+def parse_targets(text: str) -> tuple[str, ...]:
+    """Parse `all` or a comma-separated list of linears; order and repetition do not matter."""
+    if text.strip() == "all":
+        return LINEARS
+    names = {part.strip() for part in text.split(",") if part.strip()}
+    unknown = sorted(names - set(LINEARS))
+    if unknown:
+        raise InputError(f"--targets: {', '.join(unknown)} matches nothing; expected all, or some of {', '.join(LINEARS)}")
+    return tuple(name for name in LINEARS if name in names)

@@ -1,0 +1,166 @@
+"""What a conversion would do, from shapes alone: no weight is read."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from curconvert.blocks.skeleton import EMBEDDING
+from curconvert.checkpoint.types import Checkpoint
+from curconvert.errors import InputError
+from curconvert.factorization.types import Form, break_even_rank, cur_parameters
+from curconvert.options import ConvertOptions
+from curconvert.selection.layers import layer_count, needs_distances, select_layers
+
+MIN_SAVING = 0.05  # a matrix that would shrink by less stays dense: three products cost more than they save
+_TORCH_BYTES = 420e6  # torch, transformers and the interpreter themselves, measured on Linux x86-64
+_FLOPS = 60e9  # float32 rate of two modest cores; `plan` is a rough estimate and says so
+
+
+@dataclass(frozen=True)
+class MatrixPlan:
+    """One linear of the model.
+
+    Attributes:
+        name: Canonical weight name.
+        shape: (out_features, in_features).
+        form: What it becomes.
+        rank: Of the factors; None when dense.
+        reason: Why it stays dense; None when compressed.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    form: Form
+    rank: int | None = None
+    reason: str | None = None
+
+    @property
+    def parameters_before(self) -> int:
+        """Numbers in W."""
+        return math.prod(self.shape)
+
+    @property
+    def parameters_after(self) -> int:
+        """Stored numbers of the form."""
+        return self.parameters_before if self.rank is None else cur_parameters(self.shape, self.rank)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole conversion.
+
+    Attributes:
+        matrices: Every linear of every decoder block, in the model's order.
+        layers: Layers to compress; None while an angular choice waits for hidden states.
+        layer_total: How many layers will be compressed.
+        other_parameters: Embedding, norms, biases, an untied head.
+        peak_memory_bytes: Estimate for the conversion stage.
+        seconds: Rough estimate for the conversion stage.
+    """
+
+    matrices: tuple[MatrixPlan, ...]
+    layers: tuple[int, ...] | None
+    layer_total: int
+    other_parameters: int
+    peak_memory_bytes: int
+    seconds: float
+
+    @property
+    def parameters_before(self) -> int:
+        """Parameters of the checkpoint, a tied head counted once."""
+        return self.other_parameters + sum(m.parameters_before for m in self.matrices)
+
+    @property
+    def parameters_after(self) -> int:
+        """Stored numbers of the artifact."""
+        return self.other_parameters + sum(m.parameters_after for m in self.matrices)
+
+
+def layer_of(name: str) -> int:
+    """Decoder layer of a canonical tensor name."""
+    return int(name.split(".")[2])
+
+
+def linear_of(name: str) -> str:
+    """Linear of a canonical weight name, such as `q_proj`."""
+    return name.split(".")[-2]
+
+
+def plan_matrix(name: str, shape: tuple[int, int], rank: int) -> MatrixPlan:
+    """Decide rank and form of one target matrix.
+
+    The rank is capped by the break-even rank (CURing, §3.2) and the matrix's own; a matrix that would shrink by
+    less than 5 % stays dense.
+    """
+    capped = min(rank, break_even_rank(shape), *shape)
+    saving = 1 - cur_parameters(shape, capped) / math.prod(shape) if capped else 0.0
+    if saving < MIN_SAVING:
+        return MatrixPlan(name, shape, "dense", reason=f"rank {rank} would save less than {MIN_SAVING:.0%}")
+    return MatrixPlan(name, shape, "cur", capped)
+
+
+def make_plan(checkpoint: Checkpoint, options: ConvertOptions, layers: tuple[int, ...] | None = None) -> Plan:
+    """Plan a conversion.
+
+    Args:
+        checkpoint: The opened model.
+        options: Validated options.
+        layers: The chosen layers, once known; otherwise an angular choice is shown on as many middle layers.
+
+    Raises:
+        InputError: Nothing would be compressed at all.
+    """
+    num_layers = int(checkpoint.config["num_hidden_layers"])
+    total = layer_count(options.layers, num_layers)
+    if total == 0:
+        raise InputError(
+            f"--layers {options.layers}: the model has {num_layers} layers and the first and the last are never "
+            "candidates, so nothing would be compressed; use --layers all or a list"
+        )
+    known = layers
+    if layers is None and not needs_distances(options.layers):
+        known = select_layers(options.layers, num_layers)
+    shown = known if known is not None else tuple(range(num_layers - 1 - total, num_layers - 1))
+    linears = {
+        name: (info.shape[0], info.shape[1])
+        for name, info in checkpoint.tensors.items()
+        if name.startswith("model.layers.") and name.endswith("_proj.weight") and len(info.shape) == 2
+    }
+    matrices = []
+    for name, shape in sorted(linears.items(), key=lambda item: (layer_of(item[0]), item[0])):
+        if layer_of(name) in shown and linear_of(name) in options.targets:
+            matrices.append(plan_matrix(name, shape, options.rank))
+        else:
+            matrices.append(MatrixPlan(name, shape, "dense", reason="not selected"))
+    if all(m.form == "dense" for m in matrices):
+        raise InputError(
+            f"--rank {options.rank} with --targets {','.join(options.targets)}: no selected matrix would get at least "
+            f"{MIN_SAVING:.0%} smaller, so nothing would be compressed; lower the rank or choose larger targets"
+        )
+    everything = sum(math.prod(info.shape) for info in checkpoint.tensors.values())
+    other = everything - sum(m.parameters_before for m in matrices)
+    memory, seconds = _estimate(checkpoint, options, matrices)
+    return Plan(tuple(matrices), known, total, other, memory, seconds)
+
+
+def _estimate(
+    checkpoint: Checkpoint, options: ConvertOptions, matrices: list[MatrixPlan]
+) -> tuple[int, float]:
+    tokens = options.calibration.sequences * options.calibration.tokens_per_sequence
+    hidden, widest = int(checkpoint.config["hidden_size"]), max(max(m.shape) for m in matrices)
+    block = max(
+        sum(m.parameters_before for m in matrices if layer_of(m.name) == layer) for layer in {layer_of(m.name) for m in matrices}
+    )
+    grams = sum({m.shape[1] for m in matrices if m.form != "dense"}) ** 2 * 8
+    compressed = [m for m in matrices if m.form != "dense"]
+    largest = max(m.parameters_before for m in compressed)
+    memory = _TORCH_BYTES + 4 * block + 3 * 4 * tokens * hidden + 8 * 8 * options.calibration.tokens_per_sequence * widest
+    memory += grams + 6 * 8 * largest
+    vocab = checkpoint.tensors[EMBEDDING].shape[0]
+    memory += 3 * 4 * options.calibration.tokens_per_sequence * vocab
+    forward = 2.0 * tokens * sum(m.parameters_before for m in matrices)
+    passes = 3.0 if needs_distances(options.layers) else 2.0
+    svd = sum(8.0 * min(m.shape) ** 2 * max(m.shape) for m in compressed)
+    grams_flops = sum(2.0 * tokens * m.shape[1] ** 2 for m in compressed)
+    return int(memory), (passes * forward + svd + grams_flops) / _FLOPS + 10.0
