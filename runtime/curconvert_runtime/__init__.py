@@ -1,0 +1,64 @@
+"""Runs and checks curconvert artifacts: onnxruntime, NumPy and tokenizers; no torch, no transformers.
+
+session = curconvert_runtime.load("out/")
+print(session.generate("The capital of France is").text)
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from curconvert_runtime.artifact import Artifact
+    from curconvert_runtime.errors import (
+        BackendError,
+        CurConvertError,
+        InputError,
+        IntegrityError,
+        UnsupportedError,
+        VerificationError,
+    )
+    from curconvert_runtime.generation import Completion, GenerationOptions, generate, stream
+    from curconvert_runtime.session import KeyValueCache, Session, load
+
+__all__ = [
+    "Artifact",
+    "BackendError",
+    "Completion",
+    "CurConvertError",
+    "GenerationOptions",
+    "InputError",
+    "IntegrityError",
+    "KeyValueCache",
+    "Session",
+    "UnsupportedError",
+    "VerificationError",
+    "generate",
+    "load",
+    "stream",
+]
+
+_HOME = {
+    "Artifact": "artifact",
+    "Completion": "generation",
+    "GenerationOptions": "generation",
+    "generate": "generation",
+    "stream": "generation",
+    "KeyValueCache": "session",
+    "Session": "session",
+    "load": "session",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name, or the version, when it is first used: the package itself costs nothing."""
+    if name == "__version__":
+        try:
+            return metadata.version("curconvert")
+        except metadata.PackageNotFoundError:  # run from a source tree that was never installed
+            return "0+unknown"
+    if name in __all__:
+        return getattr(importlib.import_module(f"{__name__}.{_HOME.get(name, 'errors')}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,260 @@
+"""Opening an artifact folder: nothing in it is used before every byte of it is accounted for.
+
+The checks run from cheap to dear: manifest, folder listing, sizes, tensor headers, graph references, hashes.
+Rule for the listing: apart from `curconvert.json`, the folder holds exactly the files that the manifest lists, each a
+regular file with a single hard link; entries whose name begins with a dot (`.git`, `.cache`) are ignored, and nothing
+that is loaded can have such a name.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curconvert_runtime import strict_json
+from curconvert_runtime.errors import InputError, IntegrityError, UnsupportedError
+from curconvert_runtime.hashing import cached_sha256
+from curconvert_runtime.onnx_external import external_tensors
+from curconvert_runtime.tensor_file import TensorHeader, read_headers, read_tensor
+from curconvert_schemas import SchemaError, validate
+
+MANIFEST = "curconvert.json"
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+FORMAT_VERSION = (1, 0)
+STORED_DTYPE = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A checked artifact folder.
+
+    Attributes:
+        path: Absolute path of the folder.
+        manifest: Contents of `curconvert.json`.
+        tensors: Header of every stored weight tensor, by name.
+    """
+
+    path: Path
+    manifest: Mapping[str, Any]
+    tensors: Mapping[str, TensorHeader] = field(repr=False)
+
+    @classmethod
+    def open(cls, path: str | Path, *, full: bool = False) -> Artifact:
+        """Check a folder and return it.
+
+        Args:
+            path: Folder that `curconvert convert` or `curconvert export` wrote.
+            full: Hash every file now, even if an unchanged one was hashed before.
+
+        Raises:
+            InputError: There is no such folder.
+            UnsupportedError: A newer version of curconvert wrote it.
+            IntegrityError: Anything about the contents differs from the manifest; one line names file and remedy.
+        """
+        folder = _resolve(path)
+        manifest = _read_manifest(folder / MANIFEST)
+        _check_listing(folder, manifest["files"])
+        tensors = _read_weights(folder, manifest["files"])
+        for matrix in manifest["matrices"]:
+            _check_matrix(matrix, tensors, STORED_DTYPE[manifest["model"]["dtype"]])
+        for graph in manifest["graphs"].values():
+            _check_graph(folder, graph["file"], manifest["files"], tensors)
+        for name, expected in manifest["files"].items():
+            _check_hash(folder / name, expected["sha256"], full)
+        artifact = cls(folder, MappingProxyType(manifest), MappingProxyType(tensors))
+        _check_indices(artifact)
+        return artifact
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """Hugging Face `config.json`."""
+        return MappingProxyType(strict_json.read(self.file("config.json")))
+
+    @property
+    def model(self) -> Mapping[str, Any]:
+        """The manifest's description of the model: dtype, vocabulary, layers, heads, context."""
+        model: Mapping[str, Any] = self.manifest["model"]
+        return model
+
+    @property
+    def graphs(self) -> Mapping[str, Path]:
+        """Graph files by kind, `portable` and `fused`, those that the folder has."""
+        return {kind: self.path / entry["file"] for kind, entry in self.manifest["graphs"].items()}
+
+    def has(self, name: str) -> bool:
+        """Tell whether the manifest lists a file of this name."""
+        return name in self.manifest["files"]
+
+    def file(self, name: str) -> Path:
+        """Return the path of a listed file.
+
+        Raises:
+            IntegrityError: The artifact has no such file.
+        """
+        if not self.has(name):
+            raise IntegrityError(f"{self.path / name}: the artifact has no such file; convert the model again")
+        return self.path / name
+
+    def tensor(self, name: str) -> NDArray[Any]:
+        """Return a stored tensor, memory-mapped read-only (bfloat16: a float32 copy).
+
+        Raises:
+            InputError: No tensor has this name.
+        """
+        if name not in self.tensors:
+            raise InputError(f"{self.path}: no tensor is called {name[:200]!r}")
+        return read_tensor(self.tensors[name])
+
+
+def _resolve(path: str | Path) -> Path:
+    try:
+        folder = Path(path).expanduser().resolve()
+        if folder.is_dir():
+            return folder
+    except (OSError, RuntimeError, ValueError):  # ~nobody, a symlink loop, a NUL in the name
+        pass
+    raise InputError(f"{path}: no such folder; give the folder that curconvert wrote")
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    if not path.is_file() or path.is_symlink():
+        raise IntegrityError(f"{path}: missing; the folder is not a complete curconvert artifact")
+    manifest = strict_json.read(path)
+    version = manifest.get("format_version")
+    major_minor = str(version).split(".")
+    if len(major_minor) == 2 and all(part.isascii() and part.isdecimal() and len(part) < 6 for part in major_minor):
+        found = tuple(map(int, major_minor))
+        if found > FORMAT_VERSION:
+            known = ".".join(map(str, FORMAT_VERSION))
+            raise UnsupportedError(f"{path}: format {version} is newer than {known}; upgrade curconvert")
+    try:
+        validate(manifest, "manifest-1.0")
+    except SchemaError as error:
+        raise IntegrityError(f"{path}: {error}; convert the model again") from None
+    return manifest
+
+
+def _check_listing(folder: Path, files: Mapping[str, Any]) -> None:
+    for entry in sorted(folder.iterdir()):
+        if entry.name != MANIFEST and entry.name not in files and not entry.name.startswith("."):
+            raise IntegrityError(f"{entry}: not listed in {MANIFEST}; remove it or convert the model again")
+    for name, expected in files.items():
+        path = folder / name
+        try:
+            status = path.lstat()
+        except OSError:
+            raise IntegrityError(f"{path}: missing; copy the whole folder again or convert the model again") from None
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+            raise IntegrityError(
+                f"{path}: not a regular file of its own (a link, pipe or folder); replace it by a copy"
+            )
+        if status.st_size != expected["size"]:
+            raise IntegrityError(
+                f"{path}: {status.st_size} bytes, {MANIFEST} says {expected['size']}; copy the file again"
+            )
+
+
+def _read_weights(folder: Path, files: Mapping[str, Any]) -> dict[str, TensorHeader]:
+    if (WEIGHTS in files) == (WEIGHTS_INDEX in files):
+        raise IntegrityError(f"{folder}: expected either {WEIGHTS} or {WEIGHTS_INDEX}; convert the model again")
+    if WEIGHTS in files:
+        return read_headers(folder / WEIGHTS)
+    index = folder / WEIGHTS_INDEX
+    weight_map = strict_json.read(index, limit=2**28).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise IntegrityError(f"{index}: no weight_map; convert the model again")
+    tensors: dict[str, TensorHeader] = {}
+    for shard in sorted(set(map(str, weight_map.values()))):
+        if shard not in files:
+            raise IntegrityError(f"{index}: shard {shard[:200]!r} is not listed in {MANIFEST}; convert the model again")
+        for name, header in read_headers(folder / shard).items():
+            if weight_map.get(name) != shard:
+                raise IntegrityError(f"{folder / shard}: tensor {name[:200]!r} is not in the index for this shard")
+            tensors[name] = header
+    for name in weight_map:
+        if name not in tensors:
+            raise IntegrityError(f"{folder / str(weight_map[name])}: tensor {name[:200]!r} of the index is absent")
+    return tensors
+
+
+def _check_matrix(matrix: Mapping[str, Any], tensors: Mapping[str, TensorHeader], dtype: str) -> None:
+    """Compare one manifest row with the stored tensors' names, shapes and dtypes."""
+    name, (m, n) = matrix["name"], matrix["shape"]
+    expected: dict[str, tuple[tuple[int, ...], str | None]]
+    if matrix["form"] == "dense":
+        expected = {name: ((m, n), None)}
+    else:
+        stem, r = name.removesuffix(".weight"), matrix["rank"]
+        expected = {
+            f"{stem}.C": ((m, r), dtype),
+            f"{stem}.U": ((r, r), dtype),
+            f"{stem}.R": ((r, n), dtype),
+            f"{stem}.rows": ((r,), "I32"),
+            f"{stem}.cols": ((r,), "I32"),
+        }
+        if name in tensors:
+            raise IntegrityError(
+                f"{tensors[name].file}: {name!r} is stored beside its factors; convert the model again"
+            )
+    for tensor, (shape, stored) in expected.items():
+        header = tensors.get(tensor)
+        if header is None:
+            raise IntegrityError(f"{MANIFEST}: {name!r} is {matrix['form']}, but tensor {tensor!r} is missing")
+        if header.shape != shape or (stored is not None and header.dtype != stored):
+            found = f"{header.dtype} {list(header.shape)}"
+            raise IntegrityError(
+                f"{header.file}: tensor {tensor!r} is {found}, {MANIFEST} says {stored or ''} {list(shape)}; "
+                "convert the model again"
+            )
+
+
+def _check_indices(artifact: Artifact) -> None:
+    """Row and column indices must be distinct and inside the matrix."""
+    for matrix in artifact.manifest["matrices"]:
+        if matrix["form"] != "cur":
+            continue
+        stem = matrix["name"].removesuffix(".weight")
+        for suffix, size in zip(("rows", "cols"), matrix["shape"], strict=True):
+            indices = artifact.tensor(f"{stem}.{suffix}")
+            if indices.min() < 0 or indices.max() >= size or len(np.unique(indices)) != len(indices):
+                where = artifact.tensors[f"{stem}.{suffix}"].file
+                raise IntegrityError(
+                    f"{where}: {stem + '.' + suffix!r} must hold distinct indices below {size}; convert the model again"
+                )
+
+
+def _check_graph(folder: Path, name: str, files: Mapping[str, Any], tensors: Mapping[str, TensorHeader]) -> None:
+    """Every external byte range of a graph must lie among the tensor bytes of a listed weight file."""
+    path = folder / name
+    if name not in files:
+        raise IntegrityError(f"{path}: a graph that {MANIFEST} does not list among its files")
+    regions: dict[str, tuple[int, int]] = {}
+    for header in tensors.values():
+        begin, end = regions.get(header.file.name, (header.offset, header.offset))
+        regions[header.file.name] = min(begin, header.offset), max(end, header.offset + header.length)
+    for tensor in external_tensors(path):
+        if tensor.location not in regions:
+            raise IntegrityError(
+                f"{path}: {tensor.name[:200]!r} points to {tensor.location[:200]!r}, not a weight file of this folder"
+            )
+        begin, end = regions[tensor.location]
+        if not begin <= tensor.offset <= tensor.offset + tensor.length <= end:
+            raise IntegrityError(f"{path}: {tensor.name[:200]!r} points outside the tensors of {tensor.location!r}")
+
+
+def _check_hash(path: Path, expected: str, full: bool) -> None:
+    try:
+        found = cached_sha256(path, fresh=full)
+    except OSError as error:
+        raise IntegrityError(f"{path}: cannot be read ({error.strerror}); restore the file") from None
+    if found != expected:
+        raise IntegrityError(f"{path}: sha256 {found[:12]}…, {MANIFEST} says {expected[:12]}…; copy the file again")

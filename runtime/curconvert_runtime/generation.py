@@ -1,0 +1,284 @@
+"""Text generation: batches of unequal prompts, stop conditions, streaming."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from curconvert_runtime import requests, strict_json
+from curconvert_runtime.artifact import Artifact
+from curconvert_runtime.errors import InputError, UnsupportedError
+from curconvert_runtime.requests import Ids
+from curconvert_runtime.sampling import choose
+from curconvert_runtime.session import Session
+from curconvert_runtime.text import TextStream, Tokenizer
+
+FinishReason = Literal["eos", "stop", "length", "context"]
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How to continue a prompt.
+
+    Attributes:
+        max_new_tokens: At most this many tokens; fewer when the model's context is full.
+        temperature: 0 is greedy; otherwise the softmax's temperature.
+        top_k: Sample among this many most probable tokens; 0 is no limit.
+        top_p: Sample among the most probable tokens that reach this probability together; 1 is no limit.
+        seed: Row i of a batch draws from the generator seeded with (seed, i).
+        stop: Texts that end a row; they are not part of the result.
+        ignore_eos: Carry on after an end-of-sequence token.
+        chat: Put each text prompt into the model's chat template as one user message.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    chat: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values without a meaning."""
+        for name, low in (("max_new_tokens", 1), ("top_k", 0), ("seed", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise InputError(f"{name} {value!r}: expected an integer of at least {low}")
+        if not (_is_number(self.temperature) and 0 <= self.temperature < math.inf):
+            raise InputError(f"temperature {self.temperature!r}: expected a finite number of at least 0")
+        if not (_is_number(self.top_p) and 0 < self.top_p <= 1):
+            raise InputError(f"top_p {self.top_p!r}: expected a number above 0 and at most 1")
+        if not isinstance(self.stop, tuple) or not all(isinstance(text, str) and text for text in self.stop):
+            raise InputError(f"stop {self.stop!r}: expected a tuple of non-empty texts")
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What was generated for one prompt.
+
+    Attributes:
+        prompt_ids: Token ids of the prompt, special tokens included.
+        ids: Generated token ids; the end-of-sequence token is left out.
+        text: Their text, cut before a stop text; empty where the artifact has no tokenizer.
+        finish_reason: `eos`, `stop`, `length` (max_new_tokens) or `context` (the model's context is full).
+    """
+
+    prompt_ids: tuple[int, ...]
+    ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One step of one row while it streams.
+
+    Attributes:
+        row: Index of the prompt.
+        token: The new token id; None for the row's last piece.
+        text: Text that became certain; never a broken character, never part of a stop text.
+        completion: The whole result, with the row's last piece.
+    """
+
+    row: int
+    token: int | None
+    text: str
+    completion: Completion | None = None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def end_tokens(artifact: Artifact) -> frozenset[int]:
+    """Return the ids that end a sequence, from `generation_config.json` or else `config.json`."""
+    for name in ("generation_config.json", "config.json"):
+        value = strict_json.read(artifact.file(name)).get("eos_token_id") if artifact.has(name) else None
+        ids = value if isinstance(value, list) else [value]
+        found = frozenset(token for token in ids if isinstance(token, int) and not isinstance(token, bool))
+        if found:
+            return found
+    return frozenset()
+
+
+@dataclass
+class _Row:
+    """State of one row of the batch."""
+
+    prompt: Ids
+    options: GenerationOptions
+    generator: np.random.Generator
+    stream: TextStream | None
+    ids: list[int] = field(default_factory=list)
+    text: str = ""
+    shown: int = 0
+    reason: FinishReason | None = None
+
+    def add(self, token: int, ends: frozenset[int]) -> str:
+        """Take a token; set `reason` if it ends the row; return the text to show."""
+        if token in ends and not self.options.ignore_eos:
+            return self.finish("eos")
+        self.ids.append(token)
+        if self.stream:
+            self.text += self.stream.push(token)
+        if self._cut():
+            self.reason = "stop"
+        elif len(self.ids) == self.options.max_new_tokens:
+            return self.finish("length")
+        return self._show()
+
+    def finish(self, reason: FinishReason) -> str:
+        """End the row and return the text that was held back."""
+        self.reason = reason
+        if self.stream:
+            self.text += self.stream.flush()
+        if self._cut():
+            self.reason = "stop"
+        return self._show()
+
+    def _cut(self) -> bool:
+        """Cut the text before the first stop text, if there is one."""
+        found = [at for at in (self.text.find(stop) for stop in self.options.stop) if at >= 0]
+        if found:
+            self.text = self.text[: min(found)]
+        return bool(found)
+
+    def _show(self) -> str:
+        """Return new text, holding back an end that may grow into a stop text."""
+        end = len(self.text)
+        if self.reason is None:
+            for stop in self.options.stop:
+                part = next((n for n in range(len(stop) - 1, 0, -1) if self.text.endswith(stop[:n])), 0)
+                end = min(end, len(self.text) - part)
+        shown, self.shown = self.text[self.shown : max(end, self.shown)], max(end, self.shown)
+        return shown
+
+    def completion(self) -> Completion:
+        """Return the finished row's result."""
+        assert self.reason is not None  # noqa: S101 - only finished rows are asked
+        return Completion(tuple(self.prompt.tolist()), tuple(self.ids), self.text, self.reason)
+
+
+def _is_text(prompt: object) -> bool:
+    # A conversation is a list of messages: text as well.
+    return isinstance(prompt, str) or (
+        isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+    )
+
+
+def _is_single(prompt: Any) -> bool:
+    if isinstance(prompt, np.ndarray) or _is_text(prompt):
+        return _is_text(prompt) or prompt.ndim == 1
+    return isinstance(prompt, Sequence) and len(prompt) > 0 and not _is_text(prompt[0]) and np.ndim(prompt[0]) == 0
+
+
+def _encode(prompt: Any, tokenizer: Tokenizer | None, options: GenerationOptions) -> Any:
+    if not _is_text(prompt):
+        return prompt
+    if tokenizer is None:
+        raise UnsupportedError("the artifact has no tokenizer.json; give token ids instead of text")
+    if not isinstance(prompt, str):
+        return tokenizer.encode_chat(prompt)
+    return tokenizer.encode_chat([{"role": "user", "content": prompt}]) if options.chat else tokenizer.encode(prompt)
+
+
+def stream(session: Session, prompt: Any, options: GenerationOptions | None = None) -> Iterator[Piece]:
+    """Continue one prompt or a batch of prompts, piece by piece.
+
+    Args:
+        session: A loaded artifact.
+        prompt: A text, a conversation (list of messages), a sequence of token ids, or a list of any of these. Texts get
+            the special tokens that the tokenizer's post-processor adds; conversations those of the chat template.
+        options: Defaults are greedy, 128 tokens.
+
+    Yields:
+        One piece per row and step, in row order; the last piece of a row carries its `Completion`.
+
+    Raises:
+        InputError: The request is wrong.
+    """
+    options = options or GenerationOptions()
+    tokenizer = Tokenizer(session.artifact) if session.artifact.has("tokenizer.json") else None
+    if options.stop and tokenizer is None:
+        raise UnsupportedError("stop texts need a tokenizer, and the artifact has no tokenizer.json")
+    prompts = [prompt] if _is_single(prompt) else prompt
+    if not isinstance(prompts, Sequence | np.ndarray) or isinstance(prompts, bytes) or len(prompts) == 0:
+        raise InputError("empty batch: give a prompt or a non-empty list of prompts")
+    rows = [
+        _Row(
+            requests.token_row(_encode(one, tokenizer, options), session.vocab_size, session.max_positions),
+            options,
+            np.random.default_rng([options.seed, index]),
+            TextStream(tokenizer) if tokenizer else None,
+        )
+        for index, one in enumerate(prompts)
+    ]
+    return _decode(session, rows, end_tokens(session.artifact))
+
+
+def _decode(session: Session, rows: list[_Row], ends: frozenset[int]) -> Iterator[Piece]:
+    """Prefill once, then one token per row and step; a finished row idles on its last token until all are done."""
+    ids, mask = requests.padded([row.prompt for row in rows], session.padding)
+    width = ids.shape[1]
+    steps = min(rows[0].options.max_new_tokens, session.max_positions - width + 1)
+    cache = session.allocate_cache(len(rows), width + steps - 1)
+    logits, cache = session.forward(ids, mask, past=cache)
+    # Where each row's newest token lies: the end on the left-padded side, the row's own length on the other.
+    last = mask.sum(axis=1) - 1 if session.padding == "right" else np.full(len(rows), width - 1)
+    for step in range(steps):
+        tokens = np.zeros((len(rows), 1), np.int64)
+        for index, row in enumerate(rows):
+            if row.reason is None:
+                options = row.options
+                scores = logits[index, last[index]]
+                token = choose(scores, options.temperature, options.top_k, options.top_p, row.generator)
+                text = row.add(token, ends)
+                if row.reason is None and step == steps - 1:
+                    text += row.finish("context")
+                tokens[index] = token
+                yield Piece(index, token, text) if row.reason is None else Piece(index, None, text, row.completion())
+        if all(row.reason for row in rows):
+            return
+        mask = _extended(mask, session.padding)
+        logits, cache = session.forward(tokens, mask, past=cache)
+        last = np.zeros(len(rows), np.int64)
+
+
+def _extended(mask: Ids, side: str) -> Ids:
+    """Return the mask with one more token per row: at the end, or (right padding) at each row's own length."""
+    longer = np.pad(mask, ((0, 0), (0, 1)))
+    at = mask.sum(axis=1) if side == "right" else np.full(len(mask), mask.shape[1])
+    longer[np.arange(len(mask)), at] = 1
+    return longer
+
+
+def generate(
+    session: Session,
+    prompt: Any,
+    options: GenerationOptions | None = None,
+    on_text: Callable[[int, str], None] | None = None,
+) -> Completion | list[Completion]:
+    """Continue one prompt or a batch of prompts; see `stream` for the arguments.
+
+    Args:
+        session: A loaded artifact.
+        prompt: One prompt, or a list of prompts.
+        options: How to generate.
+        on_text: Called with (row, text) as text becomes certain.
+
+    Returns:
+        A `Completion` for one prompt, a list of them for a batch.
+    """
+    done: dict[int, Completion] = {}
+    for piece in stream(session, prompt, options):
+        if on_text and piece.text:
+            on_text(piece.row, piece.text)
+        if piece.completion:
+            done[piece.row] = piece.completion
+    return done[0] if _is_single(prompt) else [done[index] for index in sorted(done)]

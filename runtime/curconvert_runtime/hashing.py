@@ -1,0 +1,83 @@
+"""sha256 of files, remembered between runs for large ones.
+
+Hashing a 15 GB model takes longer than starting it. A digest is remembered under the file's path together with its
+size, inode, device and both timestamps; any difference means hashing again. The change time is part of the key because
+a program can put a modification time back, not a change time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+
+_MIN_CACHED_BYTES = 2**20
+# A write within the same clock tick as the last one leaves the timestamps alone: young files are not remembered.
+_SETTLED_SECONDS = 2.0
+
+
+def sha256(path: Path) -> str:
+    """Return the lower-case hexadecimal sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _cache_directory() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "curconvert" / "sha256"
+
+
+def _identity(path: Path) -> list[object]:
+    status = path.stat()
+    return [str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev]
+
+
+def _remembered(entry: Path, identity: list[object]) -> str | None:
+    with contextlib.suppress(OSError, ValueError):
+        stored = json.loads(entry.read_bytes())
+        if isinstance(stored, list) and len(stored) == 2 and stored[0] == identity and isinstance(stored[1], str):
+            return stored[1]
+    return None
+
+
+def _remember(entry: Path, identity: list[object], digest: str) -> None:
+    # The cache only saves time: a read-only home or a full disk is no reason to fail.
+    with contextlib.suppress(OSError):
+        entry.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle, name = tempfile.mkstemp(dir=entry.parent)
+        try:
+            with os.fdopen(handle, "w") as file:
+                json.dump([identity, digest], file)
+            Path(name).replace(entry)
+        except OSError:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+def cached_sha256(path: Path, *, fresh: bool = False) -> str:
+    """Return a file's sha256, from the user's cache when the file is provably the one hashed before.
+
+    Args:
+        path: File to hash; must be absolute for the cache to make sense.
+        fresh: Read the bytes whatever the cache says.
+    """
+    before = _identity(path)
+    if int(str(before[1])) < _MIN_CACHED_BYTES:
+        return sha256(path)
+    try:
+        entry = _cache_directory() / hashlib.sha256(os.fsencode(path)).hexdigest()
+    except RuntimeError:  # no home directory
+        return sha256(path)
+    known = None if fresh else _remembered(entry, before)
+    if known is not None:
+        return known
+    digest = sha256(path)
+    status = path.stat()
+    settled = time.time() - max(status.st_mtime, status.st_ctime) > _SETTLED_SECONDS
+    if settled and _identity(path) == before:
+        _remember(entry, before, digest)
+    return digest

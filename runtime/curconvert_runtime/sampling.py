@@ -1,0 +1,38 @@
+"""Choosing the next token from logits, in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curconvert_runtime.errors import VerificationError
+
+
+def choose(
+    logits: NDArray[np.float32], temperature: float, top_k: int, top_p: float, generator: np.random.Generator
+) -> int:
+    """Return one token id.
+
+    Args:
+        logits: [vocabulary].
+        temperature: 0 takes the largest logit (the lowest id among equals); otherwise logits are divided by it.
+        top_k: Keep this many largest logits; 0 keeps all.
+        top_p: Then keep the fewest most probable tokens whose probabilities reach this sum; at least one.
+        generator: Source of the one random number.
+
+    Raises:
+        VerificationError: The logits hold a NaN or an infinity: the model is broken.
+    """
+    if not np.isfinite(logits).all():
+        raise VerificationError("the model's logits are not finite; run curconvert verify on this artifact")
+    if temperature == 0:
+        return int(logits.argmax())
+    # Stable descending order, so that equal logits fall to the lower id on every machine.
+    order = np.argsort(-logits, kind="stable")[: top_k or None]
+    scaled = logits[order].astype(np.float64) / temperature
+    probabilities = np.exp(scaled - scaled[0])
+    probabilities /= probabilities.sum()
+    cumulative = probabilities.cumsum()
+    kept = min(int(np.searchsorted(cumulative, top_p)) + 1, len(order)) if top_p < 1 else len(order)
+    drawn = generator.random() * cumulative[kept - 1]
+    return int(order[min(int(np.searchsorted(cumulative[:kept], drawn, side="right")), kept - 1)])

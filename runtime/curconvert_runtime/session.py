@@ -1,0 +1,296 @@
+"""A loaded artifact: token ids in, logits out, with a key/value cache that stays where the model runs.
+
+Graph contract (both graphs): inputs `input_ids` [B,S], `attention_mask` [B,P+S], `position_ids` [B,S] where the graph
+has it, `past_key_values.N.key/value` [B,heads,P,head_dim]; outputs `logits` [B,S,V] and `present.N.key/value`.
+The portable graph pads on the left. The fused graph pads on the right: it knows a row by the sum of its mask, and
+writes a row's new keys at the row's own length, so a batch needs no shifting while it decodes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curconvert_runtime import requests
+from curconvert_runtime.artifact import Artifact
+from curconvert_runtime.backend import create_session, import_onnxruntime, one_line
+from curconvert_runtime.errors import BackendError, InputError, IntegrityError
+from curconvert_runtime.requests import Ids, TokenRows
+
+if TYPE_CHECKING:
+    from curconvert_runtime.generation import Completion, GenerationOptions
+
+Logits = NDArray[np.float32]
+# Manifest dtype → onnxruntime's spelling and ONNX's number.
+_TENSOR_TYPE = {
+    "float32": ("tensor(float)", 1),
+    "float16": ("tensor(float16)", 10),
+    "bfloat16": ("tensor(bfloat16)", 16),
+}
+_FLOAT_TYPES = {spelling for spelling, _ in _TENSOR_TYPE.values()}
+
+
+@dataclass(frozen=True)
+class KeyValueCache:
+    """Keys and values of the tokens seen so far, on the session's device.
+
+    Attributes:
+        values: `OrtValue`s in graph order: layer 0 key, layer 0 value, layer 1 key, …
+        batch: Number of rows.
+        length: Columns in use, padding included.
+        capacity: Columns allocated when the buffers are shared between past and present (fused graph), else None.
+    """
+
+    values: tuple[Any, ...]
+    batch: int
+    length: int
+    capacity: int | None = None
+
+
+class Session:
+    """A model that answers requests. Made by `load`; safe to use from one thread at a time.
+
+    Attributes:
+        artifact: What it was loaded from.
+        graph: `portable` or `fused`.
+        provider: `cpu` or `cuda`.
+        padding: Side on which batches of unequal sequences are padded: `left` or `right`.
+    """
+
+    def __init__(self, artifact: Artifact, graph: str, provider: str, threads: int | None = None) -> None:
+        self.artifact = artifact
+        self.graph = graph
+        self.provider = provider
+        self.padding: str = artifact.manifest["graphs"][graph]["padding"]
+        model = artifact.model
+        self.vocab_size: int = model["vocab_size"]
+        self.max_positions: int = model["max_position_embeddings"]
+        self._heads: int = model["num_key_value_heads"]
+        self._head_dim: int = model["head_dim"]
+        path = artifact.graphs[graph]
+        self._session = create_session(path, provider, model["dtype"], threads)
+        self._ort = import_onnxruntime(provider)
+        layers = [f"{layer}.{part}" for layer in range(model["num_hidden_layers"]) for part in ("key", "value")]
+        self._past = [f"past_key_values.{name}" for name in layers]
+        self._present = [f"present.{name}" for name in layers]
+        self._has_positions = _check_contract(self._session, path, self._past, self._present, model)
+
+    def __repr__(self) -> str:
+        return f"Session({str(self.artifact.path)!r}, graph={self.graph!r}, provider={self.provider!r})"
+
+    def allocate_cache(self, batch: int, capacity: int | None = None) -> KeyValueCache:
+        """Return an empty cache.
+
+        Args:
+            batch: Number of rows.
+            capacity: Most columns it will have to hold: the fused graph then writes new keys into one buffer in place.
+                None makes a longer tensor at each step, which the portable graph does in any case.
+
+        Raises:
+            InputError: No rows, or more columns than the model's context.
+        """
+        if batch < 1:
+            raise InputError("empty batch: give at least one sequence of token ids")
+        if capacity is not None and not 1 <= capacity <= self.max_positions:
+            raise InputError(f"cache for {capacity} tokens: the model's context is {self.max_positions}")
+        if self.graph == "portable":
+            capacity = None
+        shape = (batch, self._heads, capacity or 0, self._head_dim)
+        return KeyValueCache(tuple(self._zeros(shape) for _ in self._past), batch, 0, capacity)
+
+    def _zeros(self, shape: tuple[int, ...]) -> Any:
+        """Return a new tensor of zeros in the cache's dtype on the session's device."""
+        make = self._ort.OrtValue
+        if self.artifact.model["dtype"] == "bfloat16":
+            # NumPy lacks the type, so the memory is as it comes: attention never reads past a row's length.
+            return make.ortvalue_from_shape_and_type(shape, _TENSOR_TYPE["bfloat16"][1], self.provider, 0)
+        # On the CPU the OrtValue is a view of this very array: each tensor needs its own.
+        return make.ortvalue_from_numpy(np.zeros(shape, self.artifact.model["dtype"]), self.provider, 0)
+
+    def forward(
+        self,
+        input_ids: Any,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        past: KeyValueCache | None = None,
+    ) -> tuple[Logits, KeyValueCache]:
+        """Run the graph once.
+
+        Args:
+            input_ids: New tokens, [batch, new] integers.
+            attention_mask: [batch, past + new] zeros and ones; None means all ones.
+            position_ids: [batch, new]; None derives them from the mask, each row counting its own tokens.
+            past: What an earlier call returned. A cache with a capacity is updated in place and must not be used again.
+
+        Returns:
+            Logits [batch, new, vocabulary] in float32 and the cache with the new tokens.
+
+        Raises:
+            InputError: The request is wrong.
+            BackendError: onnxruntime failed.
+        """
+        ids = requests.integers(input_ids, "input_ids")
+        if ids.ndim != 2 or 0 in ids.shape:
+            raise InputError(f"input_ids {list(ids.shape)}: expected [batch, tokens] with at least one of each")
+        requests.check_ids(ids, self.vocab_size)
+        batch, new = ids.shape
+        past = past or self.allocate_cache(batch)
+        if past.batch != batch:
+            raise InputError(f"past of {past.batch} rows: input_ids has {batch}")
+        total = past.length + new
+        if total > self.max_positions:
+            raise InputError(f"{total} tokens: the model's context is {self.max_positions}")
+        if past.capacity is not None and total > past.capacity:
+            raise InputError(f"{total} tokens: the cache was allocated for {past.capacity}")
+        mask = (
+            np.ones((batch, total), np.int64)
+            if attention_mask is None
+            else requests.integers(attention_mask, "attention mask")
+        )
+        requests.check_mask(mask, (batch, total), self.padding)
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if self._has_positions:
+            positions = requests.default_positions(mask, new, self.padding)
+            if position_ids is not None:
+                positions = requests.integers(position_ids, "position_ids")
+                if positions.shape != ids.shape or positions.min() < 0 or positions.max() >= self.max_positions:
+                    raise InputError(f"position_ids: expected {list(ids.shape)} integers below {self.max_positions}")
+            inputs["position_ids"] = positions
+        return self._run(inputs, past, total)
+
+    def _run(self, inputs: dict[str, Ids], past: KeyValueCache, total: int) -> tuple[Logits, KeyValueCache]:
+        binding = self._session.io_binding()
+        try:
+            for name, array in inputs.items():
+                binding.bind_cpu_input(name, array)
+            binding.bind_output("logits", "cpu")
+            for name, value in zip(self._past, past.values, strict=True):
+                binding.bind_ortvalue_input(name, value)
+            for name, value in zip(self._present, past.values, strict=True):
+                if past.capacity is None:
+                    binding.bind_output(name, self.provider)
+                else:  # GroupQueryAttention appends in place when past and present are one buffer
+                    binding.bind_ortvalue_output(name, value)
+            self._session.run_with_iobinding(binding)
+            outputs = binding.get_outputs()
+        except Exception as error:  # noqa: BLE001 - onnxruntime's exception classes share no public base
+            raise BackendError(f"{self.artifact.graphs[self.graph]}: onnxruntime failed ({one_line(error)})") from None
+        values = tuple(outputs[1:]) if past.capacity is None else past.values
+        return _as_float32(outputs[0]), KeyValueCache(values, past.batch, total, past.capacity)
+
+    def logits(self, ids: TokenRows) -> Logits | list[Logits]:
+        """Return next-token logits at every position.
+
+        Args:
+            ids: One sequence, a rectangular batch, or a list of sequences of unequal lengths; no padding.
+
+        Returns:
+            float32: [tokens, vocabulary] for one sequence, [batch, tokens, vocabulary] for a rectangular batch, and a
+            list of [tokens, vocabulary] for unequal sequences.
+
+        Raises:
+            InputError: The request is wrong.
+            BackendError: onnxruntime failed.
+        """
+        rows = requests.token_rows(ids, self.vocab_size, self.max_positions)
+        batch, mask = requests.padded(rows, self.padding)
+        logits, _ = self.forward(batch, mask)
+        if requests.is_flat(ids):
+            first: Logits = logits[0]
+            return first
+        if mask.all():
+            return logits
+        return [row[keep.astype(bool)] for row, keep in zip(logits, mask, strict=True)]
+
+    def generate(
+        self,
+        prompt: Any,
+        options: GenerationOptions | None = None,
+        on_text: Callable[[int, str], None] | None = None,
+    ) -> Completion | list[Completion]:
+        """Continue a prompt or a batch of prompts; see `curconvert_runtime.generation.generate`."""
+        from curconvert_runtime.generation import generate  # noqa: PLC0415 - generation imports this module
+
+        return generate(self, prompt, options, on_text)
+
+
+def _check_contract(session: Any, path: Path, past: Sequence[str], present: Sequence[str], model: Any) -> bool:
+    """Compare a graph's inputs and outputs with the contract; tell whether it takes position ids."""
+    inputs = {entry.name: entry for entry in session.get_inputs()}
+    outputs = {entry.name: entry for entry in session.get_outputs()}
+    required = {"input_ids", "attention_mask", *past}
+    for kind, found, expected in (
+        ("input", set(inputs) - {"position_ids"}, required),
+        ("output", set(outputs), {"logits", *present}),
+    ):
+        if found != expected:
+            name = sorted(found ^ expected)[0]
+            state = "unexpected" if name in found else "missing"
+            raise IntegrityError(f"{path}: {kind} {name[:200]!r} is {state}; convert the model again")
+    key_value_type = _TENSOR_TYPE[model["dtype"]][0]
+    sizes = {1: model["num_key_value_heads"], 3: model["head_dim"]}
+    for entry in [inputs[name] for name in past] + [outputs[name] for name in present]:
+        if entry.type != key_value_type:
+            raise IntegrityError(f"{path}: {entry.name!r} is {entry.type}, the manifest says {key_value_type}")
+        wrong = [
+            d
+            for d, size in sizes.items()
+            if len(entry.shape) == 4 and isinstance(entry.shape[d], int) and entry.shape[d] != size
+        ]
+        if len(entry.shape) != 4 or wrong:
+            raise IntegrityError(
+                f"{path}: {entry.name!r} has shape {entry.shape}, the manifest says {sizes[1]} heads of {sizes[3]}"
+            )
+    for name in ("input_ids", "attention_mask", "position_ids"):
+        if name in inputs and inputs[name].type != "tensor(int64)":
+            raise IntegrityError(f"{path}: {name!r} is {inputs[name].type}, expected tensor(int64)")
+    if outputs["logits"].type not in _FLOAT_TYPES:
+        raise IntegrityError(f"{path}: 'logits' is {outputs['logits'].type}, expected a floating-point tensor")
+    return "position_ids" in inputs
+
+
+def _as_float32(value: Any) -> Logits:
+    """Copy an `OrtValue` in CPU memory into a float32 array; bfloat16, which NumPy lacks, is widened."""
+    if value.data_type() != "tensor(bfloat16)":
+        return np.asarray(value.numpy(), dtype=np.float32)
+    count = int(np.prod(value.shape()))
+    bits = np.ctypeslib.as_array((ctypes.c_uint16 * count).from_address(value.data_ptr())).astype(np.uint32)
+    return (bits << np.uint32(16)).view(np.float32).reshape(value.shape())
+
+
+def load(
+    path: str | Path,
+    *,
+    provider: str = "cpu",
+    graph: Literal["auto", "portable", "fused"] = "auto",
+    threads: int | None = None,
+    full_check: bool = False,
+) -> Session:
+    """Check an artifact and load it for inference.
+
+    Args:
+        path: Artifact folder.
+        provider: `cpu` or `cuda`; the one asked for or an error.
+        graph: `auto` takes the fused graph where the artifact has it.
+        threads: Threads of one operator; None leaves the choice to onnxruntime.
+        full_check: Hash every file, even those hashed before and unchanged since.
+
+    Raises:
+        InputError: No such folder, or an unknown provider or graph.
+        IntegrityError: The folder's contents are not what its manifest says.
+        BackendError: onnxruntime or the provider is missing or cannot run the graph.
+    """
+    if graph not in ("auto", "portable", "fused"):
+        raise InputError(f"graph {graph!r}: expected auto, portable or fused")
+    artifact = Artifact.open(path, full=full_check)
+    graphs = artifact.graphs
+    chosen = ("fused" if "fused" in graphs else "portable") if graph == "auto" else graph
+    if chosen not in graphs:
+        raise InputError(f"{artifact.path}: the artifact has no {chosen} graph, only {', '.join(graphs)}")
+    return Session(artifact, chosen, provider, threads)

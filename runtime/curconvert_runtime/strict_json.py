@@ -1,0 +1,73 @@
+"""JSON for files that may be hostile: bounded, finite numbers only, no duplicate keys, no runaway nesting."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from curconvert_runtime.errors import IntegrityError
+
+MAX_BYTES = 16 * 2**20
+
+
+def _pairs(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"key {repeated[:80]!r} occurs twice")
+    return result
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"number {text[:40]} is out of range")
+    return value
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not JSON")
+
+
+def parse(data: bytes, where: str) -> dict[str, Any]:
+    """Parse a JSON object.
+
+    Args:
+        data: UTF-8 text.
+        where: File (and part of it) for the error message.
+
+    Raises:
+        IntegrityError: Not UTF-8, not JSON, not an object, nested too deeply, a duplicate key or a non-finite number.
+    """
+    try:
+        value = json.loads(
+            data.decode("utf-8"), object_pairs_hook=_pairs, parse_float=_finite, parse_constant=_refuse_constant
+        )
+    except RecursionError:
+        raise IntegrityError(f"{where}: JSON is nested too deeply; get the file again from its source") from None
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise IntegrityError(f"{where}: not valid JSON ({reason}); get the file again from its source") from None
+    if not isinstance(value, dict):
+        raise IntegrityError(f"{where}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def read(path: Path, limit: int = MAX_BYTES) -> dict[str, Any]:
+    """Read a JSON object from a file of at most `limit` bytes.
+
+    Raises:
+        IntegrityError: Unreadable, larger than the limit, or refused by `parse`.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise IntegrityError(f"{path}: cannot be read ({error.strerror}); restore the file") from None
+    if len(data) > limit:
+        raise IntegrityError(f"{path}: larger than the {limit} bytes allowed for this file")
+    return parse(data, str(path))

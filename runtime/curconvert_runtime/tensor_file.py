@@ -1,0 +1,127 @@
+"""A strict reader of safetensors headers, on the standard library and NumPy alone.
+
+Layout of the file: eight bytes of little-endian header length N, N bytes of JSON, then the tensors' bytes, which must
+cover the rest of the file without a gap or an overlap.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curconvert_runtime import strict_json
+from curconvert_runtime.errors import IntegrityError
+
+# BF16 has no NumPy type: its bits are read as uint16 and widened.
+DTYPES: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+MAX_HEADER_BYTES = 100_000_000
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """Where one tensor lies and how to read it.
+
+    Attributes:
+        name: Tensor name, exactly as stored (untrusted text).
+        dtype: safetensors spelling, a key of `DTYPES`.
+        shape: Dimensions.
+        file: File that holds the bytes.
+        offset: First byte, from the start of the file.
+        length: Number of bytes.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+    length: int
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _tensor(name: str, entry: object, path: Path, data_start: int) -> TensorHeader:
+    where = f"{path}: tensor {name[:200]!r}"
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise IntegrityError(f"{where}: expected exactly dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise IntegrityError(f"{where}: unknown dtype {dtype!r:.40}")
+    if not isinstance(shape, list) or not all(map(_is_count, shape)):
+        raise IntegrityError(f"{where}: shape must be a list of non-negative integers")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
+        raise IntegrityError(f"{where}: data_offsets must be two non-negative integers")
+    begin, end = offsets
+    length = math.prod(shape) * DTYPES[dtype].itemsize
+    if end - begin != length:
+        raise IntegrityError(f"{where}: {dtype} {shape} needs {length} bytes, data_offsets span {end - begin}")
+    return TensorHeader(name, dtype, tuple(shape), path, data_start + begin, length)
+
+
+def read_headers(path: Path) -> dict[str, TensorHeader]:
+    """Return every tensor's header, in the order of their bytes.
+
+    Raises:
+        IntegrityError: The file breaks any rule of the format; nothing of the tensors' contents is looked at.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            prefix = file.read(8)
+            header_length = int.from_bytes(prefix, "little")
+            if len(prefix) < 8 or header_length > min(size - 8, MAX_HEADER_BYTES):
+                raise IntegrityError(
+                    f"{path}: header length {header_length} does not fit a file of {size} bytes; "
+                    "the file is truncated or not safetensors"
+                )
+            raw = file.read(header_length)
+    except OSError as error:
+        raise IntegrityError(f"{path}: cannot be read ({error.strerror}); restore the file") from None
+    header = strict_json.parse(raw, f"{path}: safetensors header")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise IntegrityError(f"{path}: __metadata__ must map strings to strings")
+    data_start = 8 + header_length
+    tensors = [_tensor(name, entry, path, data_start) for name, entry in header.items()]
+    tensors.sort(key=lambda tensor: (tensor.offset, tensor.length))
+    position = data_start
+    for tensor in tensors:
+        if tensor.offset != position:
+            fault = "overlaps the tensor before it" if tensor.offset < position else "leaves a hole before it"
+            raise IntegrityError(f"{path}: tensor {tensor.name[:200]!r} {fault} (byte {tensor.offset})")
+        position += tensor.length
+    if position != size:
+        raise IntegrityError(
+            f"{path}: tensors end at byte {position}, the file has {size}; it is truncated or extended"
+        )
+    return {tensor.name: tensor for tensor in tensors}
+
+
+def read_tensor(tensor: TensorHeader) -> NDArray[Any]:
+    """Return the tensor, memory-mapped read-only; a BF16 tensor is widened to a float32 copy."""
+    dtype = DTYPES[tensor.dtype]
+    if tensor.length == 0:
+        return np.zeros(tensor.shape, dtype)
+    # mmap wants a page-aligned start; np.memmap takes care of it for any offset.
+    array: NDArray[Any] = np.memmap(tensor.file, dtype, "r", offset=tensor.offset, shape=tensor.shape)
+    if tensor.dtype == "BF16":
+        return (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return array

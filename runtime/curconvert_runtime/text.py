@@ -1,0 +1,191 @@
+"""Text in, text out: the artifact's tokenizer, its chat template, and text that appears as tokens arrive."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from curconvert_runtime import strict_json
+from curconvert_runtime.artifact import Artifact
+from curconvert_runtime.backend import one_line
+from curconvert_runtime.errors import BackendError, InputError, IntegrityError, UnsupportedError
+
+Messages = Sequence[Mapping[str, Any]]
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+def _special_token(value: object) -> str:
+    """Return a special token's text; `tokenizer_config.json` spells it as a string or as an added-token object."""
+    if isinstance(value, Mapping):
+        value = value.get("content")
+    return value if isinstance(value, str) else ""
+
+
+class Tokenizer:
+    """The tokenizer of an artifact, from `tokenizer.json`: its post-processor says which special tokens are added."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        """Read tokenizer, special tokens and chat template.
+
+        Raises:
+            UnsupportedError: The artifact has no `tokenizer.json`.
+            IntegrityError: A file of the tokenizer is malformed.
+            BackendError: The `tokenizers` package is missing.
+        """
+        try:
+            import tokenizers  # noqa: PLC0415 - requests by token id need no tokenizer
+        except ImportError as error:
+            raise BackendError(
+                f"tokenizers cannot be imported ({one_line(error)}); run pip install tokenizers"
+            ) from None
+        self._artifact = artifact
+        if not artifact.has("tokenizer.json"):
+            raise UnsupportedError(
+                f"{artifact.path}: the artifact has no tokenizer.json; give token ids instead of text"
+            )
+        path = artifact.file("tokenizer.json")
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # noqa: BLE001 - the Rust side raises plain Exception
+            raise IntegrityError(f"{path}: tokenizers cannot read it ({one_line(error)}); convert again") from None
+        # A saved tokenizer may carry the truncation and padding of its training run.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        has_config = artifact.has("tokenizer_config.json")
+        self._config = strict_json.read(artifact.file("tokenizer_config.json")) if has_config else {}
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Return the token ids of a text.
+
+        Raises:
+            InputError: Not a string, not encodable as UTF-8, or a text that gives no token.
+        """
+        if not isinstance(text, str):
+            raise InputError(f"prompt: expected text, found {type(text).__name__}")
+        try:
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        except UnicodeEncodeError:
+            raise InputError("prompt: holds a lone surrogate; pass valid Unicode text") from None
+        if not ids:
+            raise InputError("empty prompt: the text gives no token")
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids, special tokens left out."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def chat_template(self) -> str | None:
+        """Return the model's chat template, or None."""
+        if self._artifact.has("chat_template.jinja"):
+            return self._artifact.file("chat_template.jinja").read_text(encoding="utf-8")
+        template = self._config.get("chat_template")
+        if isinstance(template, list):  # several named ones
+            named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, Mapping)}
+            template = named.get("default")
+        return template if isinstance(template, str) else None
+
+    def render_chat(self, messages: Messages, **variables: Any) -> str:
+        """Return the prompt text for a conversation, ready for the assistant's answer.
+
+        Args:
+            messages: Mappings with `role` and `content`.
+            **variables: Further names that the template may use (`tools`, `enable_thinking`, …).
+
+        Raises:
+            UnsupportedError: The model has no chat template.
+            InputError: The template refuses these messages.
+        """
+        source = self.chat_template()
+        if source is None:
+            raise UnsupportedError(
+                f"{self._artifact.path}: the model has no chat template; give the prompt as plain text"
+            )
+        special = {
+            name: _special_token(self._config.get(name))
+            for name in ("bos_token", "eos_token", "unk_token", "pad_token")
+        }
+        return render_template(source, {"add_generation_prompt": True, **special, **variables, "messages": messages})
+
+    def encode_chat(self, messages: Messages, **variables: Any) -> list[int]:
+        """Return the token ids of a conversation; the template itself writes the special tokens."""
+        return self.encode(self.render_chat(messages, **variables), add_special_tokens=False)
+
+
+def render_template(source: str, variables: Mapping[str, Any]) -> str:
+    """Render a chat template in Jinja's immutable sandbox, with the helpers that Hugging Face templates expect.
+
+    Raises:
+        BackendError: jinja2 is missing.
+        InputError: The template is malformed, steps out of the sandbox, or refuses the messages.
+    """
+    try:
+        import jinja2  # noqa: PLC0415 - plain prompts need no template
+        import jinja2.ext  # noqa: PLC0415
+        from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: PLC0415
+    except ImportError as error:
+        raise BackendError(f"jinja2 cannot be imported ({one_line(error)}); run pip install jinja2") from None
+
+    class Generation(jinja2.ext.Extension):
+        """Lets `{% generation %}…{% endgeneration %}` through; it marks answers for training and prints its body."""
+
+        tags = {"generation"}  # noqa: RUF012 - jinja2's own protocol
+
+        def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+        # Jinja's own filter escapes <, > and & for HTML, which a prompt must not.
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+
+    def strftime_now(pattern: str) -> str:
+        return datetime.datetime.now().astimezone().strftime(pattern)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
+    try:
+        return environment.from_string(source).render(dict(variables))
+    except Exception as error:  # noqa: BLE001 - a template can raise anything: it is the model's code, not ours
+        raise InputError(f"chat template: {one_line(error)}") from None
+
+
+class TextStream:
+    """Turns token ids into text piece by piece, so that the pieces joined are the text of all ids.
+
+    A token may end in the middle of a character, and a decoder may treat the first token specially (a leading space).
+    So new ids are decoded together with the few before them, and held back while the text ends in a broken character.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._context = 0  # first id that is decoded again
+        self._shown = 0  # ids before this one are in text already returned
+
+    def push(self, token: int) -> str:
+        """Add one id; return the text that became certain, often empty."""
+        self._ids.append(token)
+        piece = self._pending()
+        if not piece or piece.endswith(_REPLACEMENT):
+            return ""
+        self._context, self._shown = self._shown, len(self._ids)
+        return piece
+
+    def flush(self) -> str:
+        """Return what is still held back; a character that never became complete shows as U+FFFD."""
+        piece = self._pending()
+        self._context = self._shown = len(self._ids)
+        return piece
+
+    def _pending(self) -> str:
+        before = self._tokenizer.decode(self._ids[self._context : self._shown])
+        return self._tokenizer.decode(self._ids[self._context :])[len(before) :]
