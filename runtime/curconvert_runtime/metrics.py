@@ -51,7 +51,8 @@ def kl_divergence(reference: NDArray[np.floating], candidate: NDArray[np.floatin
         Nats, (...); +inf where the candidate excludes what the reference allows. Rounding below zero is clipped.
     """
     terms = _weighted_log_ratio(np.asarray(reference, np.float64), np.asarray(candidate, np.float64))
-    return np.maximum(np.sum(terms, axis=-1), 0.0)
+    result: Float = np.maximum(np.sum(terms, axis=-1), 0.0)
+    return result
 
 
 def bucket_log_probs(log_probs: NDArray[np.floating], ids: NDArray[np.integer]) -> tuple[Float, Float]:

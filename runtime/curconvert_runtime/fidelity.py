@@ -1,0 +1,167 @@
+"""Compare the compressed model with the original: from its stored answers, or exactly with both models running."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curconvert_runtime import strict_json
+from curconvert_runtime.artifact import Artifact
+from curconvert_runtime.errors import InputError
+from curconvert_runtime.metrics import (
+    Fidelity,
+    bucket_log_probs,
+    fidelity,
+    kl_divergence,
+    kl_lower_bound,
+    log_softmax,
+)
+from curconvert_runtime.probes import OriginalProbe
+
+TOKENIZER = "tokenizer.json"
+_BLOCK = 32  # positions widened to float64 at a time: bounds the memory at large vocabularies
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, done, total)."""
+
+
+class Scorer(Protocol):
+    """What fidelity needs of a session."""
+
+    def logits(self, ids: Any) -> Any:
+        """Return (tokens, vocabulary) logits of one sequence."""
+        ...
+
+
+def _next_log_probs(log_probs: NDArray[np.float64], ids: NDArray[np.integer], start: int) -> NDArray[np.float64]:
+    """Return the log-probability of the token after each position from `start`; none after the last token."""
+    following = ids[start + 1 : start + 1 + len(log_probs)].astype(np.int64)
+    return np.take_along_axis(log_probs[: len(following)], following[:, None], axis=-1)[:, 0]
+
+
+def probe_fidelity(compressed: Scorer, probe: OriginalProbe, progress: Progress | None = None) -> Fidelity:
+    """Compare with the original's stored answers.
+
+    The stored answers are the original's most likely tokens and one bucket for all others, so the divergence is a
+    lower bound; top-1 agreement and perplexities are exact.
+
+    Raises:
+        InputError: The probe holds no tokens.
+    """
+    kl = np.full(probe.ids.shape, np.nan)
+    same = np.zeros(probe.ids.shape, dtype=np.bool_)
+    following = np.full(probe.next_log_prob.shape, np.nan)
+    for row, ids in enumerate(probe.ids):
+        logits = compressed.logits(ids)
+        same[row] = np.argmax(logits, axis=-1) == probe.top_ids[row, :, 0]
+        for start in range(0, len(ids), _BLOCK):
+            span = slice(start, start + _BLOCK)
+            log_probs = log_softmax(logits[span])
+            picked, rest = bucket_log_probs(log_probs, probe.top_ids[row, span])
+            reference = probe.top_log_probs[row, span].astype(np.float64)
+            kl[row, span] = kl_lower_bound(reference, probe.rest_log_prob[row, span].astype(np.float64), picked, rest)
+            following[row, span] = _next_log_probs(log_probs, ids, start)
+        if progress:
+            progress("fidelity", row + 1, len(probe.ids))
+    return fidelity(kl, same, probe.next_log_prob, following, exact=False)
+
+
+def exact_fidelity(
+    compressed: Scorer, original: Scorer, ids: NDArray[np.integer], progress: Progress | None = None
+) -> Fidelity:
+    """Run both models on the same sequences and compare their whole distributions.
+
+    Args:
+        compressed: Session of the artifact.
+        original: Session of the original's own exported graph.
+        ids: (sequences, tokens).
+        progress: Called after each sequence.
+
+    Raises:
+        InputError: There are no tokens, or the vocabularies differ in size.
+    """
+    kl = np.full(ids.shape, np.nan)
+    same = np.zeros(ids.shape, dtype=np.bool_)
+    following = np.full((2, len(ids), max(ids.shape[1] - 1, 0)), np.nan)
+    for row, sequence in enumerate(ids):
+        theirs, ours = original.logits(sequence), compressed.logits(sequence)
+        if theirs.shape != ours.shape:
+            raise InputError(
+                f"--against: the original scores {theirs.shape[-1]} tokens, the compressed model {ours.shape[-1]}"
+            )
+        same[row] = np.argmax(theirs, axis=-1) == np.argmax(ours, axis=-1)
+        for start in range(0, len(sequence), _BLOCK):
+            span = slice(start, start + _BLOCK)
+            reference, candidate = log_softmax(theirs[span]), log_softmax(ours[span])
+            kl[row, span] = kl_divergence(reference, candidate)
+            following[0, row, span] = _next_log_probs(reference, sequence, start)
+            following[1, row, span] = _next_log_probs(candidate, sequence, start)
+        if progress:
+            progress("fidelity", row + 1, len(ids))
+    return fidelity(kl, same, following[0], following[1], exact=True)
+
+
+def check_reference(artifact: Artifact, reference: Artifact) -> None:
+    """Refuse a reference that cannot be this artifact's original.
+
+    Raises:
+        InputError: It is the compressed model itself, it is compressed too, or its vocabulary or tokenizer differs.
+    """
+
+    def weights(side: Artifact) -> list[str]:
+        files = side.manifest["files"]
+        return sorted(
+            entry["sha256"]
+            for name, entry in files.items()
+            if name.startswith("model") and name.endswith("safetensors")
+        )
+
+    where = f"--against {reference.path}"
+    if weights(artifact) == weights(reference):
+        raise InputError(f"{where}: holds the same weights as {artifact.path}; give the original model's export")
+    if any(matrix["form"] != "dense" for matrix in reference.manifest["matrices"]):
+        raise InputError(f"{where}: is a compressed model too; give the original model's export")
+    ours, theirs = artifact.model["vocab_size"], reference.model["vocab_size"]
+    if ours != theirs:
+        raise InputError(f"{where}: vocabulary of {theirs} tokens, the artifact has {ours}; not the same model")
+    if _tokens(artifact) != _tokens(reference):
+        raise InputError(f"{where}: {TOKENIZER} has other tokens or merges; not the same model")
+
+
+def _tokens(artifact: Artifact) -> Any:
+    """Return what decides which text a token id stands for; formatting and defaults of the file do not."""
+    if not artifact.has(TOKENIZER):
+        return None
+    tokenizer = strict_json.read(artifact.file(TOKENIZER), limit=1 << 28)
+    added = [(token.get("id"), token.get("content")) for token in tokenizer.get("added_tokens") or []]
+    model = tokenizer.get("model") or {}
+    merges = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in model.get("merges") or []]
+    return model.get("type"), model.get("vocab"), merges, sorted(added)
+
+
+def text_windows(artifact: Artifact, text: str, window: int, max_tokens: int) -> NDArray[np.int64]:
+    """Encode a text and cut it into whole windows, without special tokens; the remainder is dropped.
+
+    Args:
+        artifact: Gives the tokenizer and the context length.
+        text: Any text.
+        window: Tokens per sequence.
+        max_tokens: At most this many tokens in all.
+
+    Raises:
+        InputError: The text is shorter than a window, or the window longer than the context.
+    """
+    from tokenizers import Tokenizer  # noqa: PLC0415 - needed only when a text is given
+
+    context = artifact.model["max_position_embeddings"]
+    if not 2 <= window <= context:
+        raise InputError(f"--window {window}: expected 2 to {context}, the model's context")
+    tokenizer = Tokenizer.from_file(str(artifact.file(TOKENIZER)))
+    ids = np.asarray(tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+    count = min(len(ids), max_tokens) // window
+    if count == 0:
+        raise InputError(f"--text: {len(ids)} tokens (limit {max_tokens}); at least one window of {window} is needed")
+    return ids[: count * window].reshape(count, window)

@@ -1,0 +1,162 @@
+"""Run a graph on stored tokens, prefill and decode with a real cache, and compare the answers number by number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curconvert_runtime.probes import DECODE_STEPS, CompressedProbe
+from curconvert_runtime.report import Check, at_most
+from curconvert_runtime.session import KeyValueCache
+
+MAX_PARITY = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 4e-1}
+"""Largest |Δlogit| between a graph and torch, by stored dtype; the reference always computes in float32."""
+
+
+class Model(Protocol):
+    """What parity needs of a session, or of the torch model in its place."""
+
+    def allocate_cache(self, batch: int, capacity: int) -> Any:
+        """Return an empty cache."""
+        ...
+
+    def forward(
+        self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64], *, past: Any
+    ) -> tuple[NDArray[Any], Any]:
+        """Return logits (batch, new tokens, vocabulary) and the grown cache."""
+        ...
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A model's answers on B sequences, aligned to the first token; nothing past a row's length is meaningful.
+
+    Attributes:
+        logits: float32 (B, T, vocabulary or a sample of it).
+        first_key: First layer's keys after rotary embedding, (B, heads, T, head_dim).
+        last_key: Last layer's.
+    """
+
+    logits: NDArray[np.float32]
+    first_key: NDArray[np.float32]
+    last_key: NDArray[np.float32]
+
+
+def session_keys(cache: KeyValueCache) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the first and the last layer's keys, (batch, heads, columns, head_dim)."""
+    return np.asarray(cache.values[0].numpy()), np.asarray(cache.values[-2].numpy())
+
+
+def teacher_forced(
+    model: Model,
+    ids: NDArray[np.integer],
+    lengths: NDArray[np.integer],
+    padding: str,
+    keys: Callable[[Any], tuple[NDArray[Any], NDArray[Any]]] = session_keys,
+) -> Answers:
+    """Prefill all but the last 16 tokens of each row in one padded batch, then feed those 16 one by one.
+
+    Args:
+        model: A session.
+        ids: Right-padded token ids, (B, T).
+        lengths: Tokens per row, each more than 16.
+        padding: `left` or `right`: where the model takes the padding of unequal prompts.
+        keys: Reads the first and the last layer's keys from the model's cache.
+    """
+    rows, width = np.arange(len(lengths)), int(max(lengths))
+    prompts = lengths.astype(np.int64) - DECODE_STEPS
+    prefill = width - DECODE_STEPS
+    starts = prefill - prompts if padding == "left" else np.zeros_like(prompts)
+    columns = np.arange(width)
+
+    def mask(real: NDArray[np.int64], total: int) -> NDArray[np.int64]:
+        """Ones where the first `real` tokens of each row lie; right padding moves behind the decoded tokens."""
+        inside = (columns >= starts[:, None]) & (columns < (starts + real)[:, None])
+        return inside[:, :total].astype(np.int64)
+
+    source = np.clip(columns[:prefill] - starts[:, None], 0, None)
+    batch = np.take_along_axis(ids.astype(np.int64), source, axis=1) * mask(prompts, prefill)
+    answer, past = model.forward(batch, mask(prompts, prefill), past=model.allocate_cache(len(rows), width))
+    logits = np.zeros((len(rows), width, answer.shape[-1]), dtype=np.float32)
+    for row, (start, prompt) in enumerate(zip(starts, prompts, strict=True)):
+        logits[row, :prompt] = answer[row, start : start + prompt]
+    for step in range(DECODE_STEPS):
+        now = prompts + step
+        token = ids[rows, now].astype(np.int64)[:, None]
+        answer, past = model.forward(token, mask(now + 1, prefill + step + 1), past=past)
+        logits[rows, now] = answer[:, -1]
+    first, last = (_aligned(key, starts, lengths) for key in keys(past))
+    return Answers(logits, first, last)
+
+
+def _aligned(key: NDArray[Any], starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> NDArray[np.float32]:
+    out = np.zeros((*key.shape[:2], int(max(lengths)), key.shape[3]), dtype=np.float32)
+    for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+        out[row, :, :length] = key[row, :, start : start + length]
+    return out
+
+
+def real_positions(lengths: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """Return (B, T): True where a row has a token."""
+    return np.arange(max(lengths))[None, :] < lengths[:, None]
+
+
+def largest_difference(a: NDArray[np.floating], b: NDArray[np.floating], real: NDArray[np.bool_]) -> float:
+    """Return max |a − b| over real tokens (arrays are (B, T, …)); NaN when either side holds a NaN or an infinity."""
+    worst = 0.0
+    for row, mask in enumerate(real):
+        left, right = a[row, : len(mask)][mask], b[row, : len(mask)][mask]
+        if not (np.isfinite(left).all() and np.isfinite(right).all()):
+            return float("nan")
+        worst = max(worst, float(np.max(np.abs(left.astype(np.float64) - right), initial=0.0)))
+    return worst
+
+
+def compare_with_probe(name: str, answers: Answers, probe: CompressedProbe, limit: float) -> list[Check]:
+    """Compare a graph's answers with the torch model's that were stored at conversion.
+
+    Args:
+        name: Prefix of the checks' names, such as `parity.fused`.
+        answers: The graph's, over the whole vocabulary.
+        probe: The stored ones, over a sample of it.
+        limit: Largest |Δlogit|, and largest |Δkey| relative to the largest key.
+    """
+    wanted = Answers(probe.logits, probe.first_key, probe.last_key)
+    sample = Answers(answers.logits[..., probe.vocabulary], answers.first_key, answers.last_key)
+    against = "the torch model of the conversion"
+    return compare(name, sample, wanted, lengths=probe.lengths, limit=limit, against=against)
+
+
+def compare(
+    name: str, answers: Answers, reference: Answers, *, lengths: NDArray[np.integer], limit: float, against: str
+) -> list[Check]:
+    """Compare logits and keys of two models on the same tokens; shapes that differ fail."""
+    real = real_positions(lengths)
+    checks = []
+    for part in ("logits", "first_key", "last_key"):
+        found, expected = getattr(answers, part), getattr(reference, part)
+        if found.shape != expected.shape:
+            detail = f"shape {found.shape}, {against} has {expected.shape}"
+            checks.append(Check(f"{name}.{part}", False, detail))
+        elif part == "logits":
+            checks.append(
+                at_most(
+                    f"{name}.{part}", largest_difference(found, expected, real), limit, f"max |Δlogit| to {against}"
+                )
+            )
+        else:
+            found, expected = np.swapaxes(found, 1, 2), np.swapaxes(expected, 1, 2)
+            scale = largest_difference(expected, np.zeros_like(expected), real) or 1.0
+            checks.append(
+                at_most(
+                    f"{name}.{part}",
+                    largest_difference(found, expected, real) / scale,
+                    limit,
+                    f"max |Δkey| / max |key| to {against}",
+                )
+            )
+    return checks

@@ -1,0 +1,143 @@
+"""The result of a verification: checks with their limits, as objects, JSON and JUnit XML."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+from xml.etree import ElementTree
+
+from curconvert_runtime.errors import VerificationError
+from curconvert_runtime.metrics import Fidelity
+
+SCHEMA = "verification-1.0"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was checked.
+
+    Attributes:
+        name: Dotted, stable: `parity.fused.logits`.
+        passed: The verdict.
+        detail: One line for people: what was compared, found and expected.
+        value: The measured number, where there is one.
+        limit: The number that `value` was compared with.
+        relation: How: `<=` for an upper limit, `>=` for a lower one.
+    """
+
+    name: str
+    passed: bool
+    detail: str
+    value: float | None = None
+    limit: float | None = None
+    relation: str | None = None
+
+
+def at_most(name: str, value: float, limit: float, detail: str) -> Check:
+    """Check value ≤ limit; NaN and infinity fail whatever the limit."""
+    return Check(
+        name, math.isfinite(value) and value <= limit, f"{detail} {value:.3g}, limit {limit:g}", value, limit, "<="
+    )
+
+
+def at_least(name: str, value: float, limit: float, detail: str) -> Check:
+    """Check value ≥ limit; NaN and infinity fail whatever the limit."""
+    return Check(
+        name, math.isfinite(value) and value >= limit, f"{detail} {value:.6g}, limit {limit:g}", value, limit, ">="
+    )
+
+
+@dataclass(frozen=True)
+class VerificationReport:
+    """What `verify` found.
+
+    Attributes:
+        artifact: The folder, as the caller named it.
+        checks: Every check, in the order in which it ran.
+        fidelity: Quality against the original; None when it was not measured.
+        text: What the fidelity numbers were measured on.
+        environment: Versions and execution provider.
+    """
+
+    artifact: str
+    checks: tuple[Check, ...]
+    fidelity: Fidelity | None = None
+    text: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """True when there were checks and every one passed."""
+        return bool(self.checks) and not self.failures
+
+    @property
+    def failures(self) -> tuple[Check, ...]:
+        """The checks that failed."""
+        return tuple(check for check in self.checks if not check.passed)
+
+    def extended(self, checks: Iterable[Check]) -> VerificationReport:
+        """Return this report with more checks (the torch side's)."""
+        return replace(self, checks=(*self.checks, *checks))
+
+    def raise_for_failures(self) -> None:
+        """Raise when the verification failed.
+
+        Raises:
+            VerificationError: Names every failed check.
+        """
+        if not self.checks:
+            raise VerificationError(f"{self.artifact}: nothing was checked")
+        if self.failures:
+            found = "; ".join(f"{check.name} ({check.detail})" for check in self.failures)
+            raise VerificationError(
+                f"{self.artifact}: {len(self.failures)} of {len(self.checks)} checks failed: {found}"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON values (schema `verification-1.0`); numbers that are not finite become null."""
+        return {
+            "schema": SCHEMA,
+            "artifact": self.artifact,
+            "passed": self.passed,
+            "environment": dict(self.environment),
+            "checks": [_finite(asdict(check)) for check in self.checks],
+            "fidelity": None if self.fidelity is None else _fidelity_json(self.fidelity, self.text or ""),
+        }
+
+    def to_junit(self) -> str:
+        """Return JUnit XML: one test suite, one test case per check."""
+        suite = ElementTree.Element(
+            "testsuite",
+            name="curconvert verify",
+            tests=str(len(self.checks)),
+            failures=str(len(self.failures)),
+            errors="0",
+        )
+        for check in self.checks:
+            group, _, name = check.name.partition(".")
+            case = ElementTree.SubElement(suite, "testcase", classname=f"curconvert.{group}", name=name or group)
+            if not check.passed:
+                ElementTree.SubElement(case, "failure", message=_xml_safe(check.detail), type="VerificationError")
+            ElementTree.SubElement(case, "system-out").text = _xml_safe(check.detail)
+        ElementTree.indent(suite)
+        return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _fidelity_json(fidelity: Fidelity, text: str) -> dict[str, Any]:
+    """Name the divergence for what it is: a lower bound unless it covers the whole vocabulary."""
+    values = asdict(fidelity)
+    kl = values.pop("kl")
+    return {"text": text, "kl" if fidelity.exact else "kl_lower_bound": _finite(kl), **_finite(values)}
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
+    }
+
+
+def _xml_safe(text: str) -> str:
+    """Replace characters that XML 1.0 cannot hold (a tensor name may contain any of them)."""
+    return "".join(c if c in "\t\n" or (c.isprintable() and c < "\ufffe") else "?" for c in text)

@@ -1,0 +1,81 @@
+"""Checks that need nothing but the artifact: what its parts say about each other.
+
+A resealed manifest agrees with any bytes; these relations between the bytes still hold or break:
+
+* C and R are slices of one matrix W, so both contain the block `W[rows, cols]`: `C[rows, :] = R[:, cols]`, bit for bit.
+* A graph's initialiser that bears a tensor's name must point to that tensor's bytes.
+* No stored weight is NaN or infinite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from curconvert_runtime.artifact import Artifact
+from curconvert_runtime.onnx_external import external_tensors
+from curconvert_runtime.report import Check
+
+_BLOCK = 1 << 22  # elements looked at in one go
+
+
+def structure_checks(artifact: Artifact) -> Iterator[Check]:
+    """Yield the checks that the artifact's own parts allow."""
+    yield _factors(artifact)
+    yield _finite_weights(artifact)
+    for kind in artifact.graphs:
+        yield _bindings(artifact, kind)
+
+
+def _verdict(name: str, faults: list[str], count: int, what: str) -> Check:
+    if not faults:
+        return Check(name, True, f"{count} {what}")
+    more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+    return Check(name, False, f"{'; '.join(faults[:3])}{more}")
+
+
+def _factors(artifact: Artifact) -> Check:
+    """C and R must agree where they overlap."""
+    stems = [m["name"].removesuffix(".weight") for m in artifact.manifest["matrices"] if m["form"] == "cur"]
+    faults = []
+    for stem in stems:
+        rows, cols = artifact.tensor(f"{stem}.rows"), artifact.tensor(f"{stem}.cols")
+        # Copies: indexing a memory map otherwise keeps its type and its file.
+        ours = np.array(artifact.tensor(f"{stem}.C")[rows])
+        theirs = np.array(artifact.tensor(f"{stem}.R")[:, cols])
+        wrong = int(np.sum(ours != theirs))
+        if wrong:
+            faults.append(f"{stem}: C[rows] and R[:, cols] differ in {wrong} of {ours.size} numbers")
+    return _verdict("structure.factors", faults, len(stems), "factored matrices: C[rows] equals R[:, cols]")
+
+
+def _finite_weights(artifact: Artifact) -> Check:
+    faults = []
+    for name, header in artifact.tensors.items():
+        if header.dtype[0] in "FB":
+            flat = artifact.tensor(name).reshape(-1)
+            blocks = range(0, len(flat), _BLOCK)
+            if not all(np.isfinite(flat[start : start + _BLOCK]).all() for start in blocks):
+                faults.append(f"tensor {name[:200]!r} holds NaN or infinity")
+    return _verdict("structure.finite", faults, len(artifact.tensors), "tensors hold neither NaN nor infinity")
+
+
+def _bindings(artifact: Artifact, kind: str) -> Check:
+    """Each external initialiser must read the tensor that it is named after."""
+    faults = []
+    bound = external_tensors(artifact.graphs[kind])
+    for initialiser in bound:
+        name = initialiser.name
+        if name == "lm_head.weight" and name not in artifact.tensors:
+            name = "model.embed_tokens.weight"  # tied
+        header = artifact.tensors.get(name)
+        if header is None:
+            faults.append(f"initialiser {name[:200]!r} is named after no tensor")
+        elif (header.file.name, header.offset, header.length) != (
+            initialiser.location,
+            initialiser.offset,
+            initialiser.length,
+        ):
+            faults.append(f"initialiser {initialiser.name!r} does not point to the bytes of tensor {name!r}")
+    return _verdict(f"structure.{kind}_bindings", faults, len(bound), "initialisers point to the tensors they name")

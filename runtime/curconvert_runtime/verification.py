@@ -1,0 +1,181 @@
+"""`verify`: is the folder intact, does it compute what the compressed model computes, how close is it to the original?
+
+Four gates, in order: integrity (every byte), structure (what the parts say about each other), parity (both graphs
+against the torch model's stored answers and against each other) and fidelity (against the original).
+Needs neither torch nor the original; `curconvert.parity` adds what torch and the original can tell.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from curconvert_runtime.artifact import Artifact
+from curconvert_runtime.backend import installed_versions
+from curconvert_runtime.errors import InputError
+from curconvert_runtime.fidelity import Progress, check_reference, exact_fidelity, probe_fidelity, text_windows
+from curconvert_runtime.metrics import Fidelity
+from curconvert_runtime.parity import (
+    MAX_PARITY,
+    Answers,
+    compare_with_probe,
+    largest_difference,
+    real_positions,
+    teacher_forced,
+)
+from curconvert_runtime.probes import CompressedProbe, Probes
+from curconvert_runtime.report import Check, VerificationReport, at_least, at_most
+from curconvert_runtime.session import Session, load
+from curconvert_runtime.structure import structure_checks
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """What to check and what to accept; None leaves a threshold out.
+
+    Attributes:
+        max_kl: Largest mean KL(original ‖ compressed), nats per token.
+        min_top1: Smallest share of positions with the same most likely token.
+        max_ppl_ratio: Largest perplexity(compressed) / perplexity(original).
+        max_parity: Largest |Δlogit| between a graph and torch; None takes the dtype's (`parity.MAX_PARITY`).
+        against: Folder of the original that `curconvert export` wrote: fidelity is then exact.
+        text: UTF-8 text to measure on instead of the stored sequences; needs `against`.
+        window: Tokens per sequence of `text`.
+        max_tokens: Most tokens taken from `text`.
+        provider: Execution provider of every session.
+        threads: Threads of one operator; None leaves the choice to onnxruntime.
+    """
+
+    max_kl: float | None = None
+    min_top1: float | None = None
+    max_ppl_ratio: float | None = None
+    max_parity: float | None = None
+    against: Path | None = None
+    text: Path | None = None
+    window: int = 512
+    max_tokens: int = 16384
+    provider: str = "cpu"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_kl", "min_top1", "max_ppl_ratio", "max_parity"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            option = f"--{name.replace('_', '-')} {value}"
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+                raise InputError(f"{option}: expected a finite number of at least 0")
+            if name == "min_top1" and value > 1:
+                raise InputError(f"{option}: a share, expected at most 1")
+        for name in ("window", "max_tokens"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 2:
+                raise InputError(f"--{name.replace('_', '-')} {value}: expected an integer of at least 2")
+        if self.text is not None and self.against is None:
+            raise InputError("--text needs --against: the stored answers belong to the stored sequences")
+
+
+def verify(
+    path: str | Path, options: VerifyOptions | None = None, progress: Progress | None = None
+) -> VerificationReport:
+    """Verify an artifact.
+
+    Args:
+        path: The artifact's folder.
+        options: Thresholds and what to compare with.
+        progress: Called with (stage, done, total).
+
+    Returns:
+        The report; a check that failed is in it, not raised (see `VerificationReport.raise_for_failures`).
+
+    Raises:
+        IntegrityError: The folder's bytes are not what its manifest says.
+        InputError: A path or an option is wrong.
+        BackendError: onnxruntime is missing or cannot run a graph.
+    """
+    options = options or VerifyOptions()
+    artifact = Artifact.open(path, full=True)
+    probes = Probes.load(artifact)
+    files = len(artifact.manifest["files"])
+    checks = [Check("integrity.files", True, f"{files} files have the size and sha256 of the manifest")]
+    checks += structure_checks(artifact)
+    checks += parity_checks(artifact, probes.compressed, options, progress)
+    measured, text = _fidelity(artifact, probes, options, progress)
+    checks += fidelity_checks(measured, options)
+    environment = {**installed_versions(), "provider": options.provider}
+    return VerificationReport(str(path), tuple(checks), measured, text, environment)
+
+
+def parity_checks(
+    artifact: Artifact, probe: CompressedProbe, options: VerifyOptions, progress: Progress | None = None
+) -> list[Check]:
+    """Run every graph on the parity sequences and compare it with torch's stored answers and with the other graph."""
+    limit = MAX_PARITY[artifact.model["dtype"]] if options.max_parity is None else options.max_parity
+    checks: list[Check] = []
+    answers: dict[str, Answers] = {}
+    kinds = sorted(artifact.graphs, reverse=True)
+    for done, kind in enumerate(kinds):
+        session = _load(artifact, kind, options)
+        answers[kind] = teacher_forced(session, probe.ids, probe.lengths, session.padding)
+        checks += compare_with_probe(f"parity.{kind}", answers[kind], probe, limit)
+        if progress:
+            progress("parity", done + 1, len(kinds))
+    if len(answers) == 2:
+        portable, fused = answers["portable"].logits, answers["fused"].logits
+        # Each may be `limit` away from torch, on either side.
+        difference = largest_difference(portable, fused, real_positions(probe.lengths))
+        detail = "max |Δlogit| between the graphs, whole vocabulary:"
+        checks.append(at_most("parity.between_graphs", difference, 2 * limit, detail))
+    return checks
+
+
+def _load(artifact: Artifact, kind: str, options: VerifyOptions) -> Session:
+    return load(artifact.path, provider=options.provider, graph=kind, threads=options.threads)  # type: ignore[arg-type]
+
+
+def _fidelity(
+    artifact: Artifact, probes: Probes, options: VerifyOptions, progress: Progress | None
+) -> tuple[Fidelity, str]:
+    """Measure on the stored sequences or on a text; return the numbers and what they were measured on."""
+    kind = "portable" if "portable" in artifact.graphs else "fused"
+    stored = f"{len(probes.original.ids)} stored sequences of {probes.original.ids.shape[1]} tokens"
+    if options.against is None:
+        return probe_fidelity(_load(artifact, kind, options), probes.original, progress), stored
+    reference = Artifact.open(options.against)
+    check_reference(artifact, reference)
+    ids, text = probes.original.ids.astype(np.int64), stored
+    if options.text is not None:
+        ids = text_windows(artifact, _read_text(options.text), options.window, options.max_tokens)
+        text = f"{options.text.name}: {len(ids)} windows of {options.window} tokens"
+    original = _load(reference, kind if kind in reference.graphs else next(iter(reference.graphs)), options)
+    return exact_fidelity(_load(artifact, kind, options), original, ids, progress), text
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--text {path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"--text {path}: not UTF-8 text") from None
+
+
+def fidelity_checks(measured: Fidelity, options: VerifyOptions) -> list[Check]:
+    """Turn the numbers into checks: finiteness always, each threshold that was given."""
+    kl = measured.kl
+    numbers = [kl.mean, kl.max, measured.top1, measured.perplexity_original, measured.perplexity_compressed]
+    finite = all(math.isfinite(number) for number in numbers) and measured.tokens > 0
+    found = f"{measured.tokens} tokens compared"
+    checks = [Check("fidelity.finite", finite, found if finite else f"{found}: NaN or infinity among the answers")]
+    if options.max_kl is not None:
+        name = "kl" if measured.exact else "kl_lower_bound"
+        checks.append(at_most(f"fidelity.{name}", kl.mean, options.max_kl, "mean KL(original ‖ compressed)"))
+    if options.min_top1 is not None:
+        checks.append(at_least("fidelity.top1", measured.top1, options.min_top1, "same most likely token"))
+    if options.max_ppl_ratio is not None:
+        ratio = measured.perplexity_ratio
+        checks.append(at_most("fidelity.perplexity_ratio", ratio, options.max_ppl_ratio, "perplexity ratio"))
+    return checks
