@@ -1,0 +1,114 @@
+"""`build_graphs`: config and tensor table in, two graphs out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from curconvert.blocks.skeleton import build_skeleton
+from curconvert.checkpoint.types import TensorInfo
+from curconvert.graph.binding import bind, deployed_dtype
+from curconvert.graph.emit import Emitter
+from curconvert.graph.facts import ModelFacts, read_facts
+from curconvert.graph.fused import Fused
+from curconvert.graph.lowering import Lowering
+from curconvert.graph.portable import Portable
+from curconvert.graph.template import dense_template
+
+PORTABLE_FILE = "model.onnx"
+FUSED_FILE = "model.fused.onnx"
+# The IR version of ONNX 1.12, the first release with opset 17.
+_IR_VERSION = 8
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """The two graphs of a model.
+
+    Attributes:
+        portable: Standard operators only; left padding allowed.
+        fused: onnxruntime's GroupQueryAttention and friends; right padding, lengths from the attention mask.
+    """
+
+    portable: ir.Model
+    fused: ir.Model
+
+
+def build_graphs(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], forms: Mapping[str, str]) -> Graphs:
+    """Build both graphs of a model without reading a weight.
+
+    Args:
+        config: The Hugging Face config as a plain dict.
+        tensors: Every stored tensor by canonical name, with its byte range. Index tensors (`.rows`, `.cols`) are
+            ignored; an absent `lm_head.weight` means tied to the embedding.
+        forms: Weight name to `cur` for matrices that are stored as C, U, R.
+
+    Returns:
+        Graphs whose weights are external: `location` is the file's name, so they must be saved beside it.
+
+    Raises:
+        InputError: The tensors do not fit the config.
+        UnsupportedError: The family, or a form, has no graph.
+    """
+    dtype = deployed_dtype(tensors)
+    skeleton = build_skeleton(config)
+    facts = read_facts(skeleton)
+    template = dense_template(skeleton.config, dtype)
+    return Graphs(
+        portable=_lower(template, Portable, facts, dtype, tensors, forms),
+        fused=_lower(template, Fused, facts, dtype, tensors, forms),
+    )
+
+
+def _lower(
+    template: ir.Model,
+    dialect: type[Portable],
+    facts: ModelFacts,
+    dtype: ir.DataType,
+    tensors: Mapping[str, TensorInfo],
+    forms: Mapping[str, str],
+) -> ir.Model:
+    model = template.clone()
+    _name_dimensions(model.graph)
+    inputs = {str(value.name): value for value in model.graph.inputs}
+    Lowering(model, dialect(facts, inputs), facts, tensors, forms, Emitter(model.graph, dtype)).run()
+    bind(model.graph, tensors)
+    passes.NameFixPass()(model)
+    passes.ClearMetadataAndDocStringPass()(model)
+    model.ir_version = _IR_VERSION
+    model.producer_name, model.producer_version = "curconvert", None
+    return model
+
+
+def _name_dimensions(graph: ir.Graph) -> None:
+    """Give the symbolic axes of inputs and outputs the names that optimum and onnxruntime-genai use."""
+    names = {
+        "input_ids": ("batch_size", "sequence_length"),
+        "attention_mask": ("batch_size", "total_sequence_length"),
+        "position_ids": ("batch_size", "sequence_length"),
+        "logits": ("batch_size", "sequence_length"),
+    }
+    for value in (*graph.inputs, *graph.outputs):
+        kind = str(value.name).split(".")[0]
+        assert value.shape is not None
+        if kind in names:
+            value.shape = ir.Shape([*names[kind], *value.shape[2:]])
+        else:
+            length = "past_sequence_length" if kind == "past_key_values" else "total_sequence_length"
+            value.shape = ir.Shape(["batch_size", value.shape[1], length, value.shape[3]])
+
+
+def save_graphs(graphs: Graphs, folder: Path) -> None:
+    """Write `model.onnx` and `model.fused.onnx` into a folder; the weights' file is neither read nor touched.
+
+    Args:
+        graphs: What `build_graphs` returned.
+        folder: The folder that holds the weights' file.
+    """
+    ir.save(graphs.portable, folder / PORTABLE_FILE)
+    ir.save(graphs.fused, folder / FUSED_FILE)

@@ -1,0 +1,109 @@
+"""The fused dialect: onnxruntime's contributed operators, right padding with per-row lengths.
+
+No attention bias: with one, the CUDA kernel of GroupQueryAttention leaves its fast path (or refuses).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import onnx_ir as ir
+
+from curconvert.graph.emit import MICROSOFT, Emitter
+from curconvert.graph.facts import AttentionFacts
+from curconvert.graph.portable import Portable
+from curconvert.graph.rotary import cos_sin
+
+_INT32, _INT64 = ir.DataType.INT32, ir.DataType.INT64
+
+
+class Fused(Portable):
+    """GroupQueryAttention, RotaryEmbedding, SkipSimplifiedLayerNormalization, FusedMatMul and FastGelu.
+
+    What has no contributed operator is inherited: onnxruntime fuses the plain normalisation at load.
+    """
+
+    opset_imports: Mapping[str, int] = MappingProxyType({"": 17, MICROSOFT: 1})
+
+    _lengths: tuple[ir.Value, ir.Value] | None = None
+    _rows_of_tables: ir.Value | None = None
+
+    def linear(self, emit: Emitter, x: ir.Value, weights: list[ir.Value]) -> ir.Value:
+        """Multiply by FusedMatMul(transB=1): weights stay in torch's layout."""
+        for weight in weights:
+            x = emit("FusedMatMul", x, weight, transB=1, domain=MICROSOFT)
+        return x
+
+    def add_rms_norm(
+        self, emit: Emitter, x: ir.Value, skip: ir.Value, weight: ir.Value, epsilon: float
+    ) -> tuple[ir.Value, ir.Value]:
+        """Add and normalise in one kernel."""
+        normed, _, _, total = emit.multiple(
+            "SkipSimplifiedLayerNormalization", 4, x, skip, weight, domain=MICROSOFT, epsilon=epsilon
+        )
+        return normed, total
+
+    def gelu(self, emit: Emitter, x: ir.Value, approximate: str) -> ir.Value:
+        """GELU by one kernel."""
+        return emit("FastGelu" if approximate == "tanh" else "Gelu", x, domain=MICROSOFT)
+
+    def attention(
+        self,
+        emit: Emitter,
+        facts: AttentionFacts,
+        query: ir.Value,
+        key: ir.Value,
+        value: ir.Value,
+        past: tuple[ir.Value, ir.Value],
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Attention by GroupQueryAttention, which knows causality, windows and row lengths by itself."""
+        if facts.rope is not None:
+            query = self._turn(emit, query, facts, facts.heads)
+            key = self._turn(emit, key, facts, facts.kv_heads)
+        attributes: dict[str, float | int] = {
+            "num_heads": facts.heads,
+            "kv_num_heads": facts.kv_heads,
+            "scale": facts.scale,
+        }
+        if facts.softcap is not None:
+            attributes["softcap"] = facts.softcap
+        if facts.window is not None:
+            attributes["local_window_size"] = facts.window
+        lengths = self._row_lengths(emit)
+        mixed, present_key, present_value = emit.multiple(
+            "GroupQueryAttention", 3, query, key, value, *past, *lengths, domain=MICROSOFT, **attributes
+        )
+        return mixed, present_key, present_value
+
+    def _row_lengths(self, emit: Emitter) -> tuple[ir.Value, ir.Value]:
+        """Return the operator's `seqlens_k` (tokens per row, less one) and `total_sequence_length`, both int32."""
+        if self._lengths is None:
+            tokens = emit("ReduceSum", self._attention_mask, emit.ints(1), keepdims=0)
+            last = emit("Sub", tokens, emit.constant(1, _INT64))
+            total = emit("Squeeze", emit("Shape", self._attention_mask, start=1, end=2))
+            self._lengths = (emit.cast(last, _INT32), emit.cast(total, _INT32))
+        return self._lengths
+
+    def _turn(self, emit: Emitter, x: ir.Value, facts: AttentionFacts, heads: int) -> ir.Value:
+        """Rotate by the RotaryEmbedding operator; x is (batch, sequence, heads · head_dim).
+
+        The operator looks rows up in a table of all positions. Ours holds a row per token of this call, and the
+        row numbers take the place of positions: the table never grows with the context.
+        """
+        assert facts.rope is not None
+        half = len(self._facts.ropes[facts.rope].inv_freq)
+        if facts.rope not in self._tables:
+            flat = emit.ints(-1, half)
+            cos, sin = cos_sin(emit, self._facts.ropes[facts.rope], self._position_ids)
+            self._tables[facts.rope] = (emit("Reshape", cos, flat), emit("Reshape", sin, flat))
+        if self._rows_of_tables is None:
+            shape = emit("Shape", self._input_ids)
+            count = emit("Squeeze", emit("Size", self._input_ids))
+            numbers = emit("Range", emit.constant(0, _INT64), count, emit.constant(1, _INT64))
+            self._rows_of_tables = emit("Reshape", numbers, shape)
+        attributes = {"num_heads": heads}
+        if 2 * half != facts.head_dim:
+            attributes["rotary_embedding_dim"] = 2 * half
+        cos, sin = self._tables[facts.rope]
+        return emit("RotaryEmbedding", x, self._rows_of_tables, cos, sin, domain=MICROSOFT, **attributes)

@@ -1,0 +1,192 @@
+"""From the dense template to a deployable graph: walks the template once and lets a dialect rewrite what it means.
+
+The template's `Transpose(W) → MatMul`, `RMSNormalization`, `Gelu`, `RotaryEmbedding` and `Attention` nodes are the
+vocabulary. Everything else (residual adds, activations, multipliers, logits) stays as mobius wrote it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from curconvert.checkpoint.types import TensorInfo
+from curconvert.errors import UnsupportedError
+from curconvert.graph.emit import Emitter
+from curconvert.graph.facts import AttentionFacts, ModelFacts
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+
+
+class Dialect(Protocol):
+    """The operators of one target."""
+
+    opset_imports: Mapping[str, int]
+
+    def linear(self, emit: Emitter, x: ir.Value, weights: list[ir.Value]) -> ir.Value:
+        """Return x·W₁ᵀ·W₂ᵀ… for weights in torch's (out, in) layout."""
+
+    def rms_norm(self, emit: Emitter, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
+        """Return the root-mean-square normalisation of the last axis, times a weight."""
+
+    def add_rms_norm(
+        self, emit: Emitter, x: ir.Value, skip: ir.Value, weight: ir.Value, epsilon: float
+    ) -> tuple[ir.Value, ir.Value]:
+        """Return the normalisation of x + skip, and x + skip."""
+
+    def gelu(self, emit: Emitter, x: ir.Value, approximate: str) -> ir.Value:
+        """Return GELU, exact (`none`) or by its `tanh` approximation."""
+
+    def attention(
+        self,
+        emit: Emitter,
+        facts: AttentionFacts,
+        query: ir.Value,
+        key: ir.Value,
+        value: ir.Value,
+        past: tuple[ir.Value, ir.Value],
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Return the attention output and the present key and value; applies the rotary embedding."""
+
+
+class Lowering:
+    """One pass over a template.
+
+    Args:
+        model: A copy of the template, rewritten in place.
+        dialect: What to rewrite to.
+        facts: The model's facts.
+        tensors: The stored tensors; only names and shapes are looked at.
+        forms: Weight name to its form; a weight that is not named is dense.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        dialect: Dialect,
+        facts: ModelFacts,
+        tensors: Mapping[str, TensorInfo],
+        forms: Mapping[str, str],
+        emit: Emitter,
+    ) -> None:
+        self._model = model
+        self._graph = model.graph
+        self._dialect = dialect
+        self._facts = facts
+        self._tensors = tensors
+        self._forms = forms
+        self._emit = emit
+
+    def run(self) -> None:
+        """Rewrite the model."""
+        for node in tuple(self._graph):
+            outputs = self._rewrite(node)
+            if outputs is None:
+                continue
+            ir.convenience.replace_nodes_and_values(
+                self._graph, node, [node], self._emit.take(), node.outputs[: len(outputs)], outputs
+            )
+        passes.RemoveUnusedNodesPass()(self._model)
+        self._graph.opset_imports.clear()
+        self._graph.opset_imports.update(self._dialect.opset_imports)
+        for node in self._graph:
+            node.version = None
+
+    def _rewrite(self, node: ir.Node) -> tuple[ir.Value, ...] | None:
+        """Return what replaces the node's outputs, or None to keep the node."""
+        match node.op_type:
+            case "MatMul":
+                return self._linear(node)
+            case "RMSNormalization":
+                return self._norm(node)
+            case "Gelu":
+                approximate = _attribute(node, "approximate", "none")
+                return (self._dialect.gelu(self._emit, _input(node, 0), approximate),)
+            case "Attention":
+                return self._attention(node)
+            case "Mul" if self._facts.embedding_scale is not None and self._is_embedding(_input(node, 0)):
+                # mobius rounds this constant (5.66 for √32 in Gemma 2, bfloat16's 5.65625 in Gemma 3).
+                scale = self._emit.constant(self._facts.embedding_scale)
+                return (self._emit("Mul", _input(node, 0), scale),)
+            case _:
+                return None
+
+    def _is_embedding(self, value: ir.Value) -> bool:
+        producer = value.producer()
+        return producer is not None and producer.op_type == "Gather" and _input(producer, 0).name == EMBEDDING
+
+    def _linear(self, node: ir.Node) -> tuple[ir.Value, ...] | None:
+        transpose = _input(node, 1).producer()
+        if transpose is None or transpose.op_type != "Transpose":
+            return None
+        weights = self._weights(_input(transpose, 0))
+        return (self._dialect.linear(self._emit, _input(node, 0), weights),)
+
+    def _weights(self, weight: ir.Value) -> list[ir.Value]:
+        """Return the matrices that take the place of a weight, in the order in which they meet the input."""
+        name = str(weight.name)
+        if name == HEAD and name not in self._tensors:
+            return [self._graph.initializers[EMBEDDING]]
+        form = self._forms.get(name, "dense")
+        if form == "dense":
+            return [weight]
+        if form != "cur":
+            raise UnsupportedError(f"tensor {name}: form {form!r} has no graph, expected 'cur'")
+        stem = name.removesuffix(".weight")
+        return [self._factor(f"{stem}.{factor}") for factor in "RUC"]
+
+    def _factor(self, name: str) -> ir.Value:
+        if name not in self._tensors:
+            raise UnsupportedError(f"tensor {name} is missing: the manifest says that its matrix is stored as C, U, R")
+        shape = ir.Shape(self._tensors[name].shape)
+        value = ir.Value(name=name, type=ir.TensorType(self._emit.dtype), shape=shape)
+        # An initialiser without a tensor; binding fills it in.
+        self._graph.initializers[name] = value
+        return value
+
+    def _norm(self, node: ir.Node) -> tuple[ir.Value, ...]:
+        x, weight = _input(node, 0), _input(node, 1)
+        epsilon = float(_attribute(node, "epsilon", 1e-5))
+        add = x.producer()
+        if (
+            add is not None
+            and add.op_type == "Add"
+            and not any(value.is_initializer() for value in add.inputs if value)
+        ):
+            normed, total = self._dialect.add_rms_norm(self._emit, _input(add, 0), _input(add, 1), weight, epsilon)
+            if total is not x:
+                x.replace_all_uses_with(total)
+            return (normed,)
+        return (self._dialect.rms_norm(self._emit, x, weight, epsilon),)
+
+    def _attention(self, node: ir.Node) -> tuple[ir.Value, ...]:
+        past = (_input(node, 4), _input(node, 5))
+        index = int(str(past[0].name).split(".")[1])
+        facts = self._facts.layers[index]
+        query, has_rope = _unrotated(_input(node, 0))
+        key, _ = _unrotated(_input(node, 1))
+        if has_rope != (facts.rope is not None):
+            raise UnsupportedError(
+                f"layer {index}: mobius {'applies' if has_rope else 'omits'} rotary positions, transformers does not agree"
+            )
+        return self._dialect.attention(self._emit, facts, query, key, _input(node, 2), past)
+
+
+def _unrotated(value: ir.Value) -> tuple[ir.Value, bool]:
+    producer = value.producer()
+    if producer is not None and producer.op_type == "RotaryEmbedding":
+        return _input(producer, 0), True
+    return value, False
+
+
+def _input(node: ir.Node, index: int) -> ir.Value:
+    value = node.inputs[index]
+    assert value is not None, f"{node.op_type} has no input {index}"
+    return value
+
+
+def _attribute(node: ir.Node, name: str, default: float | str) -> float | str:
+    return node.attributes[name].value if name in node.attributes else default

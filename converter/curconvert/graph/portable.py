@@ -1,0 +1,165 @@
+"""The portable dialect: standard operators only, left padding allowed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import onnx_ir as ir
+
+from curconvert.graph.emit import Emitter
+from curconvert.graph.facts import AttentionFacts, ModelFacts
+from curconvert.graph.rotary import cos_sin
+
+_BOOL, _FLOAT, _INT64 = ir.DataType.BOOL, ir.DataType.FLOAT, ir.DataType.INT64
+
+
+class Portable:
+    """Standard operators of opset 17, which every onnxruntime since 1.12 has on CPU and CUDA.
+
+    Args:
+        facts: The model's facts.
+        inputs: The graph inputs by name.
+    """
+
+    opset_imports: Mapping[str, int] = MappingProxyType({"": 17})
+
+    def __init__(self, facts: ModelFacts, inputs: Mapping[str, ir.Value]) -> None:
+        self._facts = facts
+        self._input_ids = inputs["input_ids"]
+        self._attention_mask = inputs["attention_mask"]
+        self._position_ids = inputs["position_ids"]
+        # Computed where the first layer needs them, shared by the layers after it.
+        self._tables: dict[str, tuple[ir.Value, ir.Value]] = {}
+        self._masks: dict[int | None, ir.Value] = {}
+        self._rows: dict[ir.Value, ir.Value] = {}
+        self._batch_sequence: ir.Value | None = None
+
+    def linear(self, emit: Emitter, x: ir.Value, weights: list[ir.Value]) -> ir.Value:
+        """Multiply by Gemm(transB=1): weights stay in torch's layout, and no transposed copy is made at load.
+
+        Gemm is two-dimensional: the batch and sequence axes become rows and come back afterwards.
+        """
+        rows = self._as_rows(emit, x, _width(weights[0], 1))
+        for weight in weights:
+            rows = emit("Gemm", rows, weight, transB=1)
+        if self._batch_sequence is None:
+            self._batch_sequence = emit("Shape", self._input_ids)
+        shape = emit("Concat", self._batch_sequence, emit.ints(_width(weights[-1], 0)), axis=0)
+        return emit("Reshape", rows, shape)
+
+    def _as_rows(self, emit: Emitter, x: ir.Value, width: int) -> ir.Value:
+        if x not in self._rows:
+            self._rows[x] = emit("Reshape", x, emit.ints(-1, width))
+        return self._rows[x]
+
+    def rms_norm(self, emit: Emitter, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
+        """Normalise in float32; the pattern is the one that onnxruntime fuses into its own kernel."""
+        exact = emit.in_float(x)
+        square = emit("Pow", exact, emit.constant(2.0, _FLOAT))
+        mean = emit("ReduceMean", square, axes=[-1], keepdims=1)
+        root = emit("Sqrt", emit("Add", mean, emit.constant(epsilon, _FLOAT)))
+        normed = emit("Div", exact, root)
+        return emit("Mul", emit.from_float(normed), weight)
+
+    def add_rms_norm(
+        self, emit: Emitter, x: ir.Value, skip: ir.Value, weight: ir.Value, epsilon: float
+    ) -> tuple[ir.Value, ir.Value]:
+        """Add, then normalise."""
+        total = emit("Add", x, skip)
+        return self.rms_norm(emit, total, weight, epsilon), total
+
+    def gelu(self, emit: Emitter, x: ir.Value, approximate: str) -> ir.Value:
+        """GELU from primitives: the operator itself needs opset 20."""
+        half, one = emit.constant(0.5), emit.constant(1.0)
+        if approximate == "tanh":
+            cube = emit("Mul", emit("Mul", x, x), x)
+            inner = emit("Add", x, emit("Mul", cube, emit.constant(0.044715)))
+            bell = emit("Tanh", emit("Mul", inner, emit.constant(math.sqrt(2.0 / math.pi))))
+        else:
+            bell = emit("Erf", emit("Mul", x, emit.constant(math.sqrt(0.5))))
+        return emit("Mul", emit("Mul", x, half), emit("Add", bell, one))
+
+    def attention(
+        self,
+        emit: Emitter,
+        facts: AttentionFacts,
+        query: ir.Value,
+        key: ir.Value,
+        value: ir.Value,
+        past: tuple[ir.Value, ir.Value],
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Attention by MatMul and Softmax; query heads that share a key head are an axis of their own, so keys and
+        values are not repeated.
+        """
+        size, groups = facts.head_dim, facts.heads // facts.kv_heads
+        query = emit("Reshape", query, emit.ints(0, 0, facts.heads, size))
+        key = emit("Reshape", key, emit.ints(0, 0, facts.kv_heads, size))
+        value = emit("Reshape", value, emit.ints(0, 0, facts.kv_heads, size))
+        if facts.rope is not None:
+            query = self._rotate(emit, query, facts)
+            key = self._rotate(emit, key, facts)
+        present_key = emit("Concat", past[0], emit("Transpose", key, perm=[0, 2, 1, 3]), axis=2)
+        present_value = emit("Concat", past[1], emit("Transpose", value, perm=[0, 2, 1, 3]), axis=2)
+
+        # (batch, kv_heads, groups, sequence, head_dim) against (batch, kv_heads, 1, total, head_dim)
+        query = emit("Mul", query, emit.constant(facts.scale))
+        query = emit("Reshape", query, emit.ints(0, 0, facts.kv_heads, groups, size))
+        query = emit("Transpose", query, perm=[0, 2, 3, 1, 4])
+        axis = emit.ints(2)
+        keys = emit("Transpose", emit("Unsqueeze", present_key, axis), perm=[0, 1, 2, 4, 3])
+        scores = emit.in_float(emit("MatMul", query, keys))
+        if facts.softcap is not None:
+            cap = emit.constant(facts.softcap, _FLOAT)
+            scores = emit("Mul", emit("Tanh", emit("Div", scores, cap)), cap)
+        # Replacing (not adding a large negative number) keeps rows finite that may see nothing: left padding.
+        scores = emit("Where", self._mask(emit, facts.window), scores, emit.constant(-1e30, _FLOAT))
+        weights = emit.from_float(emit("Softmax", scores, axis=-1))
+        mixed = emit("MatMul", weights, emit("Unsqueeze", present_value, axis))
+        mixed = emit("Reshape", emit("Transpose", mixed, perm=[0, 3, 1, 2, 4]), emit.ints(0, 0, facts.heads * size))
+        return mixed, present_key, present_value
+
+    def _rotate(self, emit: Emitter, x: ir.Value, facts: AttentionFacts) -> ir.Value:
+        """Rotate the pairs (i, i + rotary_dim/2) of each head; x is (batch, sequence, heads, head_dim)."""
+        assert facts.rope is not None
+        rope = self._facts.ropes[facts.rope]
+        if facts.rope not in self._tables:
+            cos, sin = cos_sin(emit, rope, self._position_ids)
+            axis = emit.ints(2)
+            self._tables[facts.rope] = (emit("Unsqueeze", cos, axis), emit("Unsqueeze", sin, axis))
+        cos, sin = self._tables[facts.rope]
+        half = len(rope.inv_freq)
+        rest = facts.head_dim - 2 * half
+        sizes = [half, half, rest] if rest else [half, half]
+        first, second, *unrotated = emit.multiple("Split", len(sizes), x, emit.ints(*sizes), axis=-1)
+        turned_first = emit("Sub", emit("Mul", first, cos), emit("Mul", second, sin))
+        turned_second = emit("Add", emit("Mul", second, cos), emit("Mul", first, sin))
+        return emit("Concat", turned_first, turned_second, *unrotated, axis=-1)
+
+    def _mask(self, emit: Emitter, window: int | None) -> ir.Value:
+        """Return which cache slots each query sees: bool, broadcastable to (batch, 1, 1, sequence, total).
+
+        Slots count from the cache's start, padding included. A row's tokens are contiguous, so distances between
+        slots are distances between tokens.
+        """
+        if window not in self._masks:
+            zero, one = emit.constant(0, _INT64), emit.constant(1, _INT64)
+            total = emit("Squeeze", emit("Shape", self._attention_mask, start=1, end=2))
+            current = emit("Squeeze", emit("Shape", self._input_ids, start=1, end=2))
+            slots = emit("Range", zero, total, one)
+            queries = emit("Unsqueeze", emit("Range", emit("Sub", total, current), total, one), emit.ints(1))
+            seen = emit("LessOrEqual", slots, queries)
+            if window is not None:
+                oldest = emit("Sub", queries, emit.constant(window, _INT64))
+                seen = emit("And", seen, emit("Less", oldest, slots))
+            real = emit("Unsqueeze", emit.cast(self._attention_mask, _BOOL), emit.ints(1, 2, 3))
+            self._masks[window] = emit("And", real, seen)
+        return self._masks[window]
+
+
+def _width(weight: ir.Value, axis: int) -> int:
+    assert weight.shape is not None
+    size = weight.shape[axis]
+    assert isinstance(size, int)
+    return size

@@ -1,0 +1,54 @@
+"""The dense graph of a family, by mobius: topology and weight names; the lowering replaces everything else."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mobius
+import onnx_ir as ir
+from mobius import EpCapabilities, register_ep
+
+_PROVIDER = "curconvert-template"
+# mobius sizes its rotary tables by this; the lowering drops them, so they need not grow with the context.
+_TABLE_ROWS = 8
+
+
+def dense_template(hf_config: Any, dtype: ir.DataType) -> ir.Model:
+    """Build the dense graph from standard operators (opset 24), without weights.
+
+    Args:
+        hf_config: transformers' config object.
+        dtype: Element type of weights and activations.
+
+    Returns:
+        A model whose weight initialisers carry checkpoint names and have no data.
+    """
+    # No fusions: the lowering wants Attention, RMSNormalization and Transpose → MatMul as they are.
+    register_ep(EpCapabilities(name=_PROVIDER, supports_skip_layer_norm=False), overwrite=True)
+    with tempfile.TemporaryDirectory(prefix="curconvert-") as folder:
+        Path(folder, "config.json").write_text(json.dumps(_template_config(hf_config)), encoding="utf-8")
+        package = mobius.build(folder, load_weights=False, execution_provider=_PROVIDER, dtype=dtype)
+    model: ir.Model = package["model"]
+    return model
+
+
+def _template_config(hf_config: Any) -> dict[str, Any]:
+    """Return a config with the same topology, and the parts gone that mobius should not look at."""
+    plain: dict[str, Any] = hf_config.to_dict()
+    if hf_config.model_type == "phi3":
+        # With its projections split, Phi-3 is Llama: mobius keeps gate_up_proj fused, the lowering wants it split.
+        plain["model_type"] = "llama"
+        plain["attention_bias"] = plain["mlp_bias"] = False
+    plain["architectures"] = None
+    plain["max_position_embeddings"] = _TABLE_ROWS
+    plain["sliding_window"] = None if hf_config.model_type == "mistral" else plain.get("sliding_window")
+    for key in ("rope_scaling", "partial_rotary_factor", "original_max_position_embeddings"):
+        plain.pop(key, None)
+    rope = {"rope_type": "default", "rope_theta": 10000.0}
+    nested = any(isinstance(value, Mapping) for value in plain["rope_parameters"].values())
+    plain["rope_parameters"] = {key: rope for key in plain["rope_parameters"]} if nested else rope
+    return plain
