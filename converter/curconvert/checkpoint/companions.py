@@ -1,0 +1,50 @@
+"""The files beside the weights that travel with a model: tokenizer, generation defaults, chat template."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from curconvert.checkpoint.files import ModelFolder, load_json_object
+from curconvert.checkpoint.types import Companions
+
+COMPANION_NAMES = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+)
+TOKENIZER_LIMIT = 100_000_000
+
+
+def folder_companions(folder: ModelFolder) -> Companions:
+    """Collect the companions of the model in a folder.
+
+    Raises:
+        InputError: One of them leads out of the folder, is no regular file, or its JSON is malformed.
+    """
+    copied: dict[str, Path] = {}
+    written: dict[str, bytes] = {}
+    for name in COMPANION_NAMES:
+        path = folder.regular(name)
+        if path is not None:
+            copied[name] = path
+    if path := copied.get("tokenizer_config.json"):
+        settings = load_json_object(path, TOKENIZER_LIMIT)
+        # transformers 5 writes a class name that 4.57 cannot load; both can load the one it stands for.
+        if settings.get("tokenizer_class") == "TokenizersBackend":
+            del copied["tokenizer_config.json"]
+            settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+            written["tokenizer_config.json"] = json_bytes(settings)
+    return Companions(copied, written)
+
+
+def json_bytes(value: object) -> bytes:
+    """Serialise a companion file."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")

@@ -1,0 +1,203 @@
+"""Configs: read strictly, completed by transformers, and written in the dialects of transformers 4 and 5 at once.
+
+Version 5 keeps everything about rotary embeddings in `rope_parameters` and calls the stored type `dtype`; version 4
+(which optimum pins) has `rope_theta`, `rope_scaling`, `rope_local_base_freq` and `torch_dtype`. A normalised config
+has all of them, and they agree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig
+
+from curconvert.checkpoint.files import parse_json
+from curconvert.errors import InputError, UnsupportedError
+from curconvert.families import family_of
+
+_WIDTH_LIMIT = 2**24
+# Largest value of each count that a weight shape or a loop depends on; None or absent means the family's default.
+_INTEGERS: Mapping[str, int] = {
+    "vocab_size": _WIDTH_LIMIT,
+    "hidden_size": _WIDTH_LIMIT,
+    "intermediate_size": _WIDTH_LIMIT,
+    "num_hidden_layers": 10_000,
+    "num_attention_heads": 65_536,
+    "num_key_value_heads": 65_536,
+    "head_dim": 65_536,
+    "max_position_embeddings": 2**31 - 1,
+    "original_max_position_embeddings": 2**31 - 1,
+    "sliding_window": 2**31 - 1,
+}
+_REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_POSITIVE = ("rms_norm_eps", "rope_theta", "rope_local_base_freq")
+_ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+# Left out unless the source has them: they describe no model, or name another program's code or files.
+_NOISE = (
+    "_name_or_path",
+    "transformers_version",
+    "auto_map",
+    "chunk_size_feed_forward",
+    "id2label",
+    "is_encoder_decoder",
+    "label2id",
+    "output_attentions",
+    "output_hidden_states",
+    "problem_type",
+    "return_dict",
+)
+
+
+def parse_overrides(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Parse `--config-set` values: JSON where they are JSON (`8`, `true`, `{"a": 1}`), else the text itself."""
+    parsed: dict[str, Any] = {}
+    for key, value in settings.items():
+        try:
+            parsed[key] = parse_json(value) if isinstance(value, str) else value
+        except ValueError:
+            parsed[key] = value
+    return parsed
+
+
+def merge_overrides(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Apply overrides; a rope override also replaces what the other dialect says about it."""
+    merged = {**raw, **overrides}
+    parameters = raw.get("rope_parameters")
+    if not isinstance(parameters, dict) or "rope_parameters" in overrides:
+        return merged
+    nested = "full_attention" in parameters
+    parameters = _copy(parameters)
+    full = parameters["full_attention"] if nested else parameters
+    if isinstance(full, dict) and "rope_theta" in overrides:
+        full["rope_theta"] = overrides["rope_theta"]
+    if nested and "rope_local_base_freq" in overrides and isinstance(parameters.get("sliding_attention"), dict):
+        parameters["sliding_attention"]["rope_theta"] = overrides["rope_local_base_freq"]
+    if isinstance(full, dict) and "rope_scaling" in overrides:
+        theta = full.get("rope_theta")
+        full.clear()
+        full |= (overrides["rope_scaling"] or {"rope_type": "default"}) | (
+            {} if theta is None else {"rope_theta": theta}
+        )
+    return {**merged, "rope_parameters": parameters}
+
+
+def normalise_config(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Validate a config and complete it.
+
+    Args:
+        raw: The config as stored, in either dialect.
+        source: What the messages call it, usually its path.
+
+    Returns:
+        A config that transformers 4.57 and 5 both load, with the family's defaults filled in.
+
+    Raises:
+        InputError: A field is missing, of the wrong type or out of range.
+        UnsupportedError: The family, a quantisation or a rope scaling is not supported.
+    """
+    values = {key: value for key, value in raw.items() if key not in ("auto_map", "architectures")}
+    family = family_of(values)
+    if values.pop("quantization_config", None):
+        raise UnsupportedError(f"{source}: the checkpoint is quantised (quantization_config); use the unquantised one")
+    _validate(values, source)
+    for key in ("head_dim", "num_key_value_heads", "rope_scaling", "rope_parameters"):
+        if values.get(key, ...) is None:
+            del values[key]
+    config = _complete(values, source)
+    if config.get("num_key_value_heads") is None:
+        config["num_key_value_heads"] = config["num_attention_heads"]
+    if config.get("head_dim") is None:
+        if config["hidden_size"] % config["num_attention_heads"]:
+            raise InputError(
+                f"{source}: hidden_size {config['hidden_size']} is not a multiple of num_attention_heads "
+                f"{config['num_attention_heads']} and head_dim is not given"
+            )
+        config["head_dim"] = config["hidden_size"] // config["num_attention_heads"]
+    _validate(config, source)
+    if config["num_attention_heads"] % config["num_key_value_heads"]:
+        raise InputError(
+            f"{source}: num_attention_heads {config['num_attention_heads']} is not a multiple of "
+            f"num_key_value_heads {config['num_key_value_heads']}"
+        )
+    config["architectures"] = [family.architecture]
+    config["tie_word_embeddings"] = bool(config.get("tie_word_embeddings", False))
+    return _both_dialects(config, source)
+
+
+def with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """Return the config with its stored dtype (`float32`, `float16`, `bfloat16`) under both names."""
+    return {**config, "dtype": dtype, "torch_dtype": dtype}
+
+
+def _validate(values: Mapping[str, Any], source: str) -> None:
+    for key, limit in _INTEGERS.items():
+        value = values.get(key)
+        if value is None:
+            if key in _REQUIRED:
+                raise InputError(f"{source}: {key} is missing; add it, or pass --config-set {key}=…")
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= limit:
+            raise InputError(f"{source}: {key} is {value!r}, expected an integer from 1 to {limit}")
+    for key in _POSITIVE:
+        value = values.get(key)
+        if value is not None and not _is_positive(value):
+            raise InputError(f"{source}: {key} is {value!r}, expected a positive number")
+    tied = values.get("tie_word_embeddings")
+    if tied is not None and not isinstance(tied, bool):
+        raise InputError(f"{source}: tie_word_embeddings is {tied!r}, expected true or false")
+    for key in ("rope_scaling", "rope_parameters"):
+        value = values.get(key)
+        if value is not None and not isinstance(value, dict):
+            raise InputError(f"{source}: {key} is {value!r}, expected an object")
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+
+
+def _complete(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Let transformers fill in the family's defaults and check the fields that only it knows."""
+    arguments = {key: value for key, value in values.items() if key != "model_type"}
+    try:
+        # transformers moves rope keys around in place: it gets its own copy of the nested objects.
+        config = AutoConfig.for_model(values["model_type"], **_copy(arguments))
+        completed: dict[str, Any] = config.to_dict()
+    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
+        raise InputError(f"{source}: transformers refuses this config: {' '.join(str(error).split())}") from None
+    head_dim = getattr(config, "head_dim", None)
+    dropped = [key for key in _NOISE if key not in values]
+    return {key: value for key, value in completed.items() if key not in dropped} | {"head_dim": head_dim}
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    return [_copy(item) for item in value] if isinstance(value, list) else value
+
+
+def _both_dialects(config: dict[str, Any], source: str) -> dict[str, Any]:
+    parameters = _copy(config.get("rope_parameters")) or {}
+    nested = "full_attention" in parameters
+    for part in parameters.values() if nested else [parameters]:
+        kind = part.get("rope_type", "default")
+        if kind not in _ROPE_TYPES:
+            raise UnsupportedError(f"{source}: rope type {kind!r} is not supported, expected {', '.join(_ROPE_TYPES)}")
+        if not _is_positive(part.get("rope_theta")):
+            raise InputError(f"{source}: rope_theta is {part.get('rope_theta')!r}, expected a positive number")
+    full = parameters["full_attention"] if nested else parameters
+    scaling = {key: value for key, value in full.items() if key not in ("rope_theta", "partial_rotary_factor", "type")}
+    if config["model_type"] == "phi3" and scaling["rope_type"] == "longrope":
+        # Version 4's Phi3Config insists on exactly these three; the original length is a field of its own.
+        scaling = {"type": "longrope", "short_factor": full["short_factor"], "long_factor": full["long_factor"]}
+    config["rope_parameters"] = parameters
+    config["rope_theta"] = full["rope_theta"]
+    config["rope_scaling"] = None if full["rope_type"] == "default" else scaling
+    if nested:
+        config["rope_local_base_freq"] = parameters.get("sliding_attention", full)["rope_theta"]
+    if "partial_rotary_factor" in full:
+        config["partial_rotary_factor"] = full["partial_rotary_factor"]
+    dtype = config.get("dtype") or config.get("torch_dtype")
+    return with_dtype(config, dtype) if dtype else config

@@ -1,0 +1,126 @@
+"""Which files may be read, and strict JSON.
+
+Everything a model folder names (shards, tokenizer files) goes through `ModelFolder.regular`, so that nothing outside
+the folder is opened and nothing that could block (a FIFO) or run (a pickle) is either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from curconvert.errors import InputError
+
+JSON_LIMIT = 10_000_000
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A folder of model files, and the boundary that their symbolic links must not leave.
+
+    Attributes:
+        path: The folder.
+        root: Resolved boundary. The folder itself, or, in a Hugging Face cache, the repository's cache folder:
+            snapshots there are made of links to `../../blobs`.
+    """
+
+    path: Path
+    root: Path
+
+    @classmethod
+    def at(cls, path: Path) -> ModelFolder:
+        """Describe the folder `path`."""
+        resolved = path.resolve()
+        in_cache = resolved.parent.name == "snapshots" and resolved.parent.parent.name.startswith("models--")
+        return cls(path, resolved.parent.parent if in_cache else resolved)
+
+    def regular(self, name: str) -> Path | None:
+        """Return the file `name` of this folder, or None when there is none.
+
+        Raises:
+            InputError: It leads out of the folder or is not a regular file.
+        """
+        path = self.path / name
+        if not path.exists() and not path.is_symlink():
+            return None
+        if not path.resolve().is_relative_to(self.root):
+            raise InputError(f"{path}: a link to a file outside the model's folder; replace it by the file itself")
+        return regular_file(path)
+
+
+def regular_file(path: Path) -> Path:
+    """Return `path` if it is a regular file; nothing is opened to find out, because opening a FIFO blocks.
+
+    Raises:
+        InputError: It does not exist, cannot be reached or is something else.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
+        raise InputError(f"{path}: expected a file, this is {kind}")
+    return path
+
+
+def sha256_file(path: Path) -> str:
+    """Return the hexadecimal sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_json_object(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
+    """Read a JSON object strictly (see `parse_json`) from a regular file of at most `limit` bytes."""
+    size = regular_file(path).stat().st_size
+    if size > limit:
+        raise InputError(f"{path}: {size} bytes, expected a JSON file of at most {limit}")
+    try:
+        value = parse_json(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON, refusing what readers disagree on: duplicate keys, NaN, Infinity, numbers beyond float64.
+
+    Raises:
+        ValueError: The text is not such JSON.
+    """
+    try:
+        if isinstance(text, bytes):
+            text = text.decode("utf-8")
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"key {twice!r} appears twice")
+    return result
+
+
+def _refuse(literal: str) -> Any:
+    raise ValueError(f"{literal} is not a JSON number")
+
+
+def _finite(literal: str) -> float:
+    value = float(literal)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"number {literal} is out of range")
+    return value

@@ -1,0 +1,207 @@
+"""GGUF files: llama.cpp's names and layouts put back into Hugging Face's, one tensor dequantised at a time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from gguf import GGMLQuantizationType, GGUFReader
+from gguf.constants import GGML_QUANT_SIZES
+from gguf.quants import dequantize
+
+from curconvert.checkpoint.gguf_config import GLOBAL_TENSORS, config_from_metadata
+from curconvert.checkpoint.gguf_tokenizer import tokenizer_files
+from curconvert.checkpoint.types import Companions, TensorInfo
+from curconvert.errors import InputError, UnsupportedError
+
+_RAW: Mapping[GGMLQuantizationType, tuple[str, torch.dtype]] = {
+    GGMLQuantizationType.F32: ("F32", torch.float32),
+    GGMLQuantizationType.F16: ("F16", torch.float16),
+    GGMLQuantizationType.BF16: ("BF16", torch.bfloat16),
+}
+_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_BLOCK = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_qkv": "self_attn.qkv_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+# Where an architecture's blocks differ from Llama's.
+_BLOCK_OF: Mapping[str, Mapping[str, str]] = {
+    "gemma2": _BLOCK | {"ffn_norm": "pre_feedforward_layernorm"},
+    "gemma3": _BLOCK | {"ffn_norm": "pre_feedforward_layernorm"},
+    "phi3": _BLOCK | {"ffn_up": "mlp.gate_up_proj"},
+}
+# llama.cpp interleaves the two halves of each rotary head for these; the others keep Hugging Face's order.
+_PERMUTED = ("llama", "granite", "smollm3")
+# Their norms multiply by 1 + w; llama.cpp stores the sum.
+_SHIFTED_NORMS = ("gemma2", "gemma3")
+
+
+class _BoundedReader(GGUFReader):  # type: ignore[misc]
+    """The gguf package's reader, which takes the end of the file for an empty array and could count to 2⁶³ there."""
+
+    def _get(self, offset: int, dtype: npt.DTypeLike, count: int = 1, override_order: Any = None) -> npt.NDArray[Any]:
+        values: npt.NDArray[Any] = super()._get(offset, dtype, count, override_order)
+        if len(values) != count:
+            raise ValueError(f"the file ends within the data at byte {offset}")
+        return values
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Where a tensor lies in the file and how it is encoded; `shape` in torch's order."""
+
+    kind: GGMLQuantizationType
+    shape: tuple[int, ...]
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """A GGUF file as a checkpoint: config, tensors by Hugging Face name, tokenizer.
+
+    Attributes:
+        path: The file.
+        metadata: Its key-value pairs, arrays as lists.
+        config: The Hugging Face config that they describe.
+    """
+
+    path: Path
+    metadata: Mapping[str, Any]
+    config: Mapping[str, Any]
+    _stored: Mapping[str, _Stored]
+
+    @classmethod
+    def open(cls, path: Path) -> GgufFile:
+        """Read metadata and tensor headers.
+
+        Raises:
+            InputError: The file is not valid GGUF.
+            UnsupportedError: Its architecture or a quantisation is not supported.
+        """
+        try:
+            reader = _BoundedReader(path)
+            metadata = {name: field.contents() for name, field in reader.fields.items()}
+            # Only numbers are kept: the reader's map of the whole file goes away with it.
+            by_ggml_name = {
+                tensor.name: _Stored(
+                    tensor.tensor_type,
+                    tuple(int(size) for size in reversed(tensor.shape.tolist())),
+                    int(tensor.data_offset),
+                    int(tensor.n_bytes),
+                )
+                for tensor in reader.tensors
+            }
+        except (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError, OSError) as error:
+            raise InputError(f"{path}: not a valid GGUF file: {' '.join(str(error).split())}") from None
+        architecture = metadata.get("general.architecture")
+        if metadata.get("split.count", 1) > 1:
+            raise UnsupportedError(
+                f"{path}: one part of a split GGUF; merge the parts first (llama-gguf-split --merge)"
+            )
+        shapes = {name: stored.shape for name, stored in by_ggml_name.items()}
+        factors = {name: _floats(path, by_ggml_name[name]) for name in GLOBAL_TENSORS if name in by_ggml_name}
+        config = config_from_metadata(metadata, shapes, factors, str(path))
+        stored = {}
+        for name, entry in by_ggml_name.items():
+            _check_decodable(path, name, entry.kind)
+            if name not in GLOBAL_TENSORS:
+                stored[_canonical_name(path, str(architecture), name)] = entry
+        return cls(path, metadata, config, stored)
+
+    @cached_property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """The tensors, under their Hugging Face names; quantised ones appear as float32."""
+        return {
+            name: TensorInfo(name, "F32" if self._transform(name) is _unshift else _dtype(entry), entry.shape)
+            for name, entry in self._stored.items()
+        }
+
+    def read(self, name: str) -> torch.Tensor:
+        """Dequantise one tensor and undo what llama.cpp's converter did to it."""
+        tensor = _decode(self.path, self._stored[name])
+        transform = self._transform(name)
+        return tensor if transform is None else transform(tensor)
+
+    def companions(self) -> Companions:
+        """Rebuild the tokenizer files from the metadata."""
+        return Companions(written=tokenizer_files(self.metadata, str(self.path)))
+
+    def _transform(self, name: str) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        architecture = self.metadata["general.architecture"]
+        if architecture in _SHIFTED_NORMS and name.endswith("norm.weight"):
+            return _unshift
+        if architecture in _PERMUTED:
+            for projection, heads in (("q_proj", "num_attention_heads"), ("k_proj", "num_key_value_heads")):
+                if f".self_attn.{projection}." in name:
+                    return lambda tensor: unpermute(tensor, self.config[heads])
+        return None
+
+
+def unpermute(tensor: torch.Tensor, heads: int) -> torch.Tensor:
+    """Put the rows of q_proj or k_proj back: per head, from (pairs, 2) to Hugging Face's (2, pairs).
+
+    Args:
+        tensor: (heads · head_dim, …) in llama.cpp's order.
+        heads: Number of heads that the rows hold.
+    """
+    rows = tensor.shape[0]
+    return tensor.reshape(heads, rows // heads // 2, 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
+
+
+def _unshift(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() - 1.0
+
+
+def _canonical_name(path: Path, architecture: str, name: str) -> str:
+    stem, _, kind = name.rpartition(".")
+    if kind in ("weight", "bias"):
+        if stem in _TOP:
+            return f"{_TOP[stem]}.{kind}"
+        match = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
+        block = _BLOCK_OF.get(architecture, _BLOCK)
+        if match and match[2] in block:
+            return f"model.layers.{int(match[1])}.{block[match[2]]}.{kind}"
+    raise UnsupportedError(f"{path}: tensor {name} is not part of a supported {architecture} model")
+
+
+def _check_decodable(path: Path, name: str, kind: GGMLQuantizationType) -> None:
+    try:
+        dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), dtype=np.uint8), kind)
+    except NotImplementedError:
+        raise UnsupportedError(f"{path}: tensor {name} is {kind.name}, which the gguf package cannot decode") from None
+
+
+def _dtype(entry: _Stored) -> str:
+    return _RAW[entry.kind][0] if entry.kind in _RAW else "F32"
+
+
+def _decode(path: Path, entry: _Stored) -> torch.Tensor:
+    data = np.memmap(path, dtype=np.uint8, mode="r", offset=entry.offset, shape=(entry.length,))
+    if entry.kind in _RAW:
+        return torch.from_numpy(np.array(data)).view(_RAW[entry.kind][1]).view(entry.shape)
+    rows = data.reshape(*entry.shape[:-1], -1)
+    return torch.from_numpy(dequantize(rows, entry.kind)).view(entry.shape)
+
+
+def _floats(path: Path, entry: _Stored) -> list[float]:
+    return [float(value) for value in _decode(path, entry).float()]

@@ -1,0 +1,48 @@
+"""Hugging Face hub ids: fetch the files of a model that may be read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from curconvert.checkpoint.companions import COMPANION_NAMES
+from curconvert.errors import BackendError, InputError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def is_hub_id(source: str) -> bool:
+    """Tell whether a name could be `organisation/name`."""
+    return _HUB_ID.fullmatch(source) is not None and not source.endswith((".safetensors", ".gguf", ".json"))
+
+
+def fetch_snapshot(hub_id: str, revision: str | None = None) -> Path:
+    """Download a model's safetensors, config and tokenizer files (never pickles or code) and return the snapshot.
+
+    Raises:
+        InputError: The hub has no such model or revision, or asks for a login.
+        BackendError: The hub cannot be reached and the model is not cached.
+    """
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - loads an HTTP client that local files do not need
+    from huggingface_hub.errors import (  # noqa: PLC0415
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    patterns = ["*.safetensors", "model.safetensors.index.json", "config.json", *COMPANION_NAMES]
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]))
+    except GatedRepoError:
+        raise InputError(
+            f"{hub_id}: the hub asks for a login; accept its terms there and run `hf auth login`"
+        ) from None
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):
+        where = hub_id if revision is None else f"{hub_id} at revision {revision}"
+        raise InputError(f"{where}: no such file or folder here, and no such model on the Hugging Face hub") from None
+    except Exception as error:  # noqa: BLE001 - whatever the HTTP stack raises, the user can do the same about it
+        raise BackendError(
+            f"{hub_id}: no such file or folder here, and the Hugging Face hub cannot be reached "
+            f"({type(error).__name__}); download the model where there is a network and pass its folder"
+        ) from None

@@ -1,0 +1,154 @@
+"""Safetensors: headers, byte ranges, index files and memory-mapped tensors."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from curconvert.checkpoint.files import ModelFolder, load_json_object, parse_json, regular_file
+from curconvert.checkpoint.types import ByteRange, TensorInfo
+from curconvert.errors import InputError, UnsupportedError
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+INDEX_LIMIT = 100_000_000
+
+DTYPES: Mapping[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_QUANTISED_SUFFIXES = (".qweight", ".qzeros", ".scales", ".g_idx", ".weight_scale", ".weight_scale_inv", ".absmax")
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """Read the names, shapes and byte ranges of a safetensors file; no tensor byte is read.
+
+    The safetensors library validates the header first (lengths, overlaps, holes, overflows, trailing bytes).
+
+    Raises:
+        InputError: The file is not valid safetensors.
+        UnsupportedError: It holds quantised or otherwise unsupported dtypes.
+    """
+    regular_file(path)
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = parse_json(file.read(length))
+    except SafetensorError as error:
+        raise InputError(f"{path}: not a valid safetensors file: {_one_line(error)}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not a valid safetensors file: the header has {_one_line(error)}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or _one_line(error)}") from None
+    header.pop("__metadata__", None)
+    return {name: _tensor_info(path, name, entry, 8 + length) for name, entry in header.items()}
+
+
+def _tensor_info(path: Path, name: str, entry: Mapping[str, Any], data_start: int) -> TensorInfo:
+    dtype = entry["dtype"]
+    if name.endswith(_QUANTISED_SUFFIXES):
+        raise UnsupportedError(f"{path}: tensor {name} belongs to a quantised checkpoint; use the unquantised one")
+    # An old buffer is dropped later whatever its dtype; every other tensor is a weight.
+    if dtype not in DTYPES and not is_legacy_buffer(name):
+        advice = "convert it to float32" if dtype == "F64" else "quantised and integer weights are not supported"
+        raise UnsupportedError(f"{path}: tensor {name} has dtype {dtype}, expected F32, F16 or BF16; {advice}")
+    begin, end = entry["data_offsets"]
+    return TensorInfo(name, dtype, tuple(entry["shape"]), ByteRange(path, data_start + begin, end - begin))
+
+
+def is_legacy_buffer(name: str) -> bool:
+    """Tell whether a tensor is a rotary table that old versions saved and that every model computes by itself."""
+    return name.endswith(".rotary_emb.inv_freq")
+
+
+def read_headers(paths: Iterable[Path]) -> dict[str, TensorInfo]:
+    """Read several files' headers as one table.
+
+    Raises:
+        InputError: A tensor is in two of them, or one of them is invalid.
+    """
+    tensors: dict[str, TensorInfo] = {}
+    for path in paths:
+        for name, info in read_header(path).items():
+            if name in tensors:
+                first = tensors[name].location
+                raise InputError(f"{path}: tensor {name} is also in {first.file.name if first else 'another file'}")
+            tensors[name] = info
+    return tensors
+
+
+def read_index(folder: ModelFolder) -> tuple[tuple[Path, ...], dict[str, TensorInfo]]:
+    """Read a sharded checkpoint through its index file.
+
+    Returns:
+        The shards, by name, and every tensor.
+
+    Raises:
+        InputError: The index names files outside the folder, or disagrees with the shards.
+    """
+    path = folder.regular(INDEX_NAME)
+    if path is None:
+        raise InputError(f"{folder.path / INDEX_NAME}: no such file")
+    weight_map = load_json_object(path, INDEX_LIMIT).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{path}: weight_map is missing or empty")
+    for name, shard in weight_map.items():
+        if not _is_plain_name(shard):
+            raise InputError(
+                f"{path}: tensor {name!r} is in {shard!r}, expected the name of a .safetensors file beside"
+            )
+    shards = {shard: folder.regular(shard) for shard in sorted(set(weight_map.values()))}
+    for shard, file in shards.items():
+        if file is None:
+            raise InputError(f"{path}: shard {shard} is missing from the folder")
+    files = tuple(file for file in shards.values() if file is not None)
+    tensors = read_headers(files)
+    for name, shard in weight_map.items():
+        location = tensors[name].location if name in tensors else None
+        if location is None or location.file.name != shard:
+            raise InputError(f"{path}: tensor {name} is not in {shard}, where the index places it")
+    if extra := sorted(tensors.keys() - weight_map.keys()):
+        raise InputError(f"{path}: tensor {extra[0]} is in a shard but not in the index ({len(extra)} such tensors)")
+    return files, tensors
+
+
+def _is_plain_name(value: object) -> bool:
+    """A file name without any path in it, on any operating system."""
+    return (
+        isinstance(value, str)
+        and value.endswith(".safetensors")
+        and not any(character in value for character in "/\\:\0")
+        and not value.startswith("..")
+    )
+
+
+def map_tensor(info: TensorInfo) -> torch.Tensor:
+    """Return a tensor that is a memory map of its bytes.
+
+    Each tensor has a mapping of its own, so dropping the tensor gives its pages back. The mapping is private: torch
+    knows no read-only tensors, and a write by mistake must not reach the file.
+
+    Raises:
+        InputError: The file changed since its header was read.
+    """
+    location = info.location
+    if location is None:
+        raise ValueError(f"tensor {info.name} is not stored as raw bytes")
+    start = location.offset - location.offset % mmap.ALLOCATIONGRANULARITY
+    length = location.offset + location.length - start
+    try:
+        with location.file.open("rb") as file:
+            mapping = mmap.mmap(file.fileno(), length, offset=start, access=mmap.ACCESS_COPY)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{location.file}: tensor {info.name} cannot be read: {_one_line(error)}") from None
+    dtype = DTYPES[info.dtype]
+    count = location.length // dtype.itemsize
+    return torch.frombuffer(mapping, dtype=dtype, count=count, offset=location.offset - start).view(info.shape)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,87 @@
+"""Strict tensors: exactly the expected names and shapes, and tying decided from what is stored."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from curconvert.checkpoint.types import TensorInfo
+from curconvert.errors import InputError
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+
+logger = logging.getLogger(__name__)
+
+
+def check_tensors(
+    tensors: Mapping[str, TensorInfo], expected: Mapping[str, tuple[int, ...]], source: str = "checkpoint"
+) -> None:
+    """Compare stored tensors with those that the config asks for.
+
+    Raises:
+        InputError: Some are missing, unexpected or of another shape; the message names the first few.
+    """
+    if missing := [name for name in expected if name not in tensors]:
+        raise InputError(f"{source}: {_some(missing)} missing; the config does not describe these weights")
+    if extra := [name for name in tensors if name not in expected]:
+        raise InputError(f"{source}: {_some(extra)} unexpected; the config does not describe these weights")
+    wrong = [name for name, shape in expected.items() if tensors[name].shape != shape]
+    if wrong:
+        found, wanted = tensors[wrong[0]].shape, expected[wrong[0]]
+        raise InputError(
+            f"{source}: {_some(wrong)} mis-shaped: {wrong[0]} is {list(found)}, the config says {list(wanted)}"
+        )
+
+
+def resolve_tying(
+    tensors: Mapping[str, TensorInfo], tied: bool, read: Callable[[str], torch.Tensor], source: str
+) -> bool:
+    """Decide from the stored tensors whether the lm_head is the embedding.
+
+    Args:
+        tensors: What is stored.
+        tied: What the config says.
+        read: Reads a stored tensor.
+        source: What messages call the checkpoint.
+
+    Returns:
+        Whether the model is tied. A config that says so is overruled by an lm_head that differs.
+
+    Raises:
+        InputError: The config says that they are not tied, and there is no lm_head.
+    """
+    if HEAD not in tensors:
+        if not tied:
+            raise InputError(
+                f"{source}: tensor {HEAD} is missing and tie_word_embeddings is false; if the lm_head is the "
+                "embedding, pass --config-set tie_word_embeddings=true"
+            )
+        return True
+    if not tied:
+        return False
+    if EMBEDDING not in tensors or _same_bytes(HEAD, EMBEDDING, tensors, read):
+        return True
+    logger.warning("%s: tie_word_embeddings is true but %s differs from %s; treated as untied", source, HEAD, EMBEDDING)
+    return False
+
+
+def _same_bytes(
+    one: str, other: str, tensors: Mapping[str, TensorInfo], read: Callable[[str], torch.Tensor], rows: int = 4096
+) -> bool:
+    if (tensors[one].dtype, tensors[one].shape) != (tensors[other].dtype, tensors[other].shape):
+        return False
+    # As integers, so that NaNs compare by their bits; by rows, so that no second copy is held.
+    first, second = read(one).view(torch.uint8), read(other).view(torch.uint8)
+    return all(
+        torch.equal(first[start : start + rows], second[start : start + rows]) for start in range(0, len(first), rows)
+    )
+
+
+def _some(names: Sequence[str], shown: int = 3) -> str:
+    listed = ", ".join(names[:shown])
+    if len(names) == 1:
+        return f"tensor {listed} is"
+    return f"{len(names)} tensors ({listed}{', …' if len(names) > shown else ''}) are"
