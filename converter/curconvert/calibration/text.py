@@ -1,0 +1,261 @@
+"""Calibration text to token batches: read, tokenise, cut, and hold probe sequences out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
+
+from curconvert.errors import InputError
+
+BUILTIN = "builtin"
+TOKEN_TENSOR = "input_ids"  # noqa: S105 - the name of a tensor
+MAX_TEXT_BYTES = 256 * 2**20
+CHUNK_CHARACTERS = 16_384
+# A longer text than this is sampled, in at least so many places. Generous: English has some 4.5 characters a token.
+CHARACTERS_PER_TOKEN = 32
+LEAST_CHUNKS = 64
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """Which text calibrates the compression, and how much of it.
+
+    Attributes:
+        source: `builtin`, or the path of a UTF-8 text file, a `.jsonl` file or a `.safetensors` file of token ids.
+        text_field: The key that holds the text in each object of a JSONL file.
+        sequences: Calibration sequences wanted; a shorter text gives fewer, with a notice.
+        tokens_per_sequence: Length of every sequence.
+        probe_sequences: Sequences held out for verification, never used for calibration.
+        seed: Shifts which of the evenly spread sequences are taken.
+
+    Raises:
+        InputError: A number is out of range or a name is empty.
+    """
+
+    source: str = BUILTIN
+    text_field: str = "text"
+    sequences: int = 128
+    tokens_per_sequence: int = 128
+    probe_sequences: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("sequences", 1), ("tokens_per_sequence", 2), ("probe_sequences", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"calibration: {name} is {getattr(self, name)}, but must be at least {least}")
+        for name in ("source", "text_field"):
+            if not getattr(self, name):
+                raise InputError(f"calibration: {name} is empty")
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationTokens:
+    """Token ids to calibrate on and, disjoint from them, token ids to verify on.
+
+    Attributes:
+        calibration: int64, (N, tokens_per_sequence).
+        probes: int64, (P, tokens_per_sequence).
+        source: `builtin` or the file's name (without its folder, so that it is the same on every machine).
+        sha256: Hex digest of the little-endian int64 ids, calibration first, then probes.
+        notices: One sentence for each wish that the text was too short to meet.
+    """
+
+    calibration: NDArray[np.int64]
+    probes: NDArray[np.int64]
+    source: str
+    sha256: str
+    notices: tuple[str, ...]
+
+
+def load_tokens(
+    options: CalibrationOptions, tokenizer_file: Path | bytes | None, *, vocab_size: int | None = None
+) -> CalibrationTokens:
+    """Read the calibration source and cut it into calibration and probe sequences, without padding.
+
+    Args:
+        options: What to read and how much to take.
+        tokenizer_file: A `tokenizer.json`, as a path or as its content; None when the model has none.
+        vocab_size: Rows of the model's embedding; ids are checked against it when it is given.
+
+    Raises:
+        InputError: The source is missing, malformed or too short, its ids do not fit the model, or it is text and
+            there is no tokenizer.
+    """
+    path = None if options.source == BUILTIN else Path(options.source)
+    if path is not None and path.suffix == ".safetensors":
+        ids = _read_ids(path)
+    else:
+        text = _builtin_text() if path is None else _read_text(path, options.text_field)
+        if not text.strip():
+            raise InputError(f"{options.source}: the calibration text is empty")
+        ids = _tokenise(text, _open_tokenizer(options.source, tokenizer_file), options)
+    if vocab_size is not None:
+        _check_range(options.source, ids, vocab_size)
+    return _split(ids, options, BUILTIN if path is None else path.name)
+
+
+def _split(ids: NDArray[np.int64], options: CalibrationOptions, source: str) -> CalibrationTokens:
+    """Cut a stream of ids into sequences; probes and calibration are both spread evenly over the text."""
+    length = options.tokens_per_sequence
+    available = ids.size // length
+    if available < 2:
+        raise InputError(
+            f"{source}: {ids.size} tokens, but at least {2 * length} are needed (one calibration and one probe "
+            f"sequence of {length} tokens); give more text or ask for shorter sequences"
+        )
+    table = ids[: available * length].reshape(available, length)
+    enough = available >= options.sequences + options.probe_sequences
+    # A short text serves calibration first.
+    probe_count = options.probe_sequences if enough else min(options.probe_sequences, max(1, available // 5))
+    phase = float(np.random.default_rng(options.seed).random())
+    held_out = _spread(available, probe_count, phase)
+    rest = np.setdiff1d(np.arange(available), held_out)
+    calibration = table[rest[_spread(rest.size, min(options.sequences, rest.size), phase)]]
+    probes = table[held_out]
+
+    digest = hashlib.sha256(calibration.astype("<i8").tobytes())
+    digest.update(probes.astype("<i8").tobytes())
+    name = "the builtin text" if source == BUILTIN else source
+    counts = (
+        ("calibration", len(calibration), options.sequences),
+        ("probe", len(probes), options.probe_sequences),
+    )
+    notices = tuple(
+        f"{name} gives {found} {kind} sequences of {length} tokens, fewer than the {wanted} asked for"
+        for kind, found, wanted in counts
+        if found < wanted
+    )
+    return CalibrationTokens(calibration, probes, source, digest.hexdigest(), notices)
+
+
+def _spread(total: int, count: int, phase: float) -> NDArray[np.int64]:
+    """Return `count` distinct indices below `total`, evenly spaced, `phase` in [0, 1) into their intervals."""
+    return np.floor((np.arange(count) + phase) * total / count).astype(np.int64)
+
+
+def _builtin_text() -> str:
+    folder = files(__package__) / "builtin"
+    parts = sorted((part for part in folder.iterdir() if part.name.endswith(".txt")), key=lambda part: part.name)
+    return "\n".join(part.read_text(encoding="utf-8") for part in parts)
+
+
+def _read_text(path: Path, text_field: str) -> str:
+    """Read a UTF-8 file; the documents of a JSONL file are joined by newlines."""
+    if not path.is_file():
+        raise InputError(
+            f"{path}: no such calibration file (or write `builtin` for the text that comes with curconvert)"
+        )
+    if (size := path.stat().st_size) > MAX_TEXT_BYTES:
+        raise InputError(
+            f"{path}: {size / 2**20:.0f} MiB of calibration text; give a sample of at most {MAX_TEXT_BYTES >> 20} MiB"
+        )
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}") from error
+    return "\n".join(_documents(path, text, text_field)) if path.suffix == ".jsonl" else text
+
+
+def _documents(path: Path, text: str, field: str) -> Iterator[str]:
+    # Only "\n" ends a JSONL line: a JSON string may hold the other characters that str.splitlines splits at.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{where}: not JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise InputError(f"{where}: expected a JSON object, found {type(record).__name__}")
+        value = record.get(field)
+        if not isinstance(value, str):
+            raise InputError(f"{where}: no string in the field {field!r} (fields: {', '.join(record) or 'none'})")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{where}: the field {field!r} holds half of a surrogate pair") from error
+        yield value
+
+
+def _open_tokenizer(source: str, tokenizer_file: Path | bytes | None) -> Tokenizer:
+    if tokenizer_file is None:
+        raise InputError(
+            f"{source}: the model has no tokenizer.json to read a calibration text with; "
+            f"give a .safetensors file whose tensor {TOKEN_TENSOR!r} holds token ids"
+        )
+    try:
+        content = tokenizer_file if isinstance(tokenizer_file, bytes) else tokenizer_file.read_bytes()
+        tokenizer = Tokenizer.from_buffer(content)
+    except (OSError, ValueError) as error:
+        name = "tokenizer.json" if isinstance(tokenizer_file, bytes) else tokenizer_file
+        raise InputError(f"{name}: not a tokenizer: {error}") from error
+    # A tokenizer file may ask for both; neither belongs into a running text.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _tokenise(text: str, tokenizer: Tokenizer, options: CalibrationOptions) -> NDArray[np.int64]:
+    """Tokenise a text piece by piece: an encoding takes some hundred bytes a token, its ids take eight."""
+    chunks = list(_chunks(text))
+    wanted = (options.sequences + options.probe_sequences) * options.tokens_per_sequence
+    needed = max(LEAST_CHUNKS, -(-wanted * CHARACTERS_PER_TOKEN // CHUNK_CHARACTERS))
+    if len(chunks) > needed:
+        chunks = [chunks[i] for i in _spread(len(chunks), needed, 0.5)]
+    ids = [np.asarray(tokenizer.encode(chunk, add_special_tokens=False).ids, dtype=np.int64) for chunk in chunks]
+    return np.concatenate(ids)
+
+
+def _chunks(text: str) -> Iterator[str]:
+    """Yield pieces of at most CHUNK_CHARACTERS, cut before a line break or else before a space."""
+    start = 0
+    while start < len(text):
+        end = start + CHUNK_CHARACTERS
+        if end < len(text):
+            cut = text.rfind("\n", start + 1, end)
+            cut = cut if cut > 0 else text.rfind(" ", start + 1, end)
+            end = cut if cut > 0 else end
+        yield text[start:end]
+        start = end
+
+
+def _read_ids(path: Path) -> NDArray[np.int64]:
+    """Read token ids; the rows of a table are joined in order."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such calibration file")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            if TOKEN_TENSOR not in file.keys():  # noqa: SIM118 - the handle is no mapping
+                raise InputError(
+                    f"{path}: no tensor {TOKEN_TENSOR!r} (found: {', '.join(sorted(file.keys())) or 'none'})"
+                )
+            header = file.get_slice(TOKEN_TENSOR)
+            dtype, shape = header.get_dtype(), tuple(header.get_shape())
+            if dtype not in {"I32", "I64"} or len(shape) not in {1, 2}:
+                raise InputError(
+                    f"{path}: {TOKEN_TENSOR} is {dtype} of shape {shape}; expected I32 or I64 with one or two axes"
+                )
+            ids: NDArray[np.int64] = file.get_tensor(TOKEN_TENSOR).astype(np.int64).reshape(-1)
+            return ids
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a readable safetensors file: {error}") from error
+
+
+def _check_range(source: str, ids: NDArray[np.int64], vocab_size: int) -> None:
+    outside = np.flatnonzero((ids < 0) | (ids >= vocab_size))
+    if outside.size:
+        first = int(outside[0])
+        raise InputError(
+            f"{source}: token {first} is {int(ids[first])}, but the model's vocabulary has {vocab_size} entries; "
+            "the tokenizer or the ids belong to another model"
+        )
