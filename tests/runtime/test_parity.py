@@ -15,7 +15,7 @@ TABLE = np.random.default_rng(0).normal(size=(VOCABULARY, VOCABULARY)).astype(np
 
 
 class PrefixModel:
-    """Answers by the sum of a row's tokens so far; its keys are (token, position). Padding must not leak into either."""
+    """Answers by the sum of a row's tokens so far; its keys are (token, position). Padding must reach neither."""
 
     def __init__(self, padding: str) -> None:
         self.padding = padding
