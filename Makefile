@@ -16,7 +16,7 @@ clients: .venv-optimum/.stamp
 
 # --group needs pip 25.1; older Pythons bring an older pip into a new environment.
 .venv/.stamp: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[convert,cpu]' --group test --group check
 	touch $@
@@ -27,7 +27,7 @@ model: venv
 
 # optimum-onnx pins an older transformers than the converter needs, so this client has an environment of its own.
 .venv-optimum/.stamp: Makefile
-	test -x .venv-optimum/bin/python || $(PYTHON) -m venv .venv-optimum
+	$(PYTHON) -m venv .venv-optimum
 	.venv-optimum/bin/python -m pip install --quiet \
 		torch==2.13.0 optimum-onnx==0.1.0 'transformers<4.58' onnxruntime==1.31.1
 	touch $@
