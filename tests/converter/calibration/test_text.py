@@ -14,8 +14,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from curconvert.calibration import text as text_module
 from curconvert.calibration.text import CalibrationOptions, load_tokens
+from curconvert.checkpoint import open_checkpoint
 from curconvert.errors import InputError
 
+MODEL = Path(__file__).resolve().parents[3] / ".cache" / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 PROSE = "The heron stood in the shallows, and nobody on the ferry said anything about the plums.\n"
 
 
@@ -74,6 +76,14 @@ def test_builtin_text_is_not_repetitive() -> None:
 def test_builtin_text_meets_the_defaults_without_a_notice(tokenizer_json: bytes) -> None:
     """The default options get all their sequences from the shipped text."""
     tokens = load_tokens(CalibrationOptions(), tokenizer_json)
+    assert (tokens.calibration.shape, tokens.probes.shape, tokens.notices) == ((128, 128), (16, 128), ())
+
+
+@pytest.mark.model
+def test_builtin_text_meets_the_defaults_on_a_real_tokenizer() -> None:
+    """With a vocabulary of 49 152 there are still 144 sequences of 128 tokens in the shipped text."""
+    tokenizer = open_checkpoint(MODEL).companions().written["tokenizer.json"]
+    tokens = load_tokens(CalibrationOptions(), tokenizer, vocab_size=49_152)
     assert (tokens.calibration.shape, tokens.probes.shape, tokens.notices) == ((128, 128), (16, 128), ())
 
 
