@@ -86,8 +86,10 @@ def left_padded_logits(path: Path, rows: list[np.ndarray], steps: int = STEPS) -
     runner = Runner(path)
     runner.reset(len(rows))
     pieces = [runner.step(ids[:, :width], mask[:, :width], positions[:, :width])]
-    for stop in range(width + 1, width + steps + 1):
-        pieces.append(runner.step(ids[:, stop - 1 : stop], mask[:, :stop], positions[:, stop - 1 : stop]))
+    pieces += [
+        runner.step(ids[:, stop - 1 : stop], mask[:, :stop], positions[:, stop - 1 : stop])
+        for stop in range(width + 1, width + steps + 1)
+    ]
     logits = np.concatenate(pieces, axis=1)
     assert np.isfinite(logits).all()
     return [logits[index, pad:] for index, pad in enumerate(padding)]

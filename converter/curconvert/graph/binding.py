@@ -55,7 +55,6 @@ def _external(value: ir.Value, tensors: Mapping[str, TensorInfo]) -> ir.External
     info = tensors.get(name)
     if info is None:
         raise InputError(f"graph: weight {name} is not among the stored tensors")
-    assert value.shape is not None
     expected = tuple(value.shape.numpy())
     if info.shape != expected:
         raise InputError(f"graph: tensor {name} has shape {info.shape}, the config asks for {expected}")

@@ -14,7 +14,7 @@ from curconvert.blocks.skeleton import build_skeleton
 from curconvert.checkpoint.types import TensorInfo
 from curconvert.graph.binding import bind, deployed_dtype
 from curconvert.graph.emit import Emitter
-from curconvert.graph.facts import ModelFacts, read_facts
+from curconvert.graph.facts import read_facts
 from curconvert.graph.fused import Fused
 from curconvert.graph.lowering import Lowering
 from curconvert.graph.portable import Portable
@@ -59,30 +59,24 @@ def build_graphs(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], f
     skeleton = build_skeleton(config)
     facts = read_facts(skeleton)
     template = dense_template(skeleton.config, dtype)
-    return Graphs(
-        portable=_lower(template, Portable, facts, dtype, tensors, forms),
-        fused=_lower(template, Fused, facts, dtype, tensors, forms),
-    )
+    graphs = []
+    for dialect in (Portable, Fused):
+        model = template.clone()
+        inputs = {str(value.name): value for value in model.graph.inputs}
+        Lowering(model, dialect(Emitter(model.graph, dtype), facts, inputs), facts, tensors, forms).run()
+        bind(model.graph, tensors)
+        _finish(model)
+        graphs.append(model)
+    return Graphs(*graphs)
 
 
-def _lower(
-    template: ir.Model,
-    dialect: type[Portable],
-    facts: ModelFacts,
-    dtype: ir.DataType,
-    tensors: Mapping[str, TensorInfo],
-    forms: Mapping[str, str],
-) -> ir.Model:
-    model = template.clone()
+def _finish(model: ir.Model) -> None:
+    """Unique node names, one vocabulary of axis names, and nothing left that tells of mobius."""
     _name_dimensions(model.graph)
-    inputs = {str(value.name): value for value in model.graph.inputs}
-    Lowering(model, dialect(facts, inputs), facts, tensors, forms, Emitter(model.graph, dtype)).run()
-    bind(model.graph, tensors)
     passes.NameFixPass()(model)
     passes.ClearMetadataAndDocStringPass()(model)
     model.ir_version = _IR_VERSION
     model.producer_name, model.producer_version = "curconvert", None
-    return model
 
 
 def _name_dimensions(graph: ir.Graph) -> None:
@@ -95,7 +89,6 @@ def _name_dimensions(graph: ir.Graph) -> None:
     }
     for value in (*graph.inputs, *graph.outputs):
         kind = str(value.name).split(".")[0]
-        assert value.shape is not None
         if kind in names:
             value.shape = ir.Shape([*names[kind], *value.shape[2:]])
         else:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 import onnx_ir as ir
 
-from curconvert.graph.emit import MICROSOFT, Emitter
+from curconvert.graph.emit import MICROSOFT
 from curconvert.graph.facts import AttentionFacts
 from curconvert.graph.portable import Portable
 from curconvert.graph.rotary import cos_sin
@@ -29,28 +29,25 @@ class Fused(Portable):
     _lengths: tuple[ir.Value, ir.Value] | None = None
     _rows_of_tables: ir.Value | None = None
 
-    def linear(self, emit: Emitter, x: ir.Value, weights: list[ir.Value]) -> ir.Value:
+    def linear(self, x: ir.Value, weights: list[ir.Value]) -> ir.Value:
         """Multiply by FusedMatMul(transB=1): weights stay in torch's layout."""
         for weight in weights:
-            x = emit("FusedMatMul", x, weight, transB=1, domain=MICROSOFT)
+            x = self.emit("FusedMatMul", x, weight, transB=1, domain=MICROSOFT)
         return x
 
-    def add_rms_norm(
-        self, emit: Emitter, x: ir.Value, skip: ir.Value, weight: ir.Value, epsilon: float
-    ) -> tuple[ir.Value, ir.Value]:
+    def add_rms_norm(self, x: ir.Value, skip: ir.Value, weight: ir.Value, epsilon: float) -> tuple[ir.Value, ir.Value]:
         """Add and normalise in one kernel."""
-        normed, _, _, total = emit.multiple(
+        normed, _, _, total = self.emit.multiple(
             "SkipSimplifiedLayerNormalization", 4, x, skip, weight, domain=MICROSOFT, epsilon=epsilon
         )
         return normed, total
 
-    def gelu(self, emit: Emitter, x: ir.Value, approximate: str) -> ir.Value:
+    def gelu(self, x: ir.Value, approximate: str) -> ir.Value:
         """GELU by one kernel."""
-        return emit("FastGelu" if approximate == "tanh" else "Gelu", x, domain=MICROSOFT)
+        return self.emit("FastGelu" if approximate == "tanh" else "Gelu", x, domain=MICROSOFT)
 
     def attention(
         self,
-        emit: Emitter,
         facts: AttentionFacts,
         query: ir.Value,
         key: ir.Value,
@@ -59,8 +56,8 @@ class Fused(Portable):
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Attention by GroupQueryAttention, which knows causality, windows and row lengths by itself."""
         if facts.rope is not None:
-            query = self._turn(emit, query, facts, facts.heads)
-            key = self._turn(emit, key, facts, facts.kv_heads)
+            query = self._turn(query, facts.rope, facts.heads, facts.head_dim)
+            key = self._turn(key, facts.rope, facts.kv_heads, facts.head_dim)
         attributes: dict[str, float | int] = {
             "num_heads": facts.heads,
             "kv_num_heads": facts.kv_heads,
@@ -70,14 +67,15 @@ class Fused(Portable):
             attributes["softcap"] = facts.softcap
         if facts.window is not None:
             attributes["local_window_size"] = facts.window
-        lengths = self._row_lengths(emit)
-        mixed, present_key, present_value = emit.multiple(
+        lengths = self._row_lengths()
+        mixed, present_key, present_value = self.emit.multiple(
             "GroupQueryAttention", 3, query, key, value, *past, *lengths, domain=MICROSOFT, **attributes
         )
         return mixed, present_key, present_value
 
-    def _row_lengths(self, emit: Emitter) -> tuple[ir.Value, ir.Value]:
+    def _row_lengths(self) -> tuple[ir.Value, ir.Value]:
         """Return the operator's `seqlens_k` (tokens per row, less one) and `total_sequence_length`, both int32."""
+        emit = self.emit
         if self._lengths is None:
             tokens = emit("ReduceSum", self._attention_mask, emit.ints(1), keepdims=0)
             last = emit("Sub", tokens, emit.constant(1, _INT64))
@@ -85,25 +83,25 @@ class Fused(Portable):
             self._lengths = (emit.cast(last, _INT32), emit.cast(total, _INT32))
         return self._lengths
 
-    def _turn(self, emit: Emitter, x: ir.Value, facts: AttentionFacts, heads: int) -> ir.Value:
+    def _turn(self, x: ir.Value, kind: str, heads: int, head_dim: int) -> ir.Value:
         """Rotate by the RotaryEmbedding operator; x is (batch, sequence, heads · head_dim).
 
         The operator looks rows up in a table of all positions. Ours holds a row per token of this call, and the
         row numbers take the place of positions: the table never grows with the context.
         """
-        assert facts.rope is not None
-        half = len(self._facts.ropes[facts.rope].inv_freq)
-        if facts.rope not in self._tables:
+        emit = self.emit
+        half = len(self._facts.ropes[kind].inv_freq)
+        if kind not in self._tables:
             flat = emit.ints(-1, half)
-            cos, sin = cos_sin(emit, self._facts.ropes[facts.rope], self._position_ids)
-            self._tables[facts.rope] = (emit("Reshape", cos, flat), emit("Reshape", sin, flat))
+            cos, sin = cos_sin(emit, self._facts.ropes[kind], self._position_ids)
+            self._tables[kind] = (emit("Reshape", cos, flat), emit("Reshape", sin, flat))
         if self._rows_of_tables is None:
             shape = emit("Shape", self._input_ids)
             count = emit("Squeeze", emit("Size", self._input_ids))
             numbers = emit("Range", emit.constant(0, _INT64), count, emit.constant(1, _INT64))
             self._rows_of_tables = emit("Reshape", numbers, shape)
         attributes = {"num_heads": heads}
-        if 2 * half != facts.head_dim:
+        if 2 * half != head_dim:
             attributes["rotary_embedding_dim"] = 2 * half
-        cos, sin = self._tables[facts.rope]
+        cos, sin = self._tables[kind]
         return emit("RotaryEmbedding", x, self._rows_of_tables, cos, sin, domain=MICROSOFT, **attributes)

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from curconvert.checkpoint.types import TensorInfo
-from curconvert.errors import UnsupportedError
+from curconvert.errors import InputError, UnsupportedError
 from curconvert.graph.emit import Emitter
 from curconvert.graph.facts import AttentionFacts, ModelFacts
 
@@ -24,25 +24,23 @@ HEAD = "lm_head.weight"
 class Dialect(Protocol):
     """The operators of one target."""
 
+    emit: Emitter
     opset_imports: Mapping[str, int]
 
-    def linear(self, emit: Emitter, x: ir.Value, weights: list[ir.Value]) -> ir.Value:
+    def linear(self, x: ir.Value, weights: list[ir.Value]) -> ir.Value:
         """Return x·W₁ᵀ·W₂ᵀ… for weights in torch's (out, in) layout."""
 
-    def rms_norm(self, emit: Emitter, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
+    def rms_norm(self, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
         """Return the root-mean-square normalisation of the last axis, times a weight."""
 
-    def add_rms_norm(
-        self, emit: Emitter, x: ir.Value, skip: ir.Value, weight: ir.Value, epsilon: float
-    ) -> tuple[ir.Value, ir.Value]:
+    def add_rms_norm(self, x: ir.Value, skip: ir.Value, weight: ir.Value, epsilon: float) -> tuple[ir.Value, ir.Value]:
         """Return the normalisation of x + skip, and x + skip."""
 
-    def gelu(self, emit: Emitter, x: ir.Value, approximate: str) -> ir.Value:
+    def gelu(self, x: ir.Value, approximate: str) -> ir.Value:
         """Return GELU, exact (`none`) or by its `tanh` approximation."""
 
     def attention(
         self,
-        emit: Emitter,
         facts: AttentionFacts,
         query: ir.Value,
         key: ir.Value,
@@ -70,7 +68,6 @@ class Lowering:
         facts: ModelFacts,
         tensors: Mapping[str, TensorInfo],
         forms: Mapping[str, str],
-        emit: Emitter,
     ) -> None:
         self._model = model
         self._graph = model.graph
@@ -78,7 +75,6 @@ class Lowering:
         self._facts = facts
         self._tensors = tensors
         self._forms = forms
-        self._emit = emit
 
     def run(self) -> None:
         """Rewrite the model."""
@@ -87,7 +83,7 @@ class Lowering:
             if outputs is None:
                 continue
             ir.convenience.replace_nodes_and_values(
-                self._graph, node, [node], self._emit.take(), node.outputs[: len(outputs)], outputs
+                self._graph, node, [node], self._dialect.emit.take(), node.outputs[: len(outputs)], outputs
             )
         passes.RemoveUnusedNodesPass()(self._model)
         self._graph.opset_imports.clear()
@@ -103,14 +99,14 @@ class Lowering:
             case "RMSNormalization":
                 return self._norm(node)
             case "Gelu":
-                approximate = _attribute(node, "approximate", "none")
-                return (self._dialect.gelu(self._emit, _input(node, 0), approximate),)
+                approximate = str(_attribute(node, "approximate", "none"))
+                return (self._dialect.gelu(_input(node, 0), approximate),)
             case "Attention":
                 return self._attention(node)
             case "Mul" if self._facts.embedding_scale is not None and self._is_embedding(_input(node, 0)):
                 # mobius rounds this constant (5.66 for √32 in Gemma 2, bfloat16's 5.65625 in Gemma 3).
-                scale = self._emit.constant(self._facts.embedding_scale)
-                return (self._emit("Mul", _input(node, 0), scale),)
+                scale = self._dialect.emit.constant(self._facts.embedding_scale)
+                return (self._dialect.emit("Mul", _input(node, 0), scale),)
             case _:
                 return None
 
@@ -122,8 +118,13 @@ class Lowering:
         transpose = _input(node, 1).producer()
         if transpose is None or transpose.op_type != "Transpose":
             return None
-        weights = self._weights(_input(transpose, 0))
-        return (self._dialect.linear(self._emit, _input(node, 0), weights),)
+        weight = _input(transpose, 0)
+        product = self._dialect.linear(_input(node, 0), self._weights(weight))
+        bias = str(weight.name).removesuffix("weight") + "bias"
+        if bias in self._tensors and bias not in self._graph.initializers:
+            # mobius does not read `mlp_bias`; the biases that it knows are Add nodes of the template.
+            product = self._dialect.emit("Add", product, self._stored(bias))
+        return (product,)
 
     def _weights(self, weight: ir.Value) -> list[ir.Value]:
         """Return the matrices that take the place of a weight, in the order in which they meet the input."""
@@ -136,13 +137,14 @@ class Lowering:
         if form != "cur":
             raise UnsupportedError(f"tensor {name}: form {form!r} has no graph, expected 'cur'")
         stem = name.removesuffix(".weight")
-        return [self._factor(f"{stem}.{factor}") for factor in "RUC"]
+        return [self._stored(f"{stem}.{factor}") for factor in "RUC"]
 
-    def _factor(self, name: str) -> ir.Value:
+    def _stored(self, name: str) -> ir.Value:
+        """Return a new initialiser for a stored tensor that the template does not know."""
         if name not in self._tensors:
-            raise UnsupportedError(f"tensor {name} is missing: the manifest says that its matrix is stored as C, U, R")
+            raise InputError(f"graph: tensor {name} is missing, its matrix is said to be stored as C, U and R")
         shape = ir.Shape(self._tensors[name].shape)
-        value = ir.Value(name=name, type=ir.TensorType(self._emit.dtype), shape=shape)
+        value = ir.Value(name=name, type=ir.TensorType(self._dialect.emit.dtype), shape=shape)
         # An initialiser without a tensor; binding fills it in.
         self._graph.initializers[name] = value
         return value
@@ -156,11 +158,11 @@ class Lowering:
             and add.op_type == "Add"
             and not any(value.is_initializer() for value in add.inputs if value)
         ):
-            normed, total = self._dialect.add_rms_norm(self._emit, _input(add, 0), _input(add, 1), weight, epsilon)
+            normed, total = self._dialect.add_rms_norm(_input(add, 0), _input(add, 1), weight, epsilon)
             if total is not x:
                 x.replace_all_uses_with(total)
             return (normed,)
-        return (self._dialect.rms_norm(self._emit, x, weight, epsilon),)
+        return (self._dialect.rms_norm(x, weight, epsilon),)
 
     def _attention(self, node: ir.Node) -> tuple[ir.Value, ...]:
         past = (_input(node, 4), _input(node, 5))
@@ -170,9 +172,9 @@ class Lowering:
         key, _ = _unrotated(_input(node, 1))
         if has_rope != (facts.rope is not None):
             raise UnsupportedError(
-                f"layer {index}: mobius {'applies' if has_rope else 'omits'} rotary positions, transformers does not agree"
+                f"layer {index}: mobius {'applies' if has_rope else 'omits'} rotary positions, transformers disagrees"
             )
-        return self._dialect.attention(self._emit, facts, query, key, _input(node, 2), past)
+        return self._dialect.attention(facts, query, key, _input(node, 2), past)
 
 
 def _unrotated(value: ir.Value) -> tuple[ir.Value, bool]:
@@ -183,9 +185,7 @@ def _unrotated(value: ir.Value) -> tuple[ir.Value, bool]:
 
 
 def _input(node: ir.Node, index: int) -> ir.Value:
-    value = node.inputs[index]
-    assert value is not None, f"{node.op_type} has no input {index}"
-    return value
+    return node.inputs[index]
 
 
 def _attribute(node: ir.Node, name: str, default: float | str) -> float | str:

@@ -19,13 +19,15 @@ class Portable:
     """Standard operators of opset 17, which every onnxruntime since 1.12 has on CPU and CUDA.
 
     Args:
+        emit: Where nodes go.
         facts: The model's facts.
         inputs: The graph inputs by name.
     """
 
     opset_imports: Mapping[str, int] = MappingProxyType({"": 17})
 
-    def __init__(self, facts: ModelFacts, inputs: Mapping[str, ir.Value]) -> None:
+    def __init__(self, emit: Emitter, facts: ModelFacts, inputs: Mapping[str, ir.Value]) -> None:
+        self.emit = emit
         self._facts = facts
         self._input_ids = inputs["input_ids"]
         self._attention_mask = inputs["attention_mask"]
@@ -36,12 +38,13 @@ class Portable:
         self._rows: dict[ir.Value, ir.Value] = {}
         self._batch_sequence: ir.Value | None = None
 
-    def linear(self, emit: Emitter, x: ir.Value, weights: list[ir.Value]) -> ir.Value:
+    def linear(self, x: ir.Value, weights: list[ir.Value]) -> ir.Value:
         """Multiply by Gemm(transB=1): weights stay in torch's layout, and no transposed copy is made at load.
 
         Gemm is two-dimensional: the batch and sequence axes become rows and come back afterwards.
         """
-        rows = self._as_rows(emit, x, _width(weights[0], 1))
+        emit = self.emit
+        rows = self._as_rows(x, _width(weights[0], 1))
         for weight in weights:
             rows = emit("Gemm", rows, weight, transB=1)
         if self._batch_sequence is None:
@@ -49,13 +52,14 @@ class Portable:
         shape = emit("Concat", self._batch_sequence, emit.ints(_width(weights[-1], 0)), axis=0)
         return emit("Reshape", rows, shape)
 
-    def _as_rows(self, emit: Emitter, x: ir.Value, width: int) -> ir.Value:
+    def _as_rows(self, x: ir.Value, width: int) -> ir.Value:
         if x not in self._rows:
-            self._rows[x] = emit("Reshape", x, emit.ints(-1, width))
+            self._rows[x] = self.emit("Reshape", x, self.emit.ints(-1, width))
         return self._rows[x]
 
-    def rms_norm(self, emit: Emitter, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
+    def rms_norm(self, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
         """Normalise in float32; the pattern is the one that onnxruntime fuses into its own kernel."""
+        emit = self.emit
         exact = emit.in_float(x)
         square = emit("Pow", exact, emit.constant(2.0, _FLOAT))
         mean = emit("ReduceMean", square, axes=[-1], keepdims=1)
@@ -63,15 +67,14 @@ class Portable:
         normed = emit("Div", exact, root)
         return emit("Mul", emit.from_float(normed), weight)
 
-    def add_rms_norm(
-        self, emit: Emitter, x: ir.Value, skip: ir.Value, weight: ir.Value, epsilon: float
-    ) -> tuple[ir.Value, ir.Value]:
+    def add_rms_norm(self, x: ir.Value, skip: ir.Value, weight: ir.Value, epsilon: float) -> tuple[ir.Value, ir.Value]:
         """Add, then normalise."""
-        total = emit("Add", x, skip)
-        return self.rms_norm(emit, total, weight, epsilon), total
+        total = self.emit("Add", x, skip)
+        return self.rms_norm(total, weight, epsilon), total
 
-    def gelu(self, emit: Emitter, x: ir.Value, approximate: str) -> ir.Value:
+    def gelu(self, x: ir.Value, approximate: str) -> ir.Value:
         """GELU from primitives: the operator itself needs opset 20."""
+        emit = self.emit
         half, one = emit.constant(0.5), emit.constant(1.0)
         if approximate == "tanh":
             cube = emit("Mul", emit("Mul", x, x), x)
@@ -83,23 +86,24 @@ class Portable:
 
     def attention(
         self,
-        emit: Emitter,
         facts: AttentionFacts,
         query: ir.Value,
         key: ir.Value,
         value: ir.Value,
         past: tuple[ir.Value, ir.Value],
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Attention by MatMul and Softmax; query heads that share a key head are an axis of their own, so keys and
-        values are not repeated.
+        """Attention by MatMul and Softmax.
+
+        Query heads that share a key head are an axis of their own, so keys and values are not repeated.
         """
+        emit = self.emit
         size, groups = facts.head_dim, facts.heads // facts.kv_heads
         query = emit("Reshape", query, emit.ints(0, 0, facts.heads, size))
         key = emit("Reshape", key, emit.ints(0, 0, facts.kv_heads, size))
         value = emit("Reshape", value, emit.ints(0, 0, facts.kv_heads, size))
         if facts.rope is not None:
-            query = self._rotate(emit, query, facts)
-            key = self._rotate(emit, key, facts)
+            query = self._rotate(query, facts.rope, size)
+            key = self._rotate(key, facts.rope, size)
         present_key = emit("Concat", past[0], emit("Transpose", key, perm=[0, 2, 1, 3]), axis=2)
         present_value = emit("Concat", past[1], emit("Transpose", value, perm=[0, 2, 1, 3]), axis=2)
 
@@ -114,35 +118,36 @@ class Portable:
             cap = emit.constant(facts.softcap, _FLOAT)
             scores = emit("Mul", emit("Tanh", emit("Div", scores, cap)), cap)
         # Replacing (not adding a large negative number) keeps rows finite that may see nothing: left padding.
-        scores = emit("Where", self._mask(emit, facts.window), scores, emit.constant(-1e30, _FLOAT))
+        scores = emit("Where", self._mask(facts.window), scores, emit.constant(-1e30, _FLOAT))
         weights = emit.from_float(emit("Softmax", scores, axis=-1))
         mixed = emit("MatMul", weights, emit("Unsqueeze", present_value, axis))
         mixed = emit("Reshape", emit("Transpose", mixed, perm=[0, 3, 1, 2, 4]), emit.ints(0, 0, facts.heads * size))
         return mixed, present_key, present_value
 
-    def _rotate(self, emit: Emitter, x: ir.Value, facts: AttentionFacts) -> ir.Value:
+    def _rotate(self, x: ir.Value, kind: str, head_dim: int) -> ir.Value:
         """Rotate the pairs (i, i + rotary_dim/2) of each head; x is (batch, sequence, heads, head_dim)."""
-        assert facts.rope is not None
-        rope = self._facts.ropes[facts.rope]
-        if facts.rope not in self._tables:
+        emit = self.emit
+        rope = self._facts.ropes[kind]
+        if kind not in self._tables:
             cos, sin = cos_sin(emit, rope, self._position_ids)
             axis = emit.ints(2)
-            self._tables[facts.rope] = (emit("Unsqueeze", cos, axis), emit("Unsqueeze", sin, axis))
-        cos, sin = self._tables[facts.rope]
+            self._tables[kind] = (emit("Unsqueeze", cos, axis), emit("Unsqueeze", sin, axis))
+        cos, sin = self._tables[kind]
         half = len(rope.inv_freq)
-        rest = facts.head_dim - 2 * half
+        rest = head_dim - 2 * half
         sizes = [half, half, rest] if rest else [half, half]
         first, second, *unrotated = emit.multiple("Split", len(sizes), x, emit.ints(*sizes), axis=-1)
         turned_first = emit("Sub", emit("Mul", first, cos), emit("Mul", second, sin))
         turned_second = emit("Add", emit("Mul", second, cos), emit("Mul", first, sin))
         return emit("Concat", turned_first, turned_second, *unrotated, axis=-1)
 
-    def _mask(self, emit: Emitter, window: int | None) -> ir.Value:
+    def _mask(self, window: int | None) -> ir.Value:
         """Return which cache slots each query sees: bool, broadcastable to (batch, 1, 1, sequence, total).
 
         Slots count from the cache's start, padding included. A row's tokens are contiguous, so distances between
         slots are distances between tokens.
         """
+        emit = self.emit
         if window not in self._masks:
             zero, one = emit.constant(0, _INT64), emit.constant(1, _INT64)
             total = emit("Squeeze", emit("Shape", self._attention_mask, start=1, end=2))
@@ -159,7 +164,4 @@ class Portable:
 
 
 def _width(weight: ir.Value, axis: int) -> int:
-    assert weight.shape is not None
-    size = weight.shape[axis]
-    assert isinstance(size, int)
-    return size
+    return int(weight.shape[axis])

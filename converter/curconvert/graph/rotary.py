@@ -40,11 +40,10 @@ def _inv_freq(emit: Emitter, rope: Rope, position_ids: ir.Value) -> ir.Value:
     # As in transformers, one length for the whole batch: the largest position, plus one.
     length = emit("Add", emit.cast(emit("ReduceMax", position_ids, keepdims=0), _FLOAT), emit.constant(1.0, _FLOAT))
     original = emit.constant(float(rope.original_length), _FLOAT)
-    if rope.long_inv_freq is not None:
+    if rope.ntk_factor is None:
         return emit("Where", emit("Greater", length, original), emit.constant(rope.long_inv_freq, _FLOAT), base)
     # Dynamic NTK raises the base to base·s^(d/(d−2)) with s = f·L/L₀ − (f − 1); the i-th frequency base^(−2i/d) is
     # then multiplied by s^(−2i/(d−2)), and s = 1 up to the original length.
-    assert rope.ntk_factor is not None
     ratio = emit("Div", emit("Max", length, original), original)
     stretch = emit("Mul", ratio, emit.constant(rope.ntk_factor, _FLOAT))
     stretch = emit("Sub", stretch, emit.constant(rope.ntk_factor - 1.0, _FLOAT))

@@ -50,5 +50,5 @@ def _template_config(hf_config: Any) -> dict[str, Any]:
         plain.pop(key, None)
     rope = {"rope_type": "default", "rope_theta": 10000.0}
     nested = any(isinstance(value, Mapping) for value in plain["rope_parameters"].values())
-    plain["rope_parameters"] = {key: rope for key in plain["rope_parameters"]} if nested else rope
+    plain["rope_parameters"] = dict.fromkeys(plain["rope_parameters"], rope) if nested else rope
     return plain
