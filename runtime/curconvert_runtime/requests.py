@@ -31,7 +31,7 @@ def integers(values: Any, what: str) -> Ids:
         raise InputError(f"{what}: expected integers, found {array.dtype}")
     if array.dtype.kind == "u" and array.max() > np.iinfo(np.int64).max:
         raise InputError(f"{what}: {array.max()} does not fit 64 bits")
-    return np.ascontiguousarray(array, dtype=np.int64)
+    return np.asarray(array, dtype=np.int64, order="C")
 
 
 def check_ids(ids: Ids, vocab_size: int) -> None:

@@ -66,7 +66,7 @@ class Tokenizer:
             raise InputError(f"prompt: expected text, found {type(text).__name__}")
         try:
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
-        except UnicodeEncodeError:
+        except (UnicodeEncodeError, TypeError):  # which one depends on the version of tokenizers
             raise InputError("prompt: holds a lone surrogate; pass valid Unicode text") from None
         if not ids:
             raise InputError("empty prompt: the text gives no token")

@@ -288,7 +288,7 @@ def _split(weights: Path, tensors: dict[str, NDArray[Any]]) -> None:
     place: dict[str, Path] = {}
     for file, members in parts.items():
         save_file({name: tensors[name] for name in members}, folder / file)
-        place |= {name: folder / file for name in members}
+        place |= dict.fromkeys(members, folder / file)
     index = {"metadata": {}, "weight_map": {name: path.name for name, path in place.items()}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     for file in ("model.onnx", "model.fused.onnx"):

@@ -1,0 +1,366 @@
+"""Opening an artifact: a sound folder opens, and every kind of damage is refused in one line that names the file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from safetensors.numpy import save_file
+
+from curconvert_runtime import Artifact, InputError, IntegrityError, UnsupportedError
+from support.tiny_artifact import MATRIX, STEM, manifest_of, reseal, toy_tensors, write_toy
+
+WEIGHTS = "model.safetensors"
+SEALED_FILES = (WEIGHTS, "model.onnx", "model.fused.onnx", "config.json", "tokenizer.json", "tokenizer_config.json")
+
+
+def refused(folder: Path, text: str, error: type[Exception] = IntegrityError) -> None:
+    """Assert that the folder is refused in one line with `text` in it."""
+    with pytest.raises(error) as caught:
+        Artifact.open(folder)
+    message = str(caught.value)
+    assert text in message
+    assert "\n" not in message
+
+
+def write_manifest(folder: Path, text: str | bytes) -> None:
+    (folder / "curconvert.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+
+
+def with_tensors(folder: Path, **changed: Any) -> None:
+    """Store changed factors and seal again, so that only the factor itself is wrong."""
+    tensors = toy_tensors()
+    for name, value in changed.items():
+        if value is None:
+            del tensors[f"{STEM}.{name}"]
+        else:
+            tensors[f"{STEM}.{name}"] = value
+    reference = write_toy(folder.parent / "reference", tensors)
+    for name in SEALED_FILES[:3]:
+        (folder / name).write_bytes((reference / name).read_bytes())
+    reseal(folder)
+
+
+def test_a_sound_folder_opens_and_gives_its_tensors(sealed: Path) -> None:
+    """Tensors read from the folder equal what was stored, bit for bit."""
+    artifact = Artifact.open(sealed, full=True)
+    for name, value in toy_tensors().items():
+        assert artifact.tensor(name).dtype == value.dtype
+        np.testing.assert_array_equal(artifact.tensor(name), value)
+
+
+def test_tensors_are_memory_mapped_and_read_only(sealed: Path) -> None:
+    """A tensor is a view of the file that cannot be written to."""
+    tensor = Artifact.open(sealed).tensor("model.embed_tokens.weight")
+    assert isinstance(tensor, np.memmap)
+    assert not tensor.flags.writeable
+
+
+def test_sharded_weights_open(tmp_path: Path) -> None:
+    """Tensors of both shards are found through the index."""
+    artifact = Artifact.open(write_toy(tmp_path / "out", shards=2))
+    assert set(artifact.tensors) == set(toy_tensors())
+    np.testing.assert_array_equal(artifact.tensor(f"{STEM}.rows"), toy_tensors()[f"{STEM}.rows"])
+
+
+def test_config_is_read(sealed: Path) -> None:
+    """The Hugging Face config is at hand as a mapping."""
+    assert Artifact.open(sealed).config["model_type"] == "toy"
+
+
+def test_an_unknown_tensor_is_an_input_error(sealed: Path) -> None:
+    """Asking for a tensor that is not there is the caller's mistake."""
+    with pytest.raises(InputError, match="no tensor"):
+        Artifact.open(sealed).tensor("nothing")
+
+
+def test_hidden_entries_are_ignored(toy: Path) -> None:
+    """Version control and download caches may leave hidden entries in the folder."""
+    (toy / ".gitattributes").write_text("x")
+    (toy / ".cache").mkdir()
+    Artifact.open(toy)
+
+
+def test_odd_folder_names_open(sealed: Path, tmp_path: Path) -> None:
+    """Spaces and non-ASCII letters in a path are no obstacle."""
+    Artifact.open(write_toy(tmp_path / "größe und 模型"))
+
+
+@pytest.mark.parametrize("path", ["absent", "a\0b", "~nobody-of-this-name/x", "curconvert.json"])
+def test_a_path_without_a_folder_is_an_input_error(sealed: Path, path: str) -> None:
+    """What is not a folder at all is a wrong argument, not a damaged artifact."""
+    refused(sealed / path if not path.startswith("~") else Path(path), "no such folder", InputError)
+
+
+def duplicate_key(text: str) -> str:
+    return text.replace('"rank":', '"rank": 1, "rank":', 1)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: "not json", "not valid JSON"),
+        (lambda text: "[]", "expected a JSON object"),
+        (lambda text: "", "not valid JSON"),
+        (lambda text: text[:-1], "not valid JSON"),
+        (duplicate_key, "occurs twice"),
+        (lambda text: '{"metrics":' + "[" * 200_000, "nested too deeply"),
+        (lambda text: text.replace('"metrics": null', '"metrics": {"kl": NaN}'), "NaN"),
+        (lambda text: text.replace('"metrics": null', '"metrics": {"kl": 1e309}'), "out of range"),
+        (lambda text: text.replace('"metrics": null', '"metrics": null, "extra": 1'), "extra"),
+        (lambda text: text.replace('"head_dim": 8', '"head_dim": "8"'), "head_dim"),
+        (lambda text: text.replace('"model.onnx"', '"../model.onnx"'), "model.onnx"),
+        (lambda text: text.replace('"format_version": "1.0", ', ""), "format_version"),
+        (lambda text: text + " " * (17 * 2**20), "larger than"),
+        (lambda text: b"\xff\xfe" + text.encode(), "not valid JSON"),
+    ],
+)
+def test_a_damaged_manifest_is_refused(toy: Path, damage: Callable[[str], str | bytes], message: str) -> None:
+    """Whatever is wrong with the manifest is said in one line."""
+    write_manifest(toy, damage((toy / "curconvert.json").read_text()))
+    refused(toy, message)
+
+
+def test_a_missing_manifest_is_refused(toy: Path) -> None:
+    """A folder without a manifest is not an artifact."""
+    (toy / "curconvert.json").unlink()
+    refused(toy, "curconvert.json: missing")
+
+
+@pytest.mark.parametrize("version", ["2.0", "1.1", "10.3"])
+def test_a_newer_format_is_refused_by_name(toy: Path, version: str) -> None:
+    """A newer format asks for an upgrade, before any other complaint."""
+    write_manifest(toy, json.dumps({"format_version": version, "news": 1}))
+    refused(toy, "upgrade curconvert", UnsupportedError)
+
+
+@pytest.mark.parametrize("name", SEALED_FILES)
+def test_one_flipped_bit_in_any_file_is_found(toy: Path, name: str) -> None:
+    """A single bit is enough, in whichever file and wherever the headers do not notice."""
+    data = bytearray((toy / name).read_bytes())
+    data[-2] ^= 1
+    (toy / name).write_bytes(data)
+    refused(toy, name)
+
+
+@pytest.mark.parametrize("name", SEALED_FILES)
+def test_a_missing_file_is_named(toy: Path, name: str) -> None:
+    """Every listed file must be there."""
+    (toy / name).unlink()
+    refused(toy, f"{name}: missing")
+
+
+@pytest.mark.parametrize("change", [b"x", None])
+@pytest.mark.parametrize("name", SEALED_FILES)
+def test_a_file_of_another_size_is_named(toy: Path, name: str, change: bytes | None) -> None:
+    """One byte more or less is noticed before anything is parsed."""
+    data = (toy / name).read_bytes()
+    (toy / name).write_bytes(data + change if change else data[:-1])
+    refused(toy, f"{name}: ")
+
+
+def test_swapped_files_are_found(toy: Path) -> None:
+    """The two graphs in each other's place do not pass."""
+    first, second = (toy / "model.onnx").read_bytes(), (toy / "model.fused.onnx").read_bytes()
+    (toy / "model.onnx").write_bytes(second)
+    (toy / "model.fused.onnx").write_bytes(first)
+    refused(toy, ".onnx")
+
+
+@pytest.mark.parametrize("make", [lambda path: path.write_text("x"), lambda path: path.mkdir()])
+def test_an_extra_entry_is_refused(toy: Path, make: Callable[[Path], object]) -> None:
+    """A file or folder that nobody vouches for does not belong into an artifact."""
+    make(toy / "pytorch_model.bin")
+    refused(toy, "pytorch_model.bin: not listed")
+
+
+def hard_link(path: Path) -> None:
+    os.link(path, path.parent.parent / "second name")
+
+
+def symbolic_link(path: Path) -> None:
+    path.rename(path.parent.parent / "elsewhere")
+    path.symlink_to(path.parent.parent / "elsewhere")
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def folder_instead(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "config.json"])
+@pytest.mark.parametrize("damage", [hard_link, symbolic_link, pipe, folder_instead])
+def test_links_pipes_and_folders_are_refused(toy: Path, name: str, damage: Callable[[Path], None]) -> None:
+    """Only plain files of their own count: nothing can change them from outside or block the reader."""
+    damage(toy / name)
+    refused(toy, f"{name}: not a regular file")
+
+
+def test_a_symbolic_link_as_manifest_is_refused(toy: Path) -> None:
+    """The manifest itself must be in the folder."""
+    symbolic_link(toy / "curconvert.json")
+    refused(toy, "curconvert.json: missing")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"C": np.zeros((6, 3), np.float32)}, "[6, 3]"),
+        ({"U": np.zeros((3, 3), np.float32)}, "[3, 3]"),
+        ({"R": np.zeros((5, 2), np.float32)}, "[5, 2]"),
+        ({"R": np.zeros((2, 5), np.float16)}, "F16"),
+        ({"U": None}, "missing"),
+        ({"rows": np.array([0, 6], np.int32)}, "distinct indices below 6"),
+        ({"rows": np.array([-1, 0], np.int32)}, "distinct indices below 6"),
+        ({"rows": np.array([3, 3], np.int32)}, "distinct indices below 6"),
+        ({"cols": np.array([0, 5], np.int32)}, "distinct indices below 5"),
+        ({"cols": np.array([0, 1], np.int64)}, "I64"),
+        ({"cols": np.array([0, 1, 2], np.int32)}, "[3]"),
+        ({"weight": np.zeros((6, 5), np.float32)}, "beside its factors"),
+    ],
+)
+def test_unsound_factors_are_refused(toy: Path, changed: dict[str, Any], message: str) -> None:
+    """Factors have the shapes, dtypes and distinct indices that the manifest's rank implies, though hashes agree."""
+    with_tensors(toy, **changed)
+    refused(toy, message)
+
+
+@pytest.mark.parametrize(
+    ("row", "values", "message"),
+    [
+        (0, {"rank": 1}, "[6, 1]"),
+        (0, {"shape": [5, 6]}, "[5, 2]"),
+        (0, {"rank": None}, "rank"),
+        (1, {"rank": 3}, "rank"),
+        (1, {"shape": [3, 4]}, "[4, 3]"),
+        (1, {"name": "absent.weight"}, "missing"),
+    ],
+)
+def test_a_matrix_row_that_contradicts_the_tensors_is_refused(
+    toy: Path, row: int, values: dict[str, Any], message: str
+) -> None:
+    """The manifest's table is checked against what is stored."""
+    reseal(toy, lambda manifest: manifest["matrices"][row].update(values))
+    refused(toy, message)
+
+
+def graph_with(toy: Path, change: Callable[[onnx.TensorProto], None]) -> None:
+    """Change the embedding's initialiser in the portable graph, then seal."""
+    model = onnx.load(toy / "model.onnx", load_external_data=False)
+    change(next(tensor for tensor in model.graph.initializer if tensor.external_data))
+    (toy / "model.onnx").write_bytes(model.SerializeToString())
+    reseal(toy)
+
+
+def entry(key: str, value: str) -> Callable[[onnx.TensorProto], None]:
+    def change(tensor: onnx.TensorProto) -> None:
+        next(pair for pair in tensor.external_data if pair.key == key).value = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "location", ["../secret", "/etc/passwd", "C:\\x", "", "config.json", ".hidden", "./model.safetensors", "model\0"]
+)
+def test_external_data_outside_the_weights_is_refused(toy: Path, location: str) -> None:
+    """A graph may read weight files of its own folder and nothing else."""
+    graph_with(toy, entry("location", location))
+    refused(toy, "not a weight file")
+
+
+@pytest.mark.parametrize("offset", [0, 8, 10**9, 2**63])
+def test_external_data_outside_the_tensor_bytes_is_refused(toy: Path, offset: int) -> None:
+    """Neither the header nor anything past the end can be taken for weights."""
+    graph_with(toy, entry("offset", str(offset)))
+    refused(toy, "points outside")
+
+
+@pytest.mark.parametrize("key", ["offset", "length"])
+@pytest.mark.parametrize("value", ["-1", "x", "", "1e3", "9" * 30])
+def test_external_data_with_odd_numbers_is_refused(toy: Path, key: str, value: str) -> None:
+    """Offset and length are plain decimal numbers."""
+    graph_with(toy, entry(key, value))
+    refused(toy, "not a number")
+
+
+def test_external_length_must_fit_the_shape(toy: Path) -> None:
+    """A tensor takes exactly the bytes that its type and shape need."""
+    graph_with(toy, lambda tensor: tensor.dims.__setitem__(0, 299))
+    refused(toy, "shape need")
+
+
+def test_external_data_needs_a_length(toy: Path) -> None:
+    """Without a length a tensor would take the rest of the file."""
+    graph_with(toy, lambda tensor: tensor.external_data.__delitem__(2))
+    refused(toy, "exactly once")
+
+
+def test_an_unlisted_graph_is_refused(toy: Path) -> None:
+    """A graph entry must name a listed file."""
+    reseal(toy, lambda manifest: manifest["graphs"]["portable"].update(file="other.onnx"))
+    refused(toy, "other.onnx")
+
+
+def test_both_weights_and_index_are_refused(toy: Path) -> None:
+    """Two answers to the question where the weights are is one too many."""
+    (toy / "model.safetensors.index.json").write_text("{}")
+    reseal(toy)
+    refused(toy, "either")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda index: index.pop("weight_map"), "no weight_map"),
+        (lambda index: index["weight_map"].update({f"{STEM}.U": "../x.safetensors"}), "not listed"),
+        (lambda index: index["weight_map"].update({f"{STEM}.U": 3}), "not listed"),
+        (lambda index: index["weight_map"].update({"ghost": "model-00001-of-00002.safetensors"}), "absent"),
+        (lambda index: index["weight_map"].pop("model.norm.weight"), "not in the index"),
+        (
+            lambda index: index["weight_map"].update({f"{STEM}.C": "model-00002-of-00002.safetensors"}),
+            "not in the index",
+        ),
+    ],
+)
+def test_a_wrong_shard_index_is_refused(tmp_path: Path, change: Callable[[Any], object], message: str) -> None:
+    """Index and shards must say the same."""
+    folder = write_toy(tmp_path / "out", shards=2)
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    change(index)
+    path.write_text(json.dumps(index))
+    reseal(folder)
+    refused(folder, message)
+
+
+def test_hostile_names_stay_on_one_line(toy: Path) -> None:
+    """A tensor name with line breaks cannot forge a second line of output."""
+    tensors = toy_tensors() | {"evil\nname": np.zeros(1, np.float32)}
+    save_file(tensors, toy / WEIGHTS)
+    graph_with(toy, lambda tensor: setattr(tensor, "name", "evil\nname"))
+    with pytest.raises(IntegrityError) as caught:
+        Artifact.open(toy)
+    assert "\n" not in str(caught.value)
+
+
+def test_dense_only_artifacts_open(toy: Path) -> None:
+    """An exported, uncompressed model has an empty table."""
+    reseal(toy, lambda manifest: manifest.update(matrices=[]))
+    assert manifest_of(toy)["matrices"] == []
+    assert Artifact.open(toy).graphs.keys() == {"portable", "fused"}
+
+
+def test_the_matrix_of_the_toy_is_listed(sealed: Path) -> None:
+    """The manifest names the compressed matrix as the checkpoint does."""
+    assert Artifact.open(sealed).manifest["matrices"][0]["name"] == MATRIX
