@@ -36,8 +36,9 @@ def log_softmax(logits: NDArray[np.floating]) -> Float:
 
 def _weighted_log_ratio(p: Float, q: Float) -> Float:
     """Return p·(log p − log q) for log-probabilities p, q, with 0·(…) = 0."""
+    mass = np.exp(p)
     with np.errstate(invalid="ignore"):
-        return np.where(np.isneginf(p), 0.0, np.exp(p) * (p - q))
+        return np.where(mass == 0.0, 0.0, mass * (p - q))
 
 
 def kl_divergence(reference: NDArray[np.floating], candidate: NDArray[np.floating]) -> Float:

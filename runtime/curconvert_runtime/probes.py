@@ -31,6 +31,8 @@ VOCABULARY_SAMPLE = 512
 DECODE_STEPS = 16
 PARITY_LENGTHS = (48, 33, 20)
 """Tokens per parity sequence, the 16 decoded ones included; unequal, so that a batch of them needs padding."""
+_LOG_ZERO = -1e4
+"""Stands for the logarithm of a probability of zero: files of an artifact hold finite numbers only."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ def fidelity_probe(
     top_ids = np.take_along_axis(candidates, order, axis=-1).astype(np.int32)
     picked, rest = bucket_log_probs(log_probs, top_ids)
     following = np.take_along_axis(log_probs, next_ids.astype(np.int64)[:, None], axis=-1)[:, 0]
-    return OriginalOutputs(top_ids, picked.astype(np.float32), rest.astype(np.float32), following.astype(np.float32))
+    values = [np.maximum(part, _LOG_ZERO).astype(np.float32) for part in (picked, rest, following)]
+    return OriginalOutputs(top_ids, *values)
 
 
 def sample_vocabulary(vocab_size: int, count: int = VOCABULARY_SAMPLE) -> NDArray[np.int32]:

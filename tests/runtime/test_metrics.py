@@ -93,6 +93,12 @@ def test_equal_distributions_have_no_divergence(logits: np.ndarray, k: int, shif
     np.testing.assert_allclose(_bucketed(p, q, k), 0, atol=1e-12)
 
 
+def test_a_stored_zero_costs_nothing() -> None:
+    """A bucket whose probability underflows to zero adds nothing, even where the candidate's is exactly zero."""
+    p = log_softmax(np.array([[1.0, 2.0]]))
+    assert kl_lower_bound(p, np.array([-1e4]), p, np.array([-np.inf]))[0] == 0
+
+
 def test_bucket_of_the_whole_vocabulary_is_exact() -> None:
     """With K = vocabulary the bound is the divergence."""
     rng = np.random.default_rng(3)

@@ -66,10 +66,11 @@ def test_next_token_log_probs_are_the_texts() -> None:
 
 
 def test_a_small_vocabulary_is_kept_whole() -> None:
-    """With fewer tokens than K all are kept and nothing is left for the rest."""
+    """With fewer tokens than K all are kept and nothing is left for the rest; the file still holds finite numbers."""
     packed = _packed(top=256)
     assert packed["original.top_ids"].shape == (3, 24, 40)
-    assert np.isneginf(packed["original.rest_log_prob"]).all()
+    assert (np.exp(packed["original.rest_log_prob"]) == 0).all()
+    assert np.isfinite(packed["original.rest_log_prob"]).all()
 
 
 def test_equal_logits_are_ordered_by_id() -> None:

@@ -1,0 +1,226 @@
+"""What only torch and the original can tell about an artifact.
+
+`torch_parity` rebuilds the model in transformers from the artifact's own `config.json` and weights, with the same
+cache, padding and steps as the graphs, and compares every answer. `check_slices` compares the stored bytes with the
+checkpoint they came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from curconvert.blocks.modules import CURLinear
+from curconvert.blocks.skeleton import EMBEDDING, HEAD, build_skeleton, canonical_parameters, set_tensor
+from curconvert.checkpoint import Checkpoint, open_checkpoint, sha256_file
+from curconvert.errors import IntegrityError
+from curconvert_runtime.artifact import Artifact
+from curconvert_runtime.parity import MAX_PARITY, Answers, compare, compare_with_probe, teacher_forced
+from curconvert_runtime.probes import Probes
+from curconvert_runtime.report import Check
+from curconvert_runtime.session import load
+from curconvert_runtime.verification import VerifyOptions
+
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I32": torch.int32, "I64": torch.int64}
+
+
+@dataclass(frozen=True)
+class ParityResult:
+    """What the comparison with torch found.
+
+    Attributes:
+        checks: Per graph: logits, first and last keys; and torch now against torch at the conversion.
+    """
+
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """True when every check passed."""
+        return all(check.passed for check in self.checks)
+
+
+def stored_tensor(artifact: Artifact, name: str) -> Tensor:
+    """Return a stored tensor in its stored dtype, memory-mapped; writing to it does not reach the file."""
+    header = artifact.tensors[name]
+    if header.length == 0:
+        return torch.zeros(header.shape, dtype=_DTYPES[header.dtype])
+    data = np.memmap(header.file, np.uint8, "c", header.offset, (header.length,))
+    return torch.from_numpy(data).view(_DTYPES[header.dtype]).reshape(header.shape)
+
+
+def build_torch_model(artifact: Artifact) -> nn.Module:
+    """Build transformers' model of an artifact in float32: eager attention, factors multiplied one by one.
+
+    Raises:
+        IntegrityError: A tensor that the config asks for is missing or of another shape, or one is left over.
+        InputError: transformers refuses the config.
+    """
+    model = build_skeleton(artifact.config)
+    unused = {name for name in artifact.tensors if not name.endswith((".rows", ".cols"))}
+
+    def take(name: str) -> Tensor:
+        if name not in artifact.tensors:
+            raise IntegrityError(f"{artifact.path}: config.json asks for tensor {name}, which is not stored")
+        unused.discard(name)
+        return stored_tensor(artifact, name).to(torch.float32)
+
+    for name, owner, attribute in list(canonical_parameters(model)):
+        stem, _, kind = name.rpartition(".")
+        if f"{stem}.C" in artifact.tensors:
+            if kind == "weight":
+                bias = None if owner.bias is None else take(f"{stem}.bias")
+                _replace(model, owner, CURLinear(take(f"{stem}.C"), take(f"{stem}.U"), take(f"{stem}.R"), bias))
+            continue
+        tied = name == HEAD and HEAD not in artifact.tensors and artifact.config.get("tie_word_embeddings")
+        value, wanted = take(EMBEDDING if tied else name), tuple(getattr(owner, attribute).shape)
+        if tuple(value.shape) != wanted:
+            raise IntegrityError(
+                f"{artifact.path}: tensor {name} has shape {tuple(value.shape)}, config.json asks for {wanted}"
+            )
+        set_tensor(owner, attribute, value)
+    if unused:
+        raise IntegrityError(f"{artifact.path}: config.json has no place for tensors {', '.join(sorted(unused)[:5])}")
+    return model
+
+
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    for parent in model.modules():
+        for attribute, child in parent.named_children():
+            if child is old:
+                setattr(parent, attribute, new)
+                return
+
+
+class TorchSession:
+    """The torch model behind a session's `forward`: left padding, a real cache."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def allocate_cache(self, batch: int, capacity: int) -> DynamicCache:
+        """Return an empty cache without a config: every layer keeps all keys, windows are a matter of the mask."""
+        return DynamicCache()
+
+    def forward(
+        self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64], *, past: DynamicCache
+    ) -> tuple[NDArray[Any], DynamicCache]:
+        """Return float32 logits and the grown cache."""
+        mask = torch.from_numpy(attention_mask)
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+        with torch.inference_mode():
+            output = self._model(
+                input_ids=torch.from_numpy(input_ids),
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=past,
+                use_cache=True,
+            )
+        return output.logits.numpy(), output.past_key_values
+
+
+def _cache_keys(cache: DynamicCache) -> tuple[NDArray[Any], NDArray[Any]]:
+    return cache.layers[0].keys.numpy(), cache.layers[-1].keys.numpy()
+
+
+def torch_parity(path: str | Path, options: VerifyOptions | None = None) -> ParityResult:
+    """Compare both graphs with the torch model built from the artifact: prefill, 16 decode steps, batch, padding.
+
+    Args:
+        path: The artifact's folder.
+        options: `max_parity`, provider and threads are used.
+
+    Raises:
+        IntegrityError: The folder is damaged, or its tensors do not fit its config.
+    """
+    options = options or VerifyOptions()
+    artifact = Artifact.open(path)
+    probe = Probes.load(artifact).compressed
+    limit = MAX_PARITY[artifact.model["dtype"]] if options.max_parity is None else options.max_parity
+    model = TorchSession(build_torch_model(artifact))
+    reference = teacher_forced(model, probe.ids, probe.lengths, "left", _cache_keys)
+    checks = compare_with_probe("torch.conversion", reference, probe, limit)
+    for kind in sorted(artifact.graphs, reverse=True):
+        answers = _graph_answers(artifact, kind, options)
+        checks += compare(
+            f"torch.{kind}", answers, reference, lengths=probe.lengths, limit=limit, against="torch, whole vocabulary"
+        )
+    return ParityResult(tuple(checks))
+
+
+def _graph_answers(artifact: Artifact, kind: str, options: VerifyOptions) -> Answers:
+    probe = Probes.load(artifact).compressed
+    session = load(artifact.path, provider=options.provider, graph=kind, threads=options.threads)  # type: ignore[arg-type]
+    return teacher_forced(session, probe.ids, probe.lengths, session.padding)
+
+
+def check_slices(path: str | Path, original: str | Path | Checkpoint) -> list[Check]:
+    """Compare an artifact's tensors with the checkpoint it was made from, bit for bit after the cast to its dtype.
+
+    Args:
+        path: The artifact's folder.
+        original: The checkpoint, or what `open_checkpoint` takes.
+
+    Returns:
+        Three checks: the source files' sha256; C and R as columns and rows of the original weight; every other tensor.
+
+    Raises:
+        CurConvertError: Either cannot be opened.
+    """
+    artifact = Artifact.open(path)
+    checkpoint = open_checkpoint(original) if isinstance(original, str | Path) else original
+    recorded = {entry["name"]: entry["sha256"] for entry in artifact.manifest["source"]["files"]}
+    found = {file.name: sha256_file(file) for file in checkpoint.files}
+    same = recorded == found
+    detail = f"{len(found)} source files have the recorded sha256"
+    checks = [
+        Check("source.files", same, detail if same else f"the artifact was made from other files than {original}")
+    ]
+    slices, others = list(_slice_faults(artifact, checkpoint)), list(_other_faults(artifact, checkpoint))
+    for name, faults, good in (
+        ("source.slices", slices, "every C and R equals columns and rows of the original"),
+        ("source.tensors", others, "every other tensor equals the original's"),
+    ):
+        checks.append(Check(name, not faults, "; ".join(faults[:3]) or good))
+    return checks
+
+
+def _slice_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[str]:
+    for matrix in artifact.manifest["matrices"]:
+        if matrix["form"] != "cur":
+            continue
+        name, stem = matrix["name"], matrix["name"].removesuffix(".weight")
+        info = checkpoint.tensors.get(name)
+        if info is None or info.shape != tuple(matrix["shape"]):
+            yield f"{name}: the original has shape {info.shape if info else 'none'}, the manifest {matrix['shape']}"
+            continue
+        weight = checkpoint.read(name)
+        rows, cols = (stored_tensor(artifact, f"{stem}.{part}").to(torch.int64) for part in ("rows", "cols"))
+        for part, wanted in (("C", weight[:, cols]), ("R", weight[rows])):
+            if not _same_bits(stored_tensor(artifact, f"{stem}.{part}"), wanted):
+                yield f"{stem}.{part} is not made of the original's {'columns' if part == 'C' else 'rows'}"
+
+
+def _other_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[str]:
+    factored = {m["name"] for m in artifact.manifest["matrices"] if m["form"] == "cur"}
+    kept = {name for name in artifact.tensors if not name.endswith((".C", ".U", ".R", ".rows", ".cols"))}
+    for name in sorted(kept ^ (set(checkpoint.tensors) - factored)):
+        yield f"{name} is in {'the artifact' if name in kept else 'the original'} only"
+    for name in sorted(kept & set(checkpoint.tensors)):
+        stored, wanted = stored_tensor(artifact, name), checkpoint.read(name)
+        if stored.shape != wanted.shape or not _same_bits(stored, wanted):
+            yield f"{name} differs from the original"
+
+
+def _same_bits(stored: Tensor, wanted: Tensor) -> bool:
+    """Compare bits, so that −0 differs from 0 and a NaN equals itself."""
+    cast = wanted.to(stored.dtype).contiguous()
+    return bool(torch.equal(stored.contiguous().view(torch.uint8), cast.view(torch.uint8)))
