@@ -1,0 +1,35 @@
+"""Compress transformer checkpoints with CUR factors, export ONNX graphs that serve them, and verify the result."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from curconvert.calibration.text import CalibrationOptions
+    from curconvert.pipeline import Conversion, convert, export, plan
+    from curconvert.options import ConvertOptions, SourceOptions
+
+__all__ = [
+    "CalibrationOptions",
+    "Conversion",
+    "ConvertOptions",
+    "SourceOptions",
+    "convert",
+    "export",
+    "plan",
+]
+
+_HOMES = {
+    "CalibrationOptions": "curconvert.calibration.text",
+    "ConvertOptions": "curconvert.options",
+    "SourceOptions": "curconvert.options",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the converter only when it is used: verify, inspect and generate run without torch."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES.get(name, "curconvert.pipeline")), name)

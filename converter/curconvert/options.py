@@ -8,7 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from curconvert.calibration.text import BUILTIN, CalibrationOptions
 from curconvert.errors import InputError
+from curconvert.factorization.cur import LINKS
+from curconvert.selection.indices import IMPORTANCES, SELECTORS
 
 DType = Literal["float32", "float16", "bfloat16"]
 Method = Literal["cur", "curing"]
@@ -52,30 +55,6 @@ class SourceOptions:
 
 
 @dataclass(frozen=True)
-class CalibrationOptions:
-    """Text that the layer statistics are taken on.
-
-    Attributes:
-        source: `builtin`, a text file, a `.jsonl` file, or a `.safetensors` file of token ids (`input_ids`).
-        text_field: Field of a JSONL line that holds the text.
-        sequences: Calibration sequences at most (CURing: 128).
-        tokens_per_sequence: Length of each (CURing: 128).
-        probe_sequences: Held out of the calibration, for verification.
-    """
-
-    source: str = "builtin"
-    text_field: str = "text"
-    sequences: int = 128
-    tokens_per_sequence: int = 128
-    probe_sequences: int = 16
-
-    def __post_init__(self) -> None:
-        _at_least("--calibration-sequences", self.sequences, 1)
-        _at_least("--calibration-tokens", self.tokens_per_sequence, 2)
-        _at_least("--probe-sequences", self.probe_sequences, 1)
-
-
-@dataclass(frozen=True)
 class ConvertOptions:
     """Everything that decides a conversion's result.
 
@@ -94,7 +73,6 @@ class ConvertOptions:
         dtype: Deployed dtype; None keeps the checkpoint's (float32 for quantised GGUF).
         seed: Seeds every random choice, together with the tensor's name.
         calibration: The text.
-        source: Checkpoint overrides.
     """
 
     method: str
@@ -118,9 +96,6 @@ class ConvertOptions:
         return cls(**{"method": method, "rank": 128, **_PRESETS[method], **given})
 
     def __post_init__(self) -> None:
-        from curconvert.factorization.cur import LINKS
-        from curconvert.selection.indices import IMPORTANCES, SELECTORS
-
         _choice("--method", self.method, METHODS)
         _at_least("--rank", self.rank, 1)
         _at_least("--seed", self.seed, 0)
@@ -140,7 +115,8 @@ class ConvertOptions:
         """Return the options as plain JSON, without anything that names this machine."""
         values = asdict(self)
         values["targets"] = list(self.targets)
-        values["calibration"]["source"] = Path(self.calibration.source).name
+        if self.calibration.source != BUILTIN:
+            values["calibration"]["source"] = Path(self.calibration.source).name
         return values
 
 
@@ -151,5 +127,7 @@ def parse_targets(text: str) -> tuple[str, ...]:
     names = {part.strip() for part in text.split(",") if part.strip()}
     unknown = sorted(names - set(LINEARS))
     if unknown:
-        raise InputError(f"--targets: {', '.join(unknown)} matches nothing; expected all, or some of {', '.join(LINEARS)}")
+        raise InputError(
+            f"--targets: {', '.join(unknown)} matches nothing; expected all, or some of {', '.join(LINEARS)}"
+        )
     return tuple(name for name in LINEARS if name in names)

@@ -52,14 +52,17 @@ class SplitLinear(nn.Module):
 class ChunkedHead(nn.Module):
     """An lm_head over a memory-mapped weight of any float dtype, multiplied in float32 by blocks of vocabulary rows."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, deployed: torch.dtype | None = None) -> None:
         super().__init__()
-        # A plain attribute: the mapped file must not be moved or cast by module-wide calls.
-        self._weight = weight
-        self._bias = bias
+        # Plain attributes: the mapped file must not be moved or cast by module-wide calls.
+        self._weight, self._bias = weight, bias
+        self._deployed = deployed or weight.dtype
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Map (…, hidden_size) to (…, vocab_size) logits."""
-        chunks = [hidden @ rows.to(hidden.dtype).T for rows in self._weight.split(_HEAD_CHUNK)]
+        chunks = [hidden @ self._rounded(rows, hidden.dtype).T for rows in torch.split(self._weight, _HEAD_CHUNK)]
         logits = torch.cat(chunks, dim=-1)
-        return logits if self._bias is None else logits + self._bias.to(hidden.dtype)
+        return logits if self._bias is None else logits + self._rounded(self._bias, hidden.dtype)
+
+    def _rounded(self, part: Tensor, dtype: torch.dtype) -> Tensor:
+        return part.to(self._deployed).to(dtype)

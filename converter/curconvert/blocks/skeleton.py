@@ -41,7 +41,9 @@ def build_skeleton(config: Mapping[str, Any]) -> nn.Module:
             )
     except (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError, OverflowError, AttributeError) as error:
         message = " ".join(str(error).split())
-        raise InputError(f"config.json: transformers cannot build this {config['model_type']} model: {message}") from error
+        raise InputError(
+            f"config.json: transformers cannot build this {config['model_type']} model: {message}"
+        ) from error
     _rebuild_buffers(model)
     for layer in model.get_submodule("model.layers").children():
         for path, parts in family.fused.items():

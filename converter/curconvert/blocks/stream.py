@@ -84,10 +84,18 @@ class BlockStream:
         num_layers: Number of decoder blocks.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._checkpoint = checkpoint
+    def __init__(self, checkpoint: Checkpoint, deployed: torch.dtype | None = None) -> None:
+        """Open the stream.
+
+        Args:
+            checkpoint: The model.
+            deployed: Round every weight to this dtype, as an artifact stores it; None keeps the checkpoint's values.
+        """
+        self._checkpoint, self._deployed = checkpoint, deployed
+        self._table: tuple[str, Tensor] | None = None
         self._model = build_skeleton(checkpoint.config)
         base = self._model.get_submodule("model")
+        base.get_submodule("embed_tokens").padding_idx = None  # says how to train; out of range of a compact table
         self._layers = list(base.get_submodule("layers").children())
         self._stubs = [_Stub() for _ in self._layers]
         base.layers = nn.ModuleList(self._stubs)
@@ -104,8 +112,8 @@ class BlockStream:
             (batch, tokens, hidden_size) float32.
         """
         unique, compact = torch.unique(token_ids, return_inverse=True)
-        # Only the rows in use are read and widened; the embedding itself stays in the file.
-        rows = self._checkpoint.read(EMBEDDING)[unique].to(torch.float32)
+        # Only the rows in use are widened; the embedding itself stays in the file.
+        rows = self._round(self._vocabulary_table(EMBEDDING)[unique]).to(torch.float32)
         embedding = self._model.get_submodule("model.embed_tokens")
         set_tensor(embedding, "weight", rows)
         self._stubs[-1].stop = True
@@ -126,11 +134,12 @@ class BlockStream:
     @contextmanager
     def block(self, index: int) -> Iterator[Block]:
         """Materialise one decoder block in float32 and release it again."""
+        self._table = None
         layer = self._layers[index]
         owners = list(canonical_parameters(layer, f"{LAYERS}.{index}."))
         for name, owner, attribute in owners:
-            # A copy: the block may outlive the page cache's mood, and replaced weights are freed at once.
-            set_tensor(owner, attribute, self._checkpoint.read(name).to(torch.float32, copy=True))
+            # A copy, so that the mapped file is touched once and a replaced weight is freed at once.
+            set_tensor(owner, attribute, self._round(self._checkpoint.read(name)).to(torch.float32, copy=True))
         block = Block(index, layer, self._kwargs[index])
         originals = dict(block.linears)
         try:
@@ -153,10 +162,11 @@ class BlockStream:
         """
         names = self._checkpoint.tensors
         norm = self._model.get_submodule("model.norm")
-        set_tensor(norm, "weight", self._checkpoint.read("model.norm.weight").to(torch.float32, copy=True))
+        scale = self._round(self._checkpoint.read("model.norm.weight"))
+        set_tensor(norm, "weight", scale.to(torch.float32, copy=True))
         head = HEAD if HEAD in names else EMBEDDING
         bias = self._checkpoint.read("lm_head.bias") if "lm_head.bias" in names else None
-        self._model.lm_head = ChunkedHead(self._checkpoint.read(head), bias)
+        self._model.lm_head = ChunkedHead(self._vocabulary_table(head), bias, self._deployed)
         ids = torch.zeros(hidden.shape[:2], dtype=torch.int64)
         self._stubs[-1].inject = hidden
         try:
@@ -166,6 +176,15 @@ class BlockStream:
         finally:
             self._stubs[-1].inject = None
         return logits
+
+    def _vocabulary_table(self, name: str) -> Tensor:
+        """Read the embedding or the head, kept until the next block: a GGUF file dequantises it on every read."""
+        if self._table is None or self._table[0] != name:
+            self._table = (name, self._checkpoint.read(name))
+        return self._table[1]
+
+    def _round(self, tensor: Tensor) -> Tensor:
+        return tensor if self._deployed is None else tensor.to(self._deployed)
 
 
 def _linears(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:

@@ -61,9 +61,7 @@ class StatisticsCollector:
     @contextmanager
     def collecting(self) -> Iterator[None]:
         """Watch every forward call inside the context."""
-        handles = [
-            module.register_forward_pre_hook(self._hook(name)) for name, module in self._linears.items()
-        ]
+        handles = [module.register_forward_pre_hook(self._hook(name)) for name, module in self._linears.items()]
         try:
             yield
         finally:

@@ -106,7 +106,11 @@ def normalise_config(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
     for key in ("head_dim", "num_key_value_heads", "rope_scaling", "rope_parameters"):
         if values.get(key, ...) is None:
             del values[key]
+    scaling = values.get("rope_scaling")
+    if scaling and "su" in (scaling.get("type"), scaling.get("rope_type")):
+        values["rope_scaling"] = {**scaling, "type": "longrope", "rope_type": "longrope"}  # its name in early Phi-3s
     config = _complete(values, source)
+    _check_special_tokens(config, values, source)
     if config.get("num_key_value_heads") is None:
         config["num_key_value_heads"] = config["num_attention_heads"]
     if config.get("head_dim") is None:
@@ -154,6 +158,21 @@ def _validate(values: Mapping[str, Any], source: str) -> None:
             raise InputError(f"{source}: {key} is {value!r}, expected an object")
 
 
+def _check_special_tokens(config: dict[str, Any], given: Mapping[str, Any], source: str) -> None:
+    """Drop default token ids that a small vocabulary does not have; refuse given ones that it does not have."""
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = config.get(key)
+        ids = value if isinstance(value, list) else [value]
+        if all(isinstance(number, int) and number < config["vocab_size"] for number in ids if number is not None):
+            continue
+        if given.get(key) is not None:
+            raise InputError(
+                f"{source}: {key} is {value!r}, outside the vocabulary of {config['vocab_size']}; "
+                f"correct it or pass --config-set {key}=null"
+            )
+        config[key] = None
+
+
 def _is_positive(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
 
@@ -182,13 +201,14 @@ def _both_dialects(config: dict[str, Any], source: str) -> dict[str, Any]:
     parameters = _copy(config.get("rope_parameters")) or {}
     nested = "full_attention" in parameters
     for part in parameters.values() if nested else [parameters]:
+        part.pop("type", None)  # the older spelling of rope_type, which is present by now
         kind = part.get("rope_type", "default")
         if kind not in _ROPE_TYPES:
             raise UnsupportedError(f"{source}: rope type {kind!r} is not supported, expected {', '.join(_ROPE_TYPES)}")
         if not _is_positive(part.get("rope_theta")):
             raise InputError(f"{source}: rope_theta is {part.get('rope_theta')!r}, expected a positive number")
     full = parameters["full_attention"] if nested else parameters
-    scaling = {key: value for key, value in full.items() if key not in ("rope_theta", "partial_rotary_factor", "type")}
+    scaling = {key: value for key, value in full.items() if key not in ("rope_theta", "partial_rotary_factor")}
     if config["model_type"] == "phi3" and scaling["rope_type"] == "longrope":
         # Version 4's Phi3Config insists on exactly these three; the original length is a field of its own.
         scaling = {"type": "longrope", "short_factor": full["short_factor"], "long_factor": full["long_factor"]}

@@ -106,15 +106,11 @@ def factorize_cur(
     rows, columns = torch.from_numpy(chosen.rows), torch.from_numpy(chosen.columns)
     C, R = deployed[:, columns.long()].contiguous(), deployed[rows.long()].contiguous()
     U = torch.from_numpy(
-        link_matrix(
-            W, C.double().numpy(), R.double().numpy(), _metric(statistics, options.link, options.ridge)
-        )
+        link_matrix(W, C.double().numpy(), R.double().numpy(), _metric(statistics, options.link, options.ridge))
     ).to(dtype)
     bound = None
     if chosen.eta_rows is not None and chosen.eta_columns is not None and chosen.sigma_next is not None:
-        bound = ErrorBound(
-            chosen.eta_rows, chosen.eta_columns, chosen.sigma_next, _BOUND_MATRICES[options.importance]
-        )
+        bound = ErrorBound(chosen.eta_rows, chosen.eta_columns, chosen.sigma_next, _BOUND_MATRICES[options.importance])
     error = W - C.double().numpy() @ U.double().numpy() @ R.double().numpy()
     return Factorization(
         form="cur",

@@ -53,9 +53,7 @@ def layer_count(spec: str, num_layers: int) -> int:
     return count
 
 
-def select_layers(
-    spec: str, num_layers: int, distances: NDArray[np.float64] | None = None
-) -> tuple[int, ...]:
+def select_layers(spec: str, num_layers: int, distances: NDArray[np.float64] | None = None) -> tuple[int, ...]:
     """Return the layers to compress, ascending.
 
     Args:

@@ -144,18 +144,19 @@ def make_plan(checkpoint: Checkpoint, options: ConvertOptions, layers: tuple[int
     return Plan(tuple(matrices), known, total, other, memory, seconds)
 
 
-def _estimate(
-    checkpoint: Checkpoint, options: ConvertOptions, matrices: list[MatrixPlan]
-) -> tuple[int, float]:
+def _estimate(checkpoint: Checkpoint, options: ConvertOptions, matrices: list[MatrixPlan]) -> tuple[int, float]:
     tokens = options.calibration.sequences * options.calibration.tokens_per_sequence
     hidden, widest = int(checkpoint.config["hidden_size"]), max(max(m.shape) for m in matrices)
     block = max(
-        sum(m.parameters_before for m in matrices if layer_of(m.name) == layer) for layer in {layer_of(m.name) for m in matrices}
+        sum(m.parameters_before for m in matrices if layer_of(m.name) == layer)
+        for layer in {layer_of(m.name) for m in matrices}
     )
     grams = sum({m.shape[1] for m in matrices if m.form != "dense"}) ** 2 * 8
     compressed = [m for m in matrices if m.form != "dense"]
     largest = max(m.parameters_before for m in compressed)
-    memory = _TORCH_BYTES + 4 * block + 3 * 4 * tokens * hidden + 8 * 8 * options.calibration.tokens_per_sequence * widest
+    memory = (
+        _TORCH_BYTES + 4 * block + 3 * 4 * tokens * hidden + 8 * 8 * options.calibration.tokens_per_sequence * widest
+    )
     memory += grams + 6 * 8 * largest
     vocab = checkpoint.tensors[EMBEDDING].shape[0]
     memory += 3 * 4 * options.calibration.tokens_per_sequence * vocab

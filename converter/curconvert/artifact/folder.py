@@ -1,0 +1,103 @@
+"""The output folder: complete or absent."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from curconvert.errors import InputError
+
+logger = logging.getLogger(__name__)
+MANIFEST = "curconvert.json"
+
+
+def check_output(out: Path, overwrite: bool, sources: tuple[Path, ...] = ()) -> None:
+    """Refuse an output that would lose something, before any work is done.
+
+    Args:
+        out: The folder to make.
+        overwrite: Whether an existing artifact may be replaced.
+        sources: The input's files and folder; the output must not be or lie within or around them.
+
+    Raises:
+        InputError: Says what stands in the way.
+    """
+    if out.is_symlink():
+        raise InputError(f"{out}: is a symbolic link; name the folder itself")
+    resolved = out.resolve()
+    for source in sources:
+        place = source.resolve()
+        if resolved == place or (place.is_dir() and resolved.is_relative_to(place)) or place.is_relative_to(resolved):
+            raise InputError(f"{out}: output and input overlap ({source}); choose another output folder")
+    if out.exists():
+        if not out.is_dir():
+            raise InputError(f"{out}: exists and is not a folder; choose another output")
+        if any(out.iterdir()):
+            if not overwrite:
+                raise InputError(f"{out}: exists and is not empty; choose another output, or pass --overwrite")
+            if not (out / MANIFEST).is_file():
+                raise InputError(
+                    f"{out}: holds no {MANIFEST}, so it is no artifact and is not overwritten; remove it yourself"
+                )
+    parent = resolved.parent
+    while not parent.exists():
+        parent = parent.parent
+    if not os.access(parent, os.W_OK | os.X_OK) or not parent.is_dir():
+        raise InputError(f"{parent}: no permission to create {out.name} here")
+
+
+@contextmanager
+def atomic_folder(out: Path) -> Iterator[Path]:
+    """Yield a temporary sibling folder that becomes `out` by one rename when the context ends without an error.
+
+    An artifact that is replaced is moved aside first, put back if the rename fails, and removed last.
+    """
+    out = out.resolve()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    try:
+        yield work
+        work.chmod(0o777 & ~_umask())
+        for path in work.iterdir():
+            _fsync(path)
+        _fsync(work)
+        _publish(work, out)
+        _fsync(out.parent)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _publish(work: Path, out: Path) -> None:
+    if out.exists() and not any(out.iterdir()):
+        out.rmdir()
+    if not out.exists():
+        work.rename(out)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".replaced", dir=out.parent))
+    out.rename(aside / out.name)
+    try:
+        work.rename(out)
+    except OSError:
+        (aside / out.name).rename(out)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,132 @@
+"""`curconvert.json`: what the folder holds, where it came from and how it was made."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from curconvert.artifact.folder import MANIFEST
+from curconvert.calibration.text import CalibrationTokens
+from curconvert.checkpoint.files import sha256_file
+from curconvert.checkpoint.types import Checkpoint
+from curconvert.factorization.types import Factorization
+from curconvert.options import ConvertOptions
+from curconvert.planning import MatrixPlan, Plan
+from curconvert_runtime import __version__
+from curconvert_schemas import validate
+
+FORMAT_VERSION = "1.0"
+GRAPHS = {
+    "portable": {"file": "model.onnx", "padding": "left"},
+    "fused": {"file": "model.fused.onnx", "padding": "right"},
+}
+
+
+def build_manifest(
+    checkpoint: Checkpoint,
+    dtype: str,
+    plan: Plan | None = None,
+    reports: Mapping[str, Factorization] | None = None,
+    options: ConvertOptions | None = None,
+    tokens: CalibrationTokens | None = None,
+) -> dict[str, Any]:
+    """Return the manifest without its file table and metrics.
+
+    An exported, uncompressed checkpoint has no plan, reports, options or calibration.
+    """
+    config = checkpoint.config
+    stored = sum(math.prod(info.shape) for info in checkpoint.tensors.values())
+    return {
+        "format_version": FORMAT_VERSION,
+        "generator": {"name": "curconvert", "version": __version__},
+        "source": {
+            "kind": checkpoint.kind,
+            "name": checkpoint.path.name,
+            "files": [
+                {"name": file.name, "size": file.stat().st_size, "sha256": sha256_file(file)}
+                for file in checkpoint.files
+            ],
+        },
+        "model": {
+            "model_type": config["model_type"],
+            "dtype": dtype,
+            "parameters_before": stored,
+            "parameters_after": stored if plan is None else plan.parameters_after,
+            "tied_embeddings": bool(config["tie_word_embeddings"]),
+            "vocab_size": config["vocab_size"],
+            "num_hidden_layers": config["num_hidden_layers"],
+            "num_key_value_heads": config["num_key_value_heads"],
+            "head_dim": config["head_dim"],
+            "max_position_embeddings": config["max_position_embeddings"],
+        },
+        "options": {} if options is None else options.to_json(),
+        "calibration": None
+        if tokens is None
+        else {
+            "source": tokens.source,
+            "token_sha256": tokens.sha256,
+            "sequences": len(tokens.calibration),
+            "tokens_per_sequence": tokens.calibration.shape[1],
+        },
+        "environment": _environment(),
+        "matrices": [_matrix(m, (reports or {}).get(m.name)) for m in (plan.matrices if plan else ())],
+        "graphs": GRAPHS,
+        "metrics": None,
+    }
+
+
+def _matrix(plan: MatrixPlan, report: Factorization | None) -> dict[str, Any]:
+    bound = report.bound if report else None
+    return {
+        "name": plan.name,
+        "form": plan.form,
+        "shape": list(plan.shape),
+        "rank": plan.rank,
+        "parameters_before": plan.parameters_before,
+        "parameters_after": plan.parameters_after,
+        "reason": plan.reason,
+        "relative_output_error": report.relative_output_error if report else None,
+        "relative_frobenius_error": report.relative_frobenius_error if report else None,
+        "bound": None
+        if bound is None
+        else {
+            "eta_rows": bound.eta_rows,
+            "eta_columns": bound.eta_columns,
+            "sigma_next": bound.sigma_next,
+            "value": bound.value,
+            "matrix": bound.matrix,
+        },
+    }
+
+
+def _environment() -> dict[str, str]:
+    """What the bytes depend on besides input and options."""
+    return {
+        "machine": platform.machine(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def seal(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest with the size and hash of every other file in the folder.
+
+    Raises:
+        IntegrityError: The manifest does not meet its own schema.
+    """
+    files = {
+        path.name: {"size": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in sorted(folder.iterdir())
+        if path.name != MANIFEST
+    }
+    complete = {**manifest, "files": files}
+    validate(complete, "manifest-1.0")
+    text = json.dumps(complete, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    (folder / MANIFEST).write_text(text, encoding="utf-8")

@@ -1,0 +1,188 @@
+"""Write safetensors files tensor by tensor, so that no model has to fit in memory.
+
+The format's own library wants every tensor at once; its layout is fixed by the shapes, so the header can go first
+and each tensor to its place when it is ready.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from curconvert.checkpoint.types import ByteRange, TensorInfo
+from curconvert.errors import InputError
+
+SHARD_BYTES = 5 * 10**9
+_CHUNK = 4 * 2**20  # elements converted at a time: bounds the copy when the dtype changes
+SAFETENSORS_DTYPES = {
+    torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int32: "I32", torch.int64: "I64",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor that will be written.
+
+    Attributes:
+        name: Its name.
+        dtype: Stored dtype.
+        shape: Its shape.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Size in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class SafetensorsWriter:
+    """Lays tensors out in one or more files and fills them in any order.
+
+    Attributes:
+        tensors: Where each tensor's bytes lie, by name.
+        files: The files, in order.
+    """
+
+    def __init__(
+        self, folder: Path, specs: Iterable[TensorSpec], stem: str = "model", shard_bytes: int = SHARD_BYTES
+    ) -> None:
+        """Create the files at full size.
+
+        Args:
+            folder: Where the file (or the shards and their index) go.
+            specs: Every tensor; order does not matter.
+            stem: File name without its ending.
+            shard_bytes: Data bytes after which a new shard begins.
+        """
+        # Large elements first keeps every tensor aligned to its element, as the safetensors library does.
+        ordered = sorted(specs, key=lambda spec: (-spec.dtype.itemsize, spec.name))
+        shards = _shards(ordered, shard_bytes)
+        self.tensors: dict[str, TensorInfo] = {}
+        self.files: list[Path] = []
+        self._handles: dict[Path, int] = {}
+        self._missing = {spec.name for spec in ordered}
+        self._specs = {spec.name: spec for spec in ordered}
+        for number, shard in enumerate(shards, 1):
+            part = "" if len(shards) == 1 else f"-{number:05}-of-{len(shards):05}"
+            self._create(folder / f"{stem}{part}.safetensors", shard)
+        if len(shards) > 1:
+            total = sum(spec.nbytes for spec in ordered)
+            weight_map = {name: _file(info).name for name, info in sorted(self.tensors.items())}
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
+
+    def _create(self, path: Path, specs: list[TensorSpec]) -> None:
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        offset = 0
+        for spec in specs:
+            header[spec.name] = {
+                "dtype": SAFETENSORS_DTYPES[spec.dtype],
+                "shape": list(spec.shape),
+                "data_offsets": [offset, offset + spec.nbytes],
+            }
+            offset += spec.nbytes
+        encoded = json.dumps(header, separators=(",", ":")).encode()
+        encoded += b" " * (-len(encoded) % 8)
+        start = 8 + len(encoded)
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        self._handles[path] = handle
+        self.files.append(path)
+        _write_all(handle, len(encoded).to_bytes(8, "little") + encoded, 0)
+        os.ftruncate(handle, start + offset)
+        for spec in specs:
+            begin, end = header[spec.name]["data_offsets"]  # type: ignore[index]
+            location = ByteRange(path, start + begin, end - begin)
+            self.tensors[spec.name] = TensorInfo(spec.name, SAFETENSORS_DTYPES[spec.dtype], spec.shape, location)
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Write one tensor in its announced dtype, a few megabytes at a time.
+
+        Raises:
+            InputError: A value is not finite, in the source or once it is rounded to the deployed dtype.
+        """
+        spec, location = self._specs[name], self.tensors[name].location
+        if tuple(tensor.shape) != spec.shape:
+            raise ValueError(f"{name}: shape {tuple(tensor.shape)}, announced {spec.shape}")
+        assert location is not None
+        offset = location.offset
+        for part in tensor.contiguous().reshape(-1).split(_CHUNK):
+            deployed = part.to(spec.dtype)
+            if deployed.is_floating_point() and not bool(torch.isfinite(deployed).all()):
+                raise InputError(_not_finite(name, part, spec.dtype))
+            # A view of bytes, since NumPy has no bfloat16.
+            data: memoryview = deployed.view(torch.uint8).numpy().data
+            _write_all(self._handles[location.file], data, offset)
+            offset += len(data)
+        self._missing.discard(name)
+
+    def finish(self) -> None:
+        """Flush to disk.
+
+        Raises:
+            ValueError: A tensor was announced and never written.
+        """
+        if self._missing:
+            raise ValueError(f"never written: {', '.join(sorted(self._missing)[:5])}")
+        for handle in self._handles.values():
+            os.fsync(handle)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        for handle in self._handles.values():
+            os.close(handle)
+        self._handles.clear()
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a small safetensors file with deterministic bytes."""
+    specs = [TensorSpec(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
+    with SafetensorsWriter(path.parent, specs, path.stem) as writer:
+        for name, tensor in tensors.items():
+            writer.write(name, tensor)
+        writer.finish()
+
+
+def _shards(specs: list[TensorSpec], limit: int) -> list[list[TensorSpec]]:
+    shards: list[list[TensorSpec]] = [[]]
+    size = 0
+    for spec in specs:
+        if shards[-1] and size + spec.nbytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(spec)
+        size += spec.nbytes
+    return shards
+
+
+def _not_finite(name: str, part: Tensor, dtype: torch.dtype) -> str:
+    if torch.isfinite(part).all():
+        largest = float(part.abs().max())
+        return f"{name}: {largest:.4g} does not fit {str(dtype)[6:]}; choose --dtype bfloat16 or float32"
+    return f"{name}: holds NaN or infinity; the checkpoint is damaged"
+
+
+def _file(info: TensorInfo) -> Path:
+    assert info.location is not None
+    return info.location.file
+
+
+def _write_all(handle: int, data: bytes | memoryview, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(handle, view, offset)
+        view, offset = view[written:], offset + written

@@ -1,0 +1,334 @@
+"""The command line: arguments to options, one call, rendering and the exit code."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib.util
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from curconvert import render
+from curconvert.errors import BackendError, CurConvertError, InputError, VerificationError
+from curconvert_runtime import __version__
+
+_MODEL_SOURCES = "a .safetensors or .gguf file, a Hugging Face folder, or a hub id"
+_HEAVY = ("torch", "transformers", "safetensors", "scipy", "onnx", "onnx_ir", "mobius", "gguf", "huggingface_hub")
+
+
+class _DefaultGroup(click.Group):
+    """A bare `curconvert MODEL …` means `curconvert convert MODEL …`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ("--help", "-h", "--version"):
+            close = difflib.get_close_matches(args[0], self.commands, n=1, cutoff=0.8)
+            if close and not Path(args[0]).exists():
+                raise click.UsageError(f"no command or file {args[0]!r}; did you mean {close[0]!r}?", ctx)
+            args = ["convert", *args]
+        return super().parse_args(ctx, args)
+
+
+def _common(function: Callable[..., None]) -> Callable[..., None]:
+    """Add --json, --quiet and --debug, and turn errors into one line and an exit code."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+    @click.option("--quiet", "-q", is_flag=True, help="No progress, no summary; errors only.")
+    @click.option("--debug", is_flag=True, help="Show log messages, and tracebacks of errors.")
+    @functools.wraps(function)
+    def wrapper(*args: Any, debug: bool, **kwargs: Any) -> None:
+        logging.basicConfig(
+            level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+        )
+        # SIGTERM unwinds like Ctrl-C does, so that temporary folders go.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        try:
+            function(*args, **kwargs)
+        except CurConvertError as error:
+            _fail(str(error), error.exit_code, debug)
+        except KeyboardInterrupt:
+            _fail("interrupted; nothing was written", 130, debug)
+        except OSError as error:
+            _fail(f"{error.filename or 'operating system'}: {error.strerror or error}", InputError.exit_code, debug)
+
+    return wrapper
+
+
+def _fail(message: str, code: int, debug: bool) -> None:
+    if debug:
+        logging.getLogger(__name__).exception("traceback")
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    sys.exit(code)
+
+
+def _require_converter() -> None:
+    missing = [name for name in _HEAVY if importlib.util.find_spec(name) is None]
+    if missing:
+        raise BackendError(f"{', '.join(missing)} not installed; run: pip install 'curconvert[convert,cpu]'")
+
+
+@click.group(cls=_DefaultGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="curconvert")
+def main() -> None:
+    """Compress transformer checkpoints with CUR factors, export ONNX graphs that serve them, verify the result.
+
+    `curconvert MODEL -o OUT` is short for `curconvert convert MODEL -o OUT`.
+    """
+
+
+def _pairs(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    for value in values:
+        if "=" not in value:
+            raise click.BadParameter(f"{value!r}: expected key=value")
+    return dict(value.split("=", 1) for value in values)
+
+
+def _source_options(function: Callable[..., None]) -> Callable[..., None]:
+    for decorator in (
+        click.option("--revision", help="Branch, tag or commit of a hub id."),
+        click.option(
+            "--config-set", multiple=True, metavar="KEY=VALUE", callback=_pairs, help="Set or override a config value."
+        ),
+        click.option(
+            "--config", type=click.Path(path_type=Path), help="config.json for a lone file that has none beside it."
+        ),
+        click.argument("model"),
+    ):
+        function = decorator(function)
+    return function
+
+
+def _method_options(function: Callable[..., None]) -> Callable[..., None]:
+    for decorator in (
+        click.option("--seed", type=int, help="Seed of every random choice. [0]"),
+        click.option("--probe-sequences", type=int, help="Sequences held out for verification. [16]"),
+        click.option("--calibration-tokens", type=int, help="Tokens of a calibration sequence. [128]"),
+        click.option("--calibration-sequences", type=int, help="Calibration sequences at most. [128]"),
+        click.option("--text-field", help="Field of a JSONL line that holds the text. [text]"),
+        click.option(
+            "--calibration",
+            metavar="SOURCE",
+            help="builtin, a text or .jsonl file, or .safetensors token ids. [builtin]",
+        ),
+        click.option("--sequential/--no-sequential", default=None, help="Calibrate each block on compressed blocks."),
+        click.option("--ridge", type=float, help="Ridge of the full link, relative to the diagonal. [0.01]"),
+        click.option("--link", help="Metric of U: plain, diagonal or full."),
+        click.option("--importance", help="Matrix to select on: wanda, activation or weight."),
+        click.option("--select", "selector", help="Rows and columns by deim, qdeim, qr, leverage or random."),
+        click.option("--targets", help="all, or some of q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj."),
+        click.option("--layers", help="angular[:N], all, or numbers and ranges such as 3,8-12. [angular]"),
+        click.option("--rank", type=int, help="Largest rank. [128]"),
+        click.option(
+            "--method", default="cur", show_default=True, help="cur, or curing (the paper, arXiv 2501.04211, exactly)."
+        ),
+        click.option("--dtype", help="float32, float16 or bfloat16; default: the checkpoint's."),
+    ):
+        function = decorator(function)
+    return function
+
+
+def _options(values: dict[str, Any]) -> Any:
+    from curconvert.calibration.text import CalibrationOptions
+    from curconvert.options import ConvertOptions, parse_targets
+
+    calibration = {
+        "source": values.pop("calibration"),
+        "text_field": values.pop("text_field"),
+        "sequences": values.pop("calibration_sequences"),
+        "tokens_per_sequence": values.pop("calibration_tokens"),
+        "probe_sequences": values.pop("probe_sequences"),
+        "seed": values["seed"],
+    }
+    targets = values.pop("targets")
+    return ConvertOptions.for_method(
+        values.pop("method"),
+        calibration=CalibrationOptions(**{k: v for k, v in calibration.items() if v is not None}),
+        targets=None if targets is None else parse_targets(targets),
+        **values,
+    )
+
+
+def _source(model: str, config: Path | None, config_set: dict[str, str], revision: str | None) -> Any:
+    from curconvert.options import SourceOptions
+
+    return SourceOptions(model, config, config_set, revision)
+
+
+def _thresholds(function: Callable[..., None]) -> Callable[..., None]:
+    for decorator in (
+        click.option("--max-parity", type=float, help="Largest |Δlogit| between graphs and torch. [by dtype]"),
+        click.option("--max-ppl-ratio", type=float, help="Largest perplexity(compressed) / perplexity(original)."),
+        click.option("--min-top1", type=float, help="Smallest share of equal most likely tokens."),
+        click.option("--max-kl", type=float, help="Largest mean KL(original ‖ compressed), nats per token."),
+    ):
+        function = decorator(function)
+    return function
+
+
+_out = click.option("--output", "-o", "out", required=True, type=click.Path(path_type=Path), help="Folder to create.")
+_overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing artifact.")
+
+
+@main.command()
+@_source_options
+@_out
+@_method_options
+@_thresholds
+@_overwrite
+@click.option("--no-verify", is_flag=True, help="Publish without running the verification.")
+@_common
+def convert(
+    model: str, config: Path | None, config_set: dict[str, str], revision: str | None, out: Path, overwrite: bool,
+    no_verify: bool, as_json: bool, quiet: bool, max_kl: float | None, min_top1: float | None,
+    max_ppl_ratio: float | None, max_parity: float | None, **method: Any,
+) -> None:  # fmt: skip
+    """Compress MODEL into a verified artifact: a .safetensors or .gguf file, a Hugging Face folder, or a hub id."""
+    _require_converter()
+    from curconvert.pipeline import convert as run
+    from curconvert_runtime.verification import VerifyOptions
+
+    options = _options(method)
+    gates = None if no_verify else VerifyOptions(max_kl, min_top1, max_ppl_ratio, max_parity)
+    with render.progress(quiet) as progress:
+        result = run(
+            _source(model, config, config_set, revision), out, options,
+            overwrite=overwrite, verification=gates, progress=progress,
+        )  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(render.conversion_json(result)))
+    elif not quiet:
+        render.conversion(result)
+
+
+@main.command()
+@_source_options
+@_method_options
+@_common
+def plan(
+    model: str, config: Path | None, config_set: dict[str, str], revision: str | None, as_json: bool, quiet: bool,
+    **method: Any,
+) -> None:  # fmt: skip
+    """Show what a conversion of MODEL would do: every matrix, totals, estimated memory and time. Reads no weights."""
+    _require_converter()
+    from curconvert.pipeline import plan as run
+
+    result = run(_source(model, config, config_set, revision), _options(method))
+    if as_json:
+        click.echo(json.dumps(render.plan_json(result)))
+    elif not quiet:
+        render.plan(result)
+
+
+@main.command()
+@_source_options
+@_out
+@_overwrite
+@click.option("--dtype", help="float32, float16 or bfloat16; default: the checkpoint's.")
+@_common
+def export(
+    model: str, config: Path | None, config_set: dict[str, str], revision: str | None, out: Path, overwrite: bool,
+    dtype: str | None, as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Write the same graphs for the uncompressed MODEL: the baseline of every comparison."""
+    _require_converter()
+    from curconvert.pipeline import export as run
+
+    with render.progress(quiet) as progress:
+        result = run(
+            _source(model, config, config_set, revision), out, dtype=dtype, overwrite=overwrite, progress=progress
+        )
+    if as_json:
+        click.echo(json.dumps(render.conversion_json(result)))
+    elif not quiet:
+        render.conversion(result)
+
+
+@main.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@_thresholds
+@click.option("--against", help=f"The original: an exported folder, or (with the convert extra) {_MODEL_SOURCES}.")
+@click.option("--text", type=click.Path(path_type=Path), help="UTF-8 text to measure on; needs --against.")
+@click.option("--window", type=int, default=512, show_default=True, help="Tokens per window of --text.")
+@click.option("--max-tokens", type=int, default=16384, show_default=True, help="Tokens of --text at most.")
+@click.option("--junit", type=click.Path(path_type=Path), help="Write the checks as JUnit XML to this file.")
+@click.option("--torch/--no-torch", default=None, help="Compare with transformers too. [when it is installed]")
+@click.option("--provider", default="cpu", show_default=True, help="cpu or cuda; no silent fallback.")
+@click.option("--threads", type=int, help="Threads of onnxruntime.")
+@_common
+def verify(
+    artifact: Path, against: str | None, junit: Path | None, torch: bool | None, as_json: bool, quiet: bool,
+    **values: Any,
+) -> None:  # fmt: skip
+    """Check ARTIFACT: integrity, export parity, fidelity to the original. Exit code 3 when a check fails."""
+    from curconvert.verification import verify_artifact
+    from curconvert_runtime.verification import VerifyOptions
+
+    with render.progress(quiet) as progress:
+        report = verify_artifact(artifact, VerifyOptions(**values), against=against, torch=torch, progress=progress)
+    if junit is not None:
+        junit.write_text(report.to_junit(), encoding="utf-8")
+    if as_json:
+        click.echo(json.dumps(report.to_json()))
+    elif not quiet:
+        render.verification(report)
+    if not report.passed:
+        report.raise_for_failures()
+        raise VerificationError(f"{artifact}: verification failed")
+
+
+@main.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@_common
+def inspect(artifact: Path, as_json: bool, quiet: bool) -> None:
+    """Show what ARTIFACT holds, after checking that it is intact."""
+    from curconvert_runtime import Artifact
+
+    opened = Artifact.open(artifact)
+    if as_json:
+        click.echo(json.dumps(opened.manifest))
+    elif not quiet:
+        render.artifact(opened.manifest)
+
+
+@main.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--prompt", "-p", multiple=True, help="Text to continue; repeat for a batch; standard input without it.")
+@click.option("--max-new-tokens", type=int, default=128, show_default=True)
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--top-k", type=int, default=0, show_default=True, help="0 is no limit.")
+@click.option("--top-p", type=float, default=1.0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--stop", multiple=True, help="Text that ends the answer; may be repeated.")
+@click.option("--chat", is_flag=True, help="Put the prompt into the model's chat template.")
+@click.option("--graph", default="auto", show_default=True, help="auto, portable or fused.")
+@click.option("--provider", default="cpu", show_default=True, help="cpu or cuda; no silent fallback.")
+@click.option("--threads", type=int, help="Threads of onnxruntime.")
+@_common
+def generate(
+    artifact: Path, prompt: tuple[str, ...], graph: str, provider: str, threads: int | None, as_json: bool, quiet: bool,
+    **values: Any,
+) -> None:  # fmt: skip
+    """Continue a prompt with ARTIFACT, without torch."""
+    from curconvert_runtime import GenerationOptions, load, stream
+
+    options = GenerationOptions(**values)
+    prompts = list(prompt) or [click.get_text_stream("stdin").read()]
+    session = load(artifact, provider=provider, graph=graph, threads=threads)  # type: ignore[arg-type]
+    if len(prompts) == 1 and not as_json:
+        for piece in stream(session, prompts[0], options):
+            click.echo(piece.text, nl=False)
+        click.echo()
+        return
+    completions = session.generate(prompts, options)
+    if as_json:
+        fields = ("text", "ids", "finish_reason")
+        click.echo(json.dumps([{name: getattr(done, name) for name in fields} for done in completions]))
+    elif not quiet:
+        for done in completions:
+            click.echo(done.text)

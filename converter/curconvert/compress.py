@@ -1,0 +1,251 @@
+"""The block loop: stream the original model once, then stream again, compressing as it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from curconvert.artifact.safetensors_writer import SafetensorsWriter
+from curconvert.blocks.modules import CURLinear
+from curconvert.blocks.stream import Block, BlockStream
+from curconvert.calibration.statistics import InputStatistics, StatisticsCollector
+from curconvert.calibration.text import CalibrationTokens
+from curconvert.checkpoint.types import Checkpoint
+from curconvert.errors import InputError
+from curconvert.factorization.cur import CUROptions, factorize_cur
+from curconvert.factorization.types import Factorization
+from curconvert.options import ConvertOptions
+from curconvert.planning import MatrixPlan, Plan, layer_of
+from curconvert.selection.layers import angular_distances
+from curconvert_runtime.probes import (
+    CompressedProbe,
+    OriginalOutputs,
+    fidelity_probe,
+    parity_batch,
+    sample_vocabulary,
+)
+
+Progress = Callable[[str, int, int], None]
+"""Called with the stage, the units done and the units in all."""
+
+_BATCH = 8  # sequences per forward pass: enough to keep the matmuls busy, few enough to stay small
+_LOGIT_ROWS = 32  # positions whose full-vocabulary log-probabilities are held at once
+
+
+def silent(_stage: str, _done: int, _total: int) -> None:
+    """Report nothing."""
+
+
+@dataclass(frozen=True)
+class OriginalPass:
+    """What the uncompressed model gave.
+
+    Attributes:
+        distances: Angular distance of each layer, (layers,), where layer selection needs it.
+        outputs: The probe positions' outputs, in order.
+    """
+
+    distances: NDArray[np.float64] | None
+    outputs: list[OriginalOutputs]
+
+
+def run_original(
+    checkpoint: Checkpoint, tokens: CalibrationTokens, *, distances: bool, progress: Progress = silent
+) -> OriginalPass:
+    """Stream the original model over the probes, and over the calibration tokens where distances are asked for.
+
+    Args:
+        checkpoint: The original.
+        tokens: Calibration and probe sequences.
+        distances: Whether to measure how far each layer moves the last token's state.
+        progress: Called after each block.
+    """
+    stream = BlockStream(checkpoint)
+    probes = _embed(stream, tokens.probes)
+    hidden = _embed(stream, tokens.calibration) if distances else []
+    last: list[NDArray[np.float64]] = []
+    for index in range(stream.num_layers):
+        with stream.block(index) as block:
+            probes = [block.forward(batch) for batch in probes]
+            hidden = [block.forward(batch) for batch in hidden]
+        if distances:
+            last.append(np.concatenate([batch[:, -1].double().numpy() for batch in hidden]))
+        progress("original", index + 1, stream.num_layers)
+    return OriginalPass(
+        distances=angular_distances(np.stack(last)) if distances else None,
+        outputs=_probe_outputs(stream, probes, tokens.probes),
+    )
+
+
+def _probe_outputs(stream: BlockStream, hidden: list[Tensor], ids: NDArray[np.int64]) -> list[OriginalOutputs]:
+    outputs = []
+    sequences = [row for batch in hidden for row in batch]
+    for row, states in zip(ids, sequences, strict=True):
+        following = np.append(row[1:], row[-1])  # the last position has no next token; pack_probes drops it
+        for start in range(0, len(row), _LOGIT_ROWS):
+            part = slice(start, start + _LOGIT_ROWS)
+            logits = stream.logits(states[None, part])[0].numpy()
+            outputs.append(fidelity_probe(logits, following[part]))
+    return outputs
+
+
+def compress(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    tokens: CalibrationTokens,
+    options: ConvertOptions,
+    dtype: torch.dtype,
+    writer: SafetensorsWriter,
+    progress: Progress = silent,
+) -> tuple[dict[str, Factorization], CompressedProbe]:
+    """Factorize the planned matrices block by block and write every tensor of the artifact's decoder blocks.
+
+    Args:
+        checkpoint: The original.
+        plan: With its layers decided.
+        tokens: Calibration and probe sequences.
+        options: Method and numerics.
+        dtype: Deployed dtype.
+        writer: Receives each tensor as soon as it is final.
+        progress: Called after each block.
+
+    Returns:
+        Reports of the factorized matrices (their tensors released), and the compressed model's parity probe.
+    """
+    stream = BlockStream(checkpoint, dtype)
+    matrices = {m.name: m for m in plan.matrices if m.form != "dense"}
+    last_layer = max(layer_of(name) for name in matrices) if matrices else -1
+    hidden = _embed(stream, tokens.calibration) if matrices else []
+    probe = _ParityProbe(stream, tokens)
+    reports: dict[str, Factorization] = {}
+    for index in range(stream.num_layers):
+        with stream.block(index) as block:
+            targets = [matrices[name] for name in block.linears if name in matrices]
+            if targets:
+                hidden, found = _compress_block(block, targets, hidden, checkpoint, options, dtype)
+                for name, factors in found.items():
+                    for suffix, tensor in factors.tensors.items():
+                        writer.write(factor_name(name, suffix), tensor)
+                    reports[name] = replace(factors, tensors={})
+            elif index < last_layer:
+                hidden = [block.forward(batch) for batch in hidden]
+            probe.advance(block, stream.num_layers)
+        progress("compress", index + 1, stream.num_layers)
+    for name in checkpoint.tensors:
+        if name not in matrices:
+            writer.write(name, checkpoint.read(name))
+    return reports, probe.result(stream)
+
+
+def factor_name(weight: str, suffix: str) -> str:
+    """Name of a factor: `….q_proj.weight` and `C` give `….q_proj.C`."""
+    return f"{weight.removesuffix('weight')}{suffix}"
+
+
+def _compress_block(
+    block: Block,
+    targets: list[MatrixPlan],
+    hidden: list[Tensor],
+    checkpoint: Checkpoint,
+    options: ConvertOptions,
+    dtype: torch.dtype,
+) -> tuple[list[Tensor], dict[str, Factorization]]:
+    """Calibrate, factorize and replace one block's targets; return the next block's calibration inputs."""
+    collector = StatisticsCollector({m.name: block.linears[m.name] for m in targets})
+    with collector.collecting():
+        outputs = [block.forward(batch) for batch in hidden]
+    ranks = {m.name: m.rank for m in targets}
+    found: dict[str, Factorization] = {}
+    for names, statistics in collector.groups():
+        for name in names:
+            rank = ranks[name]
+            assert rank is not None
+            found[name] = factorize_checked(name, checkpoint.read(name), statistics, rank, options, dtype)
+            linear = block.linears[name]
+            assert isinstance(linear, nn.Linear)
+            c, u, r = (found[name].tensors[key].float() for key in ("C", "U", "R"))
+            block.replace(name, CURLinear(c, u, r, linear.bias))
+    if options.sequential:
+        outputs = [block.forward(batch) for batch in hidden]
+    return outputs, found
+
+
+def factorize_checked(
+    name: str, weight: Tensor, statistics: InputStatistics, rank: int, options: ConvertOptions, dtype: torch.dtype
+) -> Factorization:
+    """Factorize one weight, refusing values that would make every later number meaningless.
+
+    Raises:
+        InputError: The weight or its statistics are not finite, or U does not fit the deployed dtype.
+    """
+    if not bool(torch.isfinite(weight).all()):
+        raise InputError(f"{name}: holds NaN or infinity; the checkpoint is damaged")
+    if not np.isfinite(statistics.gram).all():
+        raise InputError(f"{name}: its inputs overflow on the calibration text; the checkpoint is damaged before it")
+    cur = CUROptions(
+        selector=options.selector,  # type: ignore[arg-type]  # validated by ConvertOptions
+        importance=options.importance,  # type: ignore[arg-type]
+        link=options.link,  # type: ignore[arg-type]
+        ridge=options.ridge,
+        seed=options.seed,
+    )
+    factors = factorize_cur(name, weight, statistics, rank, cur, dtype)
+    if not bool(torch.isfinite(factors.tensors["U"]).all()):
+        raise InputError(f"{name}: U does not fit {str(dtype)[6:]}; choose --dtype bfloat16 or float32")
+    return factors
+
+
+class _ParityProbe:
+    """Carries the parity sequences through the compressed model, one at a time, so that nothing is padded."""
+
+    def __init__(self, stream: BlockStream, tokens: CalibrationTokens) -> None:
+        self.ids, self.lengths = parity_batch(tokens.probes)
+        rows = [
+            torch.from_numpy(row[:length].astype(np.int64))[None]
+            for row, length in zip(self.ids, self.lengths, strict=True)
+        ]
+        self.hidden = [stream.embed(row) for row in rows]
+        self.keys: dict[int, list[Tensor]] = {}
+
+    def advance(self, block: Block, num_layers: int) -> None:
+        """Run one block, keeping the first and the last one's keys."""
+        if block.index not in (0, num_layers - 1):
+            self.hidden = [block.forward(row) for row in self.hidden]
+            return
+        caches = [DynamicCache() for _ in self.hidden]
+        self.hidden = [block.forward(row, cache) for row, cache in zip(self.hidden, caches, strict=True)]
+        self.keys[block.index] = [cache.layers[block.index].keys[0] for cache in caches]
+
+    def result(self, stream: BlockStream) -> CompressedProbe:
+        """Collect what the artifact keeps."""
+        logits = [stream.logits(row)[0] for row in self.hidden]
+        vocabulary = sample_vocabulary(logits[0].shape[-1])
+        width = self.ids.shape[1]
+        first, last = self.keys[min(self.keys)], self.keys[max(self.keys)]
+        return CompressedProbe(
+            ids=self.ids,
+            lengths=self.lengths,
+            vocabulary=vocabulary,
+            logits=_padded([row[:, vocabulary] for row in logits], width, axis=0),
+            first_key=_padded(first, width, axis=1),
+            last_key=_padded(last, width, axis=1),
+        )
+
+
+def _padded(rows: list[Tensor], width: int, axis: int) -> NDArray[np.float32]:
+    arrays = []
+    for row in rows:
+        pad = [(0, 0)] * row.ndim
+        pad[axis] = (0, width - row.shape[axis])
+        arrays.append(np.pad(row.to(torch.float32).numpy(), pad))
+    return np.stack(arrays)
+
+
+def _embed(stream: BlockStream, ids: NDArray[np.int64]) -> list[Tensor]:
+    return [stream.embed(torch.from_numpy(ids[i : i + _BATCH])) for i in range(0, len(ids), _BATCH)]

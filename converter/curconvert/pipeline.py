@@ -1,0 +1,215 @@
+"""The main job: checkpoint in, verified artifact out."""
+
+from __future__ import annotations
+
+import json
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from curconvert.artifact.folder import atomic_folder, check_output
+from curconvert.artifact.manifest import build_manifest, seal
+from curconvert.artifact.safetensors_writer import SafetensorsWriter, TensorSpec, save_tensors
+from curconvert.blocks.skeleton import EMBEDDING
+from curconvert.calibration.text import CalibrationTokens, load_tokens
+from curconvert.checkpoint import open_checkpoint
+from curconvert.checkpoint.config import with_dtype
+from curconvert.checkpoint.types import Checkpoint, Companions, TensorInfo
+from curconvert.compress import Progress, compress, factor_name, run_original, silent
+from curconvert.errors import InputError
+from curconvert.graph import build_graphs, genai_config, save_graphs
+from curconvert.options import ConvertOptions, SourceOptions
+from curconvert.planning import Plan, make_plan
+from curconvert.report.card import write_reports
+from curconvert.selection.layers import needs_distances, select_layers
+from curconvert_runtime.probes import pack_probes
+from curconvert_runtime.report import VerificationReport
+from curconvert_runtime.verification import VerifyOptions, verify
+
+_STORED_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A published artifact.
+
+    Attributes:
+        path: The folder.
+        plan: What was compressed; None for an export.
+        notices: What the user should know, one sentence each.
+        report: The verification; None if it was not asked for.
+    """
+
+    path: Path
+    plan: Plan | None
+    notices: tuple[str, ...]
+    report: VerificationReport | None
+
+
+def plan(source: SourceOptions, options: ConvertOptions) -> Plan:
+    """Show what `convert` would do, reading headers only.
+
+    Raises:
+        CurConvertError: Whatever `convert` would refuse before it starts.
+    """
+    return make_plan(_open(source), options)
+
+
+def convert(
+    source: SourceOptions,
+    out: Path,
+    options: ConvertOptions,
+    *,
+    overwrite: bool = False,
+    verification: VerifyOptions | None = None,
+    progress: Progress = silent,
+) -> Conversion:
+    """Compress a checkpoint into a verified artifact.
+
+    Args:
+        source: The checkpoint.
+        out: The folder to publish; it appears complete, or not at all.
+        options: What to do.
+        overwrite: Replace an existing artifact.
+        verification: Gates that the artifact must pass before it is published; None leaves verification out.
+        progress: Called as work goes on.
+
+    Raises:
+        CurConvertError: Its subclass says whose fault it is; `out` is then untouched.
+    """
+    checkpoint = _open(source)
+    check_output(out, overwrite, (checkpoint.path, *checkpoint.files))
+    dtype = options.dtype or _stored_dtype(checkpoint)
+    companions = checkpoint.companions()
+    make_plan(checkpoint, options)  # refuses what cannot work before any tensor is read
+    tokens = load_tokens(options.calibration, _tokenizer(companions), vocab_size=checkpoint.tensors[EMBEDDING].shape[0])
+    original = run_original(checkpoint, tokens, distances=needs_distances(options.layers), progress=progress)
+    num_layers = int(checkpoint.config["num_hidden_layers"])
+    decided = make_plan(checkpoint, options, select_layers(options.layers, num_layers, original.distances))
+    torch_dtype = getattr(torch, dtype)
+    with atomic_folder(out) as work:
+        with SafetensorsWriter(work, _specs(checkpoint, decided, torch_dtype)) as writer:
+            reports, parity = compress(checkpoint, decided, tokens, options, torch_dtype, writer, progress)
+            writer.finish()
+        probes = pack_probes(tokens.probes, original.outputs, parity)
+        save_tensors(work / "probes.safetensors", {name: torch.from_numpy(v) for name, v in probes.items()})
+        forms = {m.name: m.form for m in decided.matrices if m.form != "dense"}
+        _write_model_files(work, checkpoint, companions, dtype, writer.tensors, forms)
+        manifest = build_manifest(checkpoint, dtype, decided, reports, options, tokens)
+        report = _verify_and_seal(work, manifest, verification, progress)
+    return Conversion(out, decided, tokens.notices, report)
+
+
+def export(
+    source: SourceOptions,
+    out: Path,
+    *,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> Conversion:
+    """Write the same graphs and files for an uncompressed checkpoint: the baseline of every comparison.
+
+    Raises:
+        CurConvertError: As for `convert`.
+    """
+    checkpoint = _open(source)
+    check_output(out, overwrite, (checkpoint.path, *checkpoint.files))
+    dtype = dtype or _stored_dtype(checkpoint)
+    torch_dtype = getattr(torch, dtype)
+    companions = checkpoint.companions()
+    with atomic_folder(out) as work:
+        with SafetensorsWriter(work, _specs(checkpoint, None, torch_dtype)) as writer:
+            for done, name in enumerate(checkpoint.tensors, 1):
+                writer.write(name, checkpoint.read(name))
+                progress("export", done, len(checkpoint.tensors))
+            writer.finish()
+        _write_model_files(work, checkpoint, companions, dtype, writer.tensors, {})
+        manifest = build_manifest(checkpoint, dtype)
+        write_reports(work, manifest)
+        seal(work, manifest)
+    return Conversion(out, None, (), None)
+
+
+def _open(source: SourceOptions) -> Checkpoint:
+    return open_checkpoint(source.model, config=source.config, config_set=source.config_set, revision=source.revision)
+
+
+def _stored_dtype(checkpoint: Checkpoint) -> str:
+    return _STORED_DTYPES[checkpoint.tensors[EMBEDDING].dtype]
+
+
+def _tokenizer(companions: Companions) -> Path | bytes | None:
+    return companions.written.get(TOKENIZER) or companions.copied.get(TOKENIZER)
+
+
+def _specs(checkpoint: Checkpoint, decided: Plan | None, dtype: torch.dtype) -> list[TensorSpec]:
+    """List every tensor of the artifact: shapes are known before any factor is."""
+    matrices = {m.name: m for m in decided.matrices if m.rank is not None} if decided else {}
+    specs = []
+    for name, info in checkpoint.tensors.items():
+        if name not in matrices:
+            specs.append(TensorSpec(name, dtype, info.shape))
+            continue
+        (m, n), r = matrices[name].shape, matrices[name].rank
+        assert r is not None
+        specs += [
+            TensorSpec(factor_name(name, "C"), dtype, (m, r)),
+            TensorSpec(factor_name(name, "U"), dtype, (r, r)),
+            TensorSpec(factor_name(name, "R"), dtype, (r, n)),
+            TensorSpec(factor_name(name, "rows"), torch.int32, (r,)),
+            TensorSpec(factor_name(name, "cols"), torch.int32, (r,)),
+        ]
+    return specs
+
+
+def _write_model_files(
+    work: Path,
+    checkpoint: Checkpoint,
+    companions: Companions,
+    dtype: str,
+    tensors: Mapping[str, TensorInfo],
+    forms: Mapping[str, str],
+) -> None:
+    config = with_dtype(checkpoint.config, dtype)
+    _write_json(work / "config.json", config)
+    for name, source in companions.copied.items():
+        shutil.copyfile(source, work / name)
+    for name, content in companions.written.items():
+        (work / name).write_bytes(content)
+    save_graphs(build_graphs(config, tensors, forms), work)
+    generation = work / "generation_config.json"
+    settings = json.loads(generation.read_text(encoding="utf-8")) if generation.exists() else {}
+    _write_json(work / "genai_config.json", genai_config({**config, **settings}))
+
+
+def _verify_and_seal(
+    work: Path, manifest: dict[str, Any], verification: VerifyOptions | None, progress: Progress
+) -> VerificationReport | None:
+    """Verify the artifact as it will be published, and put what was measured into it."""
+    write_reports(work, manifest)
+    seal(work, manifest)
+    if verification is None:
+        return None
+    progress("verify", 0, 1)
+    report = verify(work, verification)
+    progress("verify", 1, 1)
+    report.raise_for_failures()
+    measured = report.to_json()["fidelity"]
+    write_reports(work, manifest | {"metrics": measured})
+    seal(work, manifest | {"metrics": measured})
+    return report
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    try:
+        text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False)
+    except ValueError as error:
+        raise InputError(f"{path.name}: a value is not finite ({error})") from error
+    path.write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,147 @@
+"""What the command line shows: progress on stderr, results on stdout. No logic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from curconvert.pipeline import Conversion
+    from curconvert.planning import Plan
+    from curconvert_runtime.report import VerificationReport
+
+_STAGES = {
+    "original": "run the original",
+    "compress": "compress",
+    "export": "write weights",
+    "verify": "verify",
+    "parity": "compare graphs",
+    "fidelity": "measure fidelity",
+    "torch": "compare with torch",
+}
+
+
+def _console() -> Console:
+    return Console(highlight=False)
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a progress callback that draws one bar per stage on stderr."""
+    columns = (
+        TextColumn("{task.description:>18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def update(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(_STAGES.get(stage, stage), total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield update
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """Return a plan as JSON."""
+    return {
+        **asdict(plan),
+        "parameters_before": plan.parameters_before,
+        "parameters_after": plan.parameters_after,
+        "matrices": [
+            {**asdict(m), "parameters_before": m.parameters_before, "parameters_after": m.parameters_after}
+            for m in plan.matrices
+        ],
+    }
+
+
+def plan(plan: Plan) -> None:
+    """Print every matrix and the totals."""
+    table = Table("matrix", "shape", "rank", "parameters", "", box=None)
+    for m in plan.matrices:
+        change = f"{m.parameters_before:,}" + (f" → {m.parameters_after:,}" if m.rank else "")
+        table.add_row(m.name, f"{m.shape[0]} × {m.shape[1]}", str(m.rank or "dense"), change, m.reason or "")
+    console = _console()
+    console.print(table)
+    if plan.layers is None:
+        console.print(f"{plan.layer_total} layers will be chosen by angular distance; shown on as many others.")
+    console.print(_totals(plan.parameters_before, plan.parameters_after))
+    console.print(
+        f"Rough estimate for the conversion itself: {plan.seconds:.0f} s on 2 cores, "
+        f"peak memory {plan.peak_memory_bytes / 1e9:.1f} GB."
+    )
+
+
+def conversion_json(result: Conversion) -> dict[str, Any]:
+    """Return a conversion as JSON."""
+    return {
+        "path": str(result.path),
+        "plan": None if result.plan is None else plan_json(result.plan),
+        "notices": list(result.notices),
+        "verification": None if result.report is None else result.report.to_json(),
+    }
+
+
+def conversion(result: Conversion) -> None:
+    """Print a summary that fits one screen."""
+    console = _console()
+    for notice in result.notices:
+        console.print(f"note: {notice}")
+    if result.plan is not None:
+        compressed = [m for m in result.plan.matrices if m.rank]
+        layers = ", ".join(map(str, result.plan.layers or ()))
+        console.print(f"{len(compressed)} matrices compressed in layers {layers}")
+        dense = [m for m in result.plan.matrices if m.reason not in (None, "not selected")]
+        if dense:
+            names = sorted({m.name.split(".")[-2] for m in dense})
+            console.print(f"{len(dense)} selected matrices stay dense ({', '.join(names)}): {dense[0].reason}")
+        console.print(_totals(result.plan.parameters_before, result.plan.parameters_after))
+    if result.report is not None:
+        verification(result.report)
+    console.print(f"written: {result.path}")
+
+
+def verification(report: VerificationReport) -> None:
+    """Print every check and the fidelity numbers."""
+    console = _console()
+    table = Table(box=None, show_header=False)
+    for check in report.checks:
+        table.add_row("[green]✓[/]" if check.passed else "[red]✗[/]", check.name, check.detail)
+    console.print(table)
+    if report.fidelity is not None:
+        f = report.fidelity
+        bound = "" if f.exact else " (lower bound)"
+        console.print(
+            f"on {report.text}: KL{bound} mean {f.kl.mean:.4f}, median {f.kl.median:.4f}, p90 {f.kl.p90:.4f}, "
+            f"p99 {f.kl.p99:.4f}, max {f.kl.max:.3f}; top-1 {f.top1:.3f}; perplexity {f.perplexity_original:.2f} → "
+            f"{f.perplexity_compressed:.2f} (ratio {f.perplexity_ratio:.3f})"
+        )
+    console.print("verified" if report.passed else "NOT verified")
+
+
+def artifact(manifest: Mapping[str, Any]) -> None:
+    """Print what an artifact holds."""
+    console = _console()
+    model, source = manifest["model"], manifest["source"]
+    console.print(f"{source['name']} ({source['kind']}), {model['model_type']}, {model['dtype']}")
+    console.print(_totals(model["parameters_before"], model["parameters_after"]))
+    table = Table("matrix", "shape", "form", "rank", "output error", "Frobenius error", box=None)
+    for m in manifest["matrices"]:
+        if m["form"] != "dense":
+            errors = (f"{m[key]:.4f}" for key in ("relative_output_error", "relative_frobenius_error"))
+            table.add_row(m["name"], f"{m['shape'][0]} × {m['shape'][1]}", m["form"], str(m["rank"]), *errors)
+    console.print(table)
+    for name, entry in manifest["files"].items():
+        console.print(f"{entry['size']:>14,}  {entry['sha256'][:16]}…  {name}")
+
+
+def _totals(before: int, after: int) -> str:
+    return f"{before:,} → {after:,} parameters ({100 * after / before:.1f} % kept)"

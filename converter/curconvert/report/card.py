@@ -1,0 +1,42 @@
+"""The artifact's README (model card) and HTML report, from the manifest alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+_TEMPLATES = {"README.md": "README.md.j2", "report.html": "report.html.j2"}
+
+
+def write_reports(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write README.md and report.html into an artifact folder.
+
+    Args:
+        folder: The artifact.
+        manifest: Its manifest; metrics may be missing.
+    """
+    environment = Environment(
+        loader=PackageLoader("curconvert.report"),
+        autoescape=lambda name: bool(name and ".html" in name),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["count"] = lambda value: f"{value:,}"
+    environment.filters["error"] = lambda value: "" if value is None else f"{value:.4f}"
+    compressed = [m for m in manifest["matrices"] if m["form"] != "dense"]
+    model = manifest["model"]
+    values = {
+        "manifest": manifest,
+        "model": model,
+        "metrics": manifest["metrics"],
+        "compressed": compressed,
+        "kept_dense": [m for m in manifest["matrices"] if m["reason"] not in (None, "not selected")],
+        "kept": model["parameters_after"] / model["parameters_before"],
+    }
+    for name, template in _TEMPLATES.items():
+        (folder / name).write_text(environment.get_template(template).render(values), encoding="utf-8")
