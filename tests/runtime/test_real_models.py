@@ -1,0 +1,120 @@
+"""Artifacts of real architectures, graphs from the converter: the runtime's answers are transformers' answers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from curconvert.graph import build_graphs, save_graphs
+from support.families import VOCABULARY, TinyModel, compress, make_checkpoint
+from support.tiny_artifact import reseal, toy_manifest
+
+from curconvert_runtime import GenerationOptions, Session, load
+
+PROMPTS = [[5, 9, 33, 7, 60, 41, 12, 8, 90], [17], [44, 3, 70, 21]]
+NEW_TOKENS = 12
+MODELS = {
+    "llama-cur": ("llama", torch.float32),
+    "llama-dense": ("llama", torch.float32),
+    "llama-half": ("llama", torch.float16),
+    "qwen2-cur": ("qwen2", torch.float32),
+    "mistral-window": ("mistral", torch.float32),
+    "gemma2-softcap": ("gemma2", torch.float32),
+}
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """An artifact folder and the transformers model that computes the same function."""
+
+    folder: Path
+    oracle: Any
+    dtype: torch.dtype
+
+
+def seal(model: TinyModel, dtype: torch.dtype) -> None:
+    """Put graphs and a manifest into a model's folder."""
+    save_graphs(build_graphs(model.config, model.tensors, model.forms), model.folder)
+    (model.folder / "generation_config.json").unlink(missing_ok=True)
+    manifest = toy_manifest()
+    config = model.oracle.config
+    manifest["model"].update(
+        model_type=config.model_type,
+        dtype=str(dtype).removeprefix("torch."),
+        vocab_size=VOCABULARY,
+        num_hidden_layers=config.num_hidden_layers,
+        num_key_value_heads=config.num_key_value_heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        max_position_embeddings=config.max_position_embeddings,
+    )
+    row = manifest["matrices"][0] | {"rank": 5}
+    stems = {name: name.removesuffix(".weight") for name in model.forms}
+    shapes = {
+        name: [model.tensors[f"{stem}.C"].shape[0], model.tensors[f"{stem}.R"].shape[1]] for name, stem in stems.items()
+    }
+    manifest["matrices"] = [row | {"name": name, "shape": shape} for name, shape in shapes.items()]
+    (model.folder / "curconvert.json").write_text(json.dumps(manifest))
+    reseal(model.folder)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def sealed_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Sealed:
+    """A tiny random model of each kind, as an artifact."""
+    family, dtype = MODELS[request.param]
+    root = tmp_path_factory.mktemp("model")
+    model = make_checkpoint(root / "dense", family, dtype=dtype)
+    if request.param.endswith("cur"):
+        model = compress(model, root / "cur")
+    seal(model, dtype)
+    return Sealed(model.folder, model.oracle, dtype)
+
+
+@pytest.fixture(scope="module", params=["portable", "fused"])
+def running(request: pytest.FixtureRequest, sealed_model: Sealed) -> Session:
+    """The artifact under each graph."""
+    return load(sealed_model.folder, graph=request.param, threads=1)
+
+
+def transformers_greedy(oracle: Any, prompt: list[int]) -> list[int]:
+    """Return transformers' own greedy continuation, without the end token."""
+    with torch.no_grad():
+        output = oracle.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            eos_token_id=2,
+        )
+    ids: list[int] = output[0, len(prompt) :].tolist()
+    return ids[: ids.index(2)] if 2 in ids else ids
+
+
+def test_logits_of_unequal_sequences_equal_transformers(running: Session, sealed_model: Sealed) -> None:
+    """Each row of a padded batch agrees with transformers run on that row alone."""
+    tolerance = 2e-4 if sealed_model.dtype == torch.float32 else 0.15
+    for ids, logits in zip(PROMPTS, running.logits(PROMPTS), strict=True):
+        with torch.no_grad():
+            expected = sealed_model.oracle(torch.tensor([ids])).logits[0].numpy()
+        np.testing.assert_allclose(logits, expected, atol=tolerance, rtol=0)
+
+
+def test_a_batch_equals_its_rows(running: Session) -> None:
+    """Three unequal prompts at once give the tokens that each gives alone."""
+    options = GenerationOptions(max_new_tokens=NEW_TOKENS)
+    batch = running.generate(PROMPTS, options)
+    assert [row.ids for row in batch] == [running.generate(prompt, options).ids for prompt in PROMPTS]
+
+
+def test_greedy_equals_transformers_generate(running: Session, sealed_model: Sealed) -> None:
+    """The batch's tokens are those of transformers' generate, up to each row's end token."""
+    # The oracle computes in float32: in float16 only the first token is sure not to turn on a rounding error.
+    count = NEW_TOKENS if sealed_model.dtype == torch.float32 else 1
+    batch = running.generate(PROMPTS, GenerationOptions(max_new_tokens=count))
+    expected = [transformers_greedy(sealed_model.oracle, prompt)[:count] for prompt in PROMPTS]
+    assert [list(row.ids) for row in batch] == expected
+    assert max(map(len, expected)) == count
