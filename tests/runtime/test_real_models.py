@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from curconvert.graph import build_graphs, save_graphs
+from curconvert_runtime import GenerationOptions, Session, load
 from support.families import VOCABULARY, TinyModel, compress, make_checkpoint
 from support.tiny_artifact import reseal, toy_manifest
-
-from curconvert_runtime import GenerationOptions, Session, load
 
 PROMPTS = [[5, 9, 33, 7, 60, 41, 12, 8, 90], [17], [44, 3, 70, 21]]
 NEW_TOKENS = 12
