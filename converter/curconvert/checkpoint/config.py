@@ -63,24 +63,24 @@ def parse_overrides(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merge_overrides(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Apply overrides; a rope override also replaces what the other dialect says about it."""
+    """Apply overrides; a rope override in the version 4 dialect also reaches stored `rope_parameters`."""
     merged = {**raw, **overrides}
-    parameters = raw.get("rope_parameters")
-    if not isinstance(parameters, dict) or "rope_parameters" in overrides:
+    parameters = _copy(raw.get("rope_parameters"))
+    rope = overrides.keys() & {"rope_theta", "rope_scaling", "rope_local_base_freq"}
+    if not rope or not isinstance(parameters, dict) or "rope_parameters" in overrides:
         return merged
-    nested = "full_attention" in parameters
-    parameters = _copy(parameters)
-    full = parameters["full_attention"] if nested else parameters
-    if isinstance(full, dict) and "rope_theta" in overrides:
-        full["rope_theta"] = overrides["rope_theta"]
-    if nested and "rope_local_base_freq" in overrides and isinstance(parameters.get("sliding_attention"), dict):
-        parameters["sliding_attention"]["rope_theta"] = overrides["rope_local_base_freq"]
-    if isinstance(full, dict) and "rope_scaling" in overrides:
-        theta = full.get("rope_theta")
+    full = parameters.get("full_attention", parameters)
+    sliding = parameters.get("sliding_attention")
+    if "rope_scaling" in rope and isinstance(overrides["rope_scaling"] or {}, dict):
+        kept = {key: full[key] for key in ("rope_theta", "partial_rotary_factor") if key in full}
         full.clear()
-        full |= (overrides["rope_scaling"] or {"rope_type": "default"}) | (
-            {} if theta is None else {"rope_theta": theta}
-        )
+        full |= kept | (overrides["rope_scaling"] or {"rope_type": "default"})
+    if "rope_theta" in rope:
+        full["rope_theta"] = overrides["rope_theta"]
+    if "rope_local_base_freq" in rope and isinstance(sliding, dict):
+        sliding["rope_theta"] = overrides["rope_local_base_freq"]
+    # transformers prefers a top-level rope_scaling to all of this, and it has no base in it.
+    merged.pop("rope_scaling", None)
     return {**merged, "rope_parameters": parameters}
 
 
