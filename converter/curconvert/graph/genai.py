@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from curconvert.graph.build import FUSED_FILE
+
+# onnxruntime-genai refuses model types that it does not know, but treats all plain decoders alike.
+_TYPES: Mapping[str, str] = {"olmo2": "olmo"}
+# Generation stops here unless the client sets max_length; the shared cache is allocated for this many tokens.
+_MAX_LENGTH = 4096
+
 
 def genai_config(
     config: Mapping[str, Any],
     *,
-    graph: str = "model.fused.onnx",
+    graph: str = FUSED_FILE,
     generation_config: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the content of genai_config.json.
@@ -21,17 +28,15 @@ def genai_config(
     """
     tokens = {**config, **{key: value for key, value in (generation_config or {}).items() if value is not None}}
     heads = int(config["num_attention_heads"])
-    layers = int(config["num_hidden_layers"])
     length = int(config["max_position_embeddings"])
     eos = tokens.get("eos_token_id")
     first_eos = eos[0] if isinstance(eos, list) else eos
-    pad = tokens.get("pad_token_id")
     return {
         "model": {
-            "type": config["model_type"],
+            "type": _TYPES.get(config["model_type"], config["model_type"]),
             "bos_token_id": _or(tokens.get("bos_token_id"), first_eos),
             "eos_token_id": _or(eos, 0),
-            "pad_token_id": _or(pad, _or(first_eos, 0)),
+            "pad_token_id": _or(tokens.get("pad_token_id"), _or(first_eos, 0)),
             "context_length": length,
             "vocab_size": int(config["vocab_size"]),
             "decoder": {
@@ -41,7 +46,7 @@ def genai_config(
                 "hidden_size": int(config["hidden_size"]),
                 "num_attention_heads": heads,
                 "num_key_value_heads": int(config.get("num_key_value_heads") or heads),
-                "num_hidden_layers": layers,
+                "num_hidden_layers": int(config["num_hidden_layers"]),
                 "inputs": {
                     "input_ids": "input_ids",
                     "attention_mask": "attention_mask",
@@ -58,8 +63,9 @@ def genai_config(
         },
         "search": {
             "do_sample": False,
-            "max_length": length,
-            "past_present_share_buffer": False,
+            "max_length": min(length, _MAX_LENGTH),
+            # Only GroupQueryAttention writes into a cache that is longer than its content.
+            "past_present_share_buffer": graph == FUSED_FILE,
         },
     }
 

@@ -75,6 +75,7 @@ class Lowering:
         self._facts = facts
         self._tensors = tensors
         self._forms = forms
+        self._formed: set[str] = set()
 
     def run(self) -> None:
         """Rewrite the model."""
@@ -84,6 +85,11 @@ class Lowering:
                 continue
             ir.convenience.replace_nodes_and_values(
                 self._graph, node, [node], self._dialect.emit.take(), node.outputs[: len(outputs)], outputs
+            )
+        unknown = self._forms.keys() - self._formed
+        if unknown:
+            raise InputError(
+                f"graph: no linear of the model has the weight {min(unknown)}, which is said to be factored"
             )
         passes.RemoveUnusedNodesPass()(self._model)
         self._graph.opset_imports.clear()
@@ -131,6 +137,7 @@ class Lowering:
         name = str(weight.name)
         if name == HEAD and name not in self._tensors:
             return [self._graph.initializers[EMBEDDING]]
+        self._formed.add(name)
         form = self._forms.get(name, "dense")
         if form == "dense":
             return [weight]

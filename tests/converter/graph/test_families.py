@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from curconvert.graph import build_graphs, save_graphs
 from support.families import FAMILIES, VOCABULARY, TinyModel, compress, make_checkpoint
 from support.parity import left_padded_logits, oracle_logits, right_padded_logits, tokens

@@ -1,0 +1,191 @@
+"""What the two graphs look like: operators, inputs and outputs, size, and nothing but references to weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from curconvert.checkpoint.types import ByteRange, TensorInfo
+from curconvert.families import SUPPORTED_FAMILIES
+from curconvert.graph import Graphs, build_graphs, save_graphs
+from support.families import FAMILIES, VOCABULARY, TinyModel, compress, make_checkpoint
+from support.parity import left_padded_logits, oracle_logits, right_padded_logits, tokens
+
+FILES = ("model.onnx", "model.fused.onnx")
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    """A compressed Llama whose graphs are saved."""
+    folder = tmp_path_factory.mktemp("llama")
+    model = compress(make_checkpoint(folder / "dense", "llama"), folder / "cur")
+    save_graphs(build_graphs(model.config, model.tensors, model.forms), model.folder)
+    return model
+
+
+def smollm2() -> tuple[LlamaConfig, dict[str, TensorInfo], dict[str, str]]:
+    """Return config, tensor table and forms of a compressed SmolLM2-135M, none of whose bytes exist."""
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    )
+    with torch.device("meta"):
+        parameters = dict(AutoModelForCausalLM.from_config(config).named_parameters())
+    shapes: dict[str, tuple[int, ...]] = {}
+    forms: dict[str, str] = {}
+    for name, parameter in parameters.items():
+        rows, *columns = parameter.shape
+        if name.split(".")[-2] in ("q_proj", "k_proj", "gate_proj"):
+            stem = name.removesuffix("weight")
+            shapes |= {f"{stem}C": (rows, 128), f"{stem}U": (128, 128), f"{stem}R": (128, *columns)}
+            forms[name] = "cur"
+        else:
+            shapes[name] = tuple(parameter.shape)
+    tensors, offset = {}, 8
+    for name, shape in shapes.items():
+        length = 4 * int(np.prod(shape))
+        tensors[name] = TensorInfo(name, "F32", shape, ByteRange(Path("model.safetensors"), offset, length))
+        offset += length
+    return config, tensors, forms
+
+
+def test_every_supported_family_is_in_the_parity_suite() -> None:
+    """A family is supported when the parity suite passes for it."""
+    assert set(FAMILIES) == set(SUPPORTED_FAMILIES)
+
+
+def test_graphs_of_a_thirty_layer_model_are_small(tmp_path: Path) -> None:
+    """Both graphs of a compressed SmolLM2-135M together take less than 3 MB."""
+    config, tensors, forms = smollm2()
+    save_graphs(build_graphs(config.to_dict(), tensors, forms), tmp_path)
+    assert sum((tmp_path / name).stat().st_size for name in FILES) < 1_000_000
+
+
+def test_saving_writes_the_graphs_and_nothing_else(llama: TinyModel, tmp_path: Path) -> None:
+    """No external data file appears: the weights stay where they are."""
+    save_graphs(build_graphs(llama.config, llama.tensors, llama.forms), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_graphs_pass_the_full_check(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """onnx.checker, shape inference included, accepts every family in every stored dtype."""
+    model = compress(make_checkpoint(tmp_path / "dense", family, dtype=dtype), tmp_path / "cur")
+    save_graphs(build_graphs(model.config, model.tensors, model.forms), model.folder)
+    for name in FILES:
+        onnx.checker.check_model(model.folder / name, full_check=True)
+
+
+def test_the_portable_graph_has_standard_operators_only(llama: TinyModel) -> None:
+    """Every node is of ONNX's own domain, at opset 17."""
+    proto = onnx.load(llama.folder / "model.onnx", load_external_data=False)
+    assert {node.domain for node in proto.graph.node} == {""}
+    assert [(entry.domain, entry.version) for entry in proto.opset_import] == [("", 17)]
+    assert proto.ir_version <= 8
+
+
+def test_the_fused_graph_uses_the_fused_operators(llama: TinyModel) -> None:
+    """Attention, rotary embedding and the residual norms are onnxruntime's; no attention bias is passed."""
+    proto = onnx.load(llama.folder / "model.fused.onnx", load_external_data=False)
+    fused = [node for node in proto.graph.node if node.domain == "com.microsoft"]
+    counts = {name: sum(node.op_type == name for node in fused) for name in {node.op_type for node in fused}}
+    assert counts["GroupQueryAttention"] == 2
+    assert counts["RotaryEmbedding"] == 4
+    assert counts["SkipSimplifiedLayerNormalization"] == 4
+    assert all(len(node.input) == 7 for node in fused if node.op_type == "GroupQueryAttention")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_large_initialiser_is_external(llama: TinyModel, name: str) -> None:
+    """What is stored inside a graph is below 1 KiB; every weight is a byte range of model.safetensors."""
+    proto = onnx.load(llama.folder / name, load_external_data=False)
+    inline = [tensor for tensor in proto.graph.initializer if not tensor.external_data]
+    external = [tensor for tensor in proto.graph.initializer if tensor.external_data]
+    assert all(tensor.ByteSize() < 1024 for tensor in inline)
+    stored = {name for name in llama.tensors if not name.endswith((".rows", ".cols"))}
+    assert {tensor.name for tensor in external} == stored
+    for tensor in external:
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        location = llama.tensors[tensor.name].location
+        assert location is not None
+        assert entries == {
+            "location": "model.safetensors",
+            "offset": str(location.offset),
+            "length": str(location.length),
+        }
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_inputs_and_outputs_are_those_that_clients_expect(llama: TinyModel, name: str) -> None:
+    """Names, order, types and symbolic axes of inputs and outputs."""
+    graph = ir.load(llama.folder / name).graph
+    cache = [f"{layer}.{part}" for layer in range(2) for part in ("key", "value")]
+    assert [value.name for value in graph.inputs] == [
+        "input_ids",
+        "attention_mask",
+        "position_ids",
+        *(f"past_key_values.{slot}" for slot in cache),
+    ]
+    assert [value.name for value in graph.outputs] == ["logits", *(f"present.{slot}" for slot in cache)]
+    shapes = {value.name: [str(axis) for axis in value.shape] for value in (*graph.inputs, *graph.outputs)}
+    assert shapes["attention_mask"] == ["batch_size", "total_sequence_length"]
+    assert shapes["past_key_values.0.key"] == ["batch_size", "2", "past_sequence_length", "8"]
+    assert shapes["present.1.value"] == ["batch_size", "2", "total_sequence_length", "8"]
+    assert shapes["logits"] == ["batch_size", "sequence_length", str(VOCABULARY)]
+
+
+def test_a_tied_head_reads_the_embedding(tmp_path: Path) -> None:
+    """Without a stored lm_head.weight, the head multiplies by the embedding's initialiser."""
+    model = make_checkpoint(tmp_path, "llama", tie_word_embeddings=True)
+    for graph in _both(build_graphs(model.config, model.tensors, {})):
+        assert "lm_head.weight" not in graph.initializers
+        consumers = {use.node.op_type for use in graph.initializers["model.embed_tokens.weight"].uses()}
+        assert consumers in ({"Gather", "Gemm"}, {"Gather", "FusedMatMul"})
+
+
+def test_phi3_projections_are_row_slices_of_the_stored_tensor(tmp_path: Path) -> None:
+    """q, k and v of Phi-3 are read in place from the fused qkv_proj."""
+    model = make_checkpoint(tmp_path, "phi3")
+    for graph in _both(build_graphs(model.config, model.tensors, {})):
+        names = [f"model.layers.0.self_attn.{part}_proj.weight" for part in "qkv"]
+        tensors = [graph.initializers[name].const_value for name in names]
+        assert [tensor.offset - tensors[0].offset for tensor in tensors] == [0, 32 * 32 * 4, 48 * 32 * 4]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_float16_graphs_stay_near_float32(family: str, tmp_path: Path) -> None:
+    """In float16 both graphs run on the CPU and differ from float32 by no more than float16's rounding."""
+    model = compress(make_checkpoint(tmp_path / "dense", family, dtype=torch.float16), tmp_path / "cur")
+    save_graphs(build_graphs(model.config, model.tensors, model.forms), model.folder)
+    rows = tokens(VOCABULARY)
+    expected = oracle_logits(model.oracle, rows)
+    for run, name in ((left_padded_logits, FILES[0]), (right_padded_logits, FILES[1])):
+        for found, row in zip(run(model.folder / name, rows), expected, strict=True):
+            np.testing.assert_allclose(found, row, atol=8e-3 * np.abs(row).max())
+
+
+def test_long_contexts_do_not_enlarge_the_graph(tmp_path: Path) -> None:
+    """Rotary tables are computed for the tokens at hand, so a 128 times longer context costs no byte."""
+    sizes = []
+    for name, length in (("short", 1024), ("long", 131072)):
+        model = make_checkpoint(tmp_path / name, "llama", max_position_embeddings=length)
+        save_graphs(build_graphs(model.config, model.tensors, {}), model.folder)
+        sizes.append(sum((model.folder / file).stat().st_size for file in FILES))
+    assert sizes[0] == sizes[1]
+
+
+def _both(graphs: Graphs) -> tuple[ir.Graph, ir.Graph]:
+    return graphs.portable.graph, graphs.fused.graph
