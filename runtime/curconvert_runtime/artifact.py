@@ -64,6 +64,9 @@ class Artifact:
         manifest = _read_manifest(folder / MANIFEST)
         _check_listing(folder, manifest["files"])
         tensors = _read_weights(folder, manifest["files"])
+        names = [matrix["name"] for matrix in manifest["matrices"]]
+        if len(set(names)) != len(names):
+            raise IntegrityError(f"{folder / MANIFEST}: a matrix is listed twice; convert the model again")
         for matrix in manifest["matrices"]:
             _check_matrix(matrix, tensors, STORED_DTYPE[manifest["model"]["dtype"]])
         for graph in manifest["graphs"].values():

@@ -161,7 +161,7 @@ class _Row:
 
     def completion(self) -> Completion:
         """Return the finished row's result."""
-        assert self.reason is not None  # noqa: S101 - only finished rows are asked
+        assert self.reason is not None
         return Completion(tuple(self.prompt.tolist()), tuple(self.ids), self.text, self.reason)
 
 

@@ -1,15 +1,12 @@
 """A loaded artifact: token ids in, logits out, with a key/value cache that stays where the model runs.
 
-Graph contract (both graphs): inputs `input_ids` [B,S], `attention_mask` [B,P+S], `position_ids` [B,S] where the graph
-has it, `past_key_values.N.key/value` [B,heads,P,head_dim]; outputs `logits` [B,S,V] and `present.N.key/value`.
 The portable graph pads on the left. The fused graph pads on the right: it knows a row by the sum of its mask, and
 writes a row's new keys at the row's own length, so a batch needs no shifting while it decodes.
 """
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,20 +17,14 @@ from numpy.typing import NDArray
 from curconvert_runtime import requests
 from curconvert_runtime.artifact import Artifact
 from curconvert_runtime.backend import create_session, import_onnxruntime, one_line
-from curconvert_runtime.errors import BackendError, InputError, IntegrityError
+from curconvert_runtime.contract import ONNX_BFLOAT16, as_float32, cache_names, check_contract
+from curconvert_runtime.errors import BackendError, InputError
 from curconvert_runtime.requests import Ids, TokenRows
 
 if TYPE_CHECKING:
     from curconvert_runtime.generation import Completion, GenerationOptions
 
 Logits = NDArray[np.float32]
-# Manifest dtype → onnxruntime's spelling and ONNX's number.
-_TENSOR_TYPE = {
-    "float32": ("tensor(float)", 1),
-    "float16": ("tensor(float16)", 10),
-    "bfloat16": ("tensor(bfloat16)", 16),
-}
-_FLOAT_TYPES = {spelling for spelling, _ in _TENSOR_TYPE.values()}
 
 
 @dataclass(frozen=True)
@@ -76,10 +67,8 @@ class Session:
         path = artifact.graphs[graph]
         self._session = create_session(path, provider, model["dtype"], threads)
         self._ort = import_onnxruntime(provider)
-        layers = [f"{layer}.{part}" for layer in range(model["num_hidden_layers"]) for part in ("key", "value")]
-        self._past = [f"past_key_values.{name}" for name in layers]
-        self._present = [f"present.{name}" for name in layers]
-        self._has_positions = _check_contract(self._session, path, self._past, self._present, model)
+        self._has_positions = check_contract(self._session, path, model)
+        self._past, self._present = cache_names(model["num_hidden_layers"])
 
     def __repr__(self) -> str:
         return f"Session({str(self.artifact.path)!r}, graph={self.graph!r}, provider={self.provider!r})"
@@ -109,7 +98,7 @@ class Session:
         make = self._ort.OrtValue
         if self.artifact.model["dtype"] == "bfloat16":
             # NumPy lacks the type, so the memory is as it comes: attention never reads past a row's length.
-            return make.ortvalue_from_shape_and_type(shape, _TENSOR_TYPE["bfloat16"][1], self.provider, 0)
+            return make.ortvalue_from_shape_and_type(shape, ONNX_BFLOAT16, self.provider, 0)
         # On the CPU the OrtValue is a view of this very array: each tensor needs its own.
         return make.ortvalue_from_numpy(np.zeros(shape, self.artifact.model["dtype"]), self.provider, 0)
 
@@ -182,7 +171,7 @@ class Session:
         except Exception as error:  # noqa: BLE001 - onnxruntime's exception classes share no public base
             raise BackendError(f"{self.artifact.graphs[self.graph]}: onnxruntime failed ({one_line(error)})") from None
         values = tuple(outputs[1:]) if past.capacity is None else past.values
-        return _as_float32(outputs[0]), KeyValueCache(values, past.batch, total, past.capacity)
+        return as_float32(outputs[0]), KeyValueCache(values, past.batch, total, past.capacity)
 
     def logits(self, ids: TokenRows) -> Logits | list[Logits]:
         """Return next-token logits at every position.
@@ -218,50 +207,6 @@ class Session:
         from curconvert_runtime.generation import generate  # noqa: PLC0415 - generation imports this module
 
         return generate(self, prompt, options, on_text)
-
-
-def _check_contract(session: Any, path: Path, past: Sequence[str], present: Sequence[str], model: Any) -> bool:
-    """Compare a graph's inputs and outputs with the contract; tell whether it takes position ids."""
-    inputs = {entry.name: entry for entry in session.get_inputs()}
-    outputs = {entry.name: entry for entry in session.get_outputs()}
-    required = {"input_ids", "attention_mask", *past}
-    for kind, found, expected in (
-        ("input", set(inputs) - {"position_ids"}, required),
-        ("output", set(outputs), {"logits", *present}),
-    ):
-        if found != expected:
-            name = sorted(found ^ expected)[0]
-            state = "unexpected" if name in found else "missing"
-            raise IntegrityError(f"{path}: {kind} {name[:200]!r} is {state}; convert the model again")
-    key_value_type = _TENSOR_TYPE[model["dtype"]][0]
-    sizes = {1: model["num_key_value_heads"], 3: model["head_dim"]}
-    for entry in [inputs[name] for name in past] + [outputs[name] for name in present]:
-        if entry.type != key_value_type:
-            raise IntegrityError(f"{path}: {entry.name!r} is {entry.type}, the manifest says {key_value_type}")
-        wrong = [
-            d
-            for d, size in sizes.items()
-            if len(entry.shape) == 4 and isinstance(entry.shape[d], int) and entry.shape[d] != size
-        ]
-        if len(entry.shape) != 4 or wrong:
-            raise IntegrityError(
-                f"{path}: {entry.name!r} has shape {entry.shape}, the manifest says {sizes[1]} heads of {sizes[3]}"
-            )
-    for name in ("input_ids", "attention_mask", "position_ids"):
-        if name in inputs and inputs[name].type != "tensor(int64)":
-            raise IntegrityError(f"{path}: {name!r} is {inputs[name].type}, expected tensor(int64)")
-    if outputs["logits"].type not in _FLOAT_TYPES:
-        raise IntegrityError(f"{path}: 'logits' is {outputs['logits'].type}, expected a floating-point tensor")
-    return "position_ids" in inputs
-
-
-def _as_float32(value: Any) -> Logits:
-    """Copy an `OrtValue` in CPU memory into a float32 array; bfloat16, which NumPy lacks, is widened."""
-    if value.data_type() != "tensor(bfloat16)":
-        return np.asarray(value.numpy(), dtype=np.float32)
-    count = int(np.prod(value.shape()))
-    bits = np.ctypeslib.as_array((ctypes.c_uint16 * count).from_address(value.data_ptr())).astype(np.uint32)
-    return (bits << np.uint32(16)).view(np.float32).reshape(value.shape())
 
 
 def load(

@@ -37,9 +37,15 @@ def load_schema(name: str) -> dict[str, Any]:
 
 @functools.cache
 def _validator(name: str) -> Any:
-    from jsonschema import Draft202012Validator  # noqa: PLC0415 - schemas alone need no third-party package
+    # Inside, because the schemas alone need no third-party package.
+    from jsonschema import Draft202012Validator  # noqa: PLC0415
+    from jsonschema.validators import extend  # noqa: PLC0415
 
-    return Draft202012Validator(load_schema(name))
+    # JSON Schema counts 8.0 as an integer; a reader that takes it for a dimension would stumble later.
+    types = Draft202012Validator.TYPE_CHECKER.redefine(
+        "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
+    )
+    return extend(Draft202012Validator, type_checker=types)(load_schema(name))
 
 
 def validate(instance: object, name: str) -> None:
@@ -52,7 +58,10 @@ def validate(instance: object, name: str) -> None:
     Raises:
         SchemaError: The first mismatch, outermost place first.
     """
-    errors = sorted(_validator(name).iter_errors(instance), key=lambda error: (len(error.path), str(error.path)))
+    try:
+        errors = sorted(_validator(name).iter_errors(instance), key=lambda error: (len(error.path), str(error.path)))
+    except RecursionError:
+        raise SchemaError("$: nested too deeply") from None
     if errors:
         first = errors[0]
         reason = " ".join(str(first.message).split())

@@ -255,6 +255,12 @@ def test_a_matrix_row_that_contradicts_the_tensors_is_refused(
     refused(toy, message)
 
 
+def test_a_matrix_listed_twice_is_refused(toy: Path) -> None:
+    """Each matrix has one row."""
+    reseal(toy, lambda manifest: manifest["matrices"].append(manifest["matrices"][1]))
+    refused(toy, "listed twice")
+
+
 def graph_with(toy: Path, change: Callable[[onnx.TensorProto], None]) -> None:
     """Change the embedding's initialiser in the portable graph, then seal."""
     model = onnx.load(toy / "model.onnx", load_external_data=False)

@@ -242,7 +242,15 @@ def test_renamed_inputs_and_outputs_are_refused(toy: Path, before: str, after: s
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("num_hidden_layers", 3), ("num_hidden_layers", 1), ("num_key_value_heads", 2), ("head_dim", 16)]
+    ("key", "value"),
+    [
+        ("num_hidden_layers", 3),
+        ("num_hidden_layers", 1),
+        ("num_hidden_layers", 10**12),
+        ("num_key_value_heads", 2),
+        ("head_dim", 16),
+        ("vocab_size", 301),
+    ],
 )
 def test_a_graph_of_another_geometry_is_refused(toy: Path, key: str, value: int) -> None:
     """Layers, heads and head size of the graph must be those of the manifest."""

@@ -67,6 +67,7 @@ def test_calibration_and_metrics_pass() -> None:
         (lambda m: m["model"].update(head_dim=0), "$.model.head_dim"),
         (lambda m: m["model"].update(vocab_size=True), "$.model.vocab_size"),
         (lambda m: m["model"].update(head_dim=8.5), "$.model.head_dim"),
+        (lambda m: m["model"].update(head_dim=8.0), "$.model.head_dim"),
         (lambda m: m.update(options=[]), "$.options"),
         (lambda m: m.update(calibration={}), "$.calibration"),
         (lambda m: m["environment"].update(numpy=2), "$.environment.numpy"),

@@ -1,0 +1,84 @@
+"""What every graph of an artifact takes and gives, and the check that a loaded one does.
+
+Inputs `input_ids` [B,S], `attention_mask` [B,P+S], `position_ids` [B,S] where the graph has it, and
+`past_key_values.N.key/value` [B,heads,P,head_dim]; outputs `logits` [B,S,V] and `present.N.key/value`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curconvert_runtime.errors import IntegrityError
+
+# Manifest dtype → onnxruntime's spelling.
+TENSOR_TYPE = {"float32": "tensor(float)", "float16": "tensor(float16)", "bfloat16": "tensor(bfloat16)"}
+ONNX_BFLOAT16 = 16
+
+
+def cache_names(layers: int) -> tuple[list[str], list[str]]:
+    """Return the names of the past inputs and the present outputs, key before value, layer by layer."""
+    parts = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
+    return [f"past_key_values.{part}" for part in parts], [f"present.{part}" for part in parts]
+
+
+def check_contract(session: Any, path: Path, model: Mapping[str, Any]) -> bool:
+    """Compare a loaded graph with the contract and the manifest.
+
+    Args:
+        session: An `onnxruntime.InferenceSession`.
+        path: The graph's file, for messages.
+        model: The manifest's `model` section.
+
+    Returns:
+        Whether the graph takes `position_ids`.
+
+    Raises:
+        IntegrityError: A name, type or dimension differs.
+    """
+    inputs = {entry.name: entry for entry in session.get_inputs()}
+    outputs = {entry.name: entry for entry in session.get_outputs()}
+    # One name past what the graph can have is enough to name the missing one; the manifest's number may be absurd.
+    past, present = cache_names(min(model["num_hidden_layers"], len(inputs)))
+    for kind, found, expected in (
+        ("input", set(inputs) - {"position_ids"}, {"input_ids", "attention_mask", *past}),
+        ("output", set(outputs), {"logits", *present}),
+    ):
+        if found != expected:
+            name = sorted(found ^ expected)[0]
+            state = "unexpected" if name in found else "missing"
+            raise IntegrityError(f"{path}: {kind} {name[:200]!r} is {state}; convert the model again")
+    heads, head_dim, vocabulary = model["num_key_value_heads"], model["head_dim"], model["vocab_size"]
+    real = TENSOR_TYPE[model["dtype"]]
+    for entry in [inputs[name] for name in past] + [outputs[name] for name in present]:
+        _check(path, entry, {real}, {1: heads, 3: head_dim}, 4)
+    for name in ("input_ids", "attention_mask", "position_ids"):
+        if name in inputs:
+            _check(path, inputs[name], {"tensor(int64)"}, {}, 2)
+    _check(path, outputs["logits"], set(TENSOR_TYPE.values()), {2: vocabulary}, 3)
+    return "position_ids" in inputs
+
+
+def _check(path: Path, entry: Any, types: set[str], sizes: Mapping[int, int], dimensions: int) -> None:
+    shape = list(entry.shape)
+    fits = len(shape) == dimensions and all(shape[axis] == size for axis, size in sizes.items())
+    if entry.type not in types or not fits:
+        wanted = [sizes.get(axis, "any") for axis in range(dimensions)]
+        raise IntegrityError(
+            f"{path}: {entry.name!r} is {entry.type} {shape}, expected {' or '.join(sorted(types))} {wanted}; "
+            "convert the model again"
+        )
+
+
+def as_float32(value: Any) -> NDArray[np.float32]:
+    """Copy an `OrtValue` in CPU memory into a float32 array; bfloat16, which NumPy lacks, is widened."""
+    if value.data_type() != TENSOR_TYPE["bfloat16"]:
+        return np.asarray(value.numpy(), dtype=np.float32)
+    shape = tuple(value.shape())
+    bits = np.ctypeslib.as_array((ctypes.c_uint16 * int(np.prod(shape))).from_address(value.data_ptr()))
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32).reshape(shape)
