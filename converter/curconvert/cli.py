@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from curconvert import render
-from curconvert.errors import BackendError, CurConvertError, InputError, VerificationError
+from curconvert.errors import BackendError, CurConvertError, InputError
 from curconvert_runtime import __version__
 
 _MODEL_SOURCES = "a .safetensors or .gguf file, a Hugging Face folder, or a hub id"
@@ -277,9 +277,7 @@ def verify(
         click.echo(json.dumps(report.to_json()))
     elif not quiet:
         render.verification(report)
-    if not report.passed:
-        report.raise_for_failures()
-        raise VerificationError(f"{artifact}: verification failed")
+    report.raise_for_failures()
 
 
 @main.command()
@@ -311,24 +309,29 @@ def inspect(artifact: Path, as_json: bool, quiet: bool) -> None:
 @click.option("--threads", type=int, help="Threads of onnxruntime.")
 @_common
 def generate(
-    artifact: Path, prompt: tuple[str, ...], graph: str, provider: str, threads: int | None, as_json: bool, quiet: bool,
-    **values: Any,
+    artifact: Path, prompt: tuple[str, ...], graph: str, provider: str, threads: int | None, as_json: bool,
+    quiet: bool, **values: Any,
 ) -> None:  # fmt: skip
     """Continue a prompt with ARTIFACT, without torch."""
-    from curconvert_runtime import GenerationOptions, load, stream
+    from curconvert_runtime.generation import GenerationOptions, stream
+    from curconvert_runtime.session import load
 
     options = GenerationOptions(**values)
     prompts = list(prompt) or [click.get_text_stream("stdin").read()]
     session = load(artifact, provider=provider, graph=graph, threads=threads)  # type: ignore[arg-type]
-    if len(prompts) == 1 and not as_json:
-        for piece in stream(session, prompts[0], options):
+    alone = len(prompts) == 1 and not as_json
+    completions = {}
+    for piece in stream(session, prompts, options):
+        if alone:
             click.echo(piece.text, nl=False)
+        if piece.completion:
+            completions[piece.row] = piece.completion
+    if alone:
         click.echo()
-        return
-    completions = session.generate(prompts, options)
-    if as_json:
+    elif as_json:
         fields = ("text", "ids", "finish_reason")
-        click.echo(json.dumps([{name: getattr(done, name) for name in fields} for done in completions]))
-    elif not quiet:
-        for done in completions:
+        found = [{name: getattr(done, name) for name in fields} for _, done in sorted(completions.items())]
+        click.echo(json.dumps(found))
+    else:
+        for _, done in sorted(completions.items()):
             click.echo(done.text)

@@ -1,0 +1,1 @@
+"""Write the output folder: tensors, manifest, atomic publication."""

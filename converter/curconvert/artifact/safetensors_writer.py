@@ -118,7 +118,7 @@ class SafetensorsWriter:
             raise ValueError(f"{name}: shape {tuple(tensor.shape)}, announced {spec.shape}")
         assert location is not None
         offset = location.offset
-        for part in tensor.contiguous().reshape(-1).split(_CHUNK):
+        for part in torch.split(tensor.contiguous().reshape(-1), _CHUNK):
             deployed = part.to(spec.dtype)
             if deployed.is_floating_point() and not bool(torch.isfinite(deployed).all()):
                 raise InputError(_not_finite(name, part, spec.dtype))

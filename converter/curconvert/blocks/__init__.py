@@ -1,0 +1,1 @@
+"""Run transformers' decoder blocks one at a time."""

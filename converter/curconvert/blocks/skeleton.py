@@ -59,9 +59,9 @@ def _rebuild_buffers(model: nn.Module) -> None:
             continue
         if "inv_freq" in path or any("inv_freq" in name for name in names):
             parent, _, attribute = path.rpartition(".")
-            setattr(model.get_submodule(parent), attribute, type(module)(config=module.config))  # type: ignore[call-arg]
+            setattr(model.get_submodule(parent), attribute, type(module)(config=module.config))
         elif names == ["embed_scale"]:
-            module.embed_scale = torch.tensor(float(module.scalar_embed_scale))  # type: ignore[arg-type]
+            module.embed_scale = torch.tensor(float(module.scalar_embed_scale))
         else:
             raise UnsupportedError(f"module {path} ({type(module).__name__}) has unknown buffers: {', '.join(names)}")
 

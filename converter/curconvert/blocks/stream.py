@@ -95,7 +95,9 @@ class BlockStream:
         self._table: tuple[str, Tensor] | None = None
         self._model = build_skeleton(checkpoint.config)
         base = self._model.get_submodule("model")
-        base.get_submodule("embed_tokens").padding_idx = None  # says how to train; out of range of a compact table
+        embedding = base.get_submodule("embed_tokens")
+        assert isinstance(embedding, nn.Embedding)
+        embedding.padding_idx = None  # matters in training only, and is out of range of a compact table
         self._layers = list(base.get_submodule("layers").children())
         self._stubs = [_Stub() for _ in self._layers]
         base.layers = nn.ModuleList(self._stubs)

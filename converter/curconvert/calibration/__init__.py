@@ -1,0 +1,1 @@
+"""Text to token batches; token batches to statistics of each linear's input."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -65,13 +66,15 @@ def parse_overrides(settings: Mapping[str, Any]) -> dict[str, Any]:
 def merge_overrides(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Apply overrides; a rope override in the version 4 dialect also reaches stored `rope_parameters`."""
     merged = {**raw, **overrides}
-    parameters = _copy(raw.get("rope_parameters"))
+    parameters = deepcopy(raw.get("rope_parameters"))
     rope = overrides.keys() & {"rope_theta", "rope_scaling", "rope_local_base_freq"}
     if not rope or not isinstance(parameters, dict) or "rope_parameters" in overrides:
         return merged
     full = parameters.get("full_attention", parameters)
     sliding = parameters.get("sliding_attention")
-    if "rope_scaling" in rope and isinstance(overrides["rope_scaling"] or {}, dict):
+    if not isinstance(full, dict) or not isinstance(overrides.get("rope_scaling") or {}, dict):
+        return merged  # validation refuses it
+    if "rope_scaling" in rope:
         kept = {key: full[key] for key in ("rope_theta", "partial_rotary_factor") if key in full}
         full.clear()
         full |= kept | (overrides["rope_scaling"] or {"rope_type": "default"})
@@ -182,7 +185,7 @@ def _complete(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     arguments = {key: value for key, value in values.items() if key != "model_type"}
     try:
         # transformers moves rope keys around in place: it gets its own copy of the nested objects.
-        config = AutoConfig.for_model(values["model_type"], **_copy(arguments))
+        config = AutoConfig.for_model(values["model_type"], **deepcopy(arguments))
         completed: dict[str, Any] = config.to_dict()
     except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
         raise InputError(f"{source}: transformers refuses this config: {' '.join(str(error).split())}") from None
@@ -191,14 +194,8 @@ def _complete(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     return {key: value for key, value in completed.items() if key not in dropped} | {"head_dim": head_dim}
 
 
-def _copy(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _copy(item) for key, item in value.items()}
-    return [_copy(item) for item in value] if isinstance(value, list) else value
-
-
 def _both_dialects(config: dict[str, Any], source: str) -> dict[str, Any]:
-    parameters = _copy(config.get("rope_parameters")) or {}
+    parameters = deepcopy(config.get("rope_parameters")) or {}
     nested = "full_attention" in parameters
     for part in parameters.values() if nested else [parameters]:
         part.pop("type", None)  # the older spelling of rope_type, which is present by now

@@ -53,6 +53,7 @@ _BLOCK_OF: Mapping[str, Mapping[str, str]] = {
 _PERMUTED = ("llama", "granite", "smollm3")
 # Their norms multiply by 1 + w; llama.cpp stores the sum.
 _SHIFTED_NORMS = ("gemma2", "gemma3")
+_DECODED_AT_ONCE = 2**20  # elements
 
 
 class _BoundedReader(GGUFReader):  # type: ignore[misc]
@@ -199,8 +200,13 @@ def _decode(path: Path, entry: _Stored) -> torch.Tensor:
     data = np.memmap(path, dtype=np.uint8, mode="r", offset=entry.offset, shape=(entry.length,))
     if entry.kind in _RAW:
         return torch.from_numpy(np.array(data)).view(_RAW[entry.kind][1]).view(entry.shape)
-    rows = data.reshape(*entry.shape[:-1], -1)
-    return torch.from_numpy(dequantize(rows, entry.kind)).view(entry.shape)
+    decoded = torch.empty(entry.shape, dtype=torch.float32)
+    table = decoded.view(-1, entry.shape[-1]).numpy()
+    rows = data.reshape(len(table), -1)
+    step = max(1, _DECODED_AT_ONCE // entry.shape[-1])
+    for start in range(0, len(rows), step):  # the decoder's intermediates are several times its result
+        table[start : start + step] = dequantize(rows[start : start + step], entry.kind)
+    return decoded
 
 
 def _floats(path: Path, entry: _Stored) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -186,7 +187,8 @@ def _complete(storage: _Storage, raw: Mapping[str, Any]) -> Checkpoint:
     config["tie_word_embeddings"] = resolve_tying(tensors, config["tie_word_embeddings"], storage.read, source)
     if config["tie_word_embeddings"]:
         tensors.pop(HEAD, None)
-    check_tensors(tensors, expected_tensors(config), source)
+    # transformers adds keys to the nested rope objects that it is given.
+    check_tensors(tensors, expected_tensors(deepcopy(config)), source)
     if not config.get("dtype"):
         config = with_dtype(config, str(DTYPES[tensors[EMBEDDING].dtype]).removeprefix("torch."))
     return _OpenCheckpoint(storage.kind, storage.path, storage.files, config, tensors, storage, slices)

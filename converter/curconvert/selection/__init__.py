@@ -1,0 +1,1 @@
+"""Which layers to compress, and which rows and columns to keep."""
