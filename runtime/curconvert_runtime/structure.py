@@ -4,24 +4,33 @@ A resealed manifest agrees with any bytes; these relations between the bytes sti
 
 * C and R are slices of one matrix W, so both contain the block `W[rows, cols]`: `C[rows, :] = R[:, cols]`, bit for bit.
 * A graph's initialiser that bears a tensor's name must point to that tensor's bytes.
+* `config.json` must agree with the manifest, with itself (it says some things in two dialects), and with the rotation
+  between the stored keys (`rotary`).
 * No stored weight is NaN or infinite.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from curconvert_runtime.artifact import Artifact
 from curconvert_runtime.onnx_external import external_tensors
+from curconvert_runtime.probes import CompressedProbe
 from curconvert_runtime.report import Check
+from curconvert_runtime.rotary import rotary_check
 
 _BLOCK = 1 << 22  # elements looked at in one go
 
 
-def structure_checks(artifact: Artifact) -> Iterator[Check]:
+def structure_checks(artifact: Artifact, probe: CompressedProbe) -> Iterator[Check]:
     """Yield the checks that the artifact's own parts allow."""
+    yield _config(artifact)
+    rotary = rotary_check(artifact.config, probe)
+    if rotary is not None:
+        yield rotary
     yield _factors(artifact)
     yield _finite_weights(artifact)
     for kind in artifact.graphs:
@@ -33,6 +42,21 @@ def _verdict(name: str, faults: list[str], count: int, what: str) -> Check:
         return Check(name, True, f"{count} {what}")
     more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
     return Check(name, False, f"{'; '.join(faults[:3])}{more}")
+
+
+def _config(artifact: Artifact) -> Check:
+    """Compare what config.json says twice, and what the manifest says too; a field that is absent says nothing."""
+    config, model = artifact.config, artifact.model
+    rope: Any = config.get("rope_parameters")
+    rope = rope if isinstance(rope, dict) else {}
+    rope = rope.get("full_attention", rope)
+    pairs = [(key, config.get(key), model[key]) for key in model if key in config]
+    pairs += [("tie_word_embeddings", config.get("tie_word_embeddings"), model["tied_embeddings"])]
+    pairs += [("torch_dtype", config.get("torch_dtype"), model["dtype"])]
+    pairs += [("rope_theta", config.get("rope_theta"), rope.get("rope_theta"))]
+    pairs = [pair for pair in pairs if None not in pair]
+    faults = [f"config.json: {key} is {ours!r}, elsewhere {theirs!r}" for key, ours, theirs in pairs if ours != theirs]
+    return _verdict("structure.config", faults, len(pairs), "fields of config.json agree with the manifest")
 
 
 def _factors(artifact: Artifact) -> Check:

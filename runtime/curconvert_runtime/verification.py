@@ -101,7 +101,7 @@ def verify(
     probes = Probes.load(artifact)
     files = len(artifact.manifest["files"])
     checks = [Check("integrity.files", True, f"{files} files have the size and sha256 of the manifest")]
-    checks += structure_checks(artifact)
+    checks += structure_checks(artifact, probes.compressed)
     checks += parity_checks(artifact, probes.compressed, options, progress)
     measured, text = _fidelity(artifact, probes, options, progress)
     checks += fidelity_checks(measured, options)

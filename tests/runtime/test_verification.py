@@ -58,6 +58,7 @@ def test_a_sound_artifact_passes(report: VerificationReport) -> None:
     report.raise_for_failures()
     assert {check.name for check in report.checks} == {
         "integrity.files",
+        "structure.config",
         "structure.factors",
         "structure.finite",
         "structure.portable_bindings",

@@ -1,0 +1,243 @@
+"""Faults planted in real artifacts whose manifest is resealed, so that every hash agrees: `verify` must find each."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from safetensors.numpy import load_file
+
+from curconvert.parity import check_slices, torch_parity
+from curconvert_runtime.errors import IntegrityError, VerificationError
+from curconvert_runtime.verification import verify
+from support.conversions import convert_tiny
+from support.tiny_artifact import reseal
+
+GRAPHS = ("model.onnx", "model.fused.onnx")
+Q = "model.layers.1.self_attn.q_proj"
+PARITY = {"parity.portable.logits", "parity.fused.logits"}
+KEYS = {f"parity.{kind}.{key}_key" for kind in ("portable", "fused") for key in ("first", "last")}
+
+
+@pytest.fixture(scope="session")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, Path]]:
+    """Convert each kind of model once."""
+    done: dict[str, tuple[Path, Path]] = {}
+
+    def get(name: str) -> tuple[Path, Path]:
+        if name not in done:
+            family, _, dtype = name.partition("-")
+            folder = tmp_path_factory.mktemp(name)
+            done[name] = convert_tiny(folder, family, dtype=dtype or None, num_hidden_layers=3)
+        return done[name]
+
+    return get
+
+
+@pytest.fixture
+def copy(converted: Callable[..., tuple[Path, Path]], tmp_path: Path) -> Callable[[str], tuple[Path, Path]]:
+    """Return (checkpoint, a copy of its artifact to be damaged)."""
+
+    def get(name: str) -> tuple[Path, Path]:
+        source, artifact = converted(name)
+        return source, Path(shutil.copytree(artifact, tmp_path / "out"))
+
+    return get
+
+
+def edit_weights(folder: Path, change: Callable[[dict[str, np.ndarray]], None]) -> None:
+    """Change tensors in place in the file (its layout, to which the graphs point, stays) and reseal."""
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    tensors = {name: value.copy() for name, value in load_file(path).items()}
+    change(tensors)
+    for name, value in tensors.items():
+        begin, end = header[name]["data_offsets"]
+        data[8 + length + begin : 8 + length + end] = np.ascontiguousarray(value).tobytes()
+    path.write_bytes(data)
+    reseal(folder)
+
+
+def edit_graphs(folder: Path, change: Callable[[onnx.GraphProto], None]) -> None:
+    """Change both graphs in the same way and reseal."""
+    for name in GRAPHS:
+        model = onnx.load(folder / name, load_external_data=False)
+        change(model.graph)
+        (folder / name).write_bytes(model.SerializeToString())
+    reseal(folder)
+
+
+def external_of(graph: onnx.GraphProto, name: str) -> Any:
+    """Return an initialiser's external data entries."""
+    return next(tensor for tensor in graph.initializer if tensor.name == name).external_data
+
+
+def point_to(graph: onnx.GraphProto, name: str, other: str) -> None:
+    """Make one initialiser read another's bytes."""
+    source = {entry.key: entry.value for entry in external_of(graph, other)}
+    for entry in external_of(graph, name):
+        entry.value = source[entry.key]
+
+
+def failed(folder: Path) -> set[str]:
+    """Return the failed checks; a report with a failure must raise."""
+    report = verify(folder)
+    if report.failures:
+        with pytest.raises(VerificationError):
+            report.raise_for_failures()
+    return {check.name for check in report.failures}
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "llama-float16"])
+def test_sound_artifacts_pass(converted: Callable[..., tuple[Path, Path]], name: str) -> None:
+    """Without a fault every gate passes: torch-free, with torch, and with the original."""
+    source, artifact = converted(name)
+    assert failed(artifact) == set()
+    assert torch_parity(artifact).passed
+    assert all(check.passed for check in check_slices(artifact, source))
+
+
+def test_swapped_row_indices(copy: Callable[..., tuple[Path, Path]]) -> None:
+    """Two row indices swapped: the original shows it, and so do C and R alone."""
+
+    def swap(tensors: dict[str, np.ndarray]) -> None:
+        tensors[f"{Q}.rows"][[0, 1]] = tensors[f"{Q}.rows"][[1, 0]]
+
+    source, artifact = copy("llama")
+    edit_weights(artifact, swap)
+    found = [check for check in check_slices(artifact, source) if not check.passed]
+    assert [(check.name, Q in check.detail) for check in found] == [("source.slices", True)]
+    assert failed(artifact) == {"structure.factors"}
+
+
+def test_transposed_link(copy: Callable[..., tuple[Path, Path]]) -> None:
+    """U transposed: both graphs answer differently from the conversion's torch model."""
+    _, artifact = copy("llama")
+    edit_weights(artifact, lambda tensors: tensors.update({f"{Q}.U": tensors[f"{Q}.U"].T}))
+    assert failed(artifact) >= PARITY
+
+
+def test_column_of_another_matrix(copy: Callable[..., tuple[Path, Path]]) -> None:
+    """One column of C from another layer: not a slice, not consistent with R, and other answers."""
+
+    def mix(tensors: dict[str, np.ndarray]) -> None:
+        tensors[f"{Q}.C"][:, 2] = tensors[f"{Q.replace('1', '0')}.C"][:, 2]
+
+    source, artifact = copy("llama")
+    edit_weights(artifact, mix)
+    assert PARITY | {"structure.factors"} <= failed(artifact)
+    assert "source.slices" in {check.name for check in check_slices(artifact, source) if not check.passed}
+
+
+def test_wrong_rope_base_in_the_config(copy: Callable[..., tuple[Path, Path]]) -> None:
+    """rope_theta changed in both dialects: torch computes other keys, and the stored keys alone contradict it."""
+    _, artifact = copy("llama")
+    config = json.loads((artifact / "config.json").read_text())
+    config["rope_theta"] = config["rope_parameters"]["rope_theta"] = 20000.0
+    (artifact / "config.json").write_text(json.dumps(config))
+    reseal(artifact)
+    assert failed(artifact) == {"structure.rotary"}
+    torch_failures = {check.name for check in torch_parity(artifact).checks if not check.passed}
+    assert {"torch.conversion.first_key", "torch.portable.logits", "torch.fused.logits"} <= torch_failures
+
+
+def test_wrong_rope_base_in_one_dialect(copy: Callable[..., tuple[Path, Path]]) -> None:
+    """rope_theta changed where only transformers 4 reads it: the config contradicts itself."""
+    _, artifact = copy("llama")
+    config = json.loads((artifact / "config.json").read_text())
+    config["rope_theta"] = 20000.0
+    (artifact / "config.json").write_text(json.dumps(config))
+    reseal(artifact)
+    assert failed(artifact) == {"structure.config"}
+
+
+def test_wrong_rope_base_in_the_graphs(copy: Callable[..., tuple[Path, Path]]) -> None:
+    """Rotary frequencies of another base in both graphs."""
+    expected, wrong = (base ** (-np.arange(0, 8, 2) / 8) for base in (10000.0, 20000.0))
+
+    def rebase(graph: onnx.GraphProto) -> None:
+        found = [t for t in graph.initializer if list(t.dims) == [4] and t.data_type == onnx.TensorProto.FLOAT]
+        (tensor,) = (t for t in found if np.allclose(numpy_helper.to_array(t), expected))
+        tensor.CopyFrom(numpy_helper.from_array(wrong.astype(np.float32), tensor.name))
+
+    _, artifact = copy("llama")
+    edit_graphs(artifact, rebase)
+    assert failed(artifact) >= PARITY | KEYS
+
+
+def test_positions_off_by_one(copy: Callable[..., tuple[Path, Path]]) -> None:
+    """Positions shifted in both graphs: logits cannot show it, keys do."""
+
+    def shift(graph: onnx.GraphProto) -> None:
+        for node in graph.node:
+            node.input[:] = ["shifted_ids" if name == "position_ids" else name for name in node.input]
+        graph.initializer.append(numpy_helper.from_array(np.array(1, np.int64), "a_one"))
+        graph.node.insert(0, onnx.helper.make_node("Add", ["position_ids", "a_one"], ["shifted_ids"]))
+
+    _, artifact = copy("llama")
+    edit_graphs(artifact, shift)
+    assert failed(artifact) == KEYS
+
+
+def test_dropped_bias(copy: Callable[..., tuple[Path, Path]]) -> None:
+    """The addition of a q bias removed from both graphs."""
+
+    def drop(graph: onnx.GraphProto) -> None:
+        (add,) = (node for node in graph.node if f"{Q}.bias" in node.input)
+        before = next(name for name in add.input if name != f"{Q}.bias")
+        for node in graph.node:
+            node.input[:] = [before if name == add.output[0] else name for name in node.input]
+        graph.node.remove(add)
+
+    _, artifact = copy("qwen2")
+    edit_graphs(artifact, drop)
+    assert failed(artifact) >= PARITY
+
+
+def test_norm_of_another_layer(copy: Callable[..., tuple[Path, Path]]) -> None:
+    """A norm's initialiser that reads another layer's norm: seen in the graph itself and in its answers."""
+    norm = "model.layers.{}.input_layernorm.weight"
+    _, artifact = copy("llama")
+    edit_graphs(artifact, lambda graph: point_to(graph, norm.format(1), norm.format(2)))
+    assert PARITY | {"structure.portable_bindings", "structure.fused_bindings"} <= failed(artifact)
+
+
+def test_overflow_in_half_precision(copy: Callable[..., tuple[Path, Path]]) -> None:
+    """Weights so large that float16 logits overflow: infinities fail, whatever the tolerance."""
+
+    def scale(tensors: dict[str, np.ndarray]) -> None:
+        tensors["model.norm.weight"] *= np.float16(1000)
+        tensors["lm_head.weight"] *= np.float16(1000)
+
+    _, artifact = copy("llama-float16")
+    edit_weights(artifact, scale)
+    assert PARITY | {"parity.between_graphs", "fidelity.finite"} <= failed(artifact)
+
+
+def test_untied_head(copy: Callable[..., tuple[Path, Path]]) -> None:
+    """An lm_head that reads other bytes, here the embedding's."""
+    _, artifact = copy("llama")
+    edit_graphs(artifact, lambda graph: point_to(graph, "lm_head.weight", "model.embed_tokens.weight"))
+    assert PARITY | {"structure.portable_bindings", "structure.fused_bindings"} <= failed(artifact)
+
+
+def test_flipped_bit(copy: Callable[..., tuple[Path, Path]]) -> None:
+    """One flipped bit without resealing is an integrity error, exit code 4, in every file."""
+    _, artifact = copy("llama")
+    for path in sorted(artifact.iterdir()):
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        with pytest.raises(IntegrityError) as caught:
+            verify(artifact)
+        assert caught.value.exit_code == 4
+        path.write_bytes(data)
+    assert failed(artifact) == set()

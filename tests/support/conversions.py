@@ -1,0 +1,35 @@
+"""Real conversions of tiny random checkpoints, in about a second each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from curconvert.calibration.text import CalibrationOptions
+from curconvert.options import ConvertOptions, SourceOptions
+from curconvert.pipeline import convert
+from support.families import VOCABULARY, make_checkpoint
+
+
+def convert_tiny(folder: Path, model_type: str, *, dtype: str | None = None, **settings: Any) -> tuple[Path, Path]:
+    """Make a random checkpoint and compress every layer's q, k and gate projections to rank 6.
+
+    Args:
+        folder: Gets the checkpoint and the artifact.
+        model_type: Family.
+        dtype: Deployed dtype.
+        settings: Config values that replace the tiny defaults.
+
+    Returns:
+        The checkpoint's and the artifact's folder.
+    """
+    source, out, ids = folder / "source", folder / "out", folder / "ids.safetensors"
+    make_checkpoint(source, model_type, **settings)
+    save_file({"input_ids": np.random.default_rng(0).integers(3, VOCABULARY, (40, 40))}, ids)
+    calibration = CalibrationOptions(source=str(ids), sequences=16, tokens_per_sequence=40, probe_sequences=4)
+    options = ConvertOptions.for_method("cur", rank=6, layers="all", calibration=calibration, dtype=dtype)
+    convert(SourceOptions(str(source)), out, options)
+    return source, out
