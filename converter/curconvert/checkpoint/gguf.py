@@ -122,11 +122,15 @@ class GgufFile:
         shapes = {name: stored.shape for name, stored in by_ggml_name.items()}
         factors = {name: _floats(path, by_ggml_name[name]) for name in GLOBAL_TENSORS if name in by_ggml_name}
         config = config_from_metadata(metadata, shapes, factors, str(path))
-        stored = {}
+        stored: dict[str, _Stored] = {}
         for name, entry in by_ggml_name.items():
             _check_decodable(path, name, entry.kind)
-            if name not in GLOBAL_TENSORS:
-                stored[_canonical_name(path, str(architecture), name)] = entry
+            if name in GLOBAL_TENSORS:
+                continue
+            canonical = _canonical_name(path, str(architecture), name)
+            if canonical in stored:
+                raise InputError(f"{path}: tensor {name} is one of two that stand for {canonical}")
+            stored[canonical] = entry
         return cls(path, metadata, config, stored)
 
     @cached_property
@@ -178,10 +182,10 @@ def _canonical_name(path: Path, architecture: str, name: str) -> str:
     if kind in ("weight", "bias"):
         if stem in _TOP:
             return f"{_TOP[stem]}.{kind}"
-        match = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
+        match = re.fullmatch(r"blk\.(0|[1-9][0-9]{0,4})\.(\w+)", stem)
         block = _BLOCK_OF.get(architecture, _BLOCK)
         if match and match[2] in block:
-            return f"model.layers.{int(match[1])}.{block[match[2]]}.{kind}"
+            return f"model.layers.{match[1]}.{block[match[2]]}.{kind}"
     raise UnsupportedError(f"{path}: tensor {name} is not part of a supported {architecture} model")
 
 

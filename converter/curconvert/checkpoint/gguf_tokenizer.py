@@ -114,7 +114,7 @@ def _build(
         else:
             logger.warning("%s: tokenizer kind %r is unknown; continuing without a tokenizer", source, kind)
             return None
-    except (ValueError, TypeError) as error:
+    except Exception as error:  # noqa: BLE001 - what the tokenizers library raises has no narrower class
         raise InputError(f"{source}: malformed tokenizer metadata: {' '.join(str(error).split())}") from None
     if tokenizer is None:
         return None

@@ -60,8 +60,9 @@ def infer_config(tensors: Mapping[str, TensorInfo], given: Mapping[str, Any], so
     if head_norm and head_norm != (q_width,):  # one norm per head: OLMo 2's spans all heads
         config["head_dim"] = head_norm[0]
     config |= given
-    if config.get("head_dim") or config.get("num_attention_heads"):
-        _count_heads(config, q_width, kv_width, source)
+    known = next((key for key in ("head_dim", "num_attention_heads") if config.get(key) is not None), None)
+    if known:
+        _count_heads(config, known, q_width, kv_width, source)
     else:
         questions.append("head_dim or num_attention_heads")
     asked = (*_ALWAYS, *_BY_FAMILY.get(config.get("model_type", ""), ()))
@@ -90,7 +91,7 @@ def _families(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
 
 def _layer_count(shapes: Mapping[str, tuple[int, ...]]) -> int:
     numbers = [name.split(".")[2] for name in shapes if name.startswith("model.layers.")]
-    return 1 + max(int(number) for number in numbers if number.isdecimal())
+    return 1 + max(int(number) for number in numbers if number.isdecimal() and len(number) < 6)
 
 
 def _widths(shapes: Mapping[str, tuple[int, ...]], source: str) -> tuple[int, int, int]:
@@ -113,9 +114,8 @@ def _matrix(shapes: Mapping[str, tuple[int, ...]], name: str, source: str) -> tu
     return shape[0], shape[1]
 
 
-def _count_heads(config: dict[str, Any], q_width: int, kv_width: int, source: str) -> None:
-    """Derive the head counts and their width from any one of them."""
-    known = "head_dim" if config.get("head_dim") else "num_attention_heads"
+def _count_heads(config: dict[str, Any], known: str, q_width: int, kv_width: int, source: str) -> None:
+    """Derive the head counts and their width from the known one."""
     value = config[known]
     if isinstance(value, bool) or not isinstance(value, int) or value < 1 or q_width % value:
         raise InputError(f"{source}: {known} is {value!r}, expected a divisor of q_proj's {q_width} rows")
