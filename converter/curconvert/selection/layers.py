@@ -31,7 +31,7 @@ def angular_distances(last_token_states: NDArray[np.float64]) -> NDArray[np.floa
 
 def needs_distances(spec: str) -> bool:
     """Tell whether a layer choice depends on hidden states."""
-    return spec.split(":")[0] == "angular"
+    return spec.split(":", maxsplit=1)[0] == "angular"
 
 
 def layer_count(spec: str, num_layers: int) -> int:
@@ -41,7 +41,7 @@ def layer_count(spec: str, num_layers: int) -> int:
     candidates = max(num_layers - 2, 0)
     if spec == "angular":
         return min(round(PAPER_SHARE * num_layers), candidates)
-    match = re.fullmatch(r"angular:(\d+)", spec)
+    match = re.fullmatch(r"angular:(\d{1,9})", spec)
     if match is None:
         raise InputError(f"--layers {spec!r}: expected {_SPEC}")
     count = int(match[1])
@@ -73,7 +73,7 @@ def select_layers(spec: str, num_layers: int, distances: NDArray[np.float64] | N
         return tuple(range(num_layers))
     layers: set[int] = set()
     for part in spec.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        match = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)
         if match is None:
             raise InputError(f"--layers {spec!r}: {part.strip()!r} is not understood; expected {_SPEC}")
         first, last = int(match[1]), int(match[2] or match[1])
