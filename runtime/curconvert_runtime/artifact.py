@@ -156,7 +156,7 @@ def _check_listing(folder: Path, files: Mapping[str, Any]) -> None:
             status = path.lstat()
         except OSError:
             raise IntegrityError(f"{path}: missing; copy the whole folder again or convert the model again") from None
-        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
             raise IntegrityError(
                 f"{path}: not a regular file of its own (a link, pipe or folder); replace it by a copy"
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -71,6 +73,10 @@ def create_session(graph: Path, provider: str, dtype: str, threads: int | None =
         )
     if provider == "cpu" and dtype == "bfloat16":
         raise BackendError(f"{graph}: bfloat16 has no CPU kernels; use provider cuda or convert with --dtype float32")
+    if provider == "cuda" and hasattr(onnxruntime, "preload_dlls"):
+        # Finds CUDA and cuDNN that came as pip packages. It prints what it misses; the check below says it as an error.
+        with contextlib.redirect_stdout(io.StringIO()):
+            onnxruntime.preload_dlls()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors reach the caller as exceptions; warnings are about optimisation
     if threads is not None:

@@ -14,9 +14,10 @@ from curconvert_runtime.artifact import Artifact
 from curconvert_runtime.errors import InputError, UnsupportedError
 from curconvert_runtime.requests import Ids
 from curconvert_runtime.sampling import choose
-from curconvert_runtime.session import Session
+from curconvert_runtime.session import KeyValueCache, Logits, Session
 from curconvert_runtime.text import TextStream, Tokenizer
 
+_PREFILL_LOGITS = 2**28  # float32 numbers: one gigabyte
 FinishReason = Literal["eos", "stop", "length", "context"]
 
 
@@ -228,9 +229,9 @@ def _decode(session: Session, rows: list[_Row], ends: frozenset[int]) -> Iterato
     width = ids.shape[1]
     steps = min(rows[0].options.max_new_tokens, session.max_positions - width + 1)
     cache = session.allocate_cache(len(rows), width + steps - 1)
-    logits, cache = session.forward(ids, mask, past=cache)
-    # Where each row's newest token lies: the end on the left-padded side, the row's own length on the other.
-    last = mask.sum(axis=1) - 1 if session.padding == "right" else np.full(len(rows), width - 1)
+    logits, cache = _prefill(session, ids, mask, cache)
+    # Where each row's newest token lies, counted from the end: the very end on the left-padded side.
+    last = (mask.sum(axis=1) if session.padding == "right" else np.full(len(rows), width)) - width - 1
     for step in range(steps):
         tokens = np.zeros((len(rows), 1), np.int64)
         for index, row in enumerate(rows):
@@ -247,7 +248,29 @@ def _decode(session: Session, rows: list[_Row], ends: frozenset[int]) -> Iterato
             return
         mask = _extended(mask, session.padding)
         logits, cache = session.forward(tokens, mask, past=cache)
-        last = np.zeros(len(rows), np.int64)
+        last = np.full(len(rows), -1)
+
+
+def _prefill(session: Session, ids: Ids, mask: Ids, cache: KeyValueCache) -> tuple[Logits, KeyValueCache]:
+    """Run the prompts; return the logits of the last piece, aligned to its end, and the filled cache.
+
+    A graph gives logits for every position. A long lone prompt runs in pieces, so that they stay below a gigabyte.
+    """
+    width = ids.shape[1]
+    step = max(1, _PREFILL_LOGITS // session.vocab_size)
+    if len(ids) > 1 or _rope_follows_length(session.artifact):
+        step = width
+    for start in range(0, width, step):
+        stop = start + step
+        logits, cache = session.forward(ids[:, start:stop], mask[:, :stop], past=cache)
+    return logits, cache
+
+
+def _rope_follows_length(artifact: Artifact) -> bool:
+    """Tell whether the rotary frequencies change with the sequence's length: then a prompt must not be cut."""
+    config = artifact.config if artifact.has("config.json") else {}
+    scaling = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    return bool({scaling.get("rope_type"), scaling.get("type")} & {"dynamic", "longrope", "su"})
 
 
 def _extended(mask: Ids, side: str) -> Ids:

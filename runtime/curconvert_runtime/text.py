@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from curconvert_runtime import strict_json
@@ -46,15 +47,24 @@ class Tokenizer:
                 f"{artifact.path}: the artifact has no tokenizer.json; give token ids instead of text"
             )
         path = artifact.file("tokenizer.json")
-        try:
+        with self._guard():
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # noqa: BLE001 - the Rust side raises plain Exception
-            raise IntegrityError(f"{path}: tokenizers cannot read it ({one_line(error)}); convert again") from None
         # A saved tokenizer may carry the truncation and padding of its training run.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         has_config = artifact.has("tokenizer_config.json")
         self._config = strict_json.read(artifact.file("tokenizer_config.json")) if has_config else {}
+
+    @contextlib.contextmanager
+    def _guard(self) -> Iterator[None]:
+        """Turn whatever the Rust side raises into one line: plain `Exception`, or a panic, which is not even that."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001
+            path = self._artifact.path / "tokenizer.json"
+            raise IntegrityError(f"{path}: tokenizers cannot use it ({one_line(error)}); convert again") from None
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the token ids of a text.
@@ -65,16 +75,19 @@ class Tokenizer:
         if not isinstance(text, str):
             raise InputError(f"prompt: expected text, found {type(text).__name__}")
         try:
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
-        except (UnicodeEncodeError, TypeError):  # which one depends on the version of tokenizers
+            text.encode()
+        except UnicodeEncodeError:
             raise InputError("prompt: holds a lone surrogate; pass valid Unicode text") from None
+        with self._guard():
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         if not ids:
             raise InputError("empty prompt: the text gives no token")
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids, special tokens left out."""
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        with self._guard():
+            text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
     def chat_template(self) -> str | None:

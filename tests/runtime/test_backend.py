@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,8 +22,10 @@ def test_cuda_on_a_machine_without_it_fails(sealed: Path) -> None:
         load(sealed, provider="cuda")
 
 
-def test_a_provider_that_fell_back_is_noticed(sealed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """onnxruntime may list CUDA and still load on the CPU; the session is then refused."""
+def test_a_provider_that_fell_back_is_noticed(
+    sealed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """onnxruntime may list CUDA and still load on the CPU; the session is then refused, and stdout stays clean."""
     original = onnxruntime.InferenceSession
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
 
@@ -30,8 +33,12 @@ def test_a_provider_that_fell_back_is_noticed(sealed: Path, monkeypatch: pytest.
         return original(path, options, providers=["CPUExecutionProvider"])
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", on_cpu)
+    monkeypatch.setattr(
+        onnxruntime, "preload_dlls", lambda: sys.stdout.write("Failed to load libcublas"), raising=False
+    )
     with pytest.raises(BackendError, match="onnxruntime chose CPUExecutionProvider"):
         load(sealed, provider="cuda")
+    assert capsys.readouterr().out == ""
 
 
 def test_bfloat16_on_the_cpu_is_refused(sealed: Path) -> None:
@@ -42,7 +49,7 @@ def test_bfloat16_on_the_cpu_is_refused(sealed: Path) -> None:
 
 def test_an_old_onnxruntime_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The version is compared as numbers, and the upgrade command is given."""
-    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", SimpleNamespace(__version__="1.9.0"))
+    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(__version__="1.9.0"))
     with pytest.raises(BackendError, match=r"1\.9\.0 is older.*--upgrade"):
         backend.import_onnxruntime("cpu")
 
@@ -50,7 +57,7 @@ def test_an_old_onnxruntime_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("provider", "extra"), [("cpu", "curconvert\\[cpu\\]"), ("cuda", "curconvert\\[gpu\\]")])
 def test_a_missing_onnxruntime_names_the_extra(monkeypatch: pytest.MonkeyPatch, provider: str, extra: str) -> None:
     """The message holds the command that installs it."""
-    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(BackendError, match=extra):
         backend.import_onnxruntime(provider)
 

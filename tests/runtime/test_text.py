@@ -54,6 +54,29 @@ def test_a_damaged_tokenizer_file_is_named(toy: Path) -> None:
         Tokenizer(Artifact.open(toy))
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+        {
+            "post_processor": {
+                "type": "TemplateProcessing",
+                "single": [{"SpecialToken": {"id": "<none>", "type_id": 0}}],
+                "pair": [],
+                "special_tokens": {},
+            }
+        },
+    ],
+)
+def test_a_tokenizer_that_panics_is_named(toy: Path, part: dict[str, Any]) -> None:
+    """Some files make the Rust code panic, at loading or at the first text; the caller still sees one line."""
+    content = json.loads((toy / "tokenizer.json").read_text())
+    (toy / "tokenizer.json").write_text(json.dumps(content | part))
+    reseal(toy)
+    with pytest.raises(IntegrityError, match=r"tokenizer\.json"):
+        Tokenizer(Artifact.open(toy)).encode("x")
+
+
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=30))
 def test_streamed_text_is_the_text(tokenizer: Tokenizer, text: str) -> None:
     """Byte by byte, the pieces join to the whole, and none ends in a broken character."""
