@@ -1,0 +1,214 @@
+"""The torch side of verification: the rebuilt model, its comparison with graphs, and the original's slices."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from curconvert.checkpoint import open_checkpoint
+from curconvert.parity import build_torch_model, check_slices, stored_tensor, torch_parity
+from curconvert_runtime.artifact import Artifact
+from curconvert_runtime.errors import IntegrityError
+from curconvert_runtime.probes import Probes
+from curconvert_runtime.rotary import rotary_check
+from curconvert_runtime.verification import VerifyOptions, verify
+from support.conversions import convert_tiny
+
+Pair = tuple[Path, Path]
+
+
+@pytest.fixture(scope="module")
+def qwen2(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return convert_tiny(tmp_path_factory.mktemp("qwen2"), "qwen2")
+
+
+def _failed(checks: Any) -> set[str]:
+    return {check.name for check in checks if not check.passed}
+
+
+@pytest.mark.parametrize("dtype", [None, "float16", "bfloat16"])
+def test_rebuilt_model_is_transformers_with_the_factors_products(tmp_path: Path, dtype: str | None) -> None:
+    """The model built from an artifact answers as transformers' own with C·U·R multiplied out in float64."""
+    source, out = convert_tiny(tmp_path, "qwen2", dtype=dtype)
+    stored = load_file(out / "model.safetensors")
+    oracle = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for name, parameter in oracle.named_parameters():
+            stem = name.removesuffix(".weight")
+            if name in stored:
+                parameter.copy_(stored[name])
+            else:
+                c, u, r = (stored[f"{stem}.{part}"].double() for part in "CUR")
+                parameter.copy_(c @ u @ r)
+    ids = torch.randint(3, 97, (2, 30), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        found = build_torch_model(Artifact.open(out))(input_ids=ids).logits
+        expected = oracle(input_ids=ids).logits
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3_text", "phi3", "smollm3"])
+def test_families_with_a_mind_of_their_own_agree(tmp_path: Path, family: str) -> None:
+    """Short windows, soft caps, fused projections and layers without positions: torch equals both graphs."""
+    _, out = convert_tiny(tmp_path, family)
+    assert torch_parity(out, VerifyOptions(max_parity=1e-4)).passed
+
+
+def test_half_precision_is_compared_with_float32(tmp_path: Path) -> None:
+    """A float16 artifact passes its own limit and fails float32's; torch agrees with torch in both."""
+    _, out = convert_tiny(tmp_path, "llama", dtype="float16")
+    assert torch_parity(out).passed
+    assert _failed(torch_parity(out, VerifyOptions(max_parity=1e-3)).checks) == {
+        "torch.portable.logits",
+        "torch.fused.logits",
+    }
+
+
+def test_mapped_tensors_are_private(qwen2: Pair) -> None:
+    """Writing to a mapped tensor does not change the file."""
+    name = "model.norm.weight"
+    tensor = stored_tensor(Artifact.open(qwen2[1]), name)
+    before = tensor.clone()
+    tensor.fill_(7)
+    torch.testing.assert_close(stored_tensor(Artifact.open(qwen2[1]), name), before)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.norm.weight",
+        "model.embed_tokens.weight",
+        "model.layers.0.self_attn.q_proj.bias",
+        "model.layers.0.self_attn.v_proj.bias",
+        "model.layers.0.self_attn.q_proj.U",
+        "lm_head.weight",
+    ],
+)
+def test_a_missing_tensor_is_named(qwen2: Pair, name: str) -> None:
+    """What the config asks for must be stored: nothing is left at random values."""
+    whole = Artifact.open(qwen2[1])
+    tensors = {key: value for key, value in whole.tensors.items() if key != name}
+    with pytest.raises(IntegrityError, match=name):
+        build_torch_model(Artifact(whole.path, whole.manifest, tensors))
+
+
+def test_a_tensor_without_a_place_is_named(qwen2: Pair) -> None:
+    """What the config has no place for is refused."""
+    whole = Artifact.open(qwen2[1])
+    tensors = {**whole.tensors, "model.layers.9.stray": whole.tensors["model.norm.weight"]}
+    with pytest.raises(IntegrityError, match=r"layers\.9\.stray"):
+        build_torch_model(Artifact(whole.path, whole.manifest, tensors))
+
+
+def test_a_tensor_of_another_shape_is_named(qwen2: Pair) -> None:
+    """Shapes come from the config."""
+    whole = Artifact.open(qwen2[1])
+    tensors = {**whole.tensors, "model.norm.weight": whole.tensors["model.embed_tokens.weight"]}
+    with pytest.raises(IntegrityError, match=r"model\.norm\.weight has shape"):
+        build_torch_model(Artifact(whole.path, whole.manifest, tensors))
+
+
+def test_slices_of_the_original_pass(qwen2: Pair) -> None:
+    """An untouched artifact holds the original's bits."""
+    assert _failed(check_slices(qwen2[1], qwen2[0])) == set()
+
+
+def test_slices_take_an_open_checkpoint(qwen2: Pair) -> None:
+    """A checkpoint that is already open is used as it is."""
+    assert _failed(check_slices(qwen2[1], open_checkpoint(qwen2[0]))) == set()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_slices_are_compared_after_the_cast(tmp_path: Path, dtype: str) -> None:
+    """Slices of a float32 original in a half-precision artifact equal its rounded weights."""
+    source, out = convert_tiny(tmp_path, "llama", dtype=dtype)
+    assert _failed(check_slices(out, source)) == set()
+
+
+def test_another_checkpoint_is_recognised(qwen2: Pair, tmp_path: Path) -> None:
+    """One changed weight is another source file, and another norm."""
+    other = Path(shutil.copytree(qwen2[0], tmp_path / "other"))
+    tensors = load_file(other / "model.safetensors")
+    tensors["model.norm.weight"][3] += 1
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    checks = check_slices(qwen2[1], other)
+    assert _failed(checks) == {"source.files", "source.tensors"}
+    assert "model.norm.weight" in next(check.detail for check in checks if check.name == "source.tensors")
+
+
+@pytest.mark.parametrize(("part", "index"), [("C", (0, 0)), ("R", (5, 31))])
+def test_one_wrong_number_of_a_slice_is_found(qwen2: Pair, tmp_path: Path, part: str, index: tuple[int, int]) -> None:
+    """The last bit of one element of C or R is enough."""
+    other = Path(shutil.copytree(qwen2[0], tmp_path / "other"))
+    whole = load_file(qwen2[1] / "model.safetensors")
+    stem = "model.layers.1.mlp.gate_proj"
+    rows, cols = whole[f"{stem}.rows"], whole[f"{stem}.cols"]
+    row, column = (index[0], cols[index[1]]) if part == "C" else (rows[index[0]], index[1])
+    tensors = load_file(other / "model.safetensors")
+    bits = tensors[f"{stem}.weight"].view(torch.int32)
+    bits[row, column] ^= 1
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    checks = check_slices(qwen2[1], other)
+    assert "source.slices" in _failed(checks)
+    assert f"{stem}.{part}" in next(check.detail for check in checks if check.name == "source.slices")
+
+
+ROPES: dict[str, dict[str, Any]] = {
+    "default": {"rope_type": "default", "rope_theta": 10000.0},
+    "large base": {"rope_type": "default", "rope_theta": 5e5},
+    "linear": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "rope_theta": 10000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+}
+
+
+@pytest.mark.parametrize("name", ROPES)
+def test_rotations_are_transformers(tmp_path: Path, name: str) -> None:
+    """Our frequencies explain the keys that transformers computed, and any other base or factor does not."""
+    _, out = convert_tiny(tmp_path, "llama", rope_parameters=ROPES[name])
+    artifact = Artifact.open(out)
+    probe = Probes.load(artifact).compressed
+    config = dict(artifact.config)
+    sound = rotary_check(config, probe)
+    assert sound is not None
+    assert sound.passed
+    for key in ROPES[name].keys() & {"rope_theta", "factor"}:
+        wrong = {**config, "rope_parameters": {**config["rope_parameters"], key: config["rope_parameters"][key] * 1.1}}
+        check = rotary_check(wrong, probe)
+        assert check is not None
+        assert not check.passed
+
+
+@pytest.mark.parametrize(("family", "settings"), [("phi3", {"partial_rotary_factor": 0.5}), ("gemma3_text", {})])
+def test_rotations_of_other_families(tmp_path: Path, family: str, settings: dict[str, Any]) -> None:
+    """Partial rotation and one base per kind of layer are read from the config."""
+    _, out = convert_tiny(tmp_path, family, **settings)
+    assert "structure.rotary" in {check.name for check in verify(out).checks if check.passed}
+
+
+def test_lengths_that_change_the_rotation_are_left_out(qwen2: Pair) -> None:
+    """For a scaling that is not modelled here nothing is claimed."""
+    artifact = Artifact.open(qwen2[1])
+    parameters = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 2.0}
+    assert rotary_check({"rope_parameters": parameters}, Probes.load(artifact).compressed) is None
+
+
+@pytest.mark.parametrize("theta", [[], "ten", 0])
+def test_malformed_rope_parameters_fail(qwen2: Pair, theta: Any) -> None:
+    """Text or a list in the place of the base is a failed check, not a traceback."""
+    probe = Probes.load(Artifact.open(qwen2[1])).compressed
+    check = rotary_check({"rope_parameters": {"rope_type": "default", "rope_theta": theta}}, probe)
+    assert check is not None
+    assert not check.passed
