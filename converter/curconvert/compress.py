@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from curconvert.artifact.safetensors_writer import SafetensorsWriter
+from curconvert.artifact.safetensors_writer import SafetensorsWriter, not_finite
 from curconvert.blocks.modules import CURLinear
 from curconvert.blocks.stream import Block, BlockStream
 from curconvert.calibration.statistics import InputStatistics, StatisticsCollector
@@ -120,6 +120,10 @@ def compress(
     """
     stream = BlockStream(checkpoint, dtype)
     matrices = {m.name: m for m in plan.matrices if m.form != "dense"}
+    # First, because a value that cannot be stored is named here; in the block loop it would only be felt.
+    for name in checkpoint.tensors:
+        if name not in matrices:
+            writer.write(name, checkpoint.read(name))
     last_layer = max(layer_of(name) for name in matrices) if matrices else -1
     hidden = _embed(stream, tokens.calibration) if matrices else []
     probe = _ParityProbe(stream, tokens)
@@ -137,9 +141,6 @@ def compress(
                 hidden = [block.forward(batch) for batch in hidden]
             probe.advance(block, stream.num_layers)
         progress("compress", index + 1, stream.num_layers)
-    for name in checkpoint.tensors:
-        if name not in matrices:
-            writer.write(name, checkpoint.read(name))
     return reports, probe.result(stream)
 
 
@@ -182,10 +183,10 @@ def factorize_checked(
     """Factorize one weight, refusing values that would make every later number meaningless.
 
     Raises:
-        InputError: The weight or its statistics are not finite, or U does not fit the deployed dtype.
+        InputError: The weight or its statistics are not finite, or the weight or U does not fit the deployed dtype.
     """
-    if not bool(torch.isfinite(weight).all()):
-        raise InputError(f"{name}: holds NaN or infinity; the checkpoint is damaged")
+    if not bool(torch.isfinite(weight.to(dtype)).all()):
+        raise InputError(not_finite(name, weight, dtype))
     if not np.isfinite(statistics.gram).all():
         raise InputError(f"{name}: its inputs overflow on the calibration text; the checkpoint is damaged before it")
     cur = CUROptions(
@@ -195,10 +196,7 @@ def factorize_checked(
         ridge=options.ridge,
         seed=options.seed,
     )
-    factors = factorize_cur(name, weight, statistics, rank, cur, dtype)
-    if not bool(torch.isfinite(factors.tensors["U"]).all()):
-        raise InputError(f"{name}: U does not fit {str(dtype)[6:]}; choose --dtype bfloat16 or float32")
-    return factors
+    return factorize_cur(name, weight, statistics, rank, cur, dtype)
 
 
 class _ParityProbe:

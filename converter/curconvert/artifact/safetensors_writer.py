@@ -121,7 +121,7 @@ class SafetensorsWriter:
         for part in torch.split(tensor.contiguous().reshape(-1), _CHUNK):
             deployed = part.to(spec.dtype)
             if deployed.is_floating_point() and not bool(torch.isfinite(deployed).all()):
-                raise InputError(_not_finite(name, part, spec.dtype))
+                raise InputError(not_finite(name, part, spec.dtype))
             # A view of bytes, since NumPy has no bfloat16.
             data: memoryview = deployed.view(torch.uint8).numpy().data
             _write_all(self._handles[location.file], data, offset)
@@ -169,7 +169,8 @@ def _shards(specs: list[TensorSpec], limit: int) -> list[list[TensorSpec]]:
     return shards
 
 
-def _not_finite(name: str, part: Tensor, dtype: torch.dtype) -> str:
+def not_finite(name: str, part: Tensor, dtype: torch.dtype) -> str:
+    """Say why a tensor cannot be stored: it is damaged, or too large for the deployed dtype."""
     if torch.isfinite(part).all():
         largest = float(part.abs().max())
         return f"{name}: {largest:.4g} does not fit {str(dtype)[6:]}; choose --dtype bfloat16 or float32"

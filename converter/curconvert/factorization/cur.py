@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from curconvert.calibration.statistics import InputStatistics
+from curconvert.errors import InputError
 from curconvert.factorization.types import ErrorBound, Factorization
 from curconvert.selection.indices import Importance, Selector, importance_matrix, select_rows_columns
 
@@ -98,6 +99,9 @@ def factorize_cur(
         rank: r ≤ min(m, n).
         options: Selection and link.
         dtype: Deployed dtype of C, U and R.
+
+    Raises:
+        InputError: U does not fit the deployed dtype.
     """
     deployed = weight.to(dtype)
     W = weight.to(torch.float64).numpy()
@@ -108,6 +112,8 @@ def factorize_cur(
     U = torch.from_numpy(
         link_matrix(W, C.double().numpy(), R.double().numpy(), _metric(statistics, options.link, options.ridge))
     ).to(dtype)
+    if not bool(torch.isfinite(U).all()):
+        raise InputError(f"{name}: U does not fit {str(dtype)[6:]}; choose --dtype bfloat16 or float32")
     bound = None
     if chosen.eta_rows is not None and chosen.eta_columns is not None and chosen.sigma_next is not None:
         bound = ErrorBound(chosen.eta_rows, chosen.eta_columns, chosen.sigma_next, _BOUND_MATRICES[options.importance])

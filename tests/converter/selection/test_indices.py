@@ -166,7 +166,7 @@ def test_random_choices_depend_on_seed_and_name_only(selector: str) -> None:
 def test_indices_are_distinct_and_in_range(
     shape: tuple[int, int], share: float, kind: str, selector: str, seed: int
 ) -> None:
-    """Every selector gives `rank` distinct int32 rows and columns, up to rank = min(m, n), on degenerate matrices too."""
+    """Every selector gives `rank` distinct int32 indices up to rank = min(m, n), on degenerate matrices too."""
     m, n = shape
     rng = np.random.default_rng(seed)
     matrix = {
@@ -182,7 +182,7 @@ def test_indices_are_distinct_and_in_range(
     for indices, size in ((chosen.rows, m), (chosen.columns, n)):
         assert indices.dtype == np.int32
         assert len(set(indices.tolist())) == rank == len(indices)
-        assert 0 <= indices.min() and indices.max() < size
+        assert indices.min() >= 0 and indices.max() < size
 
 
 def test_importance_matrices_are_what_they_are_called() -> None:
