@@ -67,7 +67,10 @@ def _frequencies(config: Mapping[str, Any], head_dim: int) -> NDArray[np.float64
     if not isinstance(parameters, dict) or "rope_theta" not in parameters or not no_rope[0]:
         return None
     size = int(head_dim * parameters.get("partial_rotary_factor", 1.0))
-    frequencies: NDArray[np.float64] = float(parameters["rope_theta"]) ** (-np.arange(0, size, 2) / size)
+    base = float(parameters["rope_theta"])
+    if not 0 < base < math.inf:
+        raise ValueError(f"rope_theta is {base}")
+    frequencies: NDArray[np.float64] = base ** (-np.arange(0, size, 2) / size)
     kind = parameters.get("rope_type", "default")
     if kind == "linear":
         return frequencies / float(parameters["factor"])
