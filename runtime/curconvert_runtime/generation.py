@@ -224,7 +224,7 @@ def stream(session: Session, prompt: Any, options: GenerationOptions | None = No
 
 
 def _decode(session: Session, rows: list[_Row], ends: frozenset[int]) -> Iterator[Piece]:
-    """Prefill once, then one token per row and step; a finished row idles on its last token until all are done."""
+    """Prefill once, then one token per row and step; a finished row idles on token 0 until all are done."""
     ids, mask = requests.padded([row.prompt for row in rows], session.padding)
     width = ids.shape[1]
     steps = min(rows[0].options.max_new_tokens, session.max_positions - width + 1)
@@ -269,8 +269,9 @@ def _prefill(session: Session, ids: Ids, mask: Ids, cache: KeyValueCache) -> tup
 def _rope_follows_length(artifact: Artifact) -> bool:
     """Tell whether the rotary frequencies change with the sequence's length: then a prompt must not be cut."""
     config = artifact.config if artifact.has("config.json") else {}
-    scaling = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
-    return bool({scaling.get("rope_type"), scaling.get("type")} & {"dynamic", "longrope", "su"})
+    parts = [part for part in (config.get("rope_scaling"), config.get("rope_parameters")) if isinstance(part, Mapping)]
+    kinds = {str(part.get(key)) for part in parts for key in ("rope_type", "type")}
+    return bool(kinds & {"dynamic", "longrope", "su"})
 
 
 def _extended(mask: Ids, side: str) -> Ids:
