@@ -36,6 +36,16 @@ _INTEGERS: Mapping[str, int] = {
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _POSITIVE = ("rms_norm_eps", "rope_theta", "rope_local_base_freq")
 _ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+_ROPE_POSITIVE = (
+    "rope_theta",
+    "factor",
+    "partial_rotary_factor",
+    "original_max_position_embeddings",
+    "low_freq_factor",
+    "high_freq_factor",
+    "short_factor",
+    "long_factor",
+)
 # Left out unless the source has them: they describe no model, or name another program's code or files.
 _NOISE = (
     "_name_or_path",
@@ -202,8 +212,10 @@ def _both_dialects(config: dict[str, Any], source: str) -> dict[str, Any]:
         kind = part.get("rope_type", "default")
         if kind not in _ROPE_TYPES:
             raise UnsupportedError(f"{source}: rope type {kind!r} is not supported, expected {', '.join(_ROPE_TYPES)}")
-        if not _is_positive(part.get("rope_theta")):
-            raise InputError(f"{source}: rope_theta is {part.get('rope_theta')!r}, expected a positive number")
+        for key, value in {"rope_theta": None, **part}.items():
+            numbers = value if key in ("short_factor", "long_factor") and isinstance(value, list) else [value]
+            if key in _ROPE_POSITIVE and not all(map(_is_positive, numbers)):
+                raise InputError(f"{source}: {key} of the rope is {value!r:.60}, expected a positive number")
     full = parameters["full_attention"] if nested else parameters
     scaling = {key: value for key, value in full.items() if key not in ("rope_theta", "partial_rotary_factor")}
     if config["model_type"] == "phi3" and scaling["rope_type"] == "longrope":

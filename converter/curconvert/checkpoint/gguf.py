@@ -59,7 +59,11 @@ _DECODED_AT_ONCE = 2**20  # elements
 class _BoundedReader(GGUFReader):  # type: ignore[misc]
     """The gguf package's reader, which takes the end of the file for an empty array and could count to 2⁶³ there."""
 
+    data: npt.NDArray[Any]
+
     def _get(self, offset: int, dtype: npt.DTypeLike, count: int = 1, override_order: Any = None) -> npt.NDArray[Any]:
+        if isinstance(self.data, np.memmap):
+            self.data = self.data.view(np.ndarray)  # hundreds of thousands of slices follow, and plain ones are light
         values: npt.NDArray[Any] = super()._get(offset, dtype, count, override_order)
         if len(values) != count:
             raise ValueError(f"the file ends within the data at byte {offset}")
@@ -114,20 +118,23 @@ class GgufFile:
             }
         except (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError, OSError) as error:
             raise InputError(f"{path}: not a valid GGUF file: {' '.join(str(error).split())}") from None
-        architecture = metadata.get("general.architecture")
-        if metadata.get("split.count", 1) > 1:
+        architecture = str(metadata.get("general.architecture"))
+        if metadata.get("split.count") not in (None, 0, 1):
             raise UnsupportedError(
                 f"{path}: one part of a split GGUF; merge the parts first (llama-gguf-split --merge)"
             )
         shapes = {name: stored.shape for name, stored in by_ggml_name.items()}
         factors = {name: _floats(path, by_ggml_name[name]) for name in GLOBAL_TENSORS if name in by_ggml_name}
-        config = config_from_metadata(metadata, shapes, factors, str(path))
+        try:
+            config = config_from_metadata(metadata, shapes, factors, str(path))
+        except (ValueError, TypeError, KeyError, ArithmeticError) as error:  # a key of another type or absurd size
+            raise InputError(f"{path}: malformed metadata: {type(error).__name__}: {error}") from None
         stored: dict[str, _Stored] = {}
         for name, entry in by_ggml_name.items():
             _check_decodable(path, name, entry.kind)
             if name in GLOBAL_TENSORS:
                 continue
-            canonical = _canonical_name(path, str(architecture), name)
+            canonical = _canonical_name(path, architecture, name)
             if canonical in stored:
                 raise InputError(f"{path}: tensor {name} is one of two that stand for {canonical}")
             stored[canonical] = entry
@@ -168,8 +175,13 @@ def unpermute(tensor: torch.Tensor, heads: int) -> torch.Tensor:
     Args:
         tensor: (heads · head_dim, …) in llama.cpp's order.
         heads: Number of heads that the rows hold.
+
+    Raises:
+        InputError: The rows are not those of so many heads.
     """
     rows = tensor.shape[0]
+    if rows % (2 * heads):
+        raise InputError(f"GGUF: {rows} rows of q_proj or k_proj are not {heads} heads of an even width")
     return tensor.reshape(heads, rows // heads // 2, 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
 
 

@@ -95,6 +95,9 @@ def config_from_metadata(
         config[field] = get(key)
     config |= {field: get(key) for field, key in _OPTIONAL.items() if get(key) is not None}
     config.setdefault("num_key_value_heads", config["num_attention_heads"])
+    for field in ("num_attention_heads", "num_key_value_heads"):
+        if not isinstance(config[field], int) or config[field] < 1:
+            raise InputError(f"{source}: metadata says {field} is {config[field]!r:.60}, expected a positive integer")
     config |= {field: metadata.get(key) for field, key in _TOKENS.items()}
     if "token_embd.weight" in shapes:
         config["vocab_size"] = shapes["token_embd.weight"][0]

@@ -82,6 +82,9 @@ def tokenizer_files(metadata: Mapping[str, Any], source: str) -> dict[str, bytes
     if not tokens:
         logger.warning("%s holds no tokenizer", source)
         return files
+    template = metadata.get("tokenizer.chat_template", "")
+    if not isinstance(tokens, list) or not isinstance(template, str):
+        raise InputError(f"{source}: malformed tokenizer metadata: tokens or chat_template of the wrong type")
     special = {name: _token(tokens, number, source) for name, number in ids.items() if number is not None}
     tokenizer = _build(metadata, tokens, special, source)
     if tokenizer is None:
@@ -91,7 +94,7 @@ def tokenizer_files(metadata: Mapping[str, Any], source: str) -> dict[str, bytes
     length = metadata.get(f"{metadata.get('general.architecture')}.context_length")
     if length:
         settings["model_max_length"] = length
-    if template := metadata.get("tokenizer.chat_template"):
+    if template:
         settings["chat_template"] = template
         files["chat_template.jinja"] = template.encode("utf-8")
     files["tokenizer_config.json"] = json_bytes(settings)
