@@ -1,0 +1,117 @@
+"""The README tells the truth: its Python runs, its clients agree, its command lines parse."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from curconvert.cli import main
+from support.families import make_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+OPTIMUM = ROOT / ".venv-optimum" / "bin" / "python"
+TOKENS = 24
+END = 0
+
+
+def block(name: str) -> str:
+    """Return the Python block of the README behind the marker `test: name`."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.findall(rf"<!-- test: {name} -->\n```python\n(.*?)```", text, re.DOTALL)
+    assert len(found) == 1
+    return str(found[0])
+
+
+def commands(path: Path) -> list[str]:
+    """Return the curconvert commands of a document's shell blocks, comments cut off."""
+    blocks = re.findall(r"```(?:bash|yaml)\n(.*?)```|((?:^    .*\n)+)", path.read_text(encoding="utf-8"), re.M | re.S)
+    lines = [line.strip().removeprefix("- ") for pair in blocks for part in pair for line in part.splitlines()]
+    return [line for line in lines if line.startswith("curconvert ")]
+
+
+def make_tokenizer(folder: Path) -> None:
+    """Write a tokenizer with a token per printable ASCII character, so that whatever is generated is text."""
+    printable = ["Ġ", *map(chr, range(ord("!"), ord("~") + 1))]  # Ġ is how byte-level tokenizers spell a space
+    vocabulary = {text: number for number, text in enumerate(["</s>", *printable, "Th"])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("T", "h")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["</s>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}')
+
+
+def run(code: str, folder: Path, python: str | Path = sys.executable) -> str:
+    """Run a block as a program in a folder and return what it prints."""
+    done = subprocess.run([python, "-c", code], cwd=folder, capture_output=True, encoding="utf-8", check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `out/`, made by the README's own conversion code from a tiny random Llama."""
+    root = tmp_path_factory.mktemp("readme")
+    make_checkpoint(root / "path/to/model", "llama", num_hidden_layers=4, max_position_embeddings=256, eos_token_id=END)
+    make_tokenizer(root / "path/to/model")
+    printed = run(block("convert").replace("rank=128", "rank=6"), root)
+    assert printed.splitlines()[-1].startswith("True ")
+    return root
+
+
+@pytest.fixture(scope="module")
+def answer(folder: Path) -> str:
+    """What our runtime prints."""
+    text = run(block("runtime"), folder)
+    assert len(text.strip()) > TOKENS // 2
+    return text
+
+
+@pytest.mark.parametrize("graph", ["model.onnx", "model.fused.onnx"])
+def test_plain_onnxruntime_says_what_our_runtime_says(folder: Path, answer: str, graph: str) -> None:
+    """The README's loop over plain onnxruntime gives the runtime's text with either graph."""
+    assert run(block("onnxruntime").replace("model.onnx", graph), folder) == answer
+
+
+def test_genai_says_what_our_runtime_says(folder: Path, answer: str) -> None:
+    """onnxruntime-genai loads the folder as it is and gives the same text."""
+    assert run(block("genai"), folder) == answer
+
+
+@pytest.mark.clients
+def test_optimum_says_what_our_runtime_says(folder: Path, answer: str) -> None:
+    """optimum's ORTModelForCausalLM gives the same text, in an environment without this project."""
+    assert run(block("optimum"), folder, OPTIMUM) == answer
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_parse(document: Path) -> None:
+    """Every curconvert command in the documents names a command and options that exist."""
+    for line in commands(document):
+        words = shlex.split(line, comments=True)[1:]
+        words = words[: next((i for i, word in enumerate(words) if word in (">", "|", "||", "&&")), len(words))]
+        assert isinstance(main, click.Group)
+        name = words.pop(0) if words[0] in main.commands else "convert"
+        # Parses and converts every value; nothing runs.
+        context = main.commands[name].make_context(name, words)
+        assert context.params, line
+
+
+def test_the_readme_has_commands_to_check() -> None:
+    """The search for commands finds those that everyone types first."""
+    assert len(commands(ROOT / "README.md")) >= 8
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    """Every relative link of a document is a file of the project."""
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text(encoding="utf-8")):
+        assert (document.parent / target).exists(), target
