@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from curconvert_runtime.generation import Completion, GenerationOptions, generate, stream
     from curconvert_runtime.session import KeyValueCache, Session, load
+    from curconvert_runtime.text import Tokenizer
 
 __all__ = [
     "Artifact",
@@ -33,6 +34,7 @@ __all__ = [
     "IntegrityError",
     "KeyValueCache",
     "Session",
+    "Tokenizer",
     "UnsupportedError",
     "VerificationError",
     "generate",
@@ -49,6 +51,7 @@ _HOME = {
     "KeyValueCache": "session",
     "Session": "session",
     "load": "session",
+    "Tokenizer": "text",
 }
 
 

@@ -205,7 +205,7 @@ def stream(session: Session, prompt: Any, options: GenerationOptions | None = No
         InputError: The request is wrong.
     """
     options = options or GenerationOptions()
-    tokenizer = Tokenizer(session.artifact) if session.artifact.has("tokenizer.json") else None
+    tokenizer = session.tokenizer if session.artifact.has("tokenizer.json") else None
     if options.stop and tokenizer is None:
         raise UnsupportedError("stop texts need a tokenizer, and the artifact has no tokenizer.json")
     prompts = [prompt] if _is_single(prompt) else prompt

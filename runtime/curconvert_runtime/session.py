@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +24,7 @@ from curconvert_runtime.requests import Ids, TokenRows
 
 if TYPE_CHECKING:
     from curconvert_runtime.generation import Completion, GenerationOptions
+    from curconvert_runtime.text import Tokenizer
 
 Logits = NDArray[np.float32]
 
@@ -72,6 +74,17 @@ class Session:
 
     def __repr__(self) -> str:
         return f"Session({str(self.artifact.path)!r}, graph={self.graph!r}, provider={self.provider!r})"
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The artifact's tokenizer, read when it is first used.
+
+        Raises:
+            UnsupportedError: The artifact has no `tokenizer.json`.
+        """
+        from curconvert_runtime.text import Tokenizer  # noqa: PLC0415 - requests by token id need no tokenizer
+
+        return Tokenizer(self.artifact)
 
     def allocate_cache(self, batch: int, capacity: int | None = None) -> KeyValueCache:
         """Return an empty cache.

@@ -279,6 +279,12 @@ def test_a_wrong_cache_dtype_is_refused(toy: Path) -> None:
         load(toy, graph="portable")
 
 
+def test_the_tokenizer_is_read_once(session: Session) -> None:
+    """A large tokenizer file is not parsed for every request."""
+    assert session.tokenizer is session.tokenizer
+    assert session.tokenizer.decode(session.tokenizer.encode("ab")) == "ab"
+
+
 def test_an_artifact_can_be_moved(sealed: Path, tmp_path: Path) -> None:
     """Nothing in a folder refers to where it was made."""
     moved = Path(shutil.copytree(sealed, tmp_path / "elsewhere"))
