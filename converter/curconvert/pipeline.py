@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from curconvert.artifact.folder import atomic_folder, check_output
 from curconvert.artifact.manifest import build_manifest, seal
 from curconvert.artifact.safetensors_writer import SafetensorsWriter, TensorSpec, save_tensors
 from curconvert.blocks.skeleton import EMBEDDING
-from curconvert.calibration.text import CalibrationTokens, load_tokens
+from curconvert.calibration.text import load_tokens
 from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.config import with_dtype
 from curconvert.checkpoint.types import Checkpoint, Companions, TensorInfo
@@ -93,7 +92,7 @@ def convert(
     num_layers = int(checkpoint.config["num_hidden_layers"])
     decided = make_plan(checkpoint, options, select_layers(options.layers, num_layers, original.distances))
     torch_dtype = getattr(torch, dtype)
-    with atomic_folder(out) as work:
+    with atomic_folder(out, overwrite) as work:
         with SafetensorsWriter(work, _specs(checkpoint, decided, torch_dtype)) as writer:
             reports, parity = compress(checkpoint, decided, tokens, options, torch_dtype, writer, progress)
             writer.finish()
@@ -124,7 +123,7 @@ def export(
     dtype = dtype or _stored_dtype(checkpoint)
     torch_dtype = getattr(torch, dtype)
     companions = checkpoint.companions()
-    with atomic_folder(out) as work:
+    with atomic_folder(out, overwrite) as work:
         with SafetensorsWriter(work, _specs(checkpoint, None, torch_dtype)) as writer:
             for done, name in enumerate(checkpoint.tensors, 1):
                 writer.write(name, checkpoint.read(name))

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from curconvert.errors import InputError
@@ -47,17 +47,27 @@ def check_output(out: Path, overwrite: bool, sources: tuple[Path, ...] = ()) -> 
     parent = resolved.parent
     while not parent.exists():
         parent = parent.parent
-    if not os.access(parent, os.W_OK | os.X_OK) or not parent.is_dir():
+    if not parent.is_dir():
+        raise InputError(f"{out}: {parent} is a file, not a folder; choose another output")
+    if not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"{parent}: no permission to create {out.name} here")
 
 
 @contextmanager
-def atomic_folder(out: Path) -> Iterator[Path]:
+def atomic_folder(out: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary sibling folder that becomes `out` by one rename when the context ends without an error.
 
-    An artifact that is replaced is moved aside first, put back if the rename fails, and removed last.
+    An artifact that is replaced is moved aside first, put back if anything goes wrong, and removed last.
+
+    Args:
+        out: The folder to publish.
+        overwrite: Whether an existing artifact may be replaced.
+
+    Raises:
+        InputError: Something that must not be replaced has appeared at `out` in the meantime.
     """
     out = out.resolve()
+    created = [folder for folder in out.parents if not folder.exists()]
     out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
     try:
@@ -66,26 +76,29 @@ def atomic_folder(out: Path) -> Iterator[Path]:
         for path in work.iterdir():
             _fsync(path)
         _fsync(work)
+        check_output(out, overwrite)
         _publish(work, out)
         _fsync(out.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        for folder in created:
+            with suppress(OSError):  # not empty: it holds the published folder
+                folder.rmdir()
 
 
 def _publish(work: Path, out: Path) -> None:
-    if out.exists() and not any(out.iterdir()):
-        out.rmdir()
-    if not out.exists():
+    if not out.exists() or not any(out.iterdir()):
         work.rename(out)
         return
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".replaced", dir=out.parent))
-    out.rename(aside / out.name)
+    old = aside / out.name
     try:
+        out.rename(old)
         work.rename(out)
-    except OSError:
-        (aside / out.name).rename(out)
-        raise
     finally:
+        # Also after Ctrl-C. What could not be put back is kept aside rather than lost.
+        if not out.exists():
+            old.rename(out)
         shutil.rmtree(aside, ignore_errors=True)
 
 

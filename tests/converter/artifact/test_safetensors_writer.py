@@ -1,0 +1,190 @@
+"""The streaming writer against the safetensors library, and everything that it must refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from curconvert.artifact.safetensors_writer import SafetensorsWriter, TensorSpec, save_tensors
+from curconvert.errors import InputError
+
+
+def tensors() -> dict[str, torch.Tensor]:
+    """One of each dtype, with an empty one, a scalar, and shapes that leave nothing aligned by chance."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    return {
+        "z.weight": normal(7, 3),
+        "half": normal(5).half(),
+        "brain": normal(3, 3, 3).bfloat16(),
+        "rows": torch.arange(11, dtype=torch.int32),
+        "ids": torch.arange(-2, 3, dtype=torch.int64),
+        "empty": normal(0, 4),
+        "scalar": normal(),
+        'name with ünïcode and "quotes"': normal(1).half(),
+    }
+
+
+def write(folder: Path, content: dict[str, torch.Tensor], **settings: int) -> SafetensorsWriter:
+    specs = [TensorSpec(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in content.items()]
+    with SafetensorsWriter(folder, specs, **settings) as writer:  # type: ignore[arg-type]
+        for name in reversed(content):
+            writer.write(name, content[name])
+        writer.finish()
+    return writer
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor), name
+
+
+def test_the_library_reads_back_what_was_written(tmp_path: Path) -> None:
+    """Every dtype, an empty tensor, a scalar and odd names; in any order of writing."""
+    write(tmp_path, tensors())
+    assert_same(load_file(tmp_path / "model.safetensors"), tensors())
+
+
+def test_the_file_says_that_it_is_for_torch(tmp_path: Path) -> None:
+    """transformers refuses files without this metadata."""
+    write(tmp_path, tensors())
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_tensors_are_aligned_to_their_elements(tmp_path: Path) -> None:
+    """A memory map of each tensor is a valid array; the table names the same bytes that the header does."""
+    writer = write(tmp_path, tensors())
+    raw = (tmp_path / "model.safetensors").read_bytes()
+    for name, tensor in tensors().items():
+        location = writer.tensors[name].location
+        assert location is not None
+        assert location.offset % tensor.element_size() == 0
+        stored = raw[location.offset : location.offset + location.length]
+        assert stored == tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def test_shards_have_an_index_and_hold_every_tensor_once(tmp_path: Path) -> None:
+    """The names are those that transformers looks for."""
+    writer = write(tmp_path, tensors(), shard_bytes=60)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    count = len(writer.files)
+    assert count > 2
+    assert names == [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)] + [
+        "model.safetensors.index.json"
+    ]
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(t.nbytes for t in tensors().values())
+    found: dict[str, torch.Tensor] = {}
+    for file in writer.files:
+        part = load_file(file)
+        assert not found.keys() & part.keys()
+        assert {index["weight_map"][name] for name in part} == {file.name}
+        found |= part
+    assert_same(found, tensors())
+
+
+@pytest.mark.parametrize("shard_bytes", [60, 10**9])
+def test_the_bytes_depend_on_names_and_values_only(tmp_path: Path, shard_bytes: int) -> None:
+    """Announced and written in another order: the same files."""
+    contents = []
+    for folder, content in (("a", tensors()), ("b", dict(sorted(tensors().items())))):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder, content, shard_bytes=shard_bytes)
+        contents.append({path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()})
+    assert contents[0] == contents[1]
+
+
+@pytest.mark.parametrize("umask, mode", [(0o077, 0o600), (0o022, 0o644)])
+def test_permissions_follow_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
+    """A container's other user can read the file where the umask lets it."""
+    previous = os.umask(umask)
+    try:
+        write(tmp_path, tensors(), shard_bytes=60)
+    finally:
+        os.umask(previous)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {mode}
+
+
+def test_non_contiguous_tensors_are_written_in_their_logical_order(tmp_path: Path) -> None:
+    """A transposed view and a slice with steps."""
+    base = torch.arange(24.0).reshape(4, 6)
+    content = {"transposed": base.T, "steps": base[::2, 1::2]}
+    write(tmp_path, content)
+    assert_same(load_file(tmp_path / "model.safetensors"), content)
+
+
+def test_values_are_rounded_to_the_announced_dtype(tmp_path: Path) -> None:
+    """As torch rounds them, in pieces that are smaller than the tensor."""
+    weight = torch.randn(5_000_000, generator=torch.Generator().manual_seed(1))
+    with SafetensorsWriter(tmp_path, [TensorSpec("w", torch.bfloat16, (5_000_000,))]) as writer:
+        writer.write("w", weight)
+        writer.finish()
+    assert torch.equal(load_file(tmp_path / "model.safetensors")["w"], weight.bfloat16())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_values_that_are_not_finite_are_refused(tmp_path: Path, dtype: torch.dtype, value: float) -> None:
+    """safetensors itself would store them without a word."""
+    weight = torch.ones(9)
+    weight[4] = value
+    with (
+        SafetensorsWriter(tmp_path, [TensorSpec("a.b", dtype, (9,))]) as writer,
+        pytest.raises(InputError, match=r"^a\.b: holds NaN or infinity; the checkpoint is damaged"),
+    ):
+        writer.write("a.b", weight)
+
+
+@pytest.mark.parametrize("dtype, value", [(torch.float16, 7e4), (torch.float16, -1e30), (torch.bfloat16, 3.4e38)])
+def test_values_that_overflow_the_dtype_are_refused(tmp_path: Path, dtype: torch.dtype, value: float) -> None:
+    """The message names the tensor, the value and the way out."""
+    weight = torch.tensor([1.0, value])
+    with (
+        SafetensorsWriter(tmp_path, [TensorSpec("a.b", dtype, (2,))]) as writer,
+        pytest.raises(InputError, match=r"^a\.b: .* does not fit b?float16; choose --dtype"),
+    ):
+        writer.write("a.b", weight)
+
+
+def test_a_tensor_that_was_never_written_is_noticed(tmp_path: Path) -> None:
+    """Its place would hold zeros."""
+    specs = [TensorSpec(name, torch.float32, (2,)) for name in ("written", "forgotten")]
+    with SafetensorsWriter(tmp_path, specs) as writer:
+        writer.write("written", torch.ones(2))
+        with pytest.raises(ValueError, match="never written: forgotten"):
+            writer.finish()
+
+
+def test_another_shape_than_announced_is_noticed(tmp_path: Path) -> None:
+    """It would run over its neighbour."""
+    with (
+        SafetensorsWriter(tmp_path, [TensorSpec("w", torch.float32, (2, 3))]) as writer,
+        pytest.raises(ValueError, match=r"w: shape \(3, 2\), announced \(2, 3\)"),
+    ):
+        writer.write("w", torch.ones(3, 2))
+
+
+def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
+    """Other weights may be mapped from it."""
+    write(tmp_path, tensors())
+    with pytest.raises(FileExistsError):
+        write(tmp_path, tensors())
+
+
+def test_save_tensors_writes_a_small_file(tmp_path: Path) -> None:
+    """The one-call form for probes."""
+    save_tensors(tmp_path / "probes.safetensors", tensors())
+    assert_same(load_file(tmp_path / "probes.safetensors"), tensors())
