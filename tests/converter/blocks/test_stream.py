@@ -1,0 +1,208 @@
+"""Block streaming against transformers' whole model, for every family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import DynamicCache
+
+from curconvert.blocks.modules import CURLinear, SplitLinear
+from curconvert.blocks.stream import BlockStream
+from curconvert.checkpoint import open_checkpoint
+from support.families import FAMILIES, TinyModel, make_checkpoint
+
+IDS = torch.randint(0, 97, (3, 19), generator=torch.Generator().manual_seed(0))  # longer than every sliding window
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TinyModel]:
+    """Make (once per family) a tiny checkpoint."""
+    made: dict[str, TinyModel] = {}
+
+    def make(family: str) -> TinyModel:
+        if family not in made:
+            made[family] = make_checkpoint(tmp_path_factory.mktemp(family) / "model", family)
+        return made[family]
+
+    return make
+
+
+def open_stream(model: TinyModel, deployed: torch.dtype | None = None) -> BlockStream:
+    return BlockStream(open_checkpoint(model.folder), deployed)
+
+
+def streamed(stream: BlockStream, ids: torch.Tensor) -> torch.Tensor:
+    hidden = stream.embed(ids)
+    for index in range(stream.num_layers):
+        with stream.block(index) as block:
+            hidden = block.forward(hidden)
+    return stream.logits(hidden)
+
+
+def whole(model: TinyModel, ids: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        logits: torch.Tensor = model.oracle(input_ids=ids).logits
+    return logits
+
+
+def assert_close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) -> None:
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_streamed_logits_are_those_of_the_whole_model(tiny: Callable[[str], TinyModel], family: str) -> None:
+    """Scalings, soft caps, windows and fused projections included."""
+    model = tiny(family)
+    assert_close(streamed(open_stream(model), IDS), whole(model, IDS))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"attention_bias": True, "mlp_bias": True},
+        {"tie_word_embeddings": True},
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}},
+        {
+            "rope_parameters": {
+                "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
+            }
+        },
+    ],
+    ids=["biases", "tied", "linear rope", "llama 3 rope"],
+)  # fmt: skip
+def test_config_variants_stream_alike(tmp_path: Path, settings: dict[str, object]) -> None:
+    """What a config can change within a family."""
+    model = make_checkpoint(tmp_path / "model", "llama", **settings)
+    assert_close(streamed(open_stream(model), IDS), whole(model, IDS))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_deployed_dtype_rounds_every_weight(tmp_path: Path, dtype: torch.dtype) -> None:
+    """The stream computes in float32 with the weights that the artifact will store."""
+    model = make_checkpoint(tmp_path / "model", "qwen2")
+    found = streamed(open_stream(model, dtype), IDS)
+    with torch.no_grad():
+        for parameter in model.oracle.parameters():  # and no buffer: rotary frequencies are not stored
+            parameter.copy_(parameter.to(dtype))
+    assert_close(found, whole(model, IDS))
+
+
+def test_hidden_states_and_keys_are_those_of_the_whole_model(tiny: Callable[[str], TinyModel]) -> None:
+    """Between blocks, and in the cache after the rotary embedding."""
+    model = tiny("qwen3")
+    with torch.inference_mode():
+        expected = model.oracle(input_ids=IDS, output_hidden_states=True, use_cache=True)
+    stream, cache = open_stream(model), DynamicCache()
+    hidden = stream.embed(IDS)
+    assert_close(hidden, expected.hidden_states[0])
+    for index in range(stream.num_layers):
+        with stream.block(index) as block:
+            hidden = block.forward(hidden, cache)
+        if index + 1 < stream.num_layers:  # the last entry of transformers' list is behind the final norm
+            assert_close(hidden, expected.hidden_states[index + 1])
+        assert_close(cache.layers[index].keys, expected.past_key_values.layers[index].keys)
+
+
+def test_each_batch_shape_has_its_own_masks(tiny: Callable[[str], TinyModel]) -> None:
+    """Sequences of another length pass through the same blocks."""
+    model, short = tiny("gemma2"), IDS[:1, :5]
+    stream = open_stream(model)
+    long_states, short_states = stream.embed(IDS), stream.embed(short)
+    for index in range(stream.num_layers):
+        with stream.block(index) as block:
+            long_states, short_states = block.forward(long_states), block.forward(short_states)
+    assert_close(stream.logits(long_states), whole(model, IDS))
+    assert_close(stream.logits(short_states), whole(model, short))
+
+
+def materialised(stream: BlockStream) -> set[int]:
+    """Layers with any parameter that is not on the meta device."""
+    return {
+        index
+        for index, layer in enumerate(stream._layers)
+        if any(not parameter.is_meta for parameter in layer.parameters())
+    }
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_block_at_a_time_is_in_memory(tiny: Callable[[str], TinyModel], family: str) -> None:
+    """All of its parameters are real inside the context, none of any layer outside."""
+    stream = open_stream(tiny(family))
+    hidden = stream.embed(IDS)
+    assert materialised(stream) == set()
+    for index in range(stream.num_layers):
+        with stream.block(index) as block:
+            assert materialised(stream) == {index}
+            assert not any(parameter.is_meta for parameter in block.layer.parameters())
+            hidden = block.forward(hidden)
+        assert materialised(stream) == set()
+
+
+def test_a_failure_inside_a_block_releases_it(tiny: Callable[[str], TinyModel]) -> None:
+    """The next block finds room."""
+    stream = open_stream(tiny("llama"))
+    with pytest.raises(ValueError, match="stop"), stream.block(0):
+        raise ValueError("stop")
+    assert materialised(stream) == set()
+
+
+LINEARS = ("gate_proj", "up_proj", "down_proj", "q_proj", "k_proj", "v_proj", "o_proj")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_block_names_seven_linears(tiny: Callable[[str], TinyModel], family: str) -> None:
+    """Canonical names, fused projections by their parts, with the checkpoint's shapes."""
+    model = tiny(family)
+    checkpoint = open_checkpoint(model.folder)
+    with BlockStream(checkpoint).block(1) as block:
+        assert {name.split(".")[-2] for name in block.linears} == set(LINEARS)
+        for name, linear in block.linears.items():
+            assert isinstance(linear, nn.Linear)
+            assert torch.equal(linear.weight, checkpoint.read(name))
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "qwen2"])
+def test_a_replaced_linear_is_used_and_put_back(tiny: Callable[[str], TinyModel], family: str) -> None:
+    """Inside the context the factors answer; the next visit finds the original."""
+    stream = open_stream(tiny(family))
+    hidden = stream.embed(IDS)
+    name = "model.layers.0.self_attn.k_proj.weight"
+    with stream.block(0) as block:
+        linear = block.linears[name]
+        assert isinstance(linear, nn.Linear)
+        original = block.forward(hidden)
+        rows = linear.weight.shape[0]
+        eye, zero = torch.eye(rows), torch.zeros(rows, rows)
+        block.replace(name, CURLinear(eye, eye, linear.weight.clone(), linear.bias))
+        assert_close(block.forward(hidden), original)
+        block.replace(name, CURLinear(eye, zero, linear.weight.clone(), linear.bias))
+        assert not torch.allclose(block.forward(hidden), original, atol=1e-3)
+    with stream.block(0) as block:
+        assert block.linears[name] is linear
+        assert torch.equal(block.forward(hidden), original)
+    assert materialised(stream) == set()
+
+
+def test_factors_multiply_from_the_right() -> None:
+    """y = C(U(R x)) + b."""
+    generator = torch.Generator().manual_seed(0)
+    c, u, r, b, x = (torch.randn(s, generator=generator) for s in ((7, 3), (3, 3), (3, 5), (7,), (2, 4, 5)))
+    torch.testing.assert_close(CURLinear(c, u, r, b)(x), x @ (c @ u @ r).T + b)
+    torch.testing.assert_close(CURLinear(c, u, r)(x), x @ (c @ u @ r).T)
+
+
+def test_split_parts_answer_like_the_fused_projection() -> None:
+    """Rows in storage order."""
+    fused = nn.Linear(5, 9, bias=False)
+    parts = {}
+    for name, rows in zip(("q", "k"), fused.weight.split([6, 3]), strict=True):
+        parts[name] = nn.Linear(5, len(rows), bias=False)
+        parts[name].weight = nn.Parameter(rows)
+    x = torch.randn(2, 5)
+    torch.testing.assert_close(SplitLinear(parts)(x), fused(x))
