@@ -191,8 +191,11 @@ class Probes:
         """Read and check the probe file of an artifact.
 
         Raises:
+            InputError: The folder is an export: an uncompressed model has no answers to compare with.
             IntegrityError: A tensor is missing, unexpected, or of the wrong type or shape.
         """
+        if not artifact.has(PROBES) and not artifact.manifest["matrices"]:
+            raise InputError(f"{artifact.path}: an exported, uncompressed model; verify the artifact made from it")
         path = artifact.file(PROBES)
         stored = read_headers(path)
         wanted = {f"original.{f.name}" for f in fields(OriginalProbe)}

@@ -74,8 +74,6 @@ class VerifyOptions:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 2:
                 raise InputError(f"--{name.replace('_', '-')} {value}: expected an integer of at least 2")
-        if self.text is not None and self.against is None:
-            raise InputError("--text needs --against: the stored answers belong to the stored sequences")
 
 
 def verify(
@@ -97,6 +95,8 @@ def verify(
         BackendError: onnxruntime is missing or cannot run a graph.
     """
     options = options or VerifyOptions()
+    if options.text is not None and options.against is None:
+        raise InputError("--text needs --against: the stored answers belong to the stored sequences")
     artifact = Artifact.open(path, full=True)
     probes = Probes.load(artifact)
     files = len(artifact.manifest["files"])

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from curconvert.checkpoint import open_checkpoint
 from curconvert.parity import build_torch_model, check_slices, stored_tensor, torch_parity
+from curconvert.verification import verify_artifact
 from curconvert_runtime.artifact import Artifact
 from curconvert_runtime.errors import IntegrityError
 from curconvert_runtime.probes import Probes
@@ -112,6 +113,32 @@ def test_a_tensor_of_another_shape_is_named(qwen2: Pair) -> None:
     tensors = {**whole.tensors, "model.norm.weight": whole.tensors["model.embed_tokens.weight"]}
     with pytest.raises(IntegrityError, match=r"model\.norm\.weight has shape"):
         build_torch_model(Artifact(whole.path, whole.manifest, tensors))
+
+
+def test_exact_fidelity_is_the_torch_models(qwen2: Pair) -> None:
+    """KL, agreement and perplexities against the checkpoint equal those of two torch models in float64."""
+    source, out = qwen2
+    artifact = Artifact.open(out)
+    ids = torch.from_numpy(Probes.load(artifact).original.ids.astype("int64"))
+    original = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float64, attn_implementation="eager").eval()
+    with torch.inference_mode():
+        p = original(input_ids=ids).logits.log_softmax(-1)
+        q = build_torch_model(artifact)(input_ids=ids).logits.double().log_softmax(-1)
+    found = verify_artifact(out, VerifyOptions(), against=str(source), torch=False).fidelity
+    bound = verify(out).fidelity
+    assert found is not None
+    assert bound is not None
+    kl = (p.exp() * (p - q)).sum(-1)
+    following = ids[:, 1:, None]
+    losses = [-side[:, :-1].gather(-1, following).mean() for side in (p, q)]
+    assert found.exact
+    assert found.kl.mean == pytest.approx(float(kl.mean()), rel=1e-4)
+    assert found.kl.p99 == pytest.approx(float(kl.quantile(0.99)), rel=1e-3)
+    assert found.top1 == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).double().mean()))
+    assert found.perplexity_original == pytest.approx(float(losses[0].exp()), rel=1e-4)
+    assert found.perplexity_compressed == pytest.approx(float(losses[1].exp()), rel=1e-4)
+    # All 97 tokens are among the 256 that the probe keeps: here the bound is the divergence.
+    assert bound.kl.mean == pytest.approx(found.kl.mean, rel=1e-4)
 
 
 def test_slices_of_the_original_pass(qwen2: Pair) -> None:

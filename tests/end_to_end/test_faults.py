@@ -7,16 +7,20 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from onnx import numpy_helper
 from safetensors.numpy import load_file
 
+from curconvert.cli import main
 from curconvert.parity import check_slices, torch_parity
 from curconvert_runtime.errors import IntegrityError, VerificationError
 from curconvert_runtime.verification import verify
+from curconvert_schemas import validate
 from support.conversions import convert_tiny
 from support.tiny_artifact import reseal
 
@@ -228,6 +232,56 @@ def test_untied_head(copy: Callable[..., tuple[Path, Path]]) -> None:
     _, artifact = copy("llama")
     edit_graphs(artifact, lambda graph: point_to(graph, "lm_head.weight", "model.embed_tokens.weight"))
     assert PARITY | {"structure.portable_bindings", "structure.fused_bindings"} <= failed(artifact)
+
+
+def run(*arguments: str | Path) -> Any:
+    """Run the command line in this process."""
+    return CliRunner().invoke(main, ["verify", *map(str, arguments)])
+
+
+def test_exit_code_of_a_fault(copy: Callable[..., tuple[Path, Path]], tmp_path: Path) -> None:
+    """The command exits 3, and JSON and JUnit name the failed checks."""
+    _, artifact = copy("llama")
+    edit_weights(artifact, lambda tensors: tensors.update({f"{Q}.U": tensors[f"{Q}.U"].T}))
+    result = run(artifact, "--json", "--junit", tmp_path / "junit.xml")
+    assert result.exit_code == 3
+    report = json.loads(result.stdout)
+    validate(report, "verification-1.0")
+    assert {check["name"] for check in report["checks"] if not check["passed"]} >= PARITY
+    suite = ElementTree.parse(tmp_path / "junit.xml").getroot()
+    assert int(suite.get("failures", 0)) == len(suite.findall("testcase/failure")) >= 2
+
+
+def test_exit_code_of_a_flipped_bit(copy: Callable[..., tuple[Path, Path]]) -> None:
+    """The command exits 4 on bytes that the manifest does not describe."""
+    _, artifact = copy("llama")
+    data = bytearray((artifact / "model.safetensors").read_bytes())
+    data[-5] ^= 16
+    (artifact / "model.safetensors").write_bytes(data)
+    assert run(artifact).exit_code == 4
+
+
+def test_exit_code_of_a_threshold(converted: Callable[..., tuple[Path, Path]]) -> None:
+    """A sound artifact exits 0 without thresholds, 3 when it is too far from the original, 2 on a senseless limit."""
+    _, artifact = converted("llama")
+    assert run(artifact, "--no-torch").exit_code == 0
+    assert run(artifact, "--no-torch", "--max-kl", "0").exit_code == 3
+    assert run(artifact, "--no-torch", "--max-kl", "nan").exit_code == 2
+
+
+def test_against_the_checkpoint(copy: Callable[..., tuple[Path, Path]]) -> None:
+    """With the checkpoint at hand the command finds swapped row indices by name."""
+
+    def swap(tensors: dict[str, np.ndarray]) -> None:
+        tensors[f"{Q}.cols"][[0, 1]] = tensors[f"{Q}.cols"][[1, 0]]
+
+    source, artifact = copy("llama")
+    assert run(artifact, "--against", source).exit_code == 0
+    edit_weights(artifact, swap)
+    result = run(artifact, "--against", source, "--json")
+    assert result.exit_code == 3
+    failures = {check["name"] for check in json.loads(result.stdout)["checks"] if not check["passed"]}
+    assert failures == {"structure.factors", "source.slices"}
 
 
 def test_flipped_bit(copy: Callable[..., tuple[Path, Path]]) -> None:

@@ -215,11 +215,23 @@ def test_senseless_thresholds_are_refused(name: str, value: Any) -> None:
         VerifyOptions(**{name: value})
 
 
-@pytest.mark.parametrize("options", [{"min_top1": 1.5}, {"window": 1}, {"max_tokens": 0}, {"text": Path("t")}])
+@pytest.mark.parametrize("options", [{"min_top1": 1.5}, {"window": 1}, {"max_tokens": 0}])
 def test_other_senseless_options_are_refused(options: dict[str, Any]) -> None:
-    """Shares above one, empty windows, and a text without a reference are refused."""
+    """Shares above one and empty windows are refused."""
     with pytest.raises(InputError):
         VerifyOptions(**options)
+
+
+def test_a_text_needs_a_reference(verified: Path) -> None:
+    """The stored answers say nothing about another text."""
+    with pytest.raises(InputError, match="--text needs --against"):
+        verify(verified, VerifyOptions(text=Path("story.txt")))
+
+
+def test_an_export_has_nothing_to_be_verified_against(original: Path) -> None:
+    """An uncompressed model is named as such instead of failing on a missing file."""
+    with pytest.raises(InputError, match="uncompressed"):
+        verify(original)
 
 
 def test_a_flipped_bit_is_an_integrity_error(copy: Path) -> None:
