@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,15 @@ from curconvert_runtime.errors import IntegrityError
 # Manifest dtype → onnxruntime's spelling.
 TENSOR_TYPE = {"float32": "tensor(float)", "float16": "tensor(float16)", "bfloat16": "tensor(bfloat16)"}
 ONNX_BFLOAT16 = 16
+
+
+@dataclass(frozen=True)
+class _Signature:
+    """Name, type and dimensions (numbers or axis names) of an input or output."""
+
+    name: str
+    type: str
+    shape: list[int | str]
 
 
 def cache_names(layers: int) -> tuple[list[str], list[str]]:
@@ -41,8 +51,13 @@ def check_contract(session: Any, path: Path, model: Mapping[str, Any]) -> bool:
     Raises:
         IntegrityError: A name, type or dimension differs.
     """
-    inputs = {entry.name: entry for entry in session.get_inputs()}
-    outputs = {entry.name: entry for entry in session.get_outputs()}
+    try:
+        inputs, outputs = (
+            {entry.name: _Signature(entry.name, entry.type, list(entry.shape)) for entry in entries}
+            for entries in (session.get_inputs(), session.get_outputs())
+        )
+    except UnicodeDecodeError:
+        raise IntegrityError(f"{path}: a name in the graph is not UTF-8; convert the model again") from None
     # One name past what the graph can have is enough to name the missing one; the manifest's number may be absurd.
     past, present = cache_names(min(model["num_hidden_layers"], len(inputs)))
     for kind, found, expected in (
@@ -64,13 +79,12 @@ def check_contract(session: Any, path: Path, model: Mapping[str, Any]) -> bool:
     return "position_ids" in inputs
 
 
-def _check(path: Path, entry: Any, types: set[str], sizes: Mapping[int, int], dimensions: int) -> None:
-    shape = list(entry.shape)
-    fits = len(shape) == dimensions and all(shape[axis] == size for axis, size in sizes.items())
+def _check(path: Path, entry: _Signature, types: set[str], sizes: Mapping[int, int], dimensions: int) -> None:
+    fits = len(entry.shape) == dimensions and all(entry.shape[axis] == size for axis, size in sizes.items())
     if entry.type not in types or not fits:
         wanted = [sizes.get(axis, "any") for axis in range(dimensions)]
         raise IntegrityError(
-            f"{path}: {entry.name!r} is {entry.type} {shape}, expected {' or '.join(sorted(types))} {wanted}; "
+            f"{path}: {entry.name!r} is {entry.type} {entry.shape}, expected {' or '.join(sorted(types))} {wanted}; "
             "convert the model again"
         )
 

@@ -29,7 +29,7 @@ def test_a_provider_that_fell_back_is_noticed(
     original = onnxruntime.InferenceSession
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
 
-    def on_cpu(path: str, options: Any, providers: list[str]) -> Any:
+    def on_cpu(path: str, options: Any, providers: list[str], **_: Any) -> Any:
         return original(path, options, providers=["CPUExecutionProvider"])
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", on_cpu)
@@ -71,6 +71,17 @@ def test_a_graph_newer_than_onnxruntime_is_a_backend_error(toy: Path) -> None:
     with pytest.raises(BackendError, match="upgrade") as caught:
         load(toy, graph="portable")
     assert "\n" not in str(caught.value)
+
+
+def test_a_broken_graph_leaves_stdout_clean(toy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """onnxruntime's habit of printing and trying other providers is switched off."""
+    model = toy_graph(toy / "model.safetensors", "portable")
+    model.graph.node[0].op_type = "NoSuchOperator"
+    (toy / "model.onnx").write_bytes(model.SerializeToString())
+    reseal(toy)
+    with pytest.raises(BackendError, match="NoSuchOperator"):
+        load(toy, graph="portable")
+    assert capfd.readouterr().out == ""
 
 
 def test_a_failure_while_running_is_a_backend_error(toy: Path) -> None:

@@ -259,6 +259,17 @@ def test_a_graph_of_another_geometry_is_refused(toy: Path, key: str, value: int)
         load(toy, graph="portable")
 
 
+def test_an_axis_name_that_is_no_text_is_refused(toy: Path) -> None:
+    """onnxruntime hands such a name over as a decoding error; it comes out as damage to the graph."""
+    data = (toy / "model.onnx").read_bytes()
+    (toy / "model.onnx").write_bytes(
+        data.replace(b"present\x12", b"pre\xff\xfent\x12").replace(b"\x04past", b"\x04p\xff\xfet")
+    )
+    reseal(toy)
+    with pytest.raises(IntegrityError, match="not UTF-8"):
+        load(toy, graph="portable")
+
+
 def test_a_wrong_cache_dtype_is_refused(toy: Path) -> None:
     """Keys and values have the dtype of the model."""
     model = toy_graph(toy / "model.safetensors", "portable")
