@@ -19,6 +19,7 @@ from curconvert.checkpoint.files import parse_json
 from curconvert.errors import InputError, UnsupportedError
 from curconvert.families import family_of
 
+DTYPE_NAMES = ("float32", "float16", "bfloat16")
 _WIDTH_LIMIT = 2**24
 # Largest value of each count that a weight shape or a loop depends on; None or absent means the family's default.
 _INTEGERS: Mapping[str, int] = {
@@ -228,5 +229,6 @@ def _both_dialects(config: dict[str, Any], source: str) -> dict[str, Any]:
         config["rope_local_base_freq"] = parameters.get("sliding_attention", full)["rope_theta"]
     if "partial_rotary_factor" in full:
         config["partial_rotary_factor"] = full["partial_rotary_factor"]
-    dtype = config.get("dtype") or config.get("torch_dtype")
-    return with_dtype(config, dtype) if dtype else config
+    # Anything else is no dtype of weights that are read here; the stored tensors will tell.
+    dtype = config.pop("dtype", None)
+    return with_dtype(config, dtype) if dtype in DTYPE_NAMES else config

@@ -47,7 +47,11 @@ class ModelFolder:
         path = self.path / name
         if not path.exists() and not path.is_symlink():
             return None
-        if not path.resolve().is_relative_to(self.root):
+        try:
+            inside = path.resolve().is_relative_to(self.root)
+        except (OSError, RuntimeError) as error:
+            raise InputError(f"{path}: {' '.join(str(error).split())}") from None
+        if not inside:
             raise InputError(f"{path}: a link to a file outside the model's folder; replace it by the file itself")
         return regular_file(path)
 

@@ -31,7 +31,7 @@ def fetch_snapshot(hub_id: str, revision: str | None = None) -> Path:
         RevisionNotFoundError,
     )
 
-    patterns = ["*.safetensors", "model.safetensors.index.json", "config.json", *COMPANION_NAMES]
+    patterns = ["model*.safetensors", "model.safetensors.index.json", "config.json", *COMPANION_NAMES]
     try:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]))
     except GatedRepoError:

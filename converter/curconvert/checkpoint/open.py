@@ -101,6 +101,13 @@ def open_checkpoint(
     overrides = parse_overrides(config_set or {})
     config = config.expanduser() if config else None
     path = _locate(str(source), revision)
+    try:
+        return _open(path, config, overrides)
+    except OSError as error:
+        raise InputError(f"{error.filename or path}: {error.strerror or error}") from None
+
+
+def _open(path: Path, config: Path | None, overrides: Mapping[str, Any]) -> Checkpoint:
     if path.is_dir():
         return _open_folder(path, config, overrides)
     regular_file(path)

@@ -134,6 +134,14 @@ BAD: dict[str, tuple[Damage, type[CurConvertError], tuple[str, ...]]] = {
     ),
     "config-50-mb": (config_text(" " * 50_000_000), InputError, ("config.json", "50000000")),
     "config-is-fifo": (lambda folder: swap_for_fifo(folder / "config.json"), InputError, ("config.json", "regular")),
+    "config-links-to-itself": (
+        lambda folder: (
+            (folder / "config.json").unlink(),
+            (folder / "config.json").symlink_to(folder / "config.json"),
+        ),
+        InputError,
+        ("config.json",),
+    ),
     "config-links-out": (lambda folder: swap_for_link(folder / "config.json"), InputError, ("config.json", "outside")),
     "model-type-unknown": (config(model_type="gpt2"), UnsupportedError, ("'gpt2'", "llama, mistral")),
     "model-type-missing": (config(model_type=...), InputError, ("model_type", "llama")),

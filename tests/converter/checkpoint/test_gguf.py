@@ -82,6 +82,40 @@ def test_stored_values_come_back_as_the_gguf_package_decodes_them(
     )
 
 
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    """A model whose rows are as long as a block of 256."""
+    shape = {"hidden_size": 256, "head_dim": 64, "intermediate_size": 256, "num_hidden_layers": 1}
+    return make_checkpoint(tmp_path_factory.mktemp("wide"), "llama", **shape)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K),
+        *(Kind.IQ1_S, Kind.IQ1_M, Kind.IQ2_XXS, Kind.IQ2_XS, Kind.IQ2_S, Kind.IQ3_XXS, Kind.IQ3_S, Kind.IQ4_NL),
+        *(Kind.IQ4_XS, Kind.TQ1_0, Kind.TQ2_0, Kind.MXFP4),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # random bytes are some scale, infinity and NaN included
+def test_types_that_only_llama_cpp_writes_are_decoded(
+    kind: GGMLQuantizationType, wide: TinyModel, tmp_path: Path
+) -> None:
+    """Random blocks come back as the gguf package decodes them, rows in order."""
+    expected = write_gguf(tmp_path / "m.gguf", wide, kind)
+    checkpoint = open_checkpoint(tmp_path / "m.gguf")
+    for name in ("model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.down_proj.weight"):
+        assert np.array_equal(checkpoint.read(name).numpy(), expected[name], equal_nan=True)
+
+
+def test_a_type_that_cannot_be_decoded_is_named(tiny: Callable[[str], TinyModel], tmp_path: Path) -> None:
+    """Integer tensors are no weights of a supported model."""
+    numbers = np.ones((2, 2), dtype=np.int32)
+    write_gguf(tmp_path / "m.gguf", tiny("llama"), finish=lambda w: w.add_tensor("blk.0.attn_q_norm.weight", numbers))
+    with pytest.raises(UnsupportedError, match=r"blk\.0\.attn_q_norm\.weight is I32"):
+        open_checkpoint(tmp_path / "m.gguf")
+
+
 def test_unpermute_undoes_the_interleaving() -> None:
     """Two heads of width 6, written out."""
     rows = torch.arange(12)[:, None]

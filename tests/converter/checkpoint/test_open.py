@@ -205,6 +205,36 @@ def test_a_phi3_checkpoint_may_be_stored_split(tiny: Callable[[str], TinyModel],
     assert all(torch.equal(checkpoint.read(name), tensor) for name, tensor in expected.items())
 
 
+def test_a_folder_that_may_not_be_read_is_one_line(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the system says becomes an InputError that names the file."""
+
+    def denied(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(llama))
+
+    monkeypatch.setattr("curconvert.checkpoint.files.ModelFolder.regular", denied)
+    with pytest.raises(InputError, match=r"model: Permission denied$"):
+        open_checkpoint(llama)
+
+
+def test_unaligned_tensors_are_read(llama: Path) -> None:
+    """Old files have headers of any length; their tensors start at odd offsets."""
+    content = (llama / "model.safetensors").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    odd = (length + 1).to_bytes(8, "little") + content[8 : 8 + length] + b" " + content[8 + length :]
+    expected = {name: tensor.clone() for name, tensor in load_file(llama / "model.safetensors").items()}
+    (llama / "model.safetensors").write_bytes(odd)
+    checkpoint = open_checkpoint(llama)
+    assert all(torch.equal(checkpoint.read(name) + 0, tensor) for name, tensor in expected.items())
+
+
+def test_the_dtype_is_taken_from_the_tensors_when_the_config_has_none(llama: Path) -> None:
+    """Missing or meaningless, it becomes what is stored."""
+    for dtype in (..., "int8", None):
+        edit_config(llama, dtype=dtype)
+        config = open_checkpoint(llama).config
+        assert config["dtype"] == config["torch_dtype"] == "float32"
+
+
 def test_links_within_a_hub_cache_are_followed(tiny: Callable[[str], TinyModel], tmp_path: Path) -> None:
     """A snapshot of the Hugging Face cache is made of links to `../../blobs`."""
     repository = tmp_path / "models--org--name"
