@@ -82,8 +82,9 @@ def create_session(graph: Path, provider: str, dtype: str, threads: int | None =
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
-        # Without this key the Python class prints a notice and tries again on other providers.
-        session = onnxruntime.InferenceSession(str(graph), options, providers=[wanted], enable_fallback=0)
+        # Without this key (older versions: with it too) the Python class prints a notice and tries other providers.
+        with contextlib.redirect_stdout(io.StringIO()):
+            session = onnxruntime.InferenceSession(str(graph), options, providers=[wanted], enable_fallback=0)
     except Exception as error:  # noqa: BLE001 - onnxruntime's exception classes share no public base
         raise BackendError(
             f"{graph}: onnxruntime {_version(onnxruntime)} cannot load this graph ({one_line(error)}); "
