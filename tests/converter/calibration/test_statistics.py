@@ -1,0 +1,118 @@
+"""Gram matrices against NumPy in float64, over hooks of the tests' own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from curconvert.blocks.stream import BlockStream
+from curconvert.calibration.statistics import InputStatistics, StatisticsCollector
+from curconvert.checkpoint import open_checkpoint
+from support.families import make_checkpoint
+
+NAMES = {
+    "attention": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "output": ("self_attn.o_proj",),
+    "gate": ("mlp.gate_proj", "mlp.up_proj"),
+    "down": ("mlp.down_proj",),
+}
+
+
+def gram(inputs: list[torch.Tensor]) -> NDArray[np.float64]:
+    flat = np.concatenate([x.numpy().astype(np.float64).reshape(-1, x.shape[-1]) for x in inputs])
+    return np.asarray(flat.T @ flat / len(flat))
+
+
+def collect(linears: dict[str, nn.Module], batches: list[torch.Tensor]) -> dict[tuple[str, ...], InputStatistics]:
+    collector = StatisticsCollector(linears)
+    with collector.collecting(), torch.inference_mode():
+        for batch in batches:
+            for linear in linears.values():
+                linear(batch)
+    return dict(collector.groups())
+
+
+def test_gram_is_the_uncentred_mean_over_all_tokens() -> None:
+    """Batches of unequal size; a mean far from zero stays in."""
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randn(shape, generator=generator) + 2 for shape in ((3, 5, 6), (1, 2, 6), (7, 6))]
+    found = collect({"a": nn.Linear(6, 2)}, batches)
+    statistics = found["a",]
+    assert statistics.tokens == 15 + 2 + 7
+    np.testing.assert_allclose(statistics.gram, gram(batches), rtol=1e-12)
+    expected = np.sqrt(np.mean(np.concatenate([b.reshape(-1, 6).double().numpy() for b in batches]) ** 2, axis=0))
+    np.testing.assert_allclose(statistics.rms, expected, rtol=1e-12)
+
+
+def test_linears_that_are_called_with_one_tensor_share_its_gram() -> None:
+    """In every batch, whatever else is called in between."""
+    batches = [torch.randn(4, 6), torch.randn(2, 6)]
+    found = collect({"a": nn.Linear(6, 2), "b": nn.Linear(6, 3)}, batches)
+    assert list(found) == [("a", "b")]
+    assert found["a", "b"].tokens == 6
+
+
+def test_equal_values_in_another_tensor_are_another_input() -> None:
+    """Sharing is decided by identity."""
+    a, b = nn.Linear(6, 2), nn.Linear(6, 2)
+    collector = StatisticsCollector({"a": a, "b": b})
+    x = torch.randn(3, 6)
+    with collector.collecting():
+        a(x)
+        b(x.clone())
+    assert [names for names, _ in collector.groups()] == [("a",), ("b",)]
+
+
+def test_nothing_is_watched_outside_the_context() -> None:
+    """The hooks are removed, also after an error."""
+    linear = nn.Linear(6, 2)
+    collector = StatisticsCollector({"a": linear})
+    with pytest.raises(RuntimeError), collector.collecting():
+        linear(torch.zeros(1, 5))
+    linear(torch.zeros(1, 6))
+    assert not linear._forward_pre_hooks
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "phi3", "olmo2"])
+def test_grams_of_a_block_equal_those_of_the_whole_model(tmp_path: Path, family: str) -> None:
+    """Through the block stream, against hooks on transformers' model; q, k, v share one, gate and up another."""
+    model = make_checkpoint(tmp_path / "model", family)
+    ids = torch.randint(0, 97, (4, 11), generator=torch.Generator().manual_seed(0))
+    stream = BlockStream(open_checkpoint(model.folder))
+    batches = [stream.embed(part) for part in ids.split(2)]
+    with stream.block(0) as block:
+        batches = [block.forward(batch) for batch in batches]
+    with stream.block(1) as block:
+        collector = StatisticsCollector(block.linears)
+        with collector.collecting():
+            for batch in batches:
+                block.forward(batch)
+    found = dict(collector.groups())
+
+    seen: dict[str, torch.Tensor] = {}
+    layer = model.oracle.model.layers[1]
+    fused = family == "phi3"
+    watched = {
+        "attention": layer.self_attn.qkv_proj if fused else layer.self_attn.q_proj,
+        "output": layer.self_attn.o_proj,
+        "gate": layer.mlp.gate_up_proj if fused else layer.mlp.gate_proj,
+        "down": layer.mlp.down_proj,
+    }
+    for key, linear in watched.items():
+        linear.register_forward_pre_hook(lambda _m, inputs, key=key: seen.update({key: inputs[0]}))
+    with torch.inference_mode():
+        model.oracle(input_ids=ids)
+
+    assert {frozenset(names) for names in found} == {
+        frozenset(f"model.layers.1.{name}.weight" for name in names) for names in NAMES.values()
+    }
+    for names, statistics in found.items():
+        key = next(key for key, members in NAMES.items() if members[0] in " ".join(names))
+        expected = gram([seen[key]])
+        assert statistics.tokens == ids.numel()
+        np.testing.assert_allclose(statistics.gram, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
