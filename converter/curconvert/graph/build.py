@@ -72,9 +72,16 @@ def build_graphs(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], f
 
 def _finish(model: ir.Model) -> None:
     """Unique node names, one vocabulary of axis names, and nothing left that tells of mobius."""
+    # mobius names a graph after its folder, a temporary one: the same input must give the same bytes.
+    model.graph.name = "model"
     _name_dimensions(model.graph)
     passes.NameFixPass()(model)
     passes.ClearMetadataAndDocStringPass()(model)
+    for node in model.graph:
+        for output in node.outputs:
+            # An output without a name is left out: the statistics of SkipSimplifiedLayerNormalization.
+            if not output.uses() and not output.is_graph_output():
+                output.name = ""
     model.ir_version = _IR_VERSION
     model.producer_name, model.producer_version = "curconvert", None
 

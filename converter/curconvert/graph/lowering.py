@@ -83,8 +83,12 @@ class Lowering:
             outputs = self._rewrite(node)
             if outputs is None:
                 continue
+            nodes = self._dialect.emit.take()
+            scope = str(node.name).rpartition("/")[0]
+            for new in nodes:
+                new.name = f"{scope}/{new.op_type}"
             ir.convenience.replace_nodes_and_values(
-                self._graph, node, [node], self._dialect.emit.take(), node.outputs[: len(outputs)], outputs
+                self._graph, node, [node], nodes, node.outputs[: len(outputs)], outputs
             )
         unknown = self._forms.keys() - self._formed
         if unknown:
@@ -94,8 +98,6 @@ class Lowering:
         passes.RemoveUnusedNodesPass()(self._model)
         self._graph.opset_imports.clear()
         self._graph.opset_imports.update(self._dialect.opset_imports)
-        for node in self._graph:
-            node.version = None
 
     def _rewrite(self, node: ir.Node) -> tuple[ir.Value, ...] | None:
         """Return what replaces the node's outputs, or None to keep the node."""
@@ -135,12 +137,11 @@ class Lowering:
     def _weights(self, weight: ir.Value) -> list[ir.Value]:
         """Return the matrices that take the place of a weight, in the order in which they meet the input."""
         name = str(weight.name)
-        if name == HEAD and name not in self._tensors:
-            return [self._graph.initializers[EMBEDDING]]
         self._formed.add(name)
         form = self._forms.get(name, "dense")
         if form == "dense":
-            return [weight]
+            tied = name == HEAD and name not in self._tensors
+            return [self._graph.initializers[EMBEDDING] if tied else weight]
         if form != "cur":
             raise UnsupportedError(f"tensor {name}: form {form!r} has no graph, expected 'cur'")
         stem = name.removesuffix(".weight")

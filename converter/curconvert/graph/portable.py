@@ -36,6 +36,7 @@ class Portable:
         self._tables: dict[str, tuple[ir.Value, ir.Value]] = {}
         self._masks: dict[int | None, ir.Value] = {}
         self._rows: dict[ir.Value, ir.Value] = {}
+        self._shapes: dict[int, ir.Value] = {}
         self._batch_sequence: ir.Value | None = None
 
     def linear(self, x: ir.Value, weights: list[ir.Value]) -> ir.Value:
@@ -43,19 +44,22 @@ class Portable:
 
         Gemm is two-dimensional: the batch and sequence axes become rows and come back afterwards.
         """
-        emit = self.emit
         rows = self._as_rows(x, _width(weights[0], 1))
         for weight in weights:
-            rows = emit("Gemm", rows, weight, transB=1)
-        if self._batch_sequence is None:
-            self._batch_sequence = emit("Shape", self._input_ids)
-        shape = emit("Concat", self._batch_sequence, emit.ints(_width(weights[-1], 0)), axis=0)
-        return emit("Reshape", rows, shape)
+            rows = self.emit("Gemm", rows, weight, transB=1)
+        return self.emit("Reshape", rows, self._shape(_width(weights[-1], 0)))
 
     def _as_rows(self, x: ir.Value, width: int) -> ir.Value:
         if x not in self._rows:
             self._rows[x] = self.emit("Reshape", x, self.emit.ints(-1, width))
         return self._rows[x]
+
+    def _shape(self, width: int) -> ir.Value:
+        """Return the shape (batch, sequence, width)."""
+        if width not in self._shapes:
+            self._batch_sequence = self._batch_sequence or self.emit("Shape", self._input_ids)
+            self._shapes[width] = self.emit("Concat", self._batch_sequence, self.emit.ints(width), axis=0)
+        return self._shapes[width]
 
     def rms_norm(self, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
         """Normalise in float32; the pattern is the one that onnxruntime fuses into its own kernel."""

@@ -12,7 +12,11 @@ import mobius
 import onnx_ir as ir
 from mobius import EpCapabilities, register_ep
 
+from curconvert.errors import UnsupportedError
+
 _PROVIDER = "curconvert-template"
+# The activations that mobius writes as transformers defines them, in operators that the lowering knows.
+_ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "sigmoid", "tanh", "linear")
 # mobius sizes its rotary tables by this; the lowering drops them, so they need not grow with the context.
 _TABLE_ROWS = 8
 
@@ -26,7 +30,14 @@ def dense_template(hf_config: Any, dtype: ir.DataType) -> ir.Model:
 
     Returns:
         A model whose weight initialisers carry checkpoint names and have no data.
+
+    Raises:
+        UnsupportedError: The activation function is not one that both libraries agree on.
     """
+    activation = getattr(hf_config, "hidden_activation", None) or hf_config.hidden_act
+    if activation not in _ACTIVATIONS:
+        known = ", ".join(_ACTIVATIONS)
+        raise UnsupportedError(f"config.json: activation {activation!r} is not supported; supported are {known}")
     # No fusions: the lowering wants Attention, RMSNormalization and Transpose → MatMul as they are.
     register_ep(EpCapabilities(name=_PROVIDER, supports_skip_layer_norm=False), overwrite=True)
     with tempfile.TemporaryDirectory(prefix="curconvert-") as folder:

@@ -97,5 +97,5 @@ def test_an_unknown_form_is_refused(model: TinyModel) -> None:
 
 def test_a_form_for_an_unknown_weight_is_refused(model: TinyModel) -> None:
     """A form that names no weight of the graph is a mistake, not a wish to be ignored."""
-    with pytest.raises(InputError, match="model.layers.9.mlp.up_proj.weight"):
+    with pytest.raises(InputError, match=r"model\.layers\.9\.mlp\.up_proj\.weight"):
         build(model, {}, {"model.layers.9.mlp.up_proj.weight": "cur"})

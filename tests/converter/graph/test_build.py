@@ -11,11 +11,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.types import ByteRange, TensorInfo
+from curconvert.errors import UnsupportedError
 from curconvert.families import SUPPORTED_FAMILIES
 from curconvert.graph import Graphs, build_graphs, save_graphs
+from support.cases import CASES
 from support.families import FAMILIES, VOCABULARY, TinyModel, compress, make_checkpoint
-from support.parity import left_padded_logits, oracle_logits, right_padded_logits, tokens
+from support.parity import Runner, left_padded_logits, oracle_logits, right_padded_logits, tokens
 
 FILES = ("model.onnx", "model.fused.onnx")
 
@@ -185,6 +188,65 @@ def test_long_contexts_do_not_enlarge_the_graph(tmp_path: Path) -> None:
         save_graphs(build_graphs(model.config, model.tensors, {}), model.folder)
         sizes.append(sum((model.folder / file).stat().st_size for file in FILES))
     assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_normalised_config_gives_the_same_graphs(case: str, tmp_path: Path) -> None:
+    """The config that a checkpoint presents, both dialects of keys in it, means what the stored one means."""
+    family, settings = CASES[case]
+    model = make_checkpoint(tmp_path / "dense", family, **settings)
+    opened = open_checkpoint(model.folder)
+    graphs = []
+    for name, config, tensors in (("stored", model.config, model.tensors), ("read", opened.config, opened.tensors)):
+        folder = tmp_path / name
+        folder.mkdir()
+        save_graphs(build_graphs(config, tensors, {}), folder)
+        graphs.append([(folder / file).read_bytes() for file in FILES])
+    assert graphs[0] == graphs[1]
+
+
+def test_a_prompt_in_two_pieces_gives_the_same_logits(tmp_path: Path) -> None:
+    """Several new tokens on top of a cache: both graphs continue where they stopped, windows included."""
+    model = make_checkpoint(tmp_path, "mistral", sliding_window=6)
+    save_graphs(build_graphs(model.config, model.tensors, {}), model.folder)
+    ids = tokens(VOCABULARY, lengths=(14,), steps=0)[0][None]
+    positions, mask = np.arange(14)[None], np.ones((1, 14))
+    for name in FILES:
+        runner = Runner(model.folder / name)
+        runner.reset(1)
+        whole = runner.step(ids, mask, positions)
+        runner.reset(1)
+        pieces = [
+            runner.step(ids[:, start:stop], mask[:, :stop], positions[:, start:stop])
+            for start, stop in ((0, 5), (5, 14))
+        ]
+        np.testing.assert_allclose(np.concatenate(pieces, axis=1), whole, atol=1e-4)
+
+
+def test_a_factored_head_is_not_taken_for_a_tied_one(tmp_path: Path) -> None:
+    """A head that is stored as factors has no lm_head.weight either."""
+    model = compress(make_checkpoint(tmp_path / "dense", "llama"), tmp_path / "cur", targets=("lm_head",))
+    for graph in _both(build_graphs(model.config, model.tensors, model.forms)):
+        assert {"lm_head.C", "lm_head.U", "lm_head.R"} < set(graph.initializers)
+
+
+def test_building_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    """Nothing of the time, the folder or the process gets into a graph."""
+    model = make_checkpoint(tmp_path / "model", "gemma2")
+    contents = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        save_graphs(build_graphs(model.config, model.tensors, {}), tmp_path / name)
+        contents.append([(tmp_path / name / file).read_bytes() for file in FILES])
+    assert contents[0] == contents[1]
+    assert all(str(tmp_path).encode() not in content for content in contents[0])
+
+
+def test_an_unknown_activation_is_refused(tmp_path: Path) -> None:
+    """mobius takes some activations for others; those are named instead of computed wrongly."""
+    model = make_checkpoint(tmp_path, "llama", hidden_act="mish")
+    with pytest.raises(UnsupportedError, match="activation 'mish' is not supported"):
+        build_graphs(model.config, model.tensors, {})
 
 
 def _both(graphs: Graphs) -> tuple[ir.Graph, ir.Graph]:
