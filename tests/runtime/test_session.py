@@ -262,9 +262,7 @@ def test_a_graph_of_another_geometry_is_refused(toy: Path, key: str, value: int)
 def test_an_axis_name_that_is_no_text_is_refused(toy: Path) -> None:
     """onnxruntime hands such a name over as a decoding error; it comes out as damage to the graph."""
     data = (toy / "model.onnx").read_bytes()
-    (toy / "model.onnx").write_bytes(
-        data.replace(b"present\x12", b"pre\xff\xfent\x12").replace(b"\x04past", b"\x04p\xff\xfet")
-    )
+    (toy / "model.onnx").write_bytes(data.replace(b"\x04past", b"\x04p\xff\xfet"))
     reseal(toy)
     with pytest.raises(IntegrityError, match="not UTF-8"):
         load(toy, graph="portable")
