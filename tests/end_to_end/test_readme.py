@@ -22,9 +22,9 @@ TOKENS = 24
 END = 0
 
 
-def block(name: str) -> str:
-    """Return the Python block of the README behind the marker `test: name`."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def block(name: str, document: str = "README.md") -> str:
+    """Return the Python block behind the marker `test: name` in a document."""
+    text = (ROOT / document).read_text(encoding="utf-8")
     found = re.findall(rf"<!-- test: {name} -->\n```python\n(.*?)```", text, re.DOTALL)
     assert len(found) == 1
     return str(found[0])
@@ -90,6 +90,11 @@ def test_genai_says_what_our_runtime_says(folder: Path, answer: str) -> None:
 def test_optimum_says_what_our_runtime_says(folder: Path, answer: str) -> None:
     """optimum's ORTModelForCausalLM gives the same text, in an environment without this project."""
     assert run(block("optimum"), folder, OPTIMUM) == answer
+
+
+def test_the_reader_of_the_format_reads(folder: Path) -> None:
+    """The artifact page's NumPy reader accepts every hash and rebuilds the first factored matrix."""
+    assert "gate_proj.weight: rank 6" in run(block("reader", "docs/artifact.md"), folder)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
