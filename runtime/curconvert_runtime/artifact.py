@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -73,14 +72,14 @@ class Artifact:
             _check_graph(folder, graph["file"], manifest["files"], tensors)
         for name, expected in manifest["files"].items():
             _check_hash(folder / name, expected["sha256"], full)
-        artifact = cls(folder, MappingProxyType(manifest), MappingProxyType(tensors))
+        artifact = cls(folder, manifest, tensors)
         _check_indices(artifact)
         return artifact
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
         """Hugging Face `config.json`."""
-        return MappingProxyType(strict_json.read(self.file("config.json")))
+        return strict_json.read(self.file("config.json"))
 
     @property
     def model(self) -> Mapping[str, Any]:

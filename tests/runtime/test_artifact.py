@@ -69,6 +69,11 @@ def test_sharded_weights_open(tmp_path: Path) -> None:
     np.testing.assert_array_equal(artifact.tensor(f"{STEM}.rows"), toy_tensors()[f"{STEM}.rows"])
 
 
+def test_the_manifest_is_plain_json(sealed: Path) -> None:
+    """It can be written out again, as `inspect --json` does."""
+    assert json.loads(json.dumps(Artifact.open(sealed).manifest)) == manifest_of(sealed)
+
+
 def test_config_is_read(sealed: Path) -> None:
     """The Hugging Face config is at hand as a mapping."""
     assert Artifact.open(sealed).config["model_type"] == "toy"
