@@ -23,11 +23,10 @@ from curconvert.blocks.skeleton import EMBEDDING, HEAD, build_skeleton, canonica
 from curconvert.checkpoint import Checkpoint, open_checkpoint, sha256_file
 from curconvert.errors import IntegrityError
 from curconvert_runtime.artifact import Artifact
-from curconvert_runtime.parity import MAX_PARITY, Answers, compare, compare_with_probe, teacher_forced
+from curconvert_runtime.parity import MAX_PARITY, compare, compare_with_probe, teacher_forced
 from curconvert_runtime.probes import Probes
 from curconvert_runtime.report import Check
-from curconvert_runtime.session import load
-from curconvert_runtime.verification import VerifyOptions
+from curconvert_runtime.verification import VerifyOptions, graph_answers
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I32": torch.int32, "I64": torch.int64}
 
@@ -150,15 +149,9 @@ def torch_parity(path: str | Path, options: VerifyOptions | None = None) -> Pari
     # Both sides compute in float32, whatever the stored dtype.
     checks = compare_with_probe("torch.conversion", reference, probe, options.max_parity or MAX_PARITY["float32"])
     for kind in sorted(artifact.graphs, reverse=True):
-        answers = _graph_answers(artifact, kind, options)
+        answers = graph_answers(artifact, kind, probe, options)
         checks += compare(f"torch.{kind}", answers, reference, lengths=probe.lengths, limit=limit, against="torch")
     return ParityResult(tuple(checks))
-
-
-def _graph_answers(artifact: Artifact, kind: str, options: VerifyOptions) -> Answers:
-    probe = Probes.load(artifact).compressed
-    session = load(artifact.path, provider=options.provider, graph=kind, threads=options.threads)  # type: ignore[arg-type]
-    return teacher_forced(session, probe.ids, probe.lengths, session.padding)
 
 
 def check_slices(path: str | Path, original: str | Path | Checkpoint) -> list[Check]:

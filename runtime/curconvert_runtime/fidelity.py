@@ -159,7 +159,12 @@ def text_windows(artifact: Artifact, text: str, window: int, max_tokens: int) ->
     context = artifact.model["max_position_embeddings"]
     if not 2 <= window <= context:
         raise InputError(f"--window {window}: expected 2 to {context}, the model's context")
+    if not artifact.has(TOKENIZER):
+        raise InputError(f"--text: {artifact.path} has no {TOKENIZER} to read a text with")
     tokenizer = Tokenizer.from_file(str(artifact.file(TOKENIZER)))
+    # A tokenizer file may ask for both; neither belongs into a running text.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     ids = np.asarray(tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
     count = min(len(ids), max_tokens) // window
     if count == 0:

@@ -213,10 +213,19 @@ class Probes:
             CompressedProbe(**arrays("compressed", CompressedProbe)),
         )
         for part in (probes.original, probes.compressed):
-            problem = _problem(part)
+            problem = _problem(part) or _outside(part, artifact.model["vocab_size"])
             if problem:
                 raise IntegrityError(f"{path}: {problem}; convert the model again")
         return probes
+
+
+def _outside(part: OriginalProbe | CompressedProbe, vocab_size: int) -> str | None:
+    """Return which token ids lie outside the vocabulary, or None."""
+    for name in ("ids", "top_ids", "vocabulary"):
+        ids = getattr(part, name, None)
+        if ids is not None and (ids.min() < 0 or ids.max() >= vocab_size):
+            return f"{name} holds token ids outside the vocabulary of {vocab_size}"
+    return None
 
 
 def _problem(part: OriginalProbe | CompressedProbe) -> str | None:

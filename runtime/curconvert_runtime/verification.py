@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from curconvert_runtime import __version__
 from curconvert_runtime.artifact import Artifact
 from curconvert_runtime.backend import installed_versions
 from curconvert_runtime.errors import InputError
@@ -105,7 +106,7 @@ def verify(
     checks += parity_checks(artifact, probes.compressed, options, progress)
     measured, text = _fidelity(artifact, probes, options, progress)
     checks += fidelity_checks(measured, options)
-    environment = {**installed_versions(), "provider": options.provider}
+    environment = {"curconvert": __version__, **installed_versions(), "provider": options.provider}
     return VerificationReport(str(path), tuple(checks), measured, text, environment)
 
 
@@ -118,8 +119,7 @@ def parity_checks(
     answers: dict[str, Answers] = {}
     kinds = sorted(artifact.graphs, reverse=True)
     for done, kind in enumerate(kinds):
-        session = _load(artifact, kind, options)
-        answers[kind] = teacher_forced(session, probe.ids, probe.lengths, session.padding)
+        answers[kind] = graph_answers(artifact, kind, probe, options)
         checks += compare_with_probe(f"parity.{kind}", answers[kind], probe, limit)
         if progress:
             progress("parity", done + 1, len(kinds))
@@ -130,6 +130,12 @@ def parity_checks(
         detail = "max |Δlogit| between the graphs, whole vocabulary:"
         checks.append(at_most("parity.between_graphs", difference, 2 * limit, detail))
     return checks
+
+
+def graph_answers(artifact: Artifact, kind: str, probe: CompressedProbe, options: VerifyOptions) -> Answers:
+    """Return one graph's answers on the parity sequences; its session is released again."""
+    session = _load(artifact, kind, options)
+    return teacher_forced(session, probe.ids, probe.lengths, session.padding)
 
 
 def _load(artifact: Artifact, kind: str, options: VerifyOptions) -> Session:

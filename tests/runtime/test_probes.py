@@ -44,7 +44,10 @@ def _packed(top: int = 8) -> dict[str, np.ndarray]:
 def _load(tensors: dict[str, np.ndarray], folder: Path) -> Probes:
     path = folder / "probes.safetensors"
     save_file(tensors, path)
-    return Probes.load(SimpleNamespace(file=lambda name: folder / name))  # type: ignore[arg-type]
+    artifact = SimpleNamespace(
+        file=lambda name: folder / name, has=lambda name: True, model={"vocab_size": 40}, manifest={"matrices": [1]}
+    )
+    return Probes.load(artifact)  # type: ignore[arg-type]
 
 
 def test_top_tokens_and_rest_are_scipys() -> None:
@@ -98,6 +101,9 @@ def test_file_comes_back(tmp_path: Path) -> None:
         ("compressed.logits", np.zeros((3, 24, 39), np.float32)),
         ("compressed.first_key", np.zeros((3, 24, 4), np.float32)),
         ("compressed.vocabulary", np.zeros(40, np.float32)),
+        ("compressed.vocabulary", np.full(40, 40, np.int32)),
+        ("original.top_ids", np.full((3, 24, 8), -1, np.int32)),
+        ("original.ids", np.full((3, 24), 99, np.int32)),
         ("stray", np.zeros(1, np.float32)),
     ],
 )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,8 @@ from safetensors.numpy import load_file, save_file
 from scipy import special, stats
 
 from curconvert_runtime.errors import InputError, IntegrityError, VerificationError
+from curconvert_runtime.structure import _finite_weights
+from curconvert_runtime.tensor_file import read_headers
 from curconvert_runtime.verification import VerificationReport, VerifyOptions, verify
 from support.tiny_artifact import STEM, reseal, toy_logits, toy_tensors
 from support.toy_probes import original_tensors, write_original_toy, write_verified_toy
@@ -264,6 +268,28 @@ def test_a_bad_weight_that_no_probe_touches_fails(copy: Path, value: float) -> N
     """A NaN in a tensor that the probes never read is found in the weights."""
     _rewrite(copy, "model.safetensors", lambda t: t["model.norm.weight"].__setitem__((0, 0), value))
     assert _failed(copy) == {"structure.finite"}
+
+
+@pytest.mark.parametrize(("bits", "fails"), [(0x7F80, True), (0xFFC0, True), (0x7F7F, False), (0x0001, False)])
+def test_bfloat16_weights_are_read_as_bits(tmp_path: Path, bits: int, fails: bool) -> None:
+    """Infinity and NaN of bfloat16 are recognised, its largest number and a denormal are not mistaken for them."""
+    path = tmp_path / "w.safetensors"
+    save_file({"w": np.array([0x3F80, bits], np.uint16).view(np.float16)}, path)
+    header = replace(read_headers(path)["w"], dtype="BF16")
+    artifact = SimpleNamespace(tensors={"w": header})
+    assert _finite_weights(artifact).passed != fails  # type: ignore[arg-type]
+
+
+def test_a_text_needs_a_tokenizer(verified: Path, original: Path, tmp_path: Path) -> None:
+    """A model without tokenizer.json cannot read a text, and says so."""
+    folders = [Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in (verified, original)]
+    for folder in folders:
+        (folder / "tokenizer.json").unlink()
+        reseal(folder)
+    text = tmp_path / "text.txt"
+    text.write_text("some words of text")
+    with pytest.raises(InputError, match=r"has no tokenizer\.json"):
+        verify(folders[0], VerifyOptions(against=folders[1], text=text, window=4))
 
 
 def test_wrong_weights_fail_parity_in_both_graphs(copy: Path) -> None:
