@@ -21,7 +21,7 @@ from curconvert_runtime.structure import _finite_weights
 from curconvert_runtime.tensor_file import read_headers
 from curconvert_runtime.verification import VerificationReport, VerifyOptions, verify
 from support.tiny_artifact import STEM, reseal, toy_logits, toy_tensors
-from support.toy_probes import original_tensors, write_original_toy, write_verified_toy
+from support.toy_probes import original_tensors, toy_probe_tensors, write_original_toy, write_verified_toy
 
 
 @pytest.fixture(scope="session")
@@ -113,6 +113,17 @@ def test_against_the_original_the_divergence_is_exact(verified: Path, original: 
     assert result.exact
     assert result.kl.mean == pytest.approx(exact.mean(), rel=1e-3)
     assert result.kl.max == pytest.approx(exact.max(), rel=1e-3)
+
+
+def test_identical_models_have_no_divergence(copy: Path) -> None:
+    """When nothing was lost every distance is zero, and the strictest thresholds that allow rounding pass."""
+    tensors = toy_tensors()
+    save_file(toy_probe_tensors(tensors, tensors), copy / "probes.safetensors")
+    reseal(copy)
+    result = verify(copy, VerifyOptions(max_kl=1e-6, min_top1=1, max_ppl_ratio=1.0001))
+    result.raise_for_failures()
+    assert result.fidelity is not None
+    assert result.fidelity.kl.max < 1e-5
 
 
 def test_any_text_can_be_measured(verified: Path, original: Path, tmp_path: Path) -> None:
