@@ -27,7 +27,8 @@ _PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def _choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
+def check_choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise InputError unless an option has one of its values."""
     if value not in allowed:
         raise InputError(f"{option} {value!r}: expected one of {', '.join(allowed)}")
 
@@ -91,25 +92,25 @@ class ConvertOptions:
     @classmethod
     def for_method(cls, method: str = "cur", **values: Any) -> ConvertOptions:
         """Return a preset's options with some of them replaced; None means the preset's or the default value."""
-        _choice("--method", method, METHODS)
+        check_choice("--method", method, METHODS)
         given = {key: value for key, value in values.items() if value is not None}
         return cls(**{"method": method, "rank": 128, **_PRESETS[method], **given})
 
     def __post_init__(self) -> None:
-        _choice("--method", self.method, METHODS)
+        check_choice("--method", self.method, METHODS)
         _at_least("--rank", self.rank, 1)
         _at_least("--seed", self.seed, 0)
-        _choice("--select", self.selector, SELECTORS)
-        _choice("--importance", self.importance, IMPORTANCES)
-        _choice("--link", self.link, LINKS)
+        check_choice("--select", self.selector, SELECTORS)
+        check_choice("--importance", self.importance, IMPORTANCES)
+        check_choice("--link", self.link, LINKS)
         if self.dtype is not None:
-            _choice("--dtype", self.dtype, DTYPES)
+            check_choice("--dtype", self.dtype, DTYPES)
         if not (math.isfinite(self.ridge) and self.ridge >= 0):
             raise InputError(f"--ridge {self.ridge}: expected a finite number of at least 0")
         if not self.targets:
             raise InputError(f"--targets is empty: expected all, or some of {', '.join(LINEARS)}")
         for target in self.targets:
-            _choice("--targets", target, LINEARS)
+            check_choice("--targets", target, LINEARS)
 
     def to_json(self) -> dict[str, Any]:
         """Return the options as plain JSON, without anything that names this machine."""

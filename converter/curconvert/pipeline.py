@@ -15,18 +15,18 @@ from curconvert.artifact.folder import atomic_folder, check_output
 from curconvert.artifact.manifest import build_manifest, seal
 from curconvert.artifact.safetensors_writer import SafetensorsWriter, TensorSpec, save_tensors
 from curconvert.blocks.skeleton import EMBEDDING
-from curconvert.calibration.text import load_tokens
+from curconvert.calibration.text import BUILTIN, load_tokens
 from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.config import with_dtype
 from curconvert.checkpoint.types import Checkpoint, Companions, TensorInfo
 from curconvert.compress import Progress, compress, factor_name, run_original, silent
 from curconvert.errors import InputError
 from curconvert.graph import build_graphs, genai_config, save_graphs
-from curconvert.options import ConvertOptions, SourceOptions
+from curconvert.options import DTYPES, ConvertOptions, SourceOptions, check_choice
 from curconvert.planning import Plan, make_plan
 from curconvert.report.card import write_reports
 from curconvert.selection.layers import needs_distances, select_layers
-from curconvert_runtime.probes import pack_probes
+from curconvert_runtime.probes import pack_probes, parity_batch
 from curconvert_runtime.report import VerificationReport
 from curconvert_runtime.verification import VerifyOptions, verify
 
@@ -83,11 +83,13 @@ def convert(
         CurConvertError: Its subclass says whose fault it is; `out` is then untouched.
     """
     checkpoint = _open(source)
-    check_output(out, overwrite, (checkpoint.path, *checkpoint.files))
+    text = () if options.calibration.source == BUILTIN else (Path(options.calibration.source),)
+    check_output(out, overwrite, (checkpoint.path, *checkpoint.files, *text))
     dtype = options.dtype or _stored_dtype(checkpoint)
     companions = checkpoint.companions()
     make_plan(checkpoint, options)  # refuses what cannot work before any tensor is read
     tokens = load_tokens(options.calibration, _tokenizer(companions), vocab_size=checkpoint.tensors[EMBEDDING].shape[0])
+    parity_batch(tokens.probes)  # refuses sequences too short to verify on
     original = run_original(checkpoint, tokens, distances=needs_distances(options.layers), progress=progress)
     num_layers = int(checkpoint.config["num_hidden_layers"])
     decided = make_plan(checkpoint, options, select_layers(options.layers, num_layers, original.distances))
@@ -118,6 +120,8 @@ def export(
     Raises:
         CurConvertError: As for `convert`.
     """
+    if dtype is not None:
+        check_choice("--dtype", dtype, DTYPES)
     checkpoint = _open(source)
     check_output(out, overwrite, (checkpoint.path, *checkpoint.files))
     dtype = dtype or _stored_dtype(checkpoint)
