@@ -166,6 +166,9 @@ def _validate(values: Mapping[str, Any], source: str) -> None:
     tied = values.get("tie_word_embeddings")
     if tied is not None and not isinstance(tied, bool):
         raise InputError(f"{source}: tie_word_embeddings is {tied!r}, expected true or false")
+    for key in ("dtype", "torch_dtype"):
+        if not isinstance(values.get(key, ""), str | None):
+            raise InputError(f"{source}: {key} is {values[key]!r:.60}, expected a name such as float32")
     for key in ("rope_scaling", "rope_parameters"):
         value = values.get(key)
         if value is not None and not isinstance(value, dict):
@@ -188,7 +191,7 @@ def _check_special_tokens(config: dict[str, Any], given: Mapping[str, Any], sour
 
 
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _complete(values: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -198,7 +201,7 @@ def _complete(values: Mapping[str, Any], source: str) -> dict[str, Any]:
         # transformers moves rope keys around in place: it gets its own copy of the nested objects.
         config = AutoConfig.for_model(values["model_type"], **deepcopy(arguments))
         completed: dict[str, Any] = config.to_dict()
-    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
+    except (StrictDataclassError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
         raise InputError(f"{source}: transformers refuses this config: {' '.join(str(error).split())}") from None
     head_dim = getattr(config, "head_dim", None)
     dropped = [key for key in _NOISE if key not in values]
@@ -209,6 +212,8 @@ def _both_dialects(config: dict[str, Any], source: str) -> dict[str, Any]:
     parameters = deepcopy(config.get("rope_parameters")) or {}
     nested = "full_attention" in parameters
     for part in parameters.values() if nested else [parameters]:
+        if not isinstance(part, dict):
+            raise InputError(f"{source}: rope_parameters holds {part!r:.60}, expected objects by layer type")
         part.pop("type", None)  # the older spelling of rope_type, which is present by now
         kind = part.get("rope_type", "default")
         if kind not in _ROPE_TYPES:

@@ -162,6 +162,13 @@ BAD: dict[str, tuple[Damage, type[CurConvertError], tuple[str, ...]]] = {
     "eps-zero": (config(rms_norm_eps=0), InputError, ("rms_norm_eps",)),
     "theta-string": (config(rope_parameters={"rope_type": "default", "rope_theta": "x"}), InputError, ("rope_theta",)),
     "rope-list": (config(rope_parameters=[1]), InputError, ("rope_parameters",)),
+    "rope-nested-number": (config(rope_parameters={"full_attention": 3}), InputError, ("rope_parameters", "3")),
+    "rope-factor-10-400": (
+        config(rope_parameters={"rope_type": "linear", "factor": 10**400, "rope_theta": 1e4}),
+        InputError,
+        (),
+    ),
+    "dtype-list": (config(dtype=[1]), InputError, ("dtype", "[1]")),
     "rope-unknown": (
         config(rope_parameters={"rope_type": "spiral", "rope_theta": 1e4}),
         UnsupportedError,
