@@ -58,6 +58,7 @@ _FAMILIES = (
     Family("gemma3_text", "Gemma3ForCausalLM"),
     Family("granite", "GraniteForCausalLM"),
     Family("olmo2", "Olmo2ForCausalLM"),
+    Family("olmo3", "Olmo3ForCausalLM"),
     Family(
         "phi3",
         "Phi3ForCausalLM",

@@ -52,6 +52,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3-multi-query": ("gemma3_text", _heads(4, 1, 16)),
     "granite-tied-biases": ("granite", {"attention_bias": True, "tie_word_embeddings": True}),
     "olmo2-biases": ("olmo2", _heads(4, 4, 8, attention_bias=True)),
+    "olmo3-multi-head": ("olmo3", _heads(4, 4, 8, attention_bias=True, tie_word_embeddings=True)),
     "phi3-multi-head": ("phi3", _heads(4, 4, 8, sliding_window=None, tie_word_embeddings=True)),
     # Rope scalings; the short contexts make a length-dependent rope change in mid-sequence
     "llama-rope-default": ("llama", _rope()),
@@ -62,6 +63,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-rope-longrope": ("llama", _rope(**_LONG, factor=4.0)),
     "llama-rope-llama3": ("llama", _rope(**_LLAMA3)),
     "qwen3-rope-yarn": ("qwen3", _rope(**_YARN)),
+    "olmo3-yarn-on-full-attention": (
+        "olmo3",
+        {
+            "rope_parameters": {
+                "full_attention": {"rope_theta": 100.0, **_YARN},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            }
+        },
+    ),
     "phi3-partial-rotary": ("phi3", _rope(partial_rotary_factor=0.5)),
     "phi3-longrope": ("phi3", _rope(**_LONG) | {"original_max_position_embeddings": 14}),
     "gemma3-linear-global": (

@@ -66,6 +66,7 @@ _FAMILY: dict[str, dict[str, Any]] = {
         "logits_scaling": 0.5,
     },
     "olmo2": {},
+    "olmo3": {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]},
     "phi3": {"sliding_window": 6, "original_max_position_embeddings": 16},
 }
 

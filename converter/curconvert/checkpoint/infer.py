@@ -19,6 +19,7 @@ _BY_FAMILY: Mapping[str, tuple[str, ...]] = {
     "gemma3_text": ("sliding_window", "query_pre_attn_scalar", "rope_local_base_freq"),
     "granite": ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"),
     "smollm3": ("no_rope_layer_interval",),
+    "olmo3": ("sliding_window",),
 }
 _PLAIN = ("llama", "mistral", "granite", "smollm3")
 
@@ -53,7 +54,7 @@ def infer_config(tensors: Mapping[str, TensorInfo], given: Mapping[str, Any], so
         config["model_type"] = candidates[0]
     else:
         questions.append(f"model_type (one of {', '.join(candidates)})")
-    if config.get("model_type") not in ("qwen2", "gemma2", "gemma3_text", "olmo2"):
+    if config.get("model_type") not in ("qwen2", "gemma2", "gemma3_text", "olmo2", "olmo3"):
         config["attention_bias"] = _LAYER + "self_attn.o_proj.bias" in shapes
         config["mlp_bias"] = _LAYER + "mlp.down_proj.bias" in shapes
     head_norm = shapes.get(_LAYER + "self_attn.q_norm.weight", ())
@@ -83,7 +84,7 @@ def _families(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
     if "pre_feedforward_layernorm.weight" in has:
         return ("gemma3_text",) if "self_attn.q_norm.weight" in has else ("gemma2",)
     if "self_attn.q_norm.weight" in has:
-        return ("qwen3",) if "input_layernorm.weight" in has else ("olmo2",)
+        return ("qwen3",) if "input_layernorm.weight" in has else ("olmo2", "olmo3")
     if "self_attn.q_proj.bias" in has and "self_attn.o_proj.bias" not in has:
         return ("qwen2",)
     return _PLAIN

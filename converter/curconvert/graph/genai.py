@@ -8,7 +8,7 @@ from typing import Any
 from curconvert.graph.build import FUSED_FILE
 
 # onnxruntime-genai refuses model types that it does not know, but treats all plain decoders alike.
-_TYPES: Mapping[str, str] = {"olmo2": "olmo"}
+_TYPES: Mapping[str, str] = {"olmo2": "olmo", "olmo3": "olmo"}
 # Generation stops here unless the client sets max_length; the shared cache is allocated for this many tokens.
 _MAX_LENGTH = 4096
 

@@ -33,7 +33,8 @@ ANSWERS: dict[str, dict[str, Any]] = {
         "residual_multiplier": "0.7",
         "logits_scaling": "0.5",
     },
-    "olmo2": {"head_dim": "8"},
+    "olmo2": {"model_type": "olmo2", "head_dim": "8"},
+    "olmo3": {"model_type": "olmo3", "head_dim": "8", "sliding_window": "6"},
     "phi3": {"head_dim": "8", "sliding_window": "6"},
 }
 INFERRED = (
