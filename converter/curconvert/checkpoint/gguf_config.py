@@ -87,7 +87,9 @@ def config_from_metadata(
     if get("expert_count"):
         raise UnsupportedError(f"{source}: mixtures of experts are not supported ({architecture}.expert_count)")
     if architecture == "olmo2" and get("attention.sliding_window"):
-        raise UnsupportedError(f"{source}: OLMo 3 (olmo2 with a sliding window) is not read from GGUF; use its safetensors")
+        raise UnsupportedError(
+            f"{source}: OLMo 3 (olmo2 with a sliding window) is not read from GGUF; use its safetensors"
+        )
     config: dict[str, Any] = {"model_type": _MODEL_TYPES[architecture]}
     for field, key in _REQUIRED.items():
         if get(key) is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -162,6 +163,8 @@ def _nothing_to_open(path: Path) -> InputError | UnsupportedError:
 
 
 def _open_lone_file(path: Path, config: Path | None, overrides: Mapping[str, Any]) -> Checkpoint:
+    if re.search(r"-\d{5}-of-(?!00001)\d{5}\.safetensors$", path.name):
+        raise InputError(f"{path}: one shard of several; name its folder instead")
     storage = _mapped("safetensors", path, (path,), read_header(path))
     config = config or ModelFolder.at(path.parent).regular("config.json")
     if config is not None:

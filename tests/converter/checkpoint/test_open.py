@@ -139,6 +139,13 @@ def test_a_lone_file_uses_the_config_beside_it(llama: Path) -> None:
     assert checkpoint.config == open_checkpoint(llama).config
 
 
+def test_a_single_shard_is_refused_with_advice(llama: Path) -> None:
+    """One shard of several is no model; its folder is."""
+    shard(llama)
+    with pytest.raises(InputError, match=r"00001-of-00002\.safetensors: one shard of several; name its folder"):
+        open_checkpoint(llama / "model-00001-of-00002.safetensors")
+
+
 def test_a_named_config_is_used_instead(llama: Path, tmp_path: Path) -> None:
     """`config=` wins over the one beside the weights."""
     (llama / "config.json").rename(tmp_path / "other.json")
