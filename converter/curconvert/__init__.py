@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from curconvert.calibration.text import CalibrationOptions
-    from curconvert.pipeline import Conversion, convert, export, plan
     from curconvert.options import ConvertOptions, SourceOptions
+    from curconvert.pipeline import Conversion, convert, export, plan
 
 __all__ = [
     "CalibrationOptions",

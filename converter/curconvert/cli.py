@@ -317,8 +317,8 @@ def generate(
     from curconvert_runtime.session import load
 
     options = GenerationOptions(**values)
-    prompts = list(prompt) or [click.get_text_stream("stdin").read()]
-    session = load(artifact, provider=provider, graph=graph, threads=threads)  # type: ignore[arg-type]
+    prompts = list(prompt) or [sys.stdin.read()]
+    session = load(artifact, provider=provider, graph=graph, threads=threads)  # type: ignore[arg-type]  # load checks it
     alone = len(prompts) == 1 and not as_json
     completions = {}
     for piece in stream(session, prompts, options):

@@ -22,7 +22,7 @@ from curconvert.factorization.cur import CUROptions, factorize_cur
 from curconvert.factorization.types import Factorization
 from curconvert.options import ConvertOptions
 from curconvert.planning import MatrixPlan, Plan, layer_of
-from curconvert.selection.layers import angular_distances
+from curconvert.selection.layers import angular_distance
 from curconvert_runtime.probes import (
     CompressedProbe,
     OriginalOutputs,
@@ -69,16 +69,20 @@ def run_original(
     stream = BlockStream(checkpoint)
     probes = _embed(stream, tokens.probes)
     hidden = _embed(stream, tokens.calibration) if distances else []
-    last: list[NDArray[np.float64]] = []
+    moved: list[float] = []
+    before: NDArray[np.float64] | None = None  # the embedding's output is no layer's
     for index in range(stream.num_layers):
         with stream.block(index) as block:
-            probes = [block.forward(batch) for batch in probes]
-            hidden = [block.forward(batch) for batch in hidden]
+            block.advance(probes)
+            block.advance(hidden)
         if distances:
-            last.append(np.concatenate([batch[:, -1].double().numpy() for batch in hidden]))
+            after = np.concatenate([batch[:, -1].double().numpy() for batch in hidden])
+            moved.append(np.nan if before is None else angular_distance(before, after))
+            before = after
         progress("original", index + 1, stream.num_layers)
+    hidden.clear()
     return OriginalPass(
-        distances=angular_distances(np.stack(last)) if distances else None,
+        distances=np.array(moved) if distances else None,
         outputs=_probe_outputs(stream, probes, tokens.probes),
     )
 
@@ -132,13 +136,15 @@ def compress(
         with stream.block(index) as block:
             targets = [matrices[name] for name in block.linears if name in matrices]
             if targets:
-                hidden, found = _compress_block(block, targets, hidden, checkpoint, options, dtype)
+                found = _compress_block(block, targets, hidden, checkpoint, options, dtype)
                 for name, factors in found.items():
                     for suffix, tensor in factors.tensors.items():
                         writer.write(factor_name(name, suffix), tensor)
                     reports[name] = replace(factors, tensors={})
             elif index < last_layer:
-                hidden = [block.forward(batch) for batch in hidden]
+                block.advance(hidden)
+            else:
+                hidden.clear()
             probe.advance(block, stream.num_layers)
         progress("compress", index + 1, stream.num_layers)
     return reports, probe.result(stream)
@@ -156,11 +162,15 @@ def _compress_block(
     checkpoint: Checkpoint,
     options: ConvertOptions,
     dtype: torch.dtype,
-) -> tuple[list[Tensor], dict[str, Factorization]]:
-    """Calibrate, factorize and replace one block's targets; return the next block's calibration inputs."""
+) -> dict[str, Factorization]:
+    """Calibrate, factorize and replace one block's targets; `hidden` becomes the next block's input."""
     collector = StatisticsCollector({m.name: block.linears[m.name] for m in targets})
     with collector.collecting():
-        outputs = [block.forward(batch) for batch in hidden]
+        if options.sequential:
+            for batch in hidden:
+                block.forward(batch)
+        else:
+            block.advance(hidden)
     ranks = {m.name: m.rank for m in targets}
     found: dict[str, Factorization] = {}
     for names, statistics in collector.groups():
@@ -173,8 +183,8 @@ def _compress_block(
             c, u, r = (found[name].tensors[key].float() for key in ("C", "U", "R"))
             block.replace(name, CURLinear(c, u, r, linear.bias))
     if options.sequential:
-        outputs = [block.forward(batch) for batch in hidden]
-    return outputs, found
+        block.advance(hidden)
+    return found
 
 
 def factorize_checked(

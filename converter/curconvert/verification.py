@@ -60,9 +60,9 @@ def _against_checkpoint(
             f"--against {against}: comparing with a checkpoint needs torch; export it elsewhere with "
             "`curconvert export`, or run: pip install 'curconvert[convert]'"
         )
-    from curconvert.pipeline import export
     from curconvert.options import SourceOptions
     from curconvert.parity import check_slices
+    from curconvert.pipeline import export
 
     slices = check_slices(artifact, against)
     with tempfile.TemporaryDirectory(prefix="curconvert-") as folder:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 _TEMPLATES = {"README.md": "README.md.j2", "report.html": "report.html.j2"}
 
@@ -20,7 +20,7 @@ def write_reports(folder: Path, manifest: Mapping[str, Any]) -> None:
     """
     environment = Environment(
         loader=PackageLoader("curconvert.report"),
-        autoescape=lambda name: bool(name and ".html" in name),
+        autoescape=select_autoescape(enabled_extensions=("html.j2",)),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -13,20 +13,21 @@ _SPEC = "angular, angular:N, all, or a list of numbers and ranges such as 3,5,8-
 PAPER_SHARE = 10 / 32  # CURing compresses 10 of Llama-3.1-8B's 32 layers
 
 
-def angular_distances(last_token_states: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Angular distance that each layer moves the last token's hidden state (CURing, arXiv 2501.04211, §3.1).
+def angular_distance(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:
+    """Angular distance that a layer moves the last token's hidden state (CURing, arXiv 2501.04211, §3.1).
 
-    `d(l) = arccos(cos(h_l, h_{l+1})) / π` averaged over sequences; the value belongs to layer l+1.
+    `d = arccos(cos(h_l, h_{l+1})) / π`, averaged over sequences; it belongs to layer l+1.
 
     Args:
-        last_token_states: (layers, sequences, hidden_size): the last token's state after each decoder layer.
+        before: (sequences, hidden_size): the last token's state after the layer before.
+        after: The same after the layer itself.
 
     Returns:
-        (layers,) distances in [0, 1]; the first layer has no predecessor and gets nan.
+        The mean distance, in [0, 1].
     """
-    unit = last_token_states / np.maximum(np.linalg.norm(last_token_states, axis=-1, keepdims=True), 1e-300)
-    cosine = np.clip((unit[1:] * unit[:-1]).sum(-1), -1.0, 1.0)
-    return np.concatenate([[np.nan], (np.arccos(cosine) / np.pi).mean(axis=1)])
+    norms = np.linalg.norm(before, axis=-1) * np.linalg.norm(after, axis=-1)
+    cosine = (before * after).sum(-1) / np.maximum(norms, 1e-300)
+    return float((np.arccos(np.clip(cosine, -1.0, 1.0)) / np.pi).mean())
 
 
 def needs_distances(spec: str) -> bool:
@@ -59,7 +60,7 @@ def select_layers(spec: str, num_layers: int, distances: NDArray[np.float64] | N
     Args:
         spec: `angular` (10/32 of the layers, as in CURing), `angular:N`, `all`, or explicit numbers and ranges.
         num_layers: Number of decoder layers.
-        distances: From `angular_distances`; needed for the angular choices.
+        distances: (layers,), by `angular_distance`; needed for the angular choices, the first and last are not read.
 
     Raises:
         InputError: The specification is malformed or matches no layer.

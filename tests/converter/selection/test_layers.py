@@ -8,33 +8,29 @@ import numpy as np
 import pytest
 
 from curconvert.errors import InputError
-from curconvert.selection.layers import angular_distances, layer_count, select_layers
+from curconvert.selection.layers import angular_distance, layer_count, select_layers
 
 
 def test_distances_are_mean_angles_over_pi() -> None:
-    """Each value belongs to the later layer of its pair; the first layer has none."""
+    """The definition, sequence by sequence."""
     rng = np.random.default_rng(0)
-    states = rng.standard_normal((4, 3, 8))
-    found = angular_distances(states)
-    assert math.isnan(found[0])
-    for layer in range(1, 4):
-        angles = []
-        for a, b in zip(states[layer - 1], states[layer], strict=True):
-            angles.append(math.acos(float(a @ b) / math.sqrt(float(a @ a) * float(b @ b))) / math.pi)
-        assert found[layer] == pytest.approx(sum(angles) / 3, rel=1e-9)
+    before, after = rng.standard_normal((2, 3, 8))
+    angles = []
+    for a, b in zip(before, after, strict=True):
+        angles.append(math.acos(float(a @ b) / math.sqrt(float(a @ a) * float(b @ b))) / math.pi)
+    assert angular_distance(before, after) == pytest.approx(sum(angles) / 3, rel=1e-9)
 
 
 def test_equal_and_opposite_states_lie_at_the_ends_of_the_scale() -> None:
     """Rounding past ±1 is clipped, so that no distance is nan."""
     state = np.full((1, 5), 0.1)
-    found = angular_distances(np.stack([state, state * 3, state * -7]))
-    assert found[1] == pytest.approx(0.0, abs=1e-7)
-    assert found[2] == pytest.approx(1.0, abs=1e-7)
+    assert angular_distance(state, state * 3) == pytest.approx(0.0, abs=1e-7)
+    assert angular_distance(state, state * -7) == pytest.approx(1.0, abs=1e-7)
 
 
 def test_a_state_of_zeros_gives_a_finite_distance() -> None:
     """A dead layer is no division by zero."""
-    assert np.isfinite(angular_distances(np.zeros((3, 2, 4)))[1:]).all()
+    assert np.isfinite(angular_distance(np.zeros((2, 4)), np.zeros((2, 4))))
 
 
 def test_angular_takes_the_smallest_distances_but_never_the_ends() -> None:
