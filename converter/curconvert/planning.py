@@ -151,7 +151,7 @@ def _estimate(checkpoint: Checkpoint, options: ConvertOptions, matrices: list[Ma
         sum(m.parameters_before for m in matrices if layer_of(m.name) == layer)
         for layer in {layer_of(m.name) for m in matrices}
     )
-    grams = sum({m.shape[1] for m in matrices if m.form != "dense"}) ** 2 * 8
+    grams = sum(8 * width**2 for width in {m.shape[1] for m in matrices if m.form != "dense"})
     compressed = [m for m in matrices if m.form != "dense"]
     largest = max(m.parameters_before for m in compressed)
     memory = (

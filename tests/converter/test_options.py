@@ -1,0 +1,102 @@
+"""Options: presets, and everything that is refused on construction."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from curconvert.calibration.text import CalibrationOptions
+from curconvert.errors import InputError
+from curconvert.options import DEFAULT_TARGETS, LINEARS, ConvertOptions, parse_targets
+
+
+def test_curing_is_the_papers_preset() -> None:
+    """DEIM on |W|∘a, plain U, every block calibrated on the original model."""
+    options = ConvertOptions.for_method("curing")
+    assert (options.selector, options.importance, options.link, options.sequential) == ("deim", "wanda", "plain", False)
+    assert options.targets == ("q_proj", "k_proj", "gate_proj")
+
+
+def test_cur_is_the_default() -> None:
+    """Activation-aware selection, full U, sequential calibration."""
+    assert ConvertOptions.for_method() == ConvertOptions.for_method("cur")
+    options = ConvertOptions.for_method()
+    assert (options.importance, options.link, options.sequential) == ("activation", "full", True)
+
+
+def test_single_values_override_a_preset() -> None:
+    """None means not given; False is given."""
+    options = ConvertOptions.for_method("cur", selector="deim", sequential=False, link=None, rank=7)
+    assert (options.selector, options.sequential, options.link, options.rank) == ("deim", False, "full", 7)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"rank": 0}, "--rank 0: expected an integer of at least 1"),
+        ({"rank": -3}, "--rank -3"),
+        ({"rank": 2.5}, "--rank 2.5"),
+        ({"rank": True}, "--rank True"),
+        ({"seed": -1}, "--seed -1"),
+        ({"ridge": float("nan")}, "--ridge nan"),
+        ({"ridge": float("inf")}, "--ridge inf"),
+        ({"ridge": -0.1}, "--ridge -0.1"),
+        ({"selector": "svd"}, "--select 'svd': expected one of deim, qdeim, qr, leverage, random"),
+        ({"importance": ""}, "--importance ''"),
+        ({"link": "half"}, "--link 'half': expected one of plain, diagonal, full"),
+        ({"dtype": "int8"}, "--dtype 'int8': expected one of float32, float16, bfloat16"),
+        ({"targets": ()}, "--targets is empty"),
+        ({"targets": ("q_proj", "lm_head")}, "--targets 'lm_head'"),
+    ],
+)
+def test_unsound_values_are_refused(values: dict[str, Any], message: str) -> None:
+    """The message names the option, the value and what is expected."""
+    with pytest.raises(InputError) as error:
+        ConvertOptions.for_method("cur", **values)
+    assert message in str(error.value)
+
+
+def test_an_unknown_method_is_refused() -> None:
+    """With the list of those there are."""
+    with pytest.raises(InputError, match="--method 'svd': expected one of cur, curing"):
+        ConvertOptions.for_method("svd")
+
+
+def test_options_are_frozen() -> None:
+    """What was validated stays."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ConvertOptions.for_method().rank = 0  # type: ignore[misc]
+
+
+def test_options_become_json_without_paths() -> None:
+    """The manifest holds the name of a calibration file, not its folder."""
+    options = ConvertOptions.for_method(calibration=CalibrationOptions(source="/home/someone/text.txt"))
+    values = json.loads(json.dumps(options.to_json()))
+    assert values["calibration"]["source"] == "text.txt"
+    assert values["targets"] == list(DEFAULT_TARGETS)
+    assert values["rank"] == 128
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("all", LINEARS),
+        (" all ", LINEARS),
+        ("down_proj,q_proj", ("q_proj", "down_proj")),
+        ("q_proj, q_proj,", ("q_proj",)),
+        ("", ()),
+    ],
+)
+def test_targets_are_a_set(text: str, expected: tuple[str, ...]) -> None:
+    """Order and repetition do not matter; an empty list is refused by the options."""
+    assert parse_targets(text) == expected
+
+
+@pytest.mark.parametrize("text", ["q_porj", "q_proj,lm_head", "ALL", "all,q_proj", "q_proj k_proj"])
+def test_unknown_targets_are_refused(text: str) -> None:
+    """A pattern that matches nothing is a mistake."""
+    with pytest.raises(InputError, match=r"--targets: .* matches nothing"):
+        parse_targets(text)

@@ -1,0 +1,132 @@
+"""Plans from shapes alone: ranks, what stays dense, totals."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from curconvert.checkpoint import Checkpoint, open_checkpoint
+from curconvert.errors import InputError
+from curconvert.factorization.types import break_even_rank, cur_parameters
+from curconvert.options import LINEARS
+from curconvert.planning import make_plan, plan_matrix
+from support.families import make_checkpoint
+from support.tiny_runs import tiny_options
+
+SIZES = st.integers(1, 20_000)
+TOKENS = Path("ids.safetensors")  # never opened by a plan
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A Llama of five layers."""
+    model = make_checkpoint(tmp_path_factory.mktemp("plan") / "model", "llama", num_hidden_layers=5)
+    return open_checkpoint(model.folder)
+
+
+@given(m=SIZES, n=SIZES)
+def test_break_even_is_the_largest_rank_that_does_not_grow(m: int, n: int) -> None:
+    """r(m+n) + r² ≤ mn, and one more would not fit."""
+    rank = break_even_rank((m, n))
+    assert rank * (m + n) + rank * rank <= m * n
+    assert (rank + 1) * (m + n) + (rank + 1) ** 2 > m * n
+
+
+@given(m=SIZES, n=SIZES)
+def test_break_even_is_the_papers_formula(m: int, n: int) -> None:
+    """⌊(√(m² + 6mn + n²) − (m+n)) / 2⌋, with an exact integer root."""
+    root = math.isqrt(m * m + 6 * m * n + n * n)
+    assert break_even_rank((m, n)) == (root - (m + n)) // 2
+
+
+@given(m=SIZES, n=SIZES, rank=st.integers(1, 30_000))
+def test_no_matrix_grows_and_every_compressed_one_saves(m: int, n: int, rank: int) -> None:
+    """At least 5 % or dense with a reason; never more than asked for or than the matrix has."""
+    plan = plan_matrix("x.weight", (m, n), rank)
+    if plan.form == "dense":
+        assert plan.rank is None
+        assert plan.parameters_after == m * n
+        assert "would save less than 5%" in str(plan.reason)
+        best = min(rank, break_even_rank((m, n)))
+        assert best == 0 or cur_parameters((m, n), best) > 0.95 * m * n
+    else:
+        assert plan.rank is not None
+        assert 1 <= plan.rank <= min(rank, m, n)
+        assert plan.parameters_after == plan.rank * (m + n + plan.rank) <= 0.95 * m * n
+        assert plan.reason is None
+
+
+def test_only_targets_of_chosen_layers_are_compressed(checkpoint: Checkpoint) -> None:
+    """All others are listed as not selected."""
+    plan = make_plan(checkpoint, tiny_options(TOKENS, layers="1,3", targets=("q_proj", "down_proj")))
+    compressed = {m.name for m in plan.matrices if m.form == "cur"}
+    assert compressed == {
+        f"model.layers.{layer}.{linear}.weight" for layer in (1, 3) for linear in ("self_attn.q_proj", "mlp.down_proj")
+    }
+    assert {m.reason for m in plan.matrices if m.form == "dense"} == {"not selected"}
+    assert len(plan.matrices) == 5 * len(LINEARS)
+    assert plan.layers == (1, 3)
+
+
+def test_matrices_come_in_the_models_order(checkpoint: Checkpoint) -> None:
+    """Layer by layer."""
+    plan = make_plan(checkpoint, tiny_options(TOKENS))
+    layers = [int(m.name.split(".")[2]) for m in plan.matrices]
+    assert layers == sorted(layers)
+
+
+def test_an_angular_plan_counts_before_the_layers_are_known(checkpoint: Checkpoint) -> None:
+    """Every layer has the same shapes, so the totals are right whichever are chosen."""
+    options = tiny_options(TOKENS, layers="angular:2")
+    before, after = make_plan(checkpoint, options), make_plan(checkpoint, options, (1, 3))
+    assert before.layers is None
+    assert before.layer_total == 2
+    assert before.parameters_after == after.parameters_after
+    assert after.layers == (1, 3)
+
+
+def test_one_target_stays_dense_while_others_are_compressed(checkpoint: Checkpoint) -> None:
+    """q_proj (32 × 32) would save 2 % at rank 13, which is not worth three products; the plan says so."""
+    plan = make_plan(checkpoint, tiny_options(TOKENS, rank=13, layers="2"))
+    by_name = {m.name: m for m in plan.matrices}
+    assert by_name["model.layers.2.self_attn.q_proj.weight"].reason == "rank 13 would save less than 5%"
+    assert by_name["model.layers.2.mlp.gate_proj.weight"].rank == 13
+
+
+def test_compressing_nothing_is_an_error(checkpoint: Checkpoint) -> None:
+    """The message says which options led there."""
+    with pytest.raises(InputError, match="--rank 13 with --targets q_proj,o_proj: no selected matrix"):
+        make_plan(checkpoint, tiny_options(TOKENS, rank=13, targets=("q_proj", "o_proj")))
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_model_without_inner_layers_is_an_error(tmp_path: Path, layers: int) -> None:
+    """Angular choice has no candidates; the message offers --layers all, which works."""
+    opened = open_checkpoint(make_checkpoint(tmp_path / "m", "llama", num_hidden_layers=layers).folder)
+    with pytest.raises(InputError, match="use --layers all"):
+        make_plan(opened, tiny_options(TOKENS, layers="angular"))
+    assert make_plan(opened, tiny_options(TOKENS)).layer_total == layers
+
+
+@pytest.mark.parametrize("spec", ["angular:4", "angular:x", "5", "0-9", "", "one"])
+def test_layers_that_the_model_does_not_have_are_an_error(checkpoint: Checkpoint, spec: str) -> None:
+    """Found by the plan, before any work."""
+    with pytest.raises(InputError, match="--layers"):
+        make_plan(checkpoint, tiny_options(TOKENS, layers=spec))
+
+
+def test_estimated_memory_does_not_depend_on_the_number_of_layers(tmp_path: Path) -> None:
+    """Time does."""
+    plans = [
+        make_plan(
+            open_checkpoint(make_checkpoint(tmp_path / str(layers), "llama", num_hidden_layers=layers).folder),
+            tiny_options(TOKENS),
+        )
+        for layers in (2, 8)
+    ]
+    assert plans[0].peak_memory_bytes == plans[1].peak_memory_bytes
+    assert plans[0].seconds < plans[1].seconds
