@@ -60,8 +60,9 @@ def infer_config(tensors: Mapping[str, TensorInfo], given: Mapping[str, Any], so
     head_norm = shapes.get(_LAYER + "self_attn.q_norm.weight", ())
     if head_norm and head_norm != (q_width,):  # one norm per head: OLMo 2's spans all heads
         config["head_dim"] = head_norm[0]
-    config |= given
-    known = next((key for key in ("head_dim", "num_attention_heads") if config.get(key) is not None), None)
+    widths = ("head_dim", "num_attention_heads", "num_key_value_heads")
+    config |= {key: value for key, value in given.items() if value is not None or key not in widths}
+    known = next((key for key in widths[:2] if key in config), None)
     if known:
         _count_heads(config, known, q_width, kv_width, source)
     else:

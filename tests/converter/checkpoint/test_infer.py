@@ -112,6 +112,12 @@ def test_a_head_width_that_does_not_divide_is_refused(
         )
 
 
+def test_null_is_no_answer(tiny: Callable[[str], TinyModel], tmp_path: Path) -> None:
+    """`head_dim=null` leaves the width to be derived from the heads."""
+    settings = COMMON | {"model_type": "llama", "head_dim": "null", "num_attention_heads": "4"}
+    assert open_checkpoint(lone(tiny("llama").folder, tmp_path / "lone"), config_set=settings).config["head_dim"] == 8
+
+
 @pytest.mark.parametrize(
     "name",
     [
