@@ -28,7 +28,7 @@ class _DefaultGroup(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ("--help", "-h", "--version"):
-            close = difflib.get_close_matches(args[0], self.commands, n=1, cutoff=0.8)
+            close = difflib.get_close_matches(args[0], self.commands, n=1, cutoff=0.7)
             if close and not Path(args[0]).exists():
                 raise click.UsageError(f"no command or file {args[0]!r}; did you mean {close[0]!r}?", ctx)
             args = ["convert", *args]

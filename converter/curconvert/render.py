@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,6 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from curconvert.pipeline import Conversion
@@ -33,10 +35,12 @@ _STAGES = {
     "fidelity": "measure fidelity",
     "torch": "compare with torch",
 }
+_PIPE_WIDTH = 10_000
 
 
 def _console() -> Console:
-    return Console(highlight=False)
+    # No markup: a path or a tensor name may hold brackets. Piped output is searched and compared: no line is cut.
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 
 
 @contextmanager
@@ -121,7 +125,7 @@ def verification(report: VerificationReport) -> None:
     console = _console()
     table = Table(box=None, show_header=False)
     for check in report.checks:
-        table.add_row("[green]✓[/]" if check.passed else "[red]✗[/]", check.name, check.detail)
+        table.add_row(Text("✓", "green") if check.passed else Text("✗", "red"), check.name, check.detail)
     console.print(table)
     if report.fidelity is not None:
         f = report.fidelity

@@ -46,7 +46,7 @@ def add_tokenizer(folder: Path) -> None:
     words = {"<pad>": 0, "<s>": 1, "</s>": 2}
     words |= {chr(32 + number): number + 3 for number in range(VOCABULARY - 3)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="?"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(?s:.)"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "pad_token": "<pad>"}

@@ -1,0 +1,436 @@
+"""The command line: exit codes, one line per error, JSON alone on stdout, and every command on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from curconvert import pipeline
+from curconvert.cli import main
+from curconvert_schemas import validate
+from support.checkpoints import edit_config, edit_tensors
+from support.families import make_checkpoint
+from support.tiny_runs import add_tokenizer, token_file
+
+COMMON = ("--rank", "8", "--layers", "all", "--calibration-tokens", "24", "--probe-sequences", "2")
+
+
+def call(*arguments: str | Path, text: str | None = None) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], input=text)
+
+
+def refused(result: Result, code: int, *parts: str) -> None:
+    """Check that a call failed with one line on stderr and nothing on stdout."""
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    for part in parts:
+        assert part in lines[0]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a checkpoint that has a tokenizer, its token ids, and an artifact of it; no test may change them."""
+    folder = tmp_path_factory.mktemp("home")
+    make_checkpoint(folder / "model", "llama", num_hidden_layers=3)
+    add_tokenizer(folder / "model")
+    ids = token_file(folder / "ids.safetensors")
+    done = call("convert", folder / "model", "-o", folder / "out", *COMMON, "--calibration", ids)
+    assert done.exit_code == 0, done.output
+    return folder
+
+
+@pytest.fixture
+def model(home: Path, tmp_path: Path) -> Path:
+    """A copy of the checkpoint."""
+    return Path(shutil.copytree(home / "model", tmp_path / "model"))
+
+
+@pytest.fixture
+def artifact(home: Path, tmp_path: Path) -> Path:
+    """A copy of the artifact."""
+    return Path(shutil.copytree(home / "out", tmp_path / "artifact"))
+
+
+def convert(model: Path, out: Path, *arguments: str | Path) -> Result:
+    ids = token_file(model.parent / "ids.safetensors")
+    return call("convert", model, "-o", out, *COMMON, "--calibration", ids, "--quiet", *arguments)
+
+
+def test_convert_verifies_and_says_what_it_did(model: Path, tmp_path: Path) -> None:
+    """The summary fits one screen and names the folder."""
+    ids = token_file(tmp_path / "ids.safetensors")
+    result = call("convert", model, "-o", tmp_path / "out", *COMMON, "--calibration", ids)
+    assert result.exit_code == 0, result.output
+    assert "verified" in result.stdout
+    assert "9 matrices compressed in layers 0, 1, 2" in result.stdout
+    assert str(tmp_path / "out") in result.stdout
+    assert len(result.stdout.splitlines()) <= 40
+    assert json.loads((tmp_path / "out" / "curconvert.json").read_text())["metrics"] is not None
+
+
+def test_a_bare_model_means_convert(model: Path, tmp_path: Path) -> None:
+    """Options may come first as little as with any command; the artifact is the same."""
+    ids = token_file(tmp_path / "ids.safetensors")
+    result = call(model, "-o", tmp_path / "out", *COMMON, "--calibration", ids, "--no-verify", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "out" / "curconvert.json").is_file()
+
+
+def test_quiet_prints_nothing(model: Path, tmp_path: Path) -> None:
+    """Neither stream."""
+    result = convert(model, tmp_path / "out")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_json_of_convert_is_all_that_stdout_holds(model: Path, tmp_path: Path) -> None:
+    """Machines parse it; its verification meets the schema."""
+    ids = token_file(tmp_path / "ids.safetensors")
+    result = call("convert", model, "-o", tmp_path / "out", *COMMON, "--calibration", ids, "--json")
+    assert result.exit_code == 0, result.output
+    value = json.loads(result.stdout)
+    assert value["verification"]["passed"]
+    validate(value["verification"], "verification-1.0")
+    assert value["plan"]["parameters_after"] < value["plan"]["parameters_before"]
+
+
+def test_no_verify_publishes_without_metrics(model: Path, tmp_path: Path) -> None:
+    """The manifest says that nothing was measured."""
+    assert convert(model, tmp_path / "out", "--no-verify").exit_code == 0
+    assert json.loads((tmp_path / "out" / "curconvert.json").read_text())["metrics"] is None
+
+
+def test_options_reach_the_conversion(model: Path, tmp_path: Path) -> None:
+    """What was asked for is in the manifest."""
+    given = {
+        "--method": "curing", "--select": "leverage", "--importance": "weight", "--link": "diagonal", "--ridge": "0.5",
+        "--seed": "7", "--dtype": "float16", "--targets": "down_proj", "--layers": "1",
+    }  # fmt: skip
+    result = convert(
+        model, tmp_path / "out", "--no-verify", "--sequential", *[x for pair in given.items() for x in pair]
+    )
+    assert result.exit_code == 0, result.output
+    options = json.loads((tmp_path / "out" / "curconvert.json").read_text())["options"]
+    assert options | {
+        "method": "curing", "selector": "leverage", "importance": "weight", "link": "diagonal", "ridge": 0.5, "seed": 7,
+        "dtype": "float16", "targets": ["down_proj"], "layers": "1", "sequential": True,
+    } == options  # fmt: skip
+    assert options["calibration"]["seed"] == 7
+
+
+BAD_OPTIONS = [
+    (("--rank", "0"), "--rank 0"),
+    (("--rank", "-2"), "--rank -2"),
+    (("--layers", "7"), "--layers 7"),
+    (("--layers", "angular:2"), "--layers angular:2"),
+    (("--targets", "q_porj"), "q_porj"),
+    (("--targets", ""), "--targets is empty"),
+    (("--select", "svd"), "--select 'svd'"),
+    (("--method", "magic"), "--method 'magic'"),
+    (("--dtype", "int4"), "--dtype 'int4'"),
+    (("--ridge", "nan"), "--ridge nan"),
+    (("--seed", "-1"), "-1"),
+    (("--calibration", "missing.txt"), "missing.txt"),
+    (("--calibration-tokens", "1"), "tokens_per_sequence"),
+    (("--calibration-tokens", "12"), "too short"),
+    (("--max-kl", "nan"), "max-kl"),
+    (("--max-kl", "-1"), "max-kl"),
+    (("--config-set", "hidden_size=33"), "hidden size (33)"),
+    (("--rank", "13", "--targets", "q_proj"), "no selected matrix"),
+]
+
+
+@pytest.mark.parametrize("arguments, part", BAD_OPTIONS, ids=[" ".join(a) for a, _ in BAD_OPTIONS])
+def test_bad_options_exit_2_in_one_line(home: Path, tmp_path: Path, arguments: tuple[str, ...], part: str) -> None:
+    """Nothing is left behind."""
+    out = tmp_path / "out"
+    result = call(
+        "convert", home / "model", "-o", out, *COMMON, "--calibration", home / "ids.safetensors", "--quiet", *arguments
+    )
+    refused(result, 2, part.replace("max-kl", ""))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["verfy", "convrt", "inspct", "plna", "exprot"])
+def test_a_mistyped_command_is_guessed(command: str) -> None:
+    """It is not taken for a model."""
+    result = call(command, "out")
+    assert result.exit_code == 2
+    assert "did you mean" in result.stderr
+
+
+def test_a_file_named_like_a_mistyped_command_is_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What exists is meant."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "verfy").write_text("x")
+    refused(call("verfy", "-o", "out", "--quiet"), 2, "expected a .safetensors or .gguf file")
+
+
+def test_a_missing_model_exits_2(tmp_path: Path) -> None:
+    """Named in the message."""
+    refused(call("convert", tmp_path / "none.gguf", "-o", tmp_path / "out", "--quiet"), 2, "none.gguf")
+
+
+def test_an_unsupported_family_exits_5(model: Path, tmp_path: Path) -> None:
+    """With the list of supported ones."""
+    edit_config(model, model_type="mixtral")
+    refused(convert(model, tmp_path / "out"), 5, "mixtral", "llama")
+
+
+def test_a_pickle_exits_5(tmp_path: Path) -> None:
+    """It is not opened."""
+    torch.save({}, tmp_path / "model.bin")
+    refused(call("convert", tmp_path / "model.bin", "-o", tmp_path / "out", "--quiet"), 5, "pickle")
+
+
+def test_an_existing_output_exits_2(model: Path, artifact: Path) -> None:
+    """And is left alone; --overwrite replaces it."""
+    before = (artifact / "curconvert.json").read_bytes()
+    refused(convert(model, artifact), 2, "--overwrite")
+    assert (artifact / "curconvert.json").read_bytes() == before
+    assert convert(model, artifact, "--overwrite", "--no-verify", "--rank", "4").exit_code == 0
+    assert (artifact / "curconvert.json").read_bytes() != before
+
+
+@pytest.mark.parametrize("place", [".", "inside", ".."])
+@pytest.mark.parametrize("command", ["convert", "export"])
+def test_an_output_that_overlaps_the_input_exits_2(model: Path, command: str, place: str) -> None:
+    """Also with --overwrite."""
+    result = call(command, model, "-o", model / place, "--overwrite", "--quiet")
+    refused(result, 2, "overlap")
+    assert (model / "model.safetensors").is_file()
+
+
+def test_a_failed_gate_exits_3_and_leaves_nothing(model: Path, tmp_path: Path) -> None:
+    """The artifact of a failed conversion does not appear."""
+    refused(convert(model, tmp_path / "out", "--max-kl", "1e-9"), 3, "kl")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ids.safetensors", "model"]
+
+
+def test_a_damaged_checkpoint_leaves_nothing(model: Path, tmp_path: Path) -> None:
+    """One line names the tensor, after the work has begun."""
+    name = "model.layers.2.mlp.gate_proj.weight"
+    edit_tensors(model, lambda tensors: tensors[name].fill_(float("nan")))
+    refused(convert(model, tmp_path / "out"), 2, name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ids.safetensors", "model"]
+
+
+def test_ctrl_c_exits_130_and_leaves_nothing(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of the block loop."""
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "compress", interrupted)
+    refused(convert(model, tmp_path / "out"), 130, "interrupted; nothing was written")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ids.safetensors", "model"]
+
+
+_SLOW_MODEL = """
+import sys, time
+from curconvert import pipeline
+from curconvert.cli import main
+def wait(*_, **__):
+    print("waiting", flush=True)
+    time.sleep(60)
+pipeline.compress = wait
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_nothing(home: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
+    """A real process, killed while it holds a half-written folder."""
+    arguments = [home / "model", "-o", tmp_path / "out", *COMMON, "--calibration", home / "ids.safetensors", "-q"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", _SLOW_MODEL, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"waiting\n"
+    time.sleep(0.1)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == code, errors
+    assert b"Traceback" not in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_line(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An OSError of the system is no traceback."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pipeline, "compress", full)
+    refused(convert(model, tmp_path / "out"), 2, "No space left on device")
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    """For reports of faults."""
+    result = call("convert", tmp_path / "none.gguf", "-o", tmp_path / "out", "--debug")
+    assert result.exit_code == 2
+    assert "error: " in result.stderr
+
+
+def test_verify_passes_and_fails(home: Path) -> None:
+    """Exit 0 and a list of checks; exit 3 under a gate that cannot be met."""
+    good = call("verify", home / "out")
+    assert good.exit_code == 0, good.output
+    assert "verified" in good.stdout
+    bad = call("verify", home / "out", "--quiet", "--max-kl", "1e-9")
+    refused(bad, 3, "kl")
+
+
+def test_json_of_a_failed_verify_still_parses(home: Path) -> None:
+    """The report goes to stdout, the reason to stderr."""
+    result = call("verify", home / "out", "--json", "--max-kl", "1e-9", "--no-torch")
+    assert result.exit_code == 3
+    report = json.loads(result.stdout)
+    validate(report, "verification-1.0")
+    assert report["passed"] is False
+
+
+def test_verify_writes_junit(home: Path, tmp_path: Path) -> None:
+    """For the CI server, also when a check fails."""
+    from xml.etree import ElementTree
+
+    result = call(
+        "verify", home / "out", "--quiet", "--no-torch", "--max-kl", "1e-9", "--junit", tmp_path / "report.xml"
+    )
+    assert result.exit_code == 3
+    suite = ElementTree.parse(tmp_path / "report.xml").getroot()
+    assert int(suite.attrib["failures"]) == 1
+    assert int(suite.attrib["tests"]) > 3
+
+
+def test_verify_against_the_checkpoint(home: Path) -> None:
+    """Rows and columns are compared with the original's, fidelity is exact."""
+    result = call("verify", home / "out", "--against", home / "model", "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert {"source.files", "source.slices", "source.tensors"} <= {check["name"] for check in report["checks"]}
+
+
+def test_verify_against_an_export_on_a_text(home: Path, tmp_path: Path) -> None:
+    """Exact KL on any text, without torch."""
+    assert call("export", home / "model", "-o", tmp_path / "dense", "--quiet").exit_code == 0
+    (tmp_path / "text.txt").write_text("The bridge was safe, and everybody crossed it twice. " * 20)
+    result = call(
+        "verify", home / "out", "--against", tmp_path / "dense", "--text", tmp_path / "text.txt", "--window", "64",
+        "--no-torch", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["fidelity"]["kl"]["mean"] > 0
+
+
+def test_a_flipped_bit_exits_4(artifact: Path) -> None:
+    """In every command that opens the artifact."""
+    path = artifact / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    for command in (("verify",), ("generate", "--prompt", "a")):
+        refused(call(command[0], artifact, *command[1:], "--quiet"), 4, "model.safetensors")
+
+
+@pytest.mark.parametrize("command", ["verify", "inspect", "generate"])
+def test_a_folder_that_is_no_artifact(tmp_path: Path, command: str) -> None:
+    """One line, no traceback."""
+    result = call(command, tmp_path, *(("--prompt", "a") if command == "generate" else ()))
+    refused(result, result.exit_code, "curconvert.json")
+    assert result.exit_code in (2, 4)
+
+
+def test_inspect_shows_and_prints_the_manifest(home: Path) -> None:
+    """A table for people, the manifest for machines."""
+    shown = call("inspect", home / "out")
+    assert shown.exit_code == 0
+    assert "model.layers.1.self_attn.q_proj" in shown.stdout
+    printed = call("inspect", home / "out", "--json")
+    assert json.loads(printed.stdout) == json.loads((home / "out" / "curconvert.json").read_text())
+
+
+def test_brackets_in_a_path_are_printed(model: Path, tmp_path: Path) -> None:
+    """They are no markup."""
+    result = call("export", model, "-o", tmp_path / "a[red]b[/c]")
+    assert result.exit_code == 0, result.output
+    assert "a[red]b[/c]" in result.stdout
+
+
+def test_plan_writes_nothing(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table of every matrix, or JSON; the same numbers as the conversion's."""
+    monkeypatch.chdir(tmp_path)
+    shown = call("plan", home / "model", *COMMON)
+    assert shown.exit_code == 0, shown.output
+    assert "model.layers.2.mlp.down_proj.weight" in shown.stdout
+    value = json.loads(call("plan", home / "model", *COMMON, "--json").stdout)
+    manifest = json.loads((home / "out" / "curconvert.json").read_text())
+    assert value["parameters_after"] == manifest["model"]["parameters_after"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_writes_an_artifact(home: Path, tmp_path: Path) -> None:
+    """It can be inspected and generates the original's tokens."""
+    result = call("export", home / "model", "-o", tmp_path / "dense", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["plan"] is None
+    assert call("inspect", tmp_path / "dense").exit_code == 0
+    answer = call("generate", tmp_path / "dense", "--prompt", "hello", "--max-new-tokens", "5", "--json")
+    assert len(json.loads(answer.stdout)[0]["ids"]) <= 5
+
+
+def test_an_unknown_dtype_of_an_export_exits_2(home: Path, tmp_path: Path) -> None:
+    """The same line as for a conversion."""
+    refused(call("export", home / "model", "-o", tmp_path / "o", "--dtype", "int4", "-q"), 2, "--dtype 'int4'")
+
+
+def test_generate_prints_text_or_json(home: Path) -> None:
+    """One prompt streams, several come in order; greedy is repeatable; a prompt may come from standard input."""
+    arguments = ("--max-new-tokens", "6")
+    first = call("generate", home / "out", "--prompt", "hello", *arguments)
+    assert first.exit_code == 0, first.output
+    piped = call("generate", home / "out", *arguments, text="hello")
+    assert piped.stdout == first.stdout
+    batch = call("generate", home / "out", "-p", "hello", "-p", "a", *arguments, "--json")
+    answers = json.loads(batch.stdout)
+    assert len(answers) == 2
+    assert answers[0]["text"] == first.stdout.removesuffix("\n")
+
+
+@pytest.mark.parametrize(
+    "arguments, part",
+    [
+        (("--temperature", "-1"), "temperature"),
+        (("--top-p", "2"), "top_p"),
+        (("--graph", "magic"), "magic"),
+        (("--provider", "tpu"), "tpu"),
+        (("--max-new-tokens", "0"), "max_new_tokens"),
+    ],
+)
+def test_bad_requests_are_one_line(home: Path, arguments: tuple[str, ...], part: str) -> None:
+    """Exit code 2 and the option's name."""
+    refused(call("generate", home / "out", "--prompt", "a", *arguments), 2, part)
+
+
+def test_help_lists_the_commands_without_torch() -> None:
+    """It must be instant: heavy imports stay inside the commands."""
+    code = (
+        "import sys\nfrom curconvert.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "assert not {'torch', 'transformers', 'onnxruntime'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for command in ("convert", "plan", "export", "verify", "inspect", "generate"):
+        assert command in done.stdout
