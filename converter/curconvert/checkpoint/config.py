@@ -91,6 +91,8 @@ def merge_overrides(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> dic
         full |= kept | (overrides["rope_scaling"] or {"rope_type": "default"})
     if "rope_theta" in rope:
         full["rope_theta"] = overrides["rope_theta"]
+        if raw.get("model_type") == "olmo3" and isinstance(sliding, dict):  # one base for all layers
+            sliding["rope_theta"] = overrides["rope_theta"]
     if "rope_local_base_freq" in rope and isinstance(sliding, dict):
         sliding["rope_theta"] = overrides["rope_local_base_freq"]
     # transformers prefers a top-level rope_scaling to all of this, and it has no base in it.
@@ -120,6 +122,10 @@ def normalise_config(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
     for key in ("head_dim", "num_key_value_heads", "rope_scaling", "rope_parameters"):
         if values.get(key, ...) is None:
             del values[key]
+    if family.model_type == "olmo3" and "rope_parameters" not in values and "rope_theta" in values:
+        # transformers 5 gives the version 4 base to the full layers only; it is that of the sliding layers, too.
+        plain = {"rope_type": "default", "rope_theta": values["rope_theta"]}
+        values["rope_parameters"] = {"sliding_attention": plain, "full_attention": dict(plain)}
     scaling = values.get("rope_scaling")
     if scaling and "su" in (scaling.get("type"), scaling.get("rope_type")):
         values["rope_scaling"] = {**scaling, "type": "longrope", "rope_type": "longrope"}  # its name in early Phi-3s

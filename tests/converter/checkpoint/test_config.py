@@ -96,6 +96,14 @@ def test_gemma3_keeps_two_bases() -> None:
     assert (config["rope_theta"], config["rope_local_base_freq"]) == (2e6, 3e4)
 
 
+def test_olmo3_has_one_base_for_all_layers() -> None:
+    """A version 4 rope_theta, stored or set, reaches sliding and full layers (transformers 5 forgets the former)."""
+    stored = normalise_config({**SIZES, "model_type": "olmo3", "rope_theta": 2e4}, "config.json")
+    changed = normalise_config(merge_overrides(stored, {"rope_theta": 3e4}), "config.json")
+    assert [part["rope_theta"] for part in stored["rope_parameters"].values()] == [2e4, 2e4]
+    assert [part["rope_theta"] for part in changed["rope_parameters"].values()] == [3e4, 3e4]
+
+
 def test_remote_code_is_dropped() -> None:
     """`auto_map` names Python files; it does not reach an artifact."""
     config = normalise_config({**SIZES, "model_type": "phi3", "auto_map": {"AutoConfig": "x.y"}}, "config.json")
