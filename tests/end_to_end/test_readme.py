@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -12,12 +13,19 @@ import click
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+import curconvert
+import curconvert_runtime
+import curconvert_schemas
 from curconvert.cli import main
 from support.families import make_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 OPTIMUM = ROOT / ".venv-optimum" / "bin" / "python"
+# The packages that this test imports, wherever they are installed.
+PACKAGES = os.pathsep.join(
+    str(Path(p.__path__[0]).parent) for p in (curconvert, curconvert_runtime, curconvert_schemas)
+)
 TOKENS = 24
 END = 0
 
@@ -49,9 +57,12 @@ def make_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}')
 
 
-def run(code: str, folder: Path, python: str | Path = sys.executable) -> str:
+def run(code: str, folder: Path, python: str | Path = sys.executable, packages: str = PACKAGES) -> str:
     """Run a block as a program in a folder and return what it prints."""
-    done = subprocess.run([python, "-c", code], cwd=folder, capture_output=True, encoding="utf-8", check=False)
+    environment = os.environ | {"PYTHONPATH": packages, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [python, "-c", code], cwd=folder, env=environment, capture_output=True, encoding="utf-8", check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -89,7 +100,7 @@ def test_genai_says_what_our_runtime_says(folder: Path, answer: str) -> None:
 @pytest.mark.clients
 def test_optimum_says_what_our_runtime_says(folder: Path, answer: str) -> None:
     """optimum's ORTModelForCausalLM gives the same text, in an environment without this project."""
-    assert run(block("optimum"), folder, OPTIMUM) == answer
+    assert run(block("optimum"), folder, OPTIMUM, packages="") == answer
 
 
 def test_the_reader_of_the_format_reads(folder: Path) -> None:
