@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +18,8 @@ DTYPES: tuple[str, ...] = get_args(DType)
 METHODS: tuple[str, ...] = get_args(Method)
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 DEFAULT_TARGETS = ("q_proj", "k_proj", "gate_proj")  # CURing, §4
+
+_MAX_RIDGE = 1e6  # far beyond any use: the diagonal alone decides long before
 
 # What a method means; explicit options override single entries.
 _PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -105,8 +106,8 @@ class ConvertOptions:
         check_choice("--link", self.link, LINKS)
         if self.dtype is not None:
             check_choice("--dtype", self.dtype, DTYPES)
-        if not (math.isfinite(self.ridge) and self.ridge >= 0):
-            raise InputError(f"--ridge {self.ridge}: expected a finite number of at least 0")
+        if not 0 <= self.ridge <= _MAX_RIDGE:
+            raise InputError(f"--ridge {self.ridge}: expected a number from 0 to {_MAX_RIDGE:g}")
         if not self.targets:
             raise InputError(f"--targets is empty: expected all, or some of {', '.join(LINEARS)}")
         for target in self.targets:

@@ -109,8 +109,11 @@ def make_plan(checkpoint: Checkpoint, options: ConvertOptions, layers: tuple[int
         layers: The chosen layers, once known; otherwise an angular choice is shown on as many middle layers.
 
     Raises:
-        InputError: Nothing would be compressed at all.
+        InputError: Nothing would be compressed at all, or the calibration sequences do not fit the model.
     """
+    wanted, context = options.calibration.tokens_per_sequence, int(checkpoint.config["max_position_embeddings"])
+    if wanted > context:
+        raise InputError(f"--calibration-tokens {wanted}: the model's context is {context} tokens; ask for fewer")
     num_layers = int(checkpoint.config["num_hidden_layers"])
     total = layer_count(options.layers, num_layers)
     if total == 0:

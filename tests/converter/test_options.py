@@ -44,6 +44,7 @@ def test_single_values_override_a_preset() -> None:
         ({"ridge": float("nan")}, "--ridge nan"),
         ({"ridge": float("inf")}, "--ridge inf"),
         ({"ridge": -0.1}, "--ridge -0.1"),
+        ({"ridge": 1e300}, "--ridge 1e+300: expected a number from 0 to 1e+06"),
         ({"selector": "svd"}, "--select 'svd': expected one of deim, qdeim, qr, leverage, random"),
         ({"importance": ""}, "--importance ''"),
         ({"link": "half"}, "--link 'half': expected one of plain, diagonal, full"),

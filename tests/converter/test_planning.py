@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from curconvert.calibration.text import CalibrationOptions
 from curconvert.checkpoint import Checkpoint, open_checkpoint
 from curconvert.errors import InputError
 from curconvert.factorization.types import break_even_rank, cur_parameters
@@ -117,6 +118,13 @@ def test_layers_that_the_model_does_not_have_are_an_error(checkpoint: Checkpoint
     """Found by the plan, before any work."""
     with pytest.raises(InputError, match="--layers"):
         make_plan(checkpoint, tiny_options(TOKENS, layers=spec))
+
+
+def test_sequences_longer_than_the_context_are_an_error(checkpoint: Checkpoint) -> None:
+    """The graphs could not be verified on them; the message names the option."""
+    calibration = CalibrationOptions(tokens_per_sequence=65)
+    with pytest.raises(InputError, match="--calibration-tokens 65: the model's context is 64 tokens"):
+        make_plan(checkpoint, tiny_options(TOKENS, calibration=calibration))
 
 
 def test_estimated_memory_does_not_depend_on_the_number_of_layers(tmp_path: Path) -> None:
