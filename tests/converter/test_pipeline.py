@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import stat
@@ -12,16 +13,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from curconvert import pipeline
+from curconvert.artifact.safetensors_writer import SafetensorsWriter
 from curconvert.calibration.text import CalibrationOptions, load_tokens
 from curconvert.checkpoint import open_checkpoint
 from curconvert.errors import InputError, VerificationError
 from curconvert.options import ConvertOptions, SourceOptions
+from curconvert.parity import torch_parity
 from curconvert.pipeline import Conversion, convert, export, plan
 from curconvert.planning import layer_of
 from curconvert_runtime import Artifact
 from curconvert_runtime.verification import VerifyOptions
 from support import curing
-from support.checkpoints import edit_tensors
+from support.checkpoints import edit_tensors, shard
 from support.families import FAMILIES, TinyModel, make_checkpoint
 from support.tiny_runs import LENGTH, manifest_of, stored_tensors, tiny_options, token_file
 
@@ -346,6 +350,34 @@ def test_a_value_that_cannot_be_stored_names_its_tensor(
         run(model, tmp_path / "out", tiny_options(tokens, dtype=dtype))
     assert str(error.value).startswith(f"{name}: {message}")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_sharded_artifact_is_the_same_model(
+    tmp_path: Path, deep: TinyModel, tokens: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Past the shard size the graphs point into several files; it verifies, and its tensors are the single file's."""
+    source, options = SourceOptions(str(deep.folder)), tiny_options(tokens, layers="1-4")
+    run(deep, tmp_path / "single", options)
+    monkeypatch.setattr(pipeline, "SafetensorsWriter", functools.partial(SafetensorsWriter, shard_bytes=30_000))
+    done = convert(source, tmp_path / "out", options, verification=VerifyOptions())
+    assert done.report is not None
+    assert done.report.passed
+    shards = sorted((tmp_path / "out").glob("model-*.safetensors"))
+    assert len(shards) > 3
+    assert torch_parity(tmp_path / "out").passed
+    found = {name: tensor for shard in shards for name, tensor in load_file(shard).items()}
+    single = stored_tensors(tmp_path / "single")
+    assert found.keys() == single.keys()
+    assert all(torch.equal(found[name], single[name]) for name in single)
+
+
+def test_a_sharded_checkpoint_gives_the_same_weights(tmp_path: Path, tokens: Path) -> None:
+    """How the original is cut into files does not matter."""
+    model = make_checkpoint(tmp_path / "model", "llama")
+    run(model, tmp_path / "a", tiny_options(tokens))
+    shard(model.folder, 3)
+    run(model, tmp_path / "b", tiny_options(tokens))
+    assert files_of(tmp_path / "a")["model.safetensors"] == files_of(tmp_path / "b")["model.safetensors"]
 
 
 def test_a_failed_gate_publishes_nothing(tmp_path: Path, deep: TinyModel, tokens: Path) -> None:
