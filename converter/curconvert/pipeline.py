@@ -20,7 +20,7 @@ from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.config import with_dtype
 from curconvert.checkpoint.types import Checkpoint, Companions, TensorInfo
 from curconvert.compress import Progress, compress, factor_name, run_original, silent
-from curconvert.errors import InputError
+from curconvert.errors import BackendError, InputError
 from curconvert.graph import build_graphs, genai_config, save_graphs
 from curconvert.options import DTYPES, ConvertOptions, SourceOptions, check_choice
 from curconvert.planning import Plan, make_plan
@@ -86,6 +86,11 @@ def convert(
     text = () if options.calibration.source == BUILTIN else (Path(options.calibration.source),)
     check_output(out, overwrite, (checkpoint.path, *checkpoint.files, *text))
     dtype = options.dtype or _stored_dtype(checkpoint)
+    if dtype == "bfloat16" and verification is not None and verification.provider == "cpu":
+        raise BackendError(
+            "onnxruntime has no bfloat16 kernels on the CPU, so the result could not be verified here; choose --dtype "
+            "float32 or float16, or pass --no-verify and run `curconvert verify --provider cuda` on the GPU"
+        )
     companions = checkpoint.companions()
     make_plan(checkpoint, options)  # refuses what cannot work before any tensor is read
     tokens = load_tokens(options.calibration, _tokenizer(companions), vocab_size=checkpoint.tensors[EMBEDDING].shape[0])

@@ -17,7 +17,7 @@ from curconvert import pipeline
 from curconvert.artifact.safetensors_writer import SafetensorsWriter
 from curconvert.calibration.text import CalibrationOptions, load_tokens
 from curconvert.checkpoint import open_checkpoint
-from curconvert.errors import InputError, VerificationError
+from curconvert.errors import BackendError, InputError, VerificationError
 from curconvert.options import ConvertOptions, SourceOptions
 from curconvert.parity import torch_parity
 from curconvert.pipeline import Conversion, convert, export, plan
@@ -413,6 +413,20 @@ def test_a_calibration_file_inside_the_output_is_refused(tmp_path: Path, deep: T
     with pytest.raises(InputError, match="overlap"):
         convert(SourceOptions(str(deep.folder)), out, tiny_options(mine), overwrite=True)
     assert mine.exists()
+
+
+def test_a_dtype_that_cannot_be_verified_here_is_refused_at_once(tmp_path: Path, tokens: Path) -> None:
+    """A bfloat16 checkpoint without --dtype, on the CPU: the message names both ways out, and both work."""
+    model = make_checkpoint(tmp_path / "model", "llama", dtype=torch.bfloat16)
+    source, stages = SourceOptions(str(model.folder)), list[str]()
+    with pytest.raises(BackendError, match=r"bfloat16.*--dtype float32 or float16, or pass --no-verify"):
+        convert(
+            source, tmp_path / "out", tiny_options(tokens), verification=VerifyOptions(),
+            progress=lambda stage, _done, _total: stages.append(stage),
+        )  # fmt: skip
+    assert stages == []
+    convert(source, tmp_path / "half", tiny_options(tokens, dtype="float16"), verification=VerifyOptions())
+    convert(source, tmp_path / "brain", tiny_options(tokens), verification=None)
 
 
 def test_sequences_too_short_to_verify_are_refused_at_once(tmp_path: Path, deep: TinyModel, tokens: Path) -> None:
