@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import re
 import shlex
@@ -17,6 +18,9 @@ import curconvert
 import curconvert_runtime
 import curconvert_schemas
 from curconvert.cli import main
+from curconvert.families import SUPPORTED_FAMILIES
+from curconvert.verification import verify_artifact
+from curconvert_runtime.verification import VerifyOptions
 from support.families import make_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,6 +123,26 @@ def test_commands_parse(document: Path) -> None:
         # Parses and converts every value; nothing runs.
         context = main.commands[name].make_context(name, words)
         assert context.params, line
+
+
+def test_the_families_page_lists_what_is_supported() -> None:
+    """The first table of families.md and the code name the same families."""
+    text = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
+    rows = text.partition("|---")[2]
+    assert set(re.findall(r"^\| [^|`]+ \| `(\w+)` \|", rows, re.MULTILINE)) == set(SUPPORTED_FAMILIES)
+
+
+def test_the_verification_page_names_every_check(folder: Path) -> None:
+    """Each check of a full report, thresholds, torch and source included, stands on the page."""
+    text = (ROOT / "docs" / "verification.md").read_text(encoding="utf-8")
+    known = re.findall(r"^\| (`[^|]*) \|", text.partition("## The numbers")[0], re.MULTILINE)
+    patterns = [pattern for row in known for pattern in re.findall(r"`([^`]+)`", row)]
+    limits = VerifyOptions(max_kl=100.0, min_top1=0.0, max_ppl_ratio=1e9)
+    source = str(folder / "path/to/model")
+    names = {check.name for check in verify_artifact(folder / "out", limits, against=source, torch=True).checks}
+    names |= {check.name for check in verify_artifact(folder / "out", limits, torch=False).checks}
+    assert [name for name in sorted(names) if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)] == []
+    assert [pattern for pattern in patterns if not fnmatch.filter(names, pattern)] == []
 
 
 def test_the_readme_has_commands_to_check() -> None:
