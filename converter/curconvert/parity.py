@@ -23,7 +23,7 @@ from curconvert.blocks.skeleton import EMBEDDING, HEAD, build_skeleton, canonica
 from curconvert.checkpoint import Checkpoint, open_checkpoint, sha256_file
 from curconvert.errors import IntegrityError
 from curconvert_runtime.artifact import Artifact
-from curconvert_runtime.parity import MAX_PARITY, compare, compare_with_probe, teacher_forced
+from curconvert_runtime.parity import Limits, compare, compare_with_probe, teacher_forced
 from curconvert_runtime.probes import Probes
 from curconvert_runtime.report import Check
 from curconvert_runtime.verification import VerifyOptions, graph_answers
@@ -143,14 +143,15 @@ def torch_parity(path: str | Path, options: VerifyOptions | None = None) -> Pari
     options = options or VerifyOptions()
     artifact = Artifact.open(path)
     probe = Probes.load(artifact).compressed
-    limit = MAX_PARITY[artifact.model["dtype"]] if options.max_parity is None else options.max_parity
     model = TorchSession(build_torch_model(artifact))
     reference = teacher_forced(model, probe.ids, probe.lengths, "left", _cache_keys)
     # Both sides compute in float32, whatever the stored dtype.
-    checks = compare_with_probe("torch.conversion", reference, probe, options.max_parity or MAX_PARITY["float32"])
+    same = Limits.of("float32", reference.logits, options.max_parity)
+    checks = compare_with_probe("torch.conversion", reference, probe, same)
+    limits = Limits.of(artifact.model["dtype"], reference.logits, options.max_parity)
     for kind in sorted(artifact.graphs, reverse=True):
         answers = graph_answers(artifact, kind, probe, options)
-        checks += compare(f"torch.{kind}", answers, reference, lengths=probe.lengths, limit=limit, against="torch")
+        checks += compare(f"torch.{kind}", answers, reference, lengths=probe.lengths, limits=limits, against="torch")
     return ParityResult(tuple(checks))
 
 

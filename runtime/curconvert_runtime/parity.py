@@ -15,6 +15,36 @@ from curconvert_runtime.session import KeyValueCache
 
 MAX_PARITY = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 4e-1}
 """Largest |Δlogit| between a graph and torch, by stored dtype; the reference always computes in float32."""
+_EPSILON = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+_ROUNDINGS = 4
+"""A graph in half precision rounds its logits and all that leads to them: it may be so many last places off."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What still counts as the same answer.
+
+    Attributes:
+        logits: Largest |Δlogit|.
+        keys: Largest |Δkey| relative to the largest key.
+    """
+
+    logits: float
+    keys: float
+
+    @classmethod
+    def of(cls, dtype: str, reference: NDArray[np.floating], max_parity: float | None) -> Limits:
+        """Return the limits of a dtype, or the one that the user set.
+
+        Args:
+            dtype: The graph's.
+            reference: The reference's logits: at 38, neighbouring float16 numbers are 0.03 apart.
+            max_parity: Taken as it is for both; None leaves the choice here.
+        """
+        if max_parity is not None:
+            return cls(max_parity, max_parity)
+        largest = float(np.max(np.abs(reference), initial=0.0))
+        return cls(max(MAX_PARITY[dtype], _ROUNDINGS * _EPSILON[dtype] * largest), MAX_PARITY[dtype])
 
 
 class Model(Protocol):
@@ -116,23 +146,23 @@ def largest_difference(a: NDArray[np.floating], b: NDArray[np.floating], real: N
     return worst
 
 
-def compare_with_probe(name: str, answers: Answers, probe: CompressedProbe, limit: float) -> list[Check]:
+def compare_with_probe(name: str, answers: Answers, probe: CompressedProbe, limits: Limits) -> list[Check]:
     """Compare a graph's answers with the torch model's that were stored at conversion.
 
     Args:
         name: Prefix of the checks' names, such as `parity.fused`.
         answers: The graph's, over the whole vocabulary.
         probe: The stored ones, over a sample of it.
-        limit: Largest |Δlogit|, and largest |Δkey| relative to the largest key.
+        limits: What still counts as the same.
     """
     wanted = Answers(probe.logits, probe.first_key, probe.last_key)
     sample = Answers(answers.logits[..., probe.vocabulary], answers.first_key, answers.last_key)
     against = "the torch model of the conversion"
-    return compare(name, sample, wanted, lengths=probe.lengths, limit=limit, against=against)
+    return compare(name, sample, wanted, lengths=probe.lengths, limits=limits, against=against)
 
 
 def compare(
-    name: str, answers: Answers, reference: Answers, *, lengths: NDArray[np.integer], limit: float, against: str
+    name: str, answers: Answers, reference: Answers, *, lengths: NDArray[np.integer], limits: Limits, against: str
 ) -> list[Check]:
     """Compare logits and keys of two models on the same tokens; shapes that differ fail."""
     real = real_positions(lengths)
@@ -145,7 +175,10 @@ def compare(
         elif part == "logits":
             checks.append(
                 at_most(
-                    f"{name}.{part}", largest_difference(found, expected, real), limit, f"max |Δlogit| to {against}"
+                    f"{name}.{part}",
+                    largest_difference(found, expected, real),
+                    limits.logits,
+                    f"max |Δlogit| to {against}",
                 )
             )
         else:
@@ -155,7 +188,7 @@ def compare(
                 at_most(
                     f"{name}.{part}",
                     largest_difference(found, expected, real) / scale,
-                    limit,
+                    limits.keys,
                     f"max |Δkey| / max |key| to {against}",
                 )
             )
