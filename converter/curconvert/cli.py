@@ -63,7 +63,7 @@ def _common(function: Callable[..., None]) -> Callable[..., None]:
 def _fail(message: str, code: int, debug: bool) -> None:
     if debug:
         logging.getLogger(__name__).exception("traceback")
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    click.echo(f"error: {render.printable(' '.join(message.split()))}", err=True)
     sys.exit(code)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,9 +27,10 @@ from curconvert.options import DTYPES, ConvertOptions, SourceOptions, check_choi
 from curconvert.planning import Plan, make_plan
 from curconvert.report.card import write_reports
 from curconvert.selection.layers import needs_distances, select_layers
+from curconvert.verification import verify_artifact
 from curconvert_runtime.probes import pack_probes, parity_batch
 from curconvert_runtime.report import VerificationReport
-from curconvert_runtime.verification import VerifyOptions, verify
+from curconvert_runtime.verification import VerifyOptions
 
 _STORED_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 TOKENIZER = "tokenizer.json"
@@ -43,12 +45,15 @@ class Conversion:
         plan: What was compressed; None for an export.
         notices: What the user should know, one sentence each.
         report: The verification; None if it was not asked for.
+        peak_memory_bytes: Most resident memory of this process before the verification; None where the system
+            does not tell.
     """
 
     path: Path
     plan: Plan | None
     notices: tuple[str, ...]
     report: VerificationReport | None
+    peak_memory_bytes: int | None
 
 
 def plan(source: SourceOptions, options: ConvertOptions) -> Plan:
@@ -108,8 +113,9 @@ def convert(
         forms = {m.name: m.form for m in decided.matrices if m.form != "dense"}
         _write_model_files(work, checkpoint, companions, dtype, writer.tensors, forms)
         manifest = build_manifest(checkpoint, dtype, decided, reports, options, tokens)
+        peak = _peak_memory()
         report = _verify_and_seal(work, manifest, verification, progress)
-    return Conversion(out, decided, tokens.notices, report)
+    return Conversion(out, decided, tokens.notices, report, peak)
 
 
 def export(
@@ -142,7 +148,7 @@ def export(
         manifest = build_manifest(checkpoint, dtype)
         write_reports(work, manifest)
         seal(work, manifest)
-    return Conversion(out, None, (), None)
+    return Conversion(out, None, (), None, _peak_memory())
 
 
 def _open(source: SourceOptions) -> Checkpoint:
@@ -205,14 +211,19 @@ def _verify_and_seal(
     seal(work, manifest)
     if verification is None:
         return None
-    progress("verify", 0, 1)
-    report = verify(work, verification)
-    progress("verify", 1, 1)
+    report = verify_artifact(work, verification, progress=progress)
     report.raise_for_failures()
     measured = report.to_json()["fidelity"]
     write_reports(work, manifest | {"metrics": measured})
     seal(work, manifest | {"metrics": measured})
     return report
+
+
+def _peak_memory() -> int | None:
+    """Most resident memory so far, in bytes. Linux only: elsewhere the number is another or in other units."""
+    status = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return None if found is None else 1024 * int(found[1])
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -43,6 +43,11 @@ def _console() -> Console:
     return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 
 
+def printable(text: str) -> str:
+    """Replace characters that a terminal might obey: names come from files."""
+    return "".join(character if character.isprintable() else "�" for character in text)
+
+
 @contextmanager
 def progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     """Yield a progress callback that draws one bar per stage on stderr."""
@@ -79,7 +84,7 @@ def plan(plan: Plan) -> None:
     table = Table("matrix", "shape", "rank", "parameters", "", box=None)
     for m in plan.matrices:
         change = f"{m.parameters_before:,}" + (f" → {m.parameters_after:,}" if m.rank else "")
-        table.add_row(m.name, f"{m.shape[0]} × {m.shape[1]}", str(m.rank or "dense"), change, m.reason or "")
+        table.add_row(printable(m.name), f"{m.shape[0]} × {m.shape[1]}", str(m.rank or "dense"), change, m.reason or "")
     console = _console()
     console.print(table)
     if plan.layers is None:
@@ -97,6 +102,7 @@ def conversion_json(result: Conversion) -> dict[str, Any]:
         "path": str(result.path),
         "plan": None if result.plan is None else plan_json(result.plan),
         "notices": list(result.notices),
+        "peak_memory_bytes": result.peak_memory_bytes,
         "verification": None if result.report is None else result.report.to_json(),
     }
 
@@ -117,6 +123,8 @@ def conversion(result: Conversion) -> None:
         console.print(_totals(result.plan.parameters_before, result.plan.parameters_after))
     if result.report is not None:
         verification(result.report)
+    if result.peak_memory_bytes:
+        console.print(f"peak memory before verification: {result.peak_memory_bytes / 1e9:.2f} GB")
     console.print(f"written: {result.path}")
 
 
@@ -125,7 +133,7 @@ def verification(report: VerificationReport) -> None:
     console = _console()
     table = Table(box=None, show_header=False)
     for check in report.checks:
-        table.add_row(Text("✓", "green") if check.passed else Text("✗", "red"), check.name, check.detail)
+        table.add_row(Text("✓", "green") if check.passed else Text("✗", "red"), check.name, printable(check.detail))
     console.print(table)
     if report.fidelity is not None:
         f = report.fidelity
@@ -142,16 +150,18 @@ def artifact(manifest: Mapping[str, Any]) -> None:
     """Print what an artifact holds."""
     console = _console()
     model, source = manifest["model"], manifest["source"]
-    console.print(f"{source['name']} ({source['kind']}), {model['model_type']}, {model['dtype']}")
+    console.print(f"{printable(source['name'])} ({source['kind']}), {model['model_type']}, {model['dtype']}")
     console.print(_totals(model["parameters_before"], model["parameters_after"]))
     table = Table("matrix", "shape", "form", "rank", "output error", "Frobenius error", box=None)
     for m in manifest["matrices"]:
         if m["form"] != "dense":
             errors = (f"{m[key]:.4f}" for key in ("relative_output_error", "relative_frobenius_error"))
-            table.add_row(m["name"], f"{m['shape'][0]} × {m['shape'][1]}", m["form"], str(m["rank"]), *errors)
+            table.add_row(
+                printable(m["name"]), f"{m['shape'][0]} × {m['shape'][1]}", m["form"], str(m["rank"]), *errors
+            )
     console.print(table)
     for name, entry in manifest["files"].items():
-        console.print(f"{entry['size']:>14,}  {entry['sha256'][:16]}…  {name}")
+        console.print(f"{entry['size']:>14,}  {entry['sha256'][:16]}…  {printable(name)}")
 
 
 def _totals(before: int, after: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -32,7 +33,8 @@ def build_skeleton(config: Mapping[str, Any]) -> nn.Module:
         UnsupportedError: The family is not supported, or holds a buffer that cannot be rebuilt.
     """
     family = family_of(config)
-    values = {key: value for key, value in config.items() if key not in ("model_type", "quantization_config")}
+    # A deep copy: transformers completes nested dicts (rope parameters) in place.
+    values = {key: copy.deepcopy(value) for key, value in config.items() if key != "model_type"}
     try:
         model_config = CONFIG_MAPPING[config["model_type"]](**values)
         with torch.device("meta"):

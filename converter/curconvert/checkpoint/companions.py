@@ -41,6 +41,7 @@ def folder_companions(folder: ModelFolder) -> Companions:
         if settings.get("tokenizer_class") == "TokenizersBackend":
             del copied["tokenizer_config.json"]
             settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+            settings.setdefault("model_input_names", ["input_ids", "attention_mask"])  # or 4.57 adds token_type_ids
             written["tokenizer_config.json"] = json_bytes(settings)
     return Companions(copied, written)
 

@@ -91,6 +91,7 @@ def tokenizer_files(metadata: Mapping[str, Any], source: str) -> dict[str, bytes
         return files
     settings: dict[str, Any] = {f"{name}_token": text for name, text in special.items() if name != "eot"}
     settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    settings["model_input_names"] = ["input_ids", "attention_mask"]  # 4.57 would add token_type_ids
     length = metadata.get(f"{metadata.get('general.architecture')}.context_length")
     if length:
         settings["model_max_length"] = length

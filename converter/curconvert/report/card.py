@@ -33,10 +33,22 @@ def write_reports(folder: Path, manifest: Mapping[str, Any]) -> None:
     values = {
         "manifest": manifest,
         "model": model,
-        "metrics": manifest["metrics"],
+        "text": (manifest["metrics"] or {}).get("text"),
+        "fidelity": _fidelity_rows(manifest["metrics"]),
         "compressed": compressed,
         "kept_dense": [m for m in manifest["matrices"] if m["reason"] not in (None, "not selected")],
         "kept": model["parameters_after"] / model["parameters_before"],
     }
     for name, template in _TEMPLATES.items():
         (folder / name).write_text(environment.get_template(template).render(values), encoding="utf-8")
+
+
+def _fidelity_rows(metrics: Mapping[str, Any] | None) -> list[tuple[str, float]]:
+    """Return the quality numbers as (label, value), in the order in which every table of the project has them."""
+    if metrics is None:
+        return []
+    kl = "kl" if "kl" in metrics else "kl_lower_bound"
+    label = "KL(original ‖ compressed)" + (", lower bound" if kl != "kl" else "")
+    rows = [(f"{label}, {key}", metrics[kl][key]) for key in ("mean", "median", "p90", "p99", "max")]
+    rows += [(key.replace("_", " "), metrics[key]) for key in ("perplexity_original", "perplexity_compressed")]
+    return [*rows, ("perplexity ratio", metrics["perplexity_ratio"]), ("top-1 agreement", metrics["top1"])]
