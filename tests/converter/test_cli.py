@@ -323,6 +323,15 @@ def test_verify_against_the_checkpoint(home: Path) -> None:
     assert {"source.files", "source.slices", "source.tensors"} <= {check["name"] for check in report["checks"]}
 
 
+def test_verify_against_a_bfloat16_checkpoint(tmp_path: Path) -> None:
+    """The original is run in float32, since the CPU cannot run it as it is stored."""
+    make_checkpoint(tmp_path / "model", "llama", dtype=torch.bfloat16)
+    assert convert(tmp_path / "model", tmp_path / "out", "--dtype", "float32").exit_code == 0
+    result = call("verify", tmp_path / "out", "--against", tmp_path / "model", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["passed"]
+
+
 def test_verify_against_an_export_on_a_text(home: Path, tmp_path: Path) -> None:
     """Exact KL on any text, without torch."""
     assert call("export", home / "model", "-o", tmp_path / "dense", "--quiet").exit_code == 0
