@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 MICROSOFT = "com.microsoft"
+_FLOAT = ir.DataType.FLOAT
 
 
 class Emitter:
@@ -23,6 +24,8 @@ class Emitter:
         self.dtype = dtype
         self._pending: list[ir.Node] = []
         self._constants: dict[tuple[Any, ...], ir.Value] = {}
+        self._wide: set[ir.Value] = set()
+        self._narrowed: dict[ir.Value, ir.Value] = {}
 
     def __call__(self, op_type: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
         """Add a node with one output and return that output."""
@@ -68,9 +71,28 @@ class Emitter:
         return self("Cast", value, to=dtype)
 
     def in_float(self, value: ir.Value) -> ir.Value:
-        """Return an activation in float32: the value itself when activations are float32."""
-        return value if self.dtype is ir.DataType.FLOAT else self.cast(value, ir.DataType.FLOAT)
+        """Return a value in float32: itself when it is float32 already."""
+        return value if self.dtype is _FLOAT or value in self._wide else self.wide(self.cast(value, _FLOAT))
+
+    def is_wide(self, value: ir.Value) -> bool:
+        """Tell whether a value is float32 although activations are 16-bit."""
+        return value in self._wide
+
+    def wide(self, value: ir.Value) -> ir.Value:
+        """Remember that a value is float32 although activations may be 16-bit."""
+        if self.dtype is not _FLOAT:
+            self._wide.add(value)
+            value.type = ir.TensorType(_FLOAT)
+        return value
+
+    def narrow(self, value: ir.Value) -> ir.Value:
+        """Return a value in the activations' type: itself unless it is one that `wide` remembers."""
+        if value not in self._wide:
+            return value
+        if value not in self._narrowed:
+            self._narrowed[value] = self.cast(value, self.dtype)
+        return self._narrowed[value]
 
     def from_float(self, value: ir.Value) -> ir.Value:
         """Return a float32 value in the activations' type."""
-        return value if self.dtype is ir.DataType.FLOAT else self.cast(value, self.dtype)
+        return value if self.dtype is _FLOAT else self.cast(value, self.dtype)

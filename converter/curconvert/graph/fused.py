@@ -31,16 +31,19 @@ class Fused(Portable):
 
     def linear(self, x: ir.Value, weights: list[ir.Value]) -> ir.Value:
         """Multiply by FusedMatMul(transB=1): weights stay in torch's layout."""
+        x = self.emit.narrow(x)
         for weight in weights:
             x = self.emit("FusedMatMul", x, weight, transB=1, domain=MICROSOFT)
         return x
 
     def add_rms_norm(self, x: ir.Value, skip: ir.Value, weight: ir.Value, epsilon: float) -> tuple[ir.Value, ir.Value]:
-        """Add and normalise in one kernel."""
-        normed, _, _, total = self.emit.multiple(
-            "SkipSimplifiedLayerNormalization", 4, x, skip, weight, domain=MICROSOFT, epsilon=epsilon
+        """Add and normalise in one kernel, in float32."""
+        emit = self.emit
+        inputs = (emit.in_float(value) for value in (x, skip, weight))
+        normed, _, _, total = emit.multiple(
+            "SkipSimplifiedLayerNormalization", 4, *inputs, domain=MICROSOFT, epsilon=epsilon
         )
-        return normed, total
+        return emit.wide(normed), emit.wide(total)
 
     def gelu(self, x: ir.Value, approximate: str) -> ir.Value:
         """GELU by one kernel."""
@@ -55,6 +58,7 @@ class Fused(Portable):
         past: tuple[ir.Value, ir.Value],
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Attention by GroupQueryAttention, which knows causality, windows and row lengths by itself."""
+        query, key = self.emit.narrow(query), self.emit.narrow(key)
         if facts.rope is not None:
             query = self._turn(query, facts.rope, facts.heads, facts.head_dim)
             key = self._turn(key, facts.rope, facts.kv_heads, facts.head_dim)
@@ -94,6 +98,7 @@ class Fused(Portable):
         if kind not in self._tables:
             flat = emit.ints(-1, half)
             cos, sin = cos_sin(emit, self._facts.ropes[kind], self._position_ids)
+            cos, sin = emit.from_float(cos), emit.from_float(sin)
             self._tables[kind] = (emit("Reshape", cos, flat), emit("Reshape", sin, flat))
         if self._rows_of_tables is None:
             shape = emit("Shape", self._input_ids)

@@ -1,7 +1,8 @@
 """From the dense template to a deployable graph: walks the template once and lets a dialect rewrite what it means.
 
 The template's `Transpose(W) → MatMul`, `RMSNormalization`, `Gelu`, `RotaryEmbedding` and `Attention` nodes are the
-vocabulary. Everything else (residual adds, activations, multipliers, logits) stays as mobius wrote it.
+vocabulary. Everything else (activations, multipliers, logits) stays as mobius wrote it, except that the residual stream
+is float32 also where activations are 16-bit: every block adds to it, and its rounding would dominate all others.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ class Dialect(Protocol):
     opset_imports: Mapping[str, int]
 
     def linear(self, x: ir.Value, weights: list[ir.Value]) -> ir.Value:
-        """Return x·W₁ᵀ·W₂ᵀ… for weights in torch's (out, in) layout."""
+        """Return x·W₁ᵀ·W₂ᵀ… for weights in torch's (out, in) layout; x may be wide."""
 
     def rms_norm(self, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
-        """Return the root-mean-square normalisation of the last axis, times a weight."""
+        """Return the root-mean-square normalisation of the last axis, times a weight; wide."""
 
     def add_rms_norm(self, x: ir.Value, skip: ir.Value, weight: ir.Value, epsilon: float) -> tuple[ir.Value, ir.Value]:
-        """Return the normalisation of x + skip, and x + skip."""
+        """Return the normalisation of x + skip, and x + skip; both wide."""
 
     def gelu(self, x: ir.Value, approximate: str) -> ir.Value:
         """Return GELU, exact (`none`) or by its `tanh` approximation."""
@@ -47,7 +48,10 @@ class Dialect(Protocol):
         value: ir.Value,
         past: tuple[ir.Value, ir.Value],
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Return the attention output and the present key and value; applies the rotary embedding."""
+        """Return the attention output and the present key and value; applies the rotary embedding.
+
+        Query and key may be wide.
+        """
 
 
 class Lowering:
@@ -82,14 +86,9 @@ class Lowering:
         for node in tuple(self._graph):
             outputs = self._rewrite(node)
             if outputs is None:
-                continue
-            nodes = self._dialect.emit.take()
-            scope = str(node.name).rpartition("/")[0]
-            for new in nodes:
-                new.name = f"{scope}/{new.op_type}"
-            ir.convenience.replace_nodes_and_values(
-                self._graph, node, [node], nodes, node.outputs[: len(outputs)], outputs
-            )
+                self._keep(node)
+            else:
+                self._replace(node, outputs)
         unknown = self._forms.keys() - self._formed
         if unknown:
             raise InputError(
@@ -99,6 +98,30 @@ class Lowering:
         self._graph.opset_imports.clear()
         self._graph.opset_imports.update(self._dialect.opset_imports)
 
+    def _keep(self, node: ir.Node) -> None:
+        """Leave a node as it is, on inputs of the activations' type."""
+        for index, value in enumerate(node.inputs):
+            if value is not None:
+                node.replace_input_with(index, self._dialect.emit.narrow(value))
+        self._graph.insert_before(node, self._take(node))
+
+    def _replace(self, node: ir.Node, outputs: tuple[ir.Value, ...]) -> None:
+        """Put the emitted nodes in the place of a node and their outputs in the place of its outputs."""
+        types = [output.type for output in outputs]
+        old = node.outputs[: len(outputs)]
+        ir.convenience.replace_nodes_and_values(self._graph, node, [node], self._take(node), old, outputs)
+        for output, kind in zip(outputs, types, strict=True):
+            # The template's type came along; a widened value has one of its own.
+            output.type = kind or output.type
+
+    def _take(self, node: ir.Node) -> list[ir.Node]:
+        """Return the emitted nodes, named after the template's node."""
+        nodes = self._dialect.emit.take()
+        scope = str(node.name).rpartition("/")[0]
+        for new in nodes:
+            new.name = f"{scope}/{new.op_type}"
+        return nodes
+
     def _rewrite(self, node: ir.Node) -> tuple[ir.Value, ...] | None:
         """Return what replaces the node's outputs, or None to keep the node."""
         match node.op_type:
@@ -107,16 +130,23 @@ class Lowering:
             case "RMSNormalization":
                 return self._norm(node)
             case "Gelu":
-                approximate = str(_attribute(node, "approximate", "none"))
-                return (self._dialect.gelu(_input(node, 0), approximate),)
+                return (self._dialect.gelu(_input(node, 0), str(_attribute(node, "approximate", "none"))),)
             case "Attention":
                 return self._attention(node)
-            case "Mul" if self._facts.embedding_scale is not None and self._is_embedding(_input(node, 0)):
-                # mobius rounds this constant (5.66 for √32 in Gemma 2, bfloat16's 5.65625 in Gemma 3).
-                scale = self._dialect.emit.constant(self._facts.embedding_scale)
-                return (self._dialect.emit("Mul", _input(node, 0), scale),)
+            case "Add" | "Mul":
+                return self._elementwise(node)
             case _:
                 return None
+
+    def _elementwise(self, node: ir.Node) -> tuple[ir.Value, ...] | None:
+        emit, left, right = self._dialect.emit, _input(node, 0), _input(node, 1)
+        if node.op_type == "Add" and not str(right.name).endswith(".bias"):
+            # The residual stream, and Gemma's 1 + weight.
+            return (emit.wide(emit("Add", emit.in_float(left), emit.in_float(right))),)
+        if node.op_type == "Mul" and self._facts.embedding_scale is not None and self._is_embedding(left):
+            # mobius rounds this constant (5.66 for √32 in Gemma 2, bfloat16's 5.65625 in Gemma 3).
+            return (emit("Mul", left, emit.constant(self._facts.embedding_scale)),)
+        return None
 
     def _is_embedding(self, value: ir.Value) -> bool:
         producer = value.producer()

@@ -51,7 +51,9 @@ class Portable:
 
     def _as_rows(self, x: ir.Value, width: int) -> ir.Value:
         if x not in self._rows:
-            self._rows[x] = self.emit("Reshape", x, self.emit.ints(-1, width))
+            rows = self.emit("Reshape", x, self.emit.ints(-1, width))
+            # Casting last keeps the cast next to Gemm, where onnxruntime's CPU provider can drop it.
+            self._rows[x] = self.emit.from_float(rows) if self.emit.is_wide(x) else rows
         return self._rows[x]
 
     def _shape(self, width: int) -> ir.Value:
@@ -69,11 +71,11 @@ class Portable:
         mean = emit("ReduceMean", square, axes=[-1], keepdims=1)
         root = emit("Sqrt", emit("Add", mean, emit.constant(epsilon, _FLOAT)))
         normed = emit("Div", exact, root)
-        return emit("Mul", emit.from_float(normed), weight)
+        return emit.wide(emit("Mul", normed, emit.in_float(weight)))
 
     def add_rms_norm(self, x: ir.Value, skip: ir.Value, weight: ir.Value, epsilon: float) -> tuple[ir.Value, ir.Value]:
-        """Add, then normalise."""
-        total = self.emit("Add", x, skip)
+        """Add in float32, then normalise."""
+        total = self.emit.wide(self.emit("Add", self.emit.in_float(x), self.emit.in_float(skip)))
         return self.rms_norm(total, weight, epsilon), total
 
     def gelu(self, x: ir.Value, approximate: str) -> ir.Value:
@@ -98,35 +100,37 @@ class Portable:
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Attention by MatMul and Softmax.
 
-        Query heads that share a key head are an axis of their own, so keys and values are not repeated.
+        Query heads that share a key head are an axis of their own, so keys and values are not repeated. Everything but
+        the cache is float32: float16 scores would be off by a percent after the softmax.
         """
         emit = self.emit
         size, groups = facts.head_dim, facts.heads // facts.kv_heads
-        query = emit("Reshape", query, emit.ints(0, 0, facts.heads, size))
-        key = emit("Reshape", key, emit.ints(0, 0, facts.kv_heads, size))
+        query = emit("Reshape", emit.in_float(query), emit.ints(0, 0, facts.heads, size))
+        key = emit("Reshape", emit.in_float(key), emit.ints(0, 0, facts.kv_heads, size))
         value = emit("Reshape", value, emit.ints(0, 0, facts.kv_heads, size))
         if facts.rope is not None:
             query = self._rotate(query, facts.rope, size)
             key = self._rotate(key, facts.rope, size)
+        key = emit.from_float(key)
         present_key = emit("Concat", past[0], emit("Transpose", key, perm=[0, 2, 1, 3]), axis=2)
         present_value = emit("Concat", past[1], emit("Transpose", value, perm=[0, 2, 1, 3]), axis=2)
 
         # (batch, kv_heads, groups, sequence, head_dim) against (batch, kv_heads, 1, total, head_dim)
-        query = emit("Mul", query, emit.constant(facts.scale))
+        query = emit("Mul", query, emit.constant(facts.scale, _FLOAT))
         query = emit("Reshape", query, emit.ints(0, 0, facts.kv_heads, groups, size))
         query = emit("Transpose", query, perm=[0, 2, 3, 1, 4])
         axis = emit.ints(2)
-        keys = emit("Transpose", emit("Unsqueeze", present_key, axis), perm=[0, 1, 2, 4, 3])
-        scores = emit.in_float(emit("MatMul", query, keys))
+        keys = emit("Unsqueeze", emit.in_float(present_key), axis)
+        values = emit("Unsqueeze", emit.in_float(present_value), axis)
+        scores = emit("MatMul", query, emit("Transpose", keys, perm=[0, 1, 2, 4, 3]))
         if facts.softcap is not None:
             cap = emit.constant(facts.softcap, _FLOAT)
             scores = emit("Mul", emit("Tanh", emit("Div", scores, cap)), cap)
         # Replacing (not adding a large negative number) keeps rows finite that may see nothing: left padding.
         scores = emit("Where", self._mask(facts.window), scores, emit.constant(-1e30, _FLOAT))
-        weights = emit.from_float(emit("Softmax", scores, axis=-1))
-        mixed = emit("MatMul", weights, emit("Unsqueeze", present_value, axis))
+        mixed = emit("MatMul", emit("Softmax", scores, axis=-1), values)
         mixed = emit("Reshape", emit("Transpose", mixed, perm=[0, 3, 1, 2, 4]), emit.ints(0, 0, facts.heads * size))
-        return mixed, present_key, present_value
+        return emit.wide(mixed), present_key, present_value
 
     def _rotate(self, x: ir.Value, kind: str, head_dim: int) -> ir.Value:
         """Rotate the pairs (i, i + rotary_dim/2) of each head; x is (batch, sequence, heads, head_dim)."""

@@ -22,7 +22,7 @@ def cos_sin(emit: Emitter, rope: Rope, position_ids: ir.Value) -> tuple[ir.Value
         position_ids: int64, (batch, sequence).
 
     Returns:
-        Two values (batch, sequence, rotary_dim / 2), in the activations' type.
+        Two float32 values (batch, sequence, rotary_dim / 2).
     """
     positions = emit("Unsqueeze", emit.cast(position_ids, _FLOAT), emit.ints(-1))
     angles = emit("Mul", positions, _inv_freq(emit, rope, position_ids))
@@ -30,7 +30,7 @@ def cos_sin(emit: Emitter, rope: Rope, position_ids: ir.Value) -> tuple[ir.Value
     tables = (emit("Cos", angles), emit("Sin", angles))
     if rope.attention_scaling != 1.0:
         tables = (emit("Mul", tables[0], scaling), emit("Mul", tables[1], scaling))
-    return emit.from_float(tables[0]), emit.from_float(tables[1])
+    return tables
 
 
 def _inv_freq(emit: Emitter, rope: Rope, position_ids: ir.Value) -> ir.Value:

@@ -180,6 +180,19 @@ def test_float16_graphs_stay_near_float32(family: str, tmp_path: Path) -> None:
             np.testing.assert_allclose(found, row, atol=8e-3 * np.abs(row).max())
 
 
+def test_the_residual_stream_of_a_float16_graph_does_not_overflow(tmp_path: Path) -> None:
+    """Sums beyond float16's range stay finite and right, because the stream itself is float32."""
+    model = make_checkpoint(tmp_path, "granite", dtype=torch.float16, residual_multiplier=1e4, num_hidden_layers=16)
+    save_graphs(build_graphs(model.config, model.tensors, {}), tmp_path)
+    rows = tokens(VOCABULARY)
+    stream = model.oracle(torch.tensor(rows[0][None]), output_hidden_states=True).hidden_states[-2]
+    assert stream.abs().max() > np.finfo(np.float16).max
+    expected = oracle_logits(model.oracle, rows)
+    for run, name in ((left_padded_logits, FILES[0]), (right_padded_logits, FILES[1])):
+        for found, row in zip(run(model.folder / name, rows), expected, strict=True):
+            np.testing.assert_allclose(found, row, atol=2e-2 * np.abs(row).max())
+
+
 def test_long_contexts_do_not_enlarge_the_graph(tmp_path: Path) -> None:
     """Rotary tables are computed for the tokens at hand, so a 128 times longer context costs no byte."""
     sizes = []
