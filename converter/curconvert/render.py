@@ -30,10 +30,8 @@ _STAGES = {
     "original": "run the original",
     "compress": "compress",
     "export": "write weights",
-    "verify": "verify",
     "parity": "compare graphs",
     "fidelity": "measure fidelity",
-    "torch": "compare with torch",
 }
 _PIPE_WIDTH = 10_000
 

@@ -448,7 +448,7 @@ def test_progress_reaches_the_end_of_every_stage(tmp_path: Path, deep: TinyModel
         SourceOptions(str(deep.folder)), tmp_path / "out", tiny_options(tokens, layers="angular"),
         verification=VerifyOptions(), progress=lambda stage, done, total: last.update({stage: (done, total)}),
     )  # fmt: skip
-    assert {"original", "compress", "verify"} <= last.keys()
+    assert {"original", "compress", "parity", "fidelity"} <= last.keys()
     assert all(done == total for done, total in last.values())
 
 

@@ -1,0 +1,201 @@
+"""The main job on a real model: SmolLM2-135M (dequantised Q4_1), default settings, served by real clients."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from curconvert.checkpoint import open_checkpoint
+from curconvert.parity import build_torch_model
+from curconvert_runtime import Artifact, GenerationOptions, load
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = ROOT / ".cache" / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+OPTIMUM = ROOT / ".venv-optimum" / "bin" / "python"
+PROMPTS = (
+    "The three things that make a bridge safe are",
+    "Once upon a time, in a small village by the sea, there lived an old",
+    "Water boils when",
+)
+NEW_TOKENS = 64
+
+_OPTIMUM_CLIENT = """
+import json, sys, torch
+from optimum.onnxruntime import ORTModelForCausalLM
+folder, file, request = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+model = ORTModelForCausalLM.from_pretrained(folder, file_name=file, use_cache=True)
+out = model.generate(
+    input_ids=torch.tensor(request["ids"]), attention_mask=torch.tensor(request["mask"]),
+    max_new_tokens=request["new"], do_sample=False, pad_token_id=0,
+)
+print(json.dumps(out[:, len(request["ids"][0]):].tolist()))
+"""
+
+_GENAI_CLIENT = """
+import json, sys
+import onnxruntime_genai as og
+folder, request = sys.argv[1], json.loads(sys.argv[2])
+model = og.Model(folder)
+answers = []
+for row in request["ids"]:
+    params = og.GeneratorParams(model)
+    params.set_search_options(max_length=len(row) + request["new"], do_sample=False)
+    generator = og.Generator(model, params)
+    generator.append_tokens(row)
+    while not generator.is_done():
+        generator.generate_next_token()
+    answers.append([int(token) for token in generator.get_sequence(0)[len(row):]])
+print(json.dumps(answers))
+"""
+
+pytestmark = pytest.mark.model
+
+
+def convert(out: Path, *options: str) -> dict[str, Any]:
+    """Run the command line as a user does, and return what it prints."""
+    command = [sys.executable, "-m", "curconvert", str(MODEL), "-o", str(out), "--json", *options]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def client(python: Path | str, code: str, *arguments: str) -> list[list[int]]:
+    """Run a client in its own process and return the tokens that it generated."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [python, "-c", code, *arguments], env=environment, capture_output=True, encoding="utf-8", check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return [list(row) for row in json.loads(done.stdout.splitlines()[-1])]
+
+
+def left_padded(rows: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
+    """Pad on the left; return ids and mask."""
+    width = max(map(len, rows))
+    ids = [[0] * (width - len(row)) + row for row in rows]
+    return ids, [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def conversion(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The default conversion, verification included."""
+    return convert(tmp_path_factory.mktemp("smollm2") / "out")
+
+
+@pytest.fixture(scope="module")
+def artifact(conversion: dict[str, Any]) -> Artifact:
+    """Its artifact."""
+    return Artifact.open(conversion["path"])
+
+
+@pytest.fixture(scope="module")
+def prompts(artifact: Artifact) -> list[list[int]]:
+    """Three prompts of unequal length, as token ids."""
+    session = load(artifact.path)
+    rows = [session.tokenizer.encode(text) for text in PROMPTS]
+    assert len({len(row) for row in rows}) == len(rows)
+    return [[int(token) for token in row] for row in rows]
+
+
+@pytest.fixture(scope="module")
+def torch_answers(artifact: Artifact, prompts: list[list[int]]) -> list[list[int]]:
+    """transformers' greedy continuation, prompt by prompt, by the model built from the same factors."""
+    model: Any = build_torch_model(artifact)
+    answers = []
+    for row in prompts:
+        ids = torch.tensor([row])
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0
+        )
+        answers.append(out[0, len(row) :].tolist())
+    # The clients are compared over the whole length: no row may have ended early.
+    assert [len(answer) for answer in answers] == [NEW_TOKENS] * len(prompts)
+    return answers
+
+
+def test_parity_with_torch_is_within_a_thousandth(conversion: dict[str, Any]) -> None:
+    """Both graphs agree with torch to 1e-3 in every logit, in prefill and 16 decode steps."""
+    checks = {check["name"]: check for check in conversion["verification"]["checks"]}
+    for name in ("torch.portable.logits", "torch.fused.logits", "parity.portable.logits", "parity.fused.logits"):
+        assert checks[name]["passed"]
+        assert checks[name]["value"] <= 1e-3
+    assert conversion["verification"]["passed"]
+
+
+def test_conversion_stays_below_a_gigabyte(conversion: dict[str, Any]) -> None:
+    """Everything before the verification, torch included, needs less than 1 GB."""
+    assert conversion["peak_memory_bytes"] < 1e9
+
+
+def test_graphs_are_small(artifact: Artifact) -> None:
+    """The two graphs hold no weights: together they are under 3 MB."""
+    assert sum((artifact.path / name).stat().st_size for name in ("model.onnx", "model.fused.onnx")) < 3e6
+
+
+def test_columns_and_rows_are_the_sources_bit_for_bit(artifact: Artifact) -> None:
+    """C = W[:, cols] and R = W[rows] in the source's own bits."""
+    source = open_checkpoint(MODEL)
+    factored = [name.removesuffix("C") for name in artifact.tensors if name.endswith(".C")]
+    assert len(factored) == 18  # q and gate of 9 layers; k would not shrink by 5 %
+    for stem in factored:
+        weight = source.read(f"{stem}weight").numpy()
+        np.testing.assert_array_equal(artifact.tensor(f"{stem}C"), weight[:, artifact.tensor(f"{stem}cols")])
+        np.testing.assert_array_equal(artifact.tensor(f"{stem}R"), weight[artifact.tensor(f"{stem}rows")])
+
+
+def test_parameters_in_the_manifest_are_the_stored_numbers(artifact: Artifact) -> None:
+    """Every stored number counts, indices apart."""
+    stored = sum(int(np.prod(t.shape)) for n, t in artifact.tensors.items() if not n.endswith((".rows", ".cols")))
+    assert artifact.model["parameters_before"] == 134_515_008
+    assert artifact.model["parameters_after"] == stored
+
+
+@pytest.mark.parametrize("graph", ["portable", "fused"])
+def test_runtime_generates_what_torch_generates(
+    artifact: Artifact, prompts: list[list[int]], torch_answers: list[list[int]], graph: Any
+) -> None:
+    """Our runtime's greedy tokens are torch's, one by one and as a padded batch of three."""
+    session = load(artifact.path, graph=graph)
+    options = GenerationOptions(max_new_tokens=NEW_TOKENS)
+    batch = session.generate(prompts, options)
+    assert isinstance(batch, list)
+    assert [list(done.ids) for done in batch] == torch_answers
+    alone = session.generate(prompts[1], options)
+    assert not isinstance(alone, list)
+    assert list(alone.ids) == torch_answers[1]
+
+
+@pytest.mark.clients
+def test_optimum_generates_what_torch_generates(
+    artifact: Artifact, prompts: list[list[int]], torch_answers: list[list[int]]
+) -> None:
+    """optimum's ORTModelForCausalLM serves the portable graph, with a left-padded batch of three."""
+    ids, mask = left_padded(prompts)
+    request = json.dumps({"ids": ids, "mask": mask, "new": NEW_TOKENS})
+    assert client(OPTIMUM, _OPTIMUM_CLIENT, str(artifact.path), "model.onnx", request) == torch_answers
+
+
+def test_genai_generates_what_torch_generates(
+    artifact: Artifact, prompts: list[list[int]], torch_answers: list[list[int]]
+) -> None:
+    """onnxruntime-genai loads the folder as it is and serves the fused graph."""
+    request = json.dumps({"ids": prompts, "new": NEW_TOKENS})
+    assert client(sys.executable, _GENAI_CLIENT, str(artifact.path), request) == torch_answers
+
+
+@pytest.mark.slow
+def test_half_precision_parity(tmp_path: Path) -> None:
+    """In float16 both graphs stay within 5e-2 of the float32 torch model of the same factors."""
+    result = convert(tmp_path / "out", "--dtype", "float16")
+    checks = {check["name"]: check for check in result["verification"]["checks"]}
+    for name in ("torch.portable.logits", "torch.fused.logits"):
+        assert checks[name]["passed"]
+        assert checks[name]["value"] <= 5e-2
