@@ -21,8 +21,10 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from curconvert_runtime.generation import Completion, GenerationOptions, generate, stream
+    from curconvert_runtime.report import VerificationReport
     from curconvert_runtime.session import KeyValueCache, Session, load
     from curconvert_runtime.text import Tokenizer
+    from curconvert_runtime.verification import VerifyOptions, verify
 
 __all__ = [
     "Artifact",
@@ -37,9 +39,12 @@ __all__ = [
     "Tokenizer",
     "UnsupportedError",
     "VerificationError",
+    "VerificationReport",
+    "VerifyOptions",
     "generate",
     "load",
     "stream",
+    "verify",
 ]
 
 _HOME = {
@@ -52,6 +57,9 @@ _HOME = {
     "Session": "session",
     "load": "session",
     "Tokenizer": "text",
+    "VerificationReport": "report",
+    "VerifyOptions": "verification",
+    "verify": "verification",
 }
 
 

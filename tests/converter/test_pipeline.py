@@ -416,17 +416,29 @@ def test_a_calibration_file_inside_the_output_is_refused(tmp_path: Path, deep: T
 
 
 def test_a_dtype_that_cannot_be_verified_here_is_refused_at_once(tmp_path: Path, tokens: Path) -> None:
-    """A bfloat16 checkpoint without --dtype, on the CPU: the message names both ways out, and both work."""
+    """bfloat16 asked for, on the CPU: the message names both ways out, and both work."""
     model = make_checkpoint(tmp_path / "model", "llama", dtype=torch.bfloat16)
     source, stages = SourceOptions(str(model.folder)), list[str]()
-    with pytest.raises(BackendError, match=r"bfloat16.*--dtype float32 or float16, or pass --no-verify"):
+    with pytest.raises(BackendError, match=r"bfloat16.*choose float32 or float16, or pass --no-verify"):
         convert(
-            source, tmp_path / "out", tiny_options(tokens), verification=VerifyOptions(),
+            source, tmp_path / "out", tiny_options(tokens, dtype="bfloat16"), verification=VerifyOptions(),
             progress=lambda stage, _done, _total: stages.append(stage),
         )  # fmt: skip
     assert stages == []
     convert(source, tmp_path / "half", tiny_options(tokens, dtype="float16"), verification=VerifyOptions())
     convert(source, tmp_path / "brain", tiny_options(tokens), verification=None)
+    assert manifest_of(tmp_path / "brain")["model"]["dtype"] == "bfloat16"
+
+
+def test_a_bfloat16_checkpoint_becomes_float32_where_it_must_be_verified_on_the_cpu(
+    tmp_path: Path, tokens: Path
+) -> None:
+    """Without --dtype, what can be verified is made, and a notice says so."""
+    model = make_checkpoint(tmp_path / "model", "llama", dtype=torch.bfloat16)
+    source = SourceOptions(str(model.folder))
+    result = convert(source, tmp_path / "out", tiny_options(tokens), verification=VerifyOptions())
+    assert manifest_of(tmp_path / "out")["model"]["dtype"] == "float32"
+    assert "the artifact is float32" in result.notices[0]
 
 
 def test_sequences_too_short_to_verify_are_refused_at_once(tmp_path: Path, deep: TinyModel, tokens: Path) -> None:
