@@ -17,7 +17,7 @@ from curconvert.blocks.stream import Block, BlockStream
 from curconvert.calibration.statistics import InputStatistics, StatisticsCollector
 from curconvert.calibration.text import CalibrationTokens
 from curconvert.checkpoint.types import Checkpoint
-from curconvert.errors import InputError
+from curconvert.errors import BackendError, InputError
 from curconvert.factorization.cur import CUROptions, factorize_cur
 from curconvert.factorization.types import Factorization
 from curconvert.options import ConvertOptions
@@ -194,6 +194,7 @@ def factorize_checked(
 
     Raises:
         InputError: The weight or its statistics are not finite, or the weight or U does not fit the deployed dtype.
+        BackendError: A LAPACK routine did not converge.
     """
     if not bool(torch.isfinite(weight.to(dtype)).all()):
         raise InputError(not_finite(name, weight, dtype))
@@ -206,7 +207,10 @@ def factorize_checked(
         ridge=options.ridge,
         seed=options.seed,
     )
-    return factorize_cur(name, weight, statistics, rank, cur, dtype)
+    try:
+        return factorize_cur(name, weight, statistics, rank, cur, dtype)
+    except np.linalg.LinAlgError as error:
+        raise BackendError(f"{name}: LAPACK failed ({error}); try another --select or --link") from error
 
 
 class _ParityProbe:

@@ -166,7 +166,7 @@ def _deployed_dtype(
     if options.dtype is not None:
         raise BackendError(
             "--dtype bfloat16: onnxruntime has no bfloat16 kernels on the CPU, so the result could not be verified "
-            "here; choose float32 or float16, or pass --no-verify and run `curconvert verify --provider cuda` on the GPU"
+            "here; choose float32 or float16, or pass --no-verify and `curconvert verify --provider cuda` on the GPU"
         )
     return "float32", (
         "the checkpoint is bfloat16, for which onnxruntime has no CPU kernels: the artifact is float32; "

@@ -302,6 +302,15 @@ def test_json_of_a_failed_verify_still_parses(home: Path) -> None:
     assert report["passed"] is False
 
 
+def test_verify_writes_no_junit_into_the_artifact(home: Path) -> None:
+    """A file more would break the seal of the folder that was just verified."""
+    before = sorted((home / "out").iterdir())
+    result = run("verify", home / "out", "--junit", home / "out" / "report.xml")
+    assert result.exit_code == 2
+    assert "sealed" in result.stderr
+    assert sorted((home / "out").iterdir()) == before
+
+
 def test_verify_writes_junit(home: Path, tmp_path: Path) -> None:
     """For the CI server, also when a check fails."""
     from xml.etree import ElementTree
