@@ -305,7 +305,7 @@ def test_json_of_a_failed_verify_still_parses(home: Path) -> None:
 def test_verify_writes_no_junit_into_the_artifact(home: Path) -> None:
     """A file more would break the seal of the folder that was just verified."""
     before = sorted((home / "out").iterdir())
-    result = run("verify", home / "out", "--junit", home / "out" / "report.xml")
+    result = call("verify", home / "out", "--junit", home / "out" / "report.xml")
     assert result.exit_code == 2
     assert "sealed" in result.stderr
     assert sorted((home / "out").iterdir()) == before
