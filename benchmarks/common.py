@@ -1,0 +1,43 @@
+"""What the benchmark scripts share: the machine's description and the sections of docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from pathlib import Path
+
+import onnxruntime
+import torch
+import transformers
+
+ROOT = Path(__file__).resolve().parents[1]
+MODEL = ROOT / ".cache" / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+MODEL_NAME = "SmolLM2-135M (dequantised Q4_1)"
+_DOCUMENT = ROOT / "docs" / "benchmarks.md"
+
+
+def machine() -> str:
+    """Describe what the numbers were measured on."""
+    found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    cpu = found[1] if found else platform.machine()
+    return (
+        f"{cpu}, {os.cpu_count()} cores, torch {torch.__version__} with {torch.get_num_threads()} threads, "
+        f"onnxruntime {onnxruntime.__version__}, transformers {transformers.__version__}"
+    )
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Format a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def publish(section: str, text: str) -> None:
+    """Print a section and put it in the place of the old one in docs/benchmarks.md."""
+    print(text)
+    begin, end = f"<!-- begin {section} -->", f"<!-- end {section} -->"
+    document = _DOCUMENT.read_text(encoding="utf-8")
+    before, _, rest = document.partition(begin)
+    _, _, after = rest.partition(end)
+    _DOCUMENT.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}", encoding="utf-8")
