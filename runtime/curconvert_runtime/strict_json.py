@@ -18,7 +18,7 @@ def _pairs(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         seen: set[str] = set()
         repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {repeated[:80]!r} occurs twice")
+        raise ValueError(f"key {repeated[:80]!r} appears twice")
     return result
 
 
@@ -33,6 +33,20 @@ def _refuse_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is not JSON")
 
 
+def loads(text: str | bytes) -> Any:
+    """Parse JSON, refusing what readers disagree on: duplicate keys, NaN, Infinity, numbers beyond float64.
+
+    Raises:
+        ValueError: Not UTF-8, or not such JSON.
+    """
+    try:
+        if isinstance(text, bytes):
+            text = text.decode("utf-8")
+        return json.loads(text, object_pairs_hook=_pairs, parse_float=_finite, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def parse(data: bytes, where: str) -> dict[str, Any]:
     """Parse a JSON object.
 
@@ -41,14 +55,10 @@ def parse(data: bytes, where: str) -> dict[str, Any]:
         where: File (and part of it) for the error message.
 
     Raises:
-        IntegrityError: Not UTF-8, not JSON, not an object, nested too deeply, a duplicate key or a non-finite number.
+        IntegrityError: Refused by `loads`, or not an object.
     """
     try:
-        value = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_pairs, parse_float=_finite, parse_constant=_refuse_constant
-        )
-    except RecursionError:
-        raise IntegrityError(f"{where}: JSON is nested too deeply; get the file again from its source") from None
+        value = loads(data)
     except ValueError as error:
         reason = " ".join(str(error).split())[:200]
         raise IntegrityError(f"{where}: not valid JSON ({reason}); get the file again from its source") from None

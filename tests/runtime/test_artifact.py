@@ -114,7 +114,7 @@ def duplicate_key(text: str) -> str:
         (lambda text: "[]", "expected a JSON object"),
         (lambda text: "", "not valid JSON"),
         (lambda text: text[:-1], "not valid JSON"),
-        (duplicate_key, "occurs twice"),
+        (duplicate_key, "appears twice"),
         (lambda text: '{"metrics":' + "[" * 200_000, "nested too deeply"),
         (lambda text: text.replace('"metrics": null', '"metrics": {"kl": NaN}'), "NaN"),
         (lambda text: text.replace('"metrics": null', '"metrics": {"kl": 1e309}'), "out of range"),

@@ -50,7 +50,7 @@ def test_bfloat16_is_widened_exactly(tmp_path: Path) -> None:
         (b"\xff\xff", "not valid JSON"),
         (b"[]", "expected a JSON object"),
         (b'{"a":1', "not valid JSON"),
-        (b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{}}', "occurs twice"),
+        (b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{}}', "appears twice"),
         (b'{"__metadata__":{"k":{"x":"y"}}}', "__metadata__"),
         (b'{"__metadata__":3}', "__metadata__"),
         ({"a": 3}, "exactly dtype"),

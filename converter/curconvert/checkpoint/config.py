@@ -15,9 +15,9 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
-from curconvert.checkpoint.files import parse_json
 from curconvert.errors import InputError, UnsupportedError
 from curconvert.families import family_of
+from curconvert_runtime import strict_json
 
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
 _WIDTH_LIMIT = 2**24
@@ -68,7 +68,7 @@ def parse_overrides(settings: Mapping[str, Any]) -> dict[str, Any]:
     parsed: dict[str, Any] = {}
     for key, value in settings.items():
         try:
-            parsed[key] = parse_json(value) if isinstance(value, str) else value
+            parsed[key] = strict_json.loads(value) if isinstance(value, str) else value
         except ValueError:
             parsed[key] = value
     return parsed

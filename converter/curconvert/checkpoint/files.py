@@ -7,13 +7,13 @@ the folder is opened and nothing that could block (a FIFO) or run (a pickle) is 
 from __future__ import annotations
 
 import hashlib
-import json
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from curconvert.errors import InputError
+from curconvert_runtime import strict_json
 
 JSON_LIMIT = 10_000_000
 
@@ -81,50 +81,16 @@ def sha256_file(path: Path) -> str:
 
 
 def load_json_object(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
-    """Read a JSON object strictly (see `parse_json`) from a regular file of at most `limit` bytes."""
+    """Read a JSON object strictly (see `strict_json.loads`) from a regular file of at most `limit` bytes."""
     size = regular_file(path).stat().st_size
     if size > limit:
         raise InputError(f"{path}: {size} bytes, expected a JSON file of at most {limit}")
     try:
-        value = parse_json(path.read_bytes())
+        value = strict_json.loads(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
-
-
-def parse_json(text: str | bytes) -> Any:
-    """Parse JSON, refusing what readers disagree on: duplicate keys, NaN, Infinity, numbers beyond float64.
-
-    Raises:
-        ValueError: The text is not such JSON.
-    """
-    try:
-        if isinstance(text, bytes):
-            text = text.decode("utf-8")
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {twice!r} appears twice")
-    return result
-
-
-def _refuse(literal: str) -> Any:
-    raise ValueError(f"{literal} is not a JSON number")
-
-
-def _finite(literal: str) -> float:
-    value = float(literal)
-    if value in (float("inf"), float("-inf")):
-        raise ValueError(f"number {literal} is out of range")
     return value

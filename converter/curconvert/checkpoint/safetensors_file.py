@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from curconvert.checkpoint.files import ModelFolder, load_json_object, parse_json, regular_file
+from curconvert.checkpoint.files import ModelFolder, load_json_object, regular_file
 from curconvert.checkpoint.types import ByteRange, TensorInfo
 from curconvert.errors import InputError, UnsupportedError
+from curconvert_runtime import strict_json
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -37,7 +38,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             pass
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = parse_json(file.read(length))
+            header = strict_json.loads(file.read(length))
     except SafetensorError as error:
         raise InputError(f"{path}: not a valid safetensors file: {_one_line(error)}") from None
     except ValueError as error:
