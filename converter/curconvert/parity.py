@@ -20,9 +20,10 @@ from transformers import DynamicCache
 
 from curconvert.blocks.modules import CURLinear
 from curconvert.blocks.skeleton import EMBEDDING, HEAD, build_skeleton, canonical_parameters, set_tensor
-from curconvert.checkpoint import Checkpoint, open_checkpoint, sha256_file
+from curconvert.checkpoint import Checkpoint, open_checkpoint
 from curconvert.errors import IntegrityError
 from curconvert_runtime.artifact import Artifact
+from curconvert_runtime.hashing import sha256
 from curconvert_runtime.parity import Limits, compare, compare_with_probe, teacher_forced
 from curconvert_runtime.probes import Probes
 from curconvert_runtime.report import Check
@@ -171,7 +172,7 @@ def check_slices(path: str | Path, original: str | Path | Checkpoint) -> list[Ch
     artifact = Artifact.open(path)
     checkpoint = open_checkpoint(original) if isinstance(original, str | Path) else original
     recorded = {entry["name"]: entry["sha256"] for entry in artifact.manifest["source"]["files"]}
-    found = {file.name: sha256_file(file) for file in checkpoint.files}
+    found = {file.name: sha256(file) for file in checkpoint.files}
     same = recorded == found
     detail = f"{len(found)} source files have the recorded sha256"
     checks = [

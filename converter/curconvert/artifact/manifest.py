@@ -13,12 +13,12 @@ import torch
 
 from curconvert.artifact.folder import MANIFEST
 from curconvert.calibration.text import CalibrationTokens
-from curconvert.checkpoint.files import sha256_file
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.factorization.types import Factorization
 from curconvert.options import ConvertOptions
 from curconvert.planning import MatrixPlan, Plan
 from curconvert_runtime import __version__
+from curconvert_runtime.hashing import sha256
 from curconvert_schemas import validate
 
 FORMAT_VERSION = "1.0"
@@ -49,8 +49,7 @@ def build_manifest(
             "kind": checkpoint.kind,
             "name": checkpoint.path.name,
             "files": [
-                {"name": file.name, "size": file.stat().st_size, "sha256": sha256_file(file)}
-                for file in checkpoint.files
+                {"name": file.name, "size": file.stat().st_size, "sha256": sha256(file)} for file in checkpoint.files
             ],
         },
         "model": {
@@ -122,7 +121,7 @@ def seal(folder: Path, manifest: Mapping[str, Any]) -> None:
         IntegrityError: The manifest does not meet its own schema.
     """
     files = {
-        path.name: {"size": path.stat().st_size, "sha256": sha256_file(path)}
+        path.name: {"size": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(folder.iterdir())
         if path.name != MANIFEST
     }

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from curconvert.checkpoint.files import sha256_file
 from curconvert.checkpoint.open import open_checkpoint
 from curconvert.checkpoint.types import ByteRange, Checkpoint, Companions, SourceKind, TensorInfo
 
-__all__ = ["ByteRange", "Checkpoint", "Companions", "SourceKind", "TensorInfo", "open_checkpoint", "sha256_file"]
+__all__ = ["ByteRange", "Checkpoint", "Companions", "SourceKind", "TensorInfo", "open_checkpoint"]

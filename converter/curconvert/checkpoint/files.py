@@ -6,7 +6,6 @@ the folder is opened and nothing that could block (a FIFO) or run (a pickle) is 
 
 from __future__ import annotations
 
-import hashlib
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,12 +71,6 @@ def regular_file(path: Path) -> Path:
         kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
         raise InputError(f"{path}: expected a file, this is {kind}")
     return path
-
-
-def sha256_file(path: Path) -> str:
-    """Return the hexadecimal sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_json_object(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:

@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from curconvert.checkpoint import open_checkpoint, sha256_file
+from curconvert.checkpoint import open_checkpoint
 from curconvert.errors import InputError
+from curconvert_runtime.hashing import sha256
 from support.checkpoints import edit_config, edit_tensors, shard
 from support.families import FAMILIES, TinyModel, make_checkpoint, split_names
 
@@ -91,10 +92,10 @@ def test_heads_may_be_wider_than_the_hidden_size(tiny: Callable[[str], TinyModel
 
 def test_a_read_tensor_does_not_write_to_the_file(llama: Path) -> None:
     """Writing to a mapped tensor by mistake leaves the file as it is."""
-    before = sha256_file(llama / "model.safetensors")
+    before = sha256(llama / "model.safetensors")
     checkpoint = open_checkpoint(llama)
     checkpoint.read("model.norm.weight").zero_()
-    assert sha256_file(llama / "model.safetensors") == before
+    assert sha256(llama / "model.safetensors") == before
     assert checkpoint.read("model.norm.weight").abs().sum() > 0
 
 
