@@ -1,0 +1,63 @@
+"""The forms in which a matrix can be stored: which tensors, of which shapes, and how they multiply.
+
+| form | factors | indices | Ŵ |
+|---|---|---|---|
+| `cur` | C (m, r), U (r, r), R (r, n) | rows (r), cols (r) | C·U·R |
+| `interpolative` | R (r, n), T (m − r, r) | rows (r), order (m) | [R; T·R][order] |
+| `two_factor` | A (m, r), B (r, n) | | A·B |
+
+`interpolative` stores r(m + n − r) numbers, the degrees of freedom of a rank-r matrix: the chosen outputs are `R x` as it is
+and only the others need a second product (PIFA, arXiv 2501.19090, stores any rank-r matrix so).
+Output i of the layer is element `order[i]` of the two products laid end to end, so `order[rows[k]] = k`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FORMS = ("cur", "interpolative", "two_factor")
+
+
+def factor_shapes(form: str, shape: tuple[int, int], rank: int) -> dict[str, tuple[int, int]]:
+    """Return the stored factors by suffix; (out_features, in_features) layout.
+
+    Args:
+        form: One of `FORMS`.
+        shape: (m, n) of the matrix.
+        rank: r.
+
+    Raises:
+        ValueError: The form is unknown.
+    """
+    (m, n), r = shape, rank
+    if form == "cur":
+        return {"C": (m, r), "U": (r, r), "R": (r, n)}
+    if form == "interpolative":
+        return {"R": (r, n), "T": (m - r, r)}
+    if form == "two_factor":
+        return {"A": (m, r), "B": (r, n)}
+    raise ValueError(f"form {form!r}: expected one of {', '.join(FORMS)}")
+
+
+def index_lengths(form: str, shape: tuple[int, int], rank: int) -> dict[str, int]:
+    """Return the stored int32 index vectors by suffix; they are not parameters."""
+    return {"cur": {"rows": rank, "cols": rank}, "interpolative": {"rows": rank, "order": shape[0]}}.get(form, {})
+
+
+def parameters(form: str, shape: tuple[int, int], rank: int) -> int:
+    """Count the stored numbers of all factors."""
+    return sum(rows * columns for rows, columns in factor_shapes(form, shape, rank).values())
+
+
+def multiply(form: str, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
+    """Multiply the factors out, (m, n) float64."""
+    wide = {suffix: np.asarray(tensor, dtype=np.float64) for suffix, tensor in tensors.items() if suffix.isupper()}
+    if form == "cur":
+        return np.asarray(wide["C"] @ wide["U"] @ wide["R"])
+    if form == "interpolative":
+        return np.asarray(np.concatenate([wide["R"], wide["T"] @ wide["R"]])[tensors["order"]])
+    return np.asarray(wide["A"] @ wide["B"])
