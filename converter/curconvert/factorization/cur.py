@@ -120,6 +120,7 @@ def factorize_cur(
     error = W - C.double().numpy() @ U.double().numpy() @ R.double().numpy()
     return Factorization(
         form="cur",
+        rank=rank,
         tensors={"C": C, "U": U.contiguous(), "R": R, "rows": rows, "cols": columns},
         relative_output_error=_ratio(output_norm(error, statistics.gram), output_norm(W, statistics.gram)),
         relative_frobenius_error=_ratio(float(np.linalg.norm(error)), float(np.linalg.norm(W))),

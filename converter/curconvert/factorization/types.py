@@ -9,7 +9,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Form = Literal["dense", "cur"]
+from curconvert_runtime.forms import multiply, parameters
+
+Form = Literal["dense", "cur", "interpolative", "two_factor"]
+"""How a matrix is stored; `curconvert_runtime.forms` defines each."""
+
+Basis = Literal["rows", "subspace"]
+"""What the rows of an interpolative R are: rows of W itself, or of its best rank-r approximation."""
 
 
 @dataclass(frozen=True)
@@ -40,39 +46,44 @@ class Factorization:
 
     Attributes:
         form: How the factors combine.
-        tensors: Stored tensors by suffix; for `cur`: `C` (m, r), `U` (r, r), `R` (r, n) in the deployed dtype,
-            `rows` and `cols` (r,) int32.
+        tensors: Stored tensors by suffix, as `curconvert_runtime.forms` lists them: factors in the deployed dtype,
+            index vectors in int32.
+        rank: r.
         relative_output_error: `‖(W − Ŵ) H^½‖_F / ‖W H^½‖_F`.
         relative_frobenius_error: `‖W − Ŵ‖_F / ‖W‖_F`.
         bound: Where the method certifies one.
+        basis: Of an interpolative form.
     """
 
     form: Form
     tensors: Mapping[str, Tensor]
+    rank: int
     relative_output_error: float
     relative_frobenius_error: float
     bound: ErrorBound | None = None
-
-    @property
-    def rank(self) -> int:
-        """Rank of the approximation."""
-        return int(self.tensors["U"].shape[0])
+    basis: Basis | None = None
 
     def product(self) -> Tensor:
         """Multiply the stored factors out, (m, n) float64."""
-        c, u, r = (self.tensors[key].to(torch.float64) for key in ("C", "U", "R"))
-        return c @ u @ r
+        wide = {
+            suffix: (tensor.to(torch.float64) if tensor.is_floating_point() else tensor).numpy()
+            for suffix, tensor in self.tensors.items()
+        }
+        return torch.from_numpy(multiply(self.form, wide))
 
 
-def cur_parameters(shape: tuple[int, int], rank: int) -> int:
-    """Stored numbers of C, U and R together: r(m + n) + r² (indices are not parameters)."""
-    return rank * (shape[0] + shape[1]) + rank * rank
+def break_even_rank(form: Form, shape: tuple[int, int]) -> int:
+    """Largest rank at which a form holds no more numbers than W itself.
 
-
-def break_even_rank(shape: tuple[int, int]) -> int:
-    """Largest rank at which C, U and R hold no more numbers than W (CURing, §3.2): r(m+n) + r² ≤ mn."""
+    `cur`: r(m+n) + r² ≤ mn (CURing, §3.2); `interpolative`: r(m+n−r) ≤ mn, true up to min(m, n);
+    `two_factor`: r(m+n) ≤ mn.
+    """
     m, n = shape
+    if form == "interpolative":
+        return min(m, n)
+    if form == "two_factor":
+        return m * n // (m + n)
     rank = int(((m * m + 6 * m * n + n * n) ** 0.5 - (m + n)) / 2)
-    while rank and cur_parameters(shape, rank) > m * n:  # the float root may be one too high
+    while rank and parameters(form, shape, rank) > m * n:  # the float root may be one too high
         rank -= 1
     return rank
