@@ -123,9 +123,12 @@ def _method_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option("--select", "selector", help="Rows and columns by deim, qdeim, qr, leverage or random."),
         click.option("--targets", help="all, or some of q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj."),
         click.option("--layers", help="angular[:N], all, or numbers and ranges such as 3,8-12. [angular]"),
+        click.option("--density", type=float, help="Largest share of a matrix's numbers to keep, instead of --rank."),
         click.option("--rank", type=int, help="Largest rank. [128]"),
         click.option(
-            "--method", default="cur", show_default=True, help="cur, or curing (the paper, arXiv 2501.04211, exactly)."
+            "--method", default="cur", show_default=True,
+            help="cur; curing (the paper, arXiv 2501.04211, exactly); row-id or pifa (interpolative storage); "
+            "svd-llm, asvd or svd (two factors).",
         ),
         click.option("--dtype", help="float32, float16 or bfloat16; default: the checkpoint's."),
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -12,16 +13,19 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from curconvert.artifact.safetensors_writer import SafetensorsWriter, not_finite
-from curconvert.blocks.modules import CURLinear
+from curconvert.blocks.modules import factored_linear
 from curconvert.blocks.stream import Block, BlockStream
 from curconvert.calibration.statistics import InputStatistics, StatisticsCollector
 from curconvert.calibration.text import CalibrationTokens
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.errors import BackendError, InputError
-from curconvert.factorization.cur import CUROptions, factorize_cur
-from curconvert.factorization.types import Factorization
+from curconvert.factorization.cur import CUROptions, Link, factorize_cur
+from curconvert.factorization.interpolative import factorize_interpolative
+from curconvert.factorization.two_factor import Approximation, factorize_two_factor
+from curconvert.factorization.types import Basis, Factorization
 from curconvert.options import ConvertOptions
 from curconvert.planning import MatrixPlan, Plan, layer_of
+from curconvert.selection.indices import Importance, Selector
 from curconvert.selection.layers import angular_distance
 from curconvert_runtime.probes import (
     CompressedProbe,
@@ -180,8 +184,7 @@ def _compress_block(
             found[name] = factorize_checked(name, checkpoint.read(name), statistics, rank, options, dtype)
             linear = block.linears[name]
             assert isinstance(linear, nn.Linear)
-            c, u, r = (found[name].tensors[key].float() for key in ("C", "U", "R"))
-            block.replace(name, CURLinear(c, u, r, linear.bias))
+            block.replace(name, factored_linear(found[name].form, found[name].tensors, linear.bias))
     if options.sequential:
         block.advance(hidden)
     return found
@@ -200,17 +203,34 @@ def factorize_checked(
         raise InputError(not_finite(name, weight, dtype))
     if not np.isfinite(statistics.gram).all():
         raise InputError(f"{name}: its inputs overflow on the calibration text; the checkpoint is damaged before it")
+    try:
+        factors = _factorize(name, weight, statistics, rank, options, dtype)
+    except np.linalg.LinAlgError as error:
+        raise BackendError(f"{name}: LAPACK failed ({error}); try another --method or --select") from error
+    for suffix, tensor in factors.tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"{name}: {suffix} does not fit {str(dtype)[6:]}; choose --dtype bfloat16 or float32")
+    return factors
+
+
+def _factorize(
+    name: str, weight: Tensor, statistics: InputStatistics, rank: int, options: ConvertOptions, dtype: torch.dtype
+) -> Factorization:
+    """Dispatch on the form; ConvertOptions has checked that the choices belong to it."""
+    if options.form == "interpolative":
+        basis = cast("Basis", options.approximation)
+        return factorize_interpolative(name, weight, statistics, rank, basis, options.ridge, dtype)
+    if options.form == "two_factor":
+        approximation = cast("Approximation", options.approximation)
+        return factorize_two_factor(name, weight, statistics, rank, approximation, options.ridge, dtype)
     cur = CUROptions(
-        selector=options.selector,  # type: ignore[arg-type]  # validated by ConvertOptions
-        importance=options.importance,  # type: ignore[arg-type]
-        link=options.link,  # type: ignore[arg-type]
+        selector=cast("Selector", options.selector),
+        importance=cast("Importance", options.importance),
+        link=cast("Link", options.link),
         ridge=options.ridge,
         seed=options.seed,
     )
-    try:
-        return factorize_cur(name, weight, statistics, rank, cur, dtype)
-    except np.linalg.LinAlgError as error:
-        raise BackendError(f"{name}: LAPACK failed ({error}); try another --select or --link") from error
+    return factorize_cur(name, weight, statistics, rank, cur, dtype)
 
 
 class _ParityProbe:

@@ -11,9 +11,10 @@ from curconvert.calibration.text import BUILTIN, CalibrationOptions
 from curconvert.errors import InputError
 from curconvert.factorization.cur import LINKS
 from curconvert.selection.indices import IMPORTANCES, SELECTORS
+from curconvert_runtime.forms import FORMS
 
 DType = Literal["float32", "float16", "bfloat16"]
-Method = Literal["cur", "curing"]
+Method = Literal["cur", "curing", "row-id", "pifa", "svd-llm", "asvd", "svd"]
 DTYPES: tuple[str, ...] = get_args(DType)
 METHODS: tuple[str, ...] = get_args(Method)
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -23,9 +24,16 @@ _MAX_RIDGE = 1e6  # far beyond any use: the diagonal alone decides long before
 
 # What a method means; explicit options override single entries.
 _PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "cur": {"selector": "qr", "importance": "activation", "link": "full", "sequential": True},
-    "curing": {"selector": "deim", "importance": "wanda", "link": "plain", "sequential": False},
+    "cur": {"form": "cur", "selector": "qr", "importance": "activation", "link": "full"},
+    "curing": {"form": "cur", "selector": "deim", "importance": "wanda", "link": "plain", "sequential": False},
+    "row-id": {"form": "interpolative", "approximation": "rows"},
+    "pifa": {"form": "interpolative", "approximation": "subspace"},
+    "svd-llm": {"form": "two_factor", "approximation": "svd_llm"},
+    "asvd": {"form": "two_factor", "approximation": "asvd"},
+    "svd": {"form": "two_factor", "approximation": "svd"},
 }
+_APPROXIMATIONS = {"interpolative": ("rows", "subspace"), "two_factor": ("svd_llm", "asvd", "svd")}
+DEFAULT_RANK = 128
 
 
 def check_choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -64,13 +72,17 @@ class ConvertOptions:
 
     Attributes:
         method: Name of the preset, for the record.
-        rank: Largest rank of a compressed matrix.
+        form: How compressed matrices are stored, see `curconvert_runtime.forms`.
+        rank: Largest rank of a compressed matrix; None where `density` decides.
+        density: Largest share of a compressed matrix's numbers to keep; None where `rank` decides.
+        approximation: What the form stores: for `interpolative` rows of W (`rows`) or of its best rank-r
+            approximation (`subspace`); for `two_factor` the approximation itself. None for `cur`.
         layers: `angular[:N]`, `all`, or numbers and ranges.
         targets: Linears to compress within those layers.
-        selector: See `curconvert.selection.indices`.
+        selector: See `curconvert.selection.indices`; `cur` only, as the next two.
         importance: See `curconvert.selection.indices`.
         link: Metric in which U is optimal.
-        ridge: λ of the full link's `H + λ diag(H)`.
+        ridge: λ of `H + λ diag(H)`, wherever the Gram matrix is solved with.
         sequential: Calibrate each block on the outputs of the compressed blocks before it.
         dtype: Deployed dtype; None keeps the checkpoint's (float32 for quantised GGUF).
         seed: Seeds every random choice, together with the tensor's name.
@@ -78,11 +90,14 @@ class ConvertOptions:
     """
 
     method: str
-    rank: int
-    selector: str
-    importance: str
-    link: str
-    sequential: bool
+    form: str
+    rank: int | None = None
+    density: float | None = None
+    approximation: str | None = None
+    selector: str | None = None
+    importance: str | None = None
+    link: str | None = None
+    sequential: bool = True
     layers: str = "angular"
     targets: tuple[str, ...] = DEFAULT_TARGETS
     ridge: float = 1e-2
@@ -95,15 +110,26 @@ class ConvertOptions:
         """Return a preset's options with some of them replaced; None means the preset's or the default value."""
         check_choice("--method", method, METHODS)
         given = {key: value for key, value in values.items() if value is not None}
-        return cls(**{"method": method, "rank": 128, **_PRESETS[method], **given})
+        size = {} if "density" in given else {"rank": DEFAULT_RANK}
+        return cls(**{"method": method, **size, **_PRESETS[method], **given})
 
     def __post_init__(self) -> None:
         check_choice("--method", self.method, METHODS)
-        _at_least("--rank", self.rank, 1)
+        check_choice("form", self.form, FORMS)
+        self._check_size()
         _at_least("--seed", self.seed, 0)
-        check_choice("--select", self.selector, SELECTORS)
-        check_choice("--importance", self.importance, IMPORTANCES)
-        check_choice("--link", self.link, LINKS)
+        cur = {
+            "--select": (self.selector, SELECTORS),
+            "--importance": (self.importance, IMPORTANCES),
+            "--link": (self.link, LINKS),
+        }
+        for option, (value, allowed) in cur.items():
+            if self.form == "cur":
+                check_choice(option, str(value), allowed)
+            elif value is not None:
+                raise InputError(f"{option} {value}: belongs to --method cur and curing, not to {self.method}")
+        if self.form != "cur":
+            check_choice("approximation", str(self.approximation), _APPROXIMATIONS[self.form])
         if self.dtype is not None:
             check_choice("--dtype", self.dtype, DTYPES)
         if not 0 <= self.ridge <= _MAX_RIDGE:
@@ -112,6 +138,14 @@ class ConvertOptions:
             raise InputError(f"--targets is empty: expected all, or some of {', '.join(LINEARS)}")
         for target in self.targets:
             check_choice("--targets", target, LINEARS)
+
+    def _check_size(self) -> None:
+        if (self.rank is None) == (self.density is None):
+            raise InputError("--rank and --density both say how large a compressed matrix may be; give one of them")
+        if self.rank is not None:
+            _at_least("--rank", self.rank, 1)
+        if self.density is not None and not 0 < self.density < 1:
+            raise InputError(f"--density {self.density}: expected a share above 0 and below 1")
 
     def to_json(self) -> dict[str, Any]:
         """Return the options as plain JSON, without anything that names this machine."""

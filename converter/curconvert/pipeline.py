@@ -28,6 +28,7 @@ from curconvert.planning import Plan, make_plan
 from curconvert.report.card import write_reports
 from curconvert.selection.layers import needs_distances, select_layers
 from curconvert.verification import verify_artifact
+from curconvert_runtime.forms import factor_shapes, index_lengths
 from curconvert_runtime.probes import pack_probes, parity_batch
 from curconvert_runtime.report import VerificationReport
 from curconvert_runtime.verification import VerifyOptions
@@ -190,15 +191,12 @@ def _specs(checkpoint: Checkpoint, decided: Plan | None, dtype: torch.dtype) -> 
         if name not in matrices:
             specs.append(TensorSpec(name, dtype, info.shape))
             continue
-        (m, n), r = matrices[name].shape, matrices[name].rank
-        assert r is not None
-        specs += [
-            TensorSpec(factor_name(name, "C"), dtype, (m, r)),
-            TensorSpec(factor_name(name, "U"), dtype, (r, r)),
-            TensorSpec(factor_name(name, "R"), dtype, (r, n)),
-            TensorSpec(factor_name(name, "rows"), torch.int32, (r,)),
-            TensorSpec(factor_name(name, "cols"), torch.int32, (r,)),
-        ]
+        matrix, rank = matrices[name], matrices[name].rank
+        assert rank is not None
+        factors = factor_shapes(matrix.form, matrix.shape, rank)
+        indices = index_lengths(matrix.form, matrix.shape, rank)
+        specs += [TensorSpec(factor_name(name, suffix), dtype, shape) for suffix, shape in factors.items()]
+        specs += [TensorSpec(factor_name(name, suffix), torch.int32, (size,)) for suffix, size in indices.items()]
     return specs
 
 

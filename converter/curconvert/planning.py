@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from dataclasses import dataclass
+from typing import cast
 
 from curconvert.blocks.skeleton import EMBEDDING
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.errors import InputError
-from curconvert.factorization.types import Form, break_even_rank, cur_parameters
+from curconvert.factorization.types import Form, break_even_rank
 from curconvert.options import ConvertOptions
 from curconvert.selection.layers import layer_count, needs_distances, select_layers
+from curconvert_runtime.forms import parameters
 
 MIN_SAVING = 0.05  # a matrix that would shrink by less stays dense: three products cost more than they save
 _TORCH_BYTES = 420e6  # torch, transformers and the interpreter themselves, measured on Linux x86-64
@@ -43,7 +46,7 @@ class MatrixPlan:
     @property
     def parameters_after(self) -> int:
         """Stored numbers of the form."""
-        return self.parameters_before if self.rank is None else cur_parameters(self.shape, self.rank)
+        return self.parameters_before if self.rank is None else parameters(self.form, self.shape, self.rank)
 
 
 @dataclass(frozen=True)
@@ -87,17 +90,29 @@ def linear_of(name: str) -> str:
     return name.split(".")[-2]
 
 
-def plan_matrix(name: str, shape: tuple[int, int], rank: int) -> MatrixPlan:
+def rank_for_density(form: Form, shape: tuple[int, int], density: float) -> int:
+    """Largest rank at which a form stores at most this share of the matrix's numbers; 0 where there is none."""
+    budget = density * math.prod(shape)
+    ranks = range(1, break_even_rank(form, shape) + 1)
+    return bisect.bisect_right(ranks, budget, key=lambda rank: parameters(form, shape, rank))
+
+
+def plan_matrix(name: str, shape: tuple[int, int], options: ConvertOptions) -> MatrixPlan:
     """Decide rank and form of one target matrix.
 
-    The rank is capped by the break-even rank (CURing, §3.2) and the matrix's own; a matrix that would shrink by
-    less than 5 % stays dense.
+    The rank is capped by the form's break-even rank (CURing, §3.2) and the matrix's own; a matrix that would shrink
+    by less than 5 % stays dense.
     """
-    capped = min(rank, break_even_rank(shape), *shape)
-    saving = 1 - cur_parameters(shape, capped) / math.prod(shape) if capped else 0.0
+    form = cast("Form", options.form)
+    if options.density is not None:
+        rank, asked = rank_for_density(form, shape, options.density), f"density {options.density:g}"
+    else:
+        assert options.rank is not None
+        rank, asked = min(options.rank, break_even_rank(form, shape), *shape), f"rank {options.rank}"
+    saving = 1 - parameters(form, shape, rank) / math.prod(shape) if rank else 0.0
     if saving < MIN_SAVING:
-        return MatrixPlan(name, shape, "dense", reason=f"rank {rank} would save less than {MIN_SAVING:.0%}")
-    return MatrixPlan(name, shape, "cur", capped)
+        return MatrixPlan(name, shape, "dense", reason=f"{asked} would save less than {MIN_SAVING:.0%}")
+    return MatrixPlan(name, shape, form, rank)
 
 
 def make_plan(checkpoint: Checkpoint, options: ConvertOptions, layers: tuple[int, ...] | None = None) -> Plan:
@@ -133,13 +148,14 @@ def make_plan(checkpoint: Checkpoint, options: ConvertOptions, layers: tuple[int
     matrices = []
     for name, shape in sorted(linears.items(), key=lambda item: (layer_of(item[0]), item[0])):
         if layer_of(name) in shown and linear_of(name) in options.targets:
-            matrices.append(plan_matrix(name, shape, options.rank))
+            matrices.append(plan_matrix(name, shape, options))
         else:
             matrices.append(MatrixPlan(name, shape, "dense", reason="not selected"))
     if all(m.form == "dense" for m in matrices):
+        size = f"--density {options.density:g}" if options.density is not None else f"--rank {options.rank}"
         raise InputError(
-            f"--rank {options.rank} with --targets {','.join(options.targets)}: no selected matrix would get at least "
-            f"{MIN_SAVING:.0%} smaller, so nothing would be compressed; lower the rank or choose larger targets"
+            f"{size} with --targets {','.join(options.targets)}: no selected matrix would get at least "
+            f"{MIN_SAVING:.0%} smaller, so nothing would be compressed; keep less or choose larger targets"
         )
     everything = sum(math.prod(info.shape) for info in checkpoint.tensors.values())
     other = everything - sum(m.parameters_before for m in matrices)

@@ -87,6 +87,7 @@ def _matrix(plan: MatrixPlan, report: Factorization | None) -> dict[str, Any]:
         "form": plan.form,
         "shape": list(plan.shape),
         "rank": plan.rank,
+        "basis": report.basis if report else None,
         "parameters_before": plan.parameters_before,
         "parameters_after": plan.parameters_after,
         "reason": plan.reason,
