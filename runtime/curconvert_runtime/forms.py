@@ -20,6 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 FORMS = ("cur", "interpolative", "two_factor")
+INDICES = ("rows", "cols", "order")
+"""Suffixes of the int32 vectors."""
+PROVENANCE = (".rows", ".cols")
+"""Endings of the tensors that say where factors come from; the product does not need them, so no graph reads them."""
 
 
 def factor_shapes(form: str, shape: tuple[int, int], rank: int) -> dict[str, tuple[int, int]]:
@@ -46,6 +50,11 @@ def factor_shapes(form: str, shape: tuple[int, int], rank: int) -> dict[str, tup
 def index_lengths(form: str, shape: tuple[int, int], rank: int) -> dict[str, int]:
     """Return the stored int32 index vectors by suffix; they are not parameters."""
     return {"cur": {"rows": rank, "cols": rank}, "interpolative": {"rows": rank, "order": shape[0]}}.get(form, {})
+
+
+def is_index(name: str) -> bool:
+    """Tell whether a stored tensor's name is that of an index vector."""
+    return name.rpartition(".")[2] in INDICES
 
 
 def parameters(form: str, shape: tuple[int, int], rank: int) -> int:

@@ -227,6 +227,7 @@ def toy_manifest() -> dict[str, Any]:
             {
                 "name": MATRIX,
                 "form": "cur",
+                "basis": None,
                 "shape": [6, 5],
                 "rank": RANK,
                 "parameters_before": 30,
@@ -239,6 +240,7 @@ def toy_manifest() -> dict[str, Any]:
             {
                 "name": "model.norm.weight",
                 "form": "dense",
+                "basis": None,
                 "shape": [4, 3],
                 "rank": None,
                 "parameters_before": 12,

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from curconvert_runtime.forms import FORMS
+
 _HEAD_CHUNK = 8192  # vocabulary rows per product: bounds the float32 copy of a half-precision lm_head
 
 
@@ -33,6 +35,76 @@ class CURLinear(nn.Module):
         """Map (…, in_features) to (…, out_features)."""
         x = nn.functional.linear(nn.functional.linear(x, self.R), self.U)
         return nn.functional.linear(x, self.C, self.bias)
+
+
+class InterpolativeLinear(nn.Module):
+    """`y = [R x; T (R x)][order] + b`: some outputs are stored products, the others combinations of them.
+
+    Attributes:
+        R: (rank, in_features) rows of the weight, or of its best approximation.
+        T: (out_features − rank, rank) coefficients of the other rows.
+        order: (out_features,) int64; output i is element `order[i]` of the two products laid end to end.
+        bias: (out_features,) or None.
+    """
+
+    bias: Tensor | None
+    order: Tensor
+
+    def __init__(self, R: Tensor, T: Tensor, order: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.R = nn.Parameter(R, requires_grad=False)
+        self.T = nn.Parameter(T, requires_grad=False)
+        self.register_buffer("order", order.to(torch.int64))
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (…, in_features) to (…, out_features)."""
+        kept = nn.functional.linear(x, self.R)
+        y = torch.cat([kept, nn.functional.linear(kept, self.T)], dim=-1).index_select(-1, self.order)
+        return y if self.bias is None else y + self.bias
+
+
+class TwoFactorLinear(nn.Module):
+    """`y = A (B x) + b`.
+
+    Attributes:
+        A: (out_features, rank).
+        B: (rank, in_features).
+        bias: (out_features,) or None.
+    """
+
+    bias: Tensor | None
+
+    def __init__(self, A: Tensor, B: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.A = nn.Parameter(A, requires_grad=False)
+        self.B = nn.Parameter(B, requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (…, in_features) to (…, out_features)."""
+        return nn.functional.linear(nn.functional.linear(x, self.B), self.A, self.bias)
+
+
+def factored_linear(form: str, tensors: Mapping[str, Tensor], bias: Tensor | None = None) -> nn.Module:
+    """Build the linear of a form, with float32 factors.
+
+    Args:
+        form: One of `curconvert_runtime.forms.FORMS`.
+        tensors: The stored tensors by suffix; index vectors that the product does not need may be among them.
+        bias: (out_features,) or None.
+
+    Raises:
+        ValueError: The form is unknown.
+    """
+    factors = {suffix: tensor.to(torch.float32) for suffix, tensor in tensors.items() if suffix.isupper()}
+    if form == "cur":
+        return CURLinear(factors["C"], factors["U"], factors["R"], bias)
+    if form == "interpolative":
+        return InterpolativeLinear(factors["R"], factors["T"], tensors["order"], bias)
+    if form == "two_factor":
+        return TwoFactorLinear(factors["A"], factors["B"], bias)
+    raise ValueError(f"form {form!r}: expected one of {', '.join(FORMS)}")
 
 
 class SplitLinear(nn.Module):
