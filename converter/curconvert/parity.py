@@ -7,7 +7,7 @@ checkpoint they came from.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from curconvert.blocks.modules import CURLinear
+from curconvert.blocks.modules import factored_linear
 from curconvert.blocks.skeleton import EMBEDDING, HEAD, build_skeleton, canonical_parameters, set_tensor
 from curconvert.checkpoint import Checkpoint, open_checkpoint
 from curconvert.errors import IntegrityError
 from curconvert_runtime.artifact import Artifact
+from curconvert_runtime.forms import PROVENANCE, factor_shapes, index_lengths
 from curconvert_runtime.hashing import sha256
 from curconvert_runtime.parity import Limits, compare, compare_with_probe, teacher_forced
 from curconvert_runtime.probes import Probes
@@ -65,23 +66,32 @@ def build_torch_model(artifact: Artifact) -> nn.Module:
         InputError: transformers refuses the config.
     """
     model = build_skeleton(artifact.config)
-    unused = {name for name in artifact.tensors if not name.endswith((".rows", ".cols"))}
+    unused = {name for name in artifact.tensors if not name.endswith(PROVENANCE)}
+    factored = {m["name"]: m for m in artifact.manifest["matrices"] if m["form"] != "dense"}
 
     def take(name: str) -> Tensor:
         if name not in artifact.tensors:
             raise IntegrityError(f"{artifact.path}: config.json asks for tensor {name}, which is not stored")
         unused.discard(name)
-        return stored_tensor(artifact, name).to(torch.float32)
+        tensor = stored_tensor(artifact, name)
+        return tensor.to(torch.float32) if tensor.is_floating_point() else tensor
 
     for name, owner, attribute in list(canonical_parameters(model)):
         stem, _, kind = name.rpartition(".")
-        if f"{stem}.C" in artifact.tensors:
+        wanted = tuple(getattr(owner, attribute).shape)
+        matrix = factored.get(f"{stem}.weight")
+        if matrix is not None:
             if kind == "weight":
+                if tuple(matrix["shape"]) != wanted:
+                    raise IntegrityError(
+                        f"{artifact.path}: {name} has shape {matrix['shape']}, config.json asks for {wanted}"
+                    )
                 bias = None if owner.bias is None else take(f"{stem}.bias")
-                _replace(model, owner, CURLinear(take(f"{stem}.C"), take(f"{stem}.U"), take(f"{stem}.R"), bias))
+                factors = {suffix: take(f"{stem}.{suffix}") for suffix in _suffixes(matrix)}
+                _replace(model, owner, factored_linear(matrix["form"], factors, bias))
             continue
         tied = name == HEAD and HEAD not in artifact.tensors and artifact.config.get("tie_word_embeddings")
-        value, wanted = take(EMBEDDING if tied else name), tuple(getattr(owner, attribute).shape)
+        value = take(EMBEDDING if tied else name)
         if tuple(value.shape) != wanted:
             raise IntegrityError(
                 f"{artifact.path}: tensor {name} has shape {tuple(value.shape)}, config.json asks for {wanted}"
@@ -90,6 +100,11 @@ def build_torch_model(artifact: Artifact) -> nn.Module:
     if unused:
         raise IntegrityError(f"{artifact.path}: config.json has no place for tensors {', '.join(sorted(unused)[:5])}")
     return model
+
+
+def _suffixes(matrix: Mapping[str, Any]) -> list[str]:
+    form, shape, rank = matrix["form"], tuple(matrix["shape"]), matrix["rank"]
+    return [*factor_shapes(form, shape, rank), *index_lengths(form, shape, rank)]
 
 
 def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
@@ -164,7 +179,8 @@ def check_slices(path: str | Path, original: str | Path | Checkpoint) -> list[Ch
         original: The checkpoint, or what `open_checkpoint` takes.
 
     Returns:
-        Three checks: the source files' sha256; C and R as columns and rows of the original weight; every other tensor.
+        Three checks: the source files' sha256; C and R as columns and rows of the original weight (R of a `subspace`
+        basis is not made of them); every tensor of an unfactored weight.
 
     Raises:
         CurConvertError: Either cannot be opened.
@@ -180,7 +196,7 @@ def check_slices(path: str | Path, original: str | Path | Checkpoint) -> list[Ch
     ]
     slices, others = list(_slice_faults(artifact, checkpoint)), list(_other_faults(artifact, checkpoint))
     for name, faults, good in (
-        ("source.slices", slices, "every C and R equals columns and rows of the original"),
+        ("source.slices", slices, "every C and R that is said to be columns and rows of the original is"),
         ("source.tensors", others, "every other tensor equals the original's"),
     ):
         checks.append(Check(name, not faults, "; ".join(faults[:3]) or good))
@@ -189,23 +205,30 @@ def check_slices(path: str | Path, original: str | Path | Checkpoint) -> list[Ch
 
 def _slice_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[str]:
     for matrix in artifact.manifest["matrices"]:
-        if matrix["form"] != "cur":
+        if matrix["form"] == "dense":
             continue
         name, stem = matrix["name"], matrix["name"].removesuffix(".weight")
         info = checkpoint.tensors.get(name)
         if info is None or info.shape != tuple(matrix["shape"]):
             yield f"{name}: the original has shape {info.shape if info else 'none'}, the manifest {matrix['shape']}"
             continue
-        weight = checkpoint.read(name)
-        rows, cols = (stored_tensor(artifact, f"{stem}.{part}").to(torch.int64) for part in ("rows", "cols"))
-        for part, wanted in (("C", weight[:, cols]), ("R", weight[rows])):
+        # The factors that are slices of the original: axis and index vector of each.
+        slices = {"R": (0, "rows")} if matrix["form"] == "cur" or matrix["basis"] == "rows" else {}
+        if matrix["form"] == "cur":
+            slices["C"] = (1, "cols")
+        weight = checkpoint.read(name) if slices else None
+        for part, (axis, indices) in sorted(slices.items()):
+            assert weight is not None
+            wanted = weight.index_select(axis, stored_tensor(artifact, f"{stem}.{indices}"))
             if not _same_bits(stored_tensor(artifact, f"{stem}.{part}"), wanted):
-                yield f"{stem}.{part} is not made of the original's {'columns' if part == 'C' else 'rows'}"
+                yield f"{stem}.{part} is not made of the original's {'columns' if axis else 'rows'}"
 
 
 def _other_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[str]:
-    factored = {m["name"] for m in artifact.manifest["matrices"] if m["form"] == "cur"}
-    kept = {name for name in artifact.tensors if not name.endswith((".C", ".U", ".R", ".rows", ".cols"))}
+    rows = [m for m in artifact.manifest["matrices"] if m["form"] != "dense"]
+    factored = {m["name"] for m in rows}
+    factors = {f"{m['name'].removesuffix('.weight')}.{suffix}" for m in rows for suffix in _suffixes(m)}
+    kept = set(artifact.tensors) - factors
     for name in sorted(kept ^ (set(checkpoint.tensors) - factored)):
         yield f"{name} is in {'the artifact' if name in kept else 'the original'} only"
     for name in sorted(kept & set(checkpoint.tensors)):

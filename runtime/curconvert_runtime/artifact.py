@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from curconvert_runtime import strict_json
 from curconvert_runtime.errors import InputError, IntegrityError, UnsupportedError
+from curconvert_runtime.forms import factor_shapes, index_lengths
 from curconvert_runtime.hashing import cached_sha256
 from curconvert_runtime.onnx_external import external_tensors
 from curconvert_runtime.tensor_file import TensorHeader, read_headers, read_tensor
@@ -195,14 +196,12 @@ def _check_matrix(matrix: Mapping[str, Any], tensors: Mapping[str, TensorHeader]
     if matrix["form"] == "dense":
         expected = {name: ((m, n), None)}
     else:
-        stem, r = name.removesuffix(".weight"), matrix["rank"]
-        expected = {
-            f"{stem}.C": ((m, r), dtype),
-            f"{stem}.U": ((r, r), dtype),
-            f"{stem}.R": ((r, n), dtype),
-            f"{stem}.rows": ((r,), "I32"),
-            f"{stem}.cols": ((r,), "I32"),
-        }
+        stem, form, r = name.removesuffix(".weight"), matrix["form"], matrix["rank"]
+        if r > min(m, n) or (form == "interpolative" and r == m):
+            raise IntegrityError(f"{MANIFEST}: {name!r} of shape {[m, n]} cannot be {form} of rank {r}")
+        shapes, lengths = factor_shapes(form, (m, n), r), index_lengths(form, (m, n), r)
+        expected = {f"{stem}.{suffix}": (shape, dtype) for suffix, shape in shapes.items()}
+        expected |= {f"{stem}.{suffix}": ((length,), "I32") for suffix, length in lengths.items()}
         if name in tensors:
             raise IntegrityError(
                 f"{tensors[name].file}: {name!r} is stored beside its factors; convert the model again"
@@ -220,18 +219,27 @@ def _check_matrix(matrix: Mapping[str, Any], tensors: Mapping[str, TensorHeader]
 
 
 def _check_indices(artifact: Artifact) -> None:
-    """Row and column indices must be distinct and inside the matrix."""
+    """Indices must be distinct and inside the matrix; an order must put the chosen rows first."""
     for matrix in artifact.manifest["matrices"]:
-        if matrix["form"] != "cur":
+        if matrix["form"] == "dense":
             continue
-        stem = matrix["name"].removesuffix(".weight")
-        for suffix, size in zip(("rows", "cols"), matrix["shape"], strict=True):
-            indices = artifact.tensor(f"{stem}.{suffix}")
-            if indices.min() < 0 or indices.max() >= size or len(np.unique(indices)) != len(indices):
+        stem, (m, n) = matrix["name"].removesuffix(".weight"), matrix["shape"]
+        indices = {
+            suffix: artifact.tensor(f"{stem}.{suffix}")
+            for suffix in index_lengths(matrix["form"], (m, n), matrix["rank"])
+        }
+        for suffix, values in indices.items():
+            size = n if suffix == "cols" else m
+            if values.min() < 0 or values.max() >= size or len(np.unique(values)) != len(values):
                 where = artifact.tensors[f"{stem}.{suffix}"].file
                 raise IntegrityError(
                     f"{where}: {stem + '.' + suffix!r} must hold distinct indices below {size}; convert the model again"
                 )
+        if "order" in indices and not np.array_equal(indices["order"][indices["rows"]], np.arange(matrix["rank"])):
+            where = artifact.tensors[f"{stem}.order"].file
+            raise IntegrityError(
+                f"{where}: {stem + '.order'!r} does not lead to {stem + '.rows'!r}; convert the model again"
+            )
 
 
 def _check_graph(folder: Path, name: str, files: Mapping[str, Any], tensors: Mapping[str, TensorHeader]) -> None:

@@ -6,8 +6,8 @@
 | `interpolative` | R (r, n), T (m − r, r) | rows (r), order (m) | [R; T·R][order] |
 | `two_factor` | A (m, r), B (r, n) | | A·B |
 
-`interpolative` stores r(m + n − r) numbers, the degrees of freedom of a rank-r matrix: the chosen outputs are `R x` as it is
-and only the others need a second product (PIFA, arXiv 2501.19090, stores any rank-r matrix so).
+`interpolative` stores r(m + n − r) numbers, the degrees of freedom of a rank-r matrix: the chosen outputs are `R x` as
+it is and only the others need a second product (PIFA, arXiv 2501.19090, stores any rank-r matrix so).
 Output i of the layer is element `order[i]` of the two products laid end to end, so `order[rows[k]] = k`.
 """
 

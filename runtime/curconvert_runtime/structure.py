@@ -3,6 +3,8 @@
 A resealed manifest agrees with any bytes; these relations between the bytes still hold or break:
 
 * C and R are slices of one matrix W, so both contain the block `W[rows, cols]`: `C[rows, :] = R[:, cols]`, bit for bit.
+  (The factors of the other forms owe each other nothing; how `rows` and `order` agree is checked when opening.)
+* The parameters that the manifest counts are those that are stored.
 * A graph's initialiser that bears a tensor's name must point to that tensor's bytes.
 * `config.json` must agree with the manifest, with itself (it says some things in two dialects), and with the rotation
   between the stored keys (`rotary`).
@@ -11,12 +13,14 @@ A resealed manifest agrees with any bytes; these relations between the bytes sti
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from curconvert_runtime.artifact import Artifact
+from curconvert_runtime.forms import is_index, parameters
 from curconvert_runtime.onnx_external import external_tensors
 from curconvert_runtime.probes import CompressedProbe
 from curconvert_runtime.report import Check
@@ -33,6 +37,7 @@ def structure_checks(artifact: Artifact, probe: CompressedProbe) -> Iterator[Che
     if rotary is not None:
         yield rotary
     yield _factors(artifact)
+    yield _counts(artifact)
     yield _finite_weights(artifact)
     for kind in artifact.graphs:
         yield _bindings(artifact, kind)
@@ -72,7 +77,22 @@ def _factors(artifact: Artifact) -> Check:
         wrong = int(np.sum(ours != theirs))
         if wrong:
             faults.append(f"{stem}: C[rows] and R[:, cols] differ in {wrong} of {ours.size} numbers")
-    return _verdict("structure.factors", faults, len(stems), "factored matrices: C[rows] equals R[:, cols]")
+    return _verdict("structure.factors", faults, len(stems), "CUR matrices: C[rows] equals R[:, cols]")
+
+
+def _counts(artifact: Artifact) -> Check:
+    """Compare the manifest's numbers of parameters with shapes, forms and ranks, and with what is stored."""
+    rows = artifact.manifest["matrices"]
+    faults = []
+    for row in rows:
+        m, n = row["shape"]
+        after = m * n if row["form"] == "dense" else parameters(row["form"], (m, n), row["rank"])
+        if (row["parameters_before"], row["parameters_after"]) != (m * n, after):
+            faults.append(f"{row['name'][:200]}: {m * n} parameters became {after}, the manifest says otherwise")
+    stored = sum(math.prod(header.shape) for name, header in artifact.tensors.items() if not is_index(name))
+    if artifact.model["parameters_after"] != stored:
+        faults.append(f"{stored} parameters are stored, the manifest says {artifact.model['parameters_after']}")
+    return _verdict("structure.counts", faults, len(rows), "matrices and the whole model have the stated parameters")
 
 
 def _finite_weights(artifact: Artifact) -> Check:

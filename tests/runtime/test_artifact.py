@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from curconvert_runtime import Artifact, InputError, IntegrityError, UnsupportedError
-from support.tiny_artifact import MATRIX, STEM, manifest_of, reseal, toy_tensors, write_toy
+from support.tiny_artifact import MATRIX, RANK, STEM, manifest_of, reseal, toy_tensors, write_toy
 
 WEIGHTS = "model.safetensors"
 SEALED_FILES = (WEIGHTS, "model.onnx", "model.fused.onnx", "config.json", "tokenizer.json", "tokenizer_config.json")
@@ -241,12 +242,91 @@ def test_unsound_factors_are_refused(toy: Path, changed: dict[str, Any], message
     refused(toy, message)
 
 
+def as_form(folder: Path, form: str, changed: dict[str, Any], rank: int = RANK) -> None:
+    """Store the toy's (6, 5) matrix in another form, some of its tensors changed (None: left out), and seal again."""
+    rng = np.random.default_rng(0)
+    factors: dict[str, NDArray[Any]] = {
+        "interpolative": {
+            "R": rng.standard_normal((2, 5)).astype(np.float32),
+            "T": rng.standard_normal((4, 2)).astype(np.float32),
+            "rows": np.array([4, 1], np.int32),
+            "order": np.array([2, 1, 3, 4, 0, 5], np.int32),
+        },
+        "two_factor": {
+            "A": rng.standard_normal((6, 2)).astype(np.float32),
+            "B": rng.standard_normal((2, 5)).astype(np.float32),
+        },
+    }[form]
+    tensors = {name: value for name, value in toy_tensors().items() if not name.startswith(STEM)}
+    tensors |= {f"{STEM}.{suffix}": value for suffix, value in (factors | changed).items() if value is not None}
+    reference = write_toy(folder.parent / "reference", tensors)
+    for name in SEALED_FILES[:3]:
+        (folder / name).write_bytes((reference / name).read_bytes())
+    basis = "rows" if form == "interpolative" else None
+    reseal(folder, lambda manifest: manifest["matrices"][0].update(form=form, basis=basis, rank=rank))
+
+
+@pytest.mark.parametrize("form", ["interpolative", "two_factor"])
+def test_other_forms_open(toy: Path, form: str) -> None:
+    """A matrix may be stored in any of the forms."""
+    as_form(toy, form, {})
+    assert Artifact.open(toy).manifest["matrices"][0]["form"] == form
+
+
+@pytest.mark.parametrize(
+    ("form", "changed", "message"),
+    [
+        ("interpolative", {"R": np.zeros((3, 5), np.float32)}, "[3, 5]"),
+        ("interpolative", {"T": np.zeros((6, 2), np.float32)}, "[6, 2]"),
+        ("interpolative", {"T": np.zeros((4, 2), np.float16)}, "F16"),
+        ("interpolative", {"T": None}, f"{STEM}.T' is missing"),
+        ("interpolative", {"order": None}, "missing"),
+        ("interpolative", {"rows": None}, "missing"),
+        ("interpolative", {"order": np.array([2, 1, 3, 4, 0], np.int32)}, "[5]"),
+        ("interpolative", {"order": np.array([2, 1, 3, 4, 0, 5], np.int64)}, "I64"),
+        (
+            "interpolative",
+            {"order": np.array([2, 1, 3, 4, 0, 6], np.int32)},
+            ".order' must hold distinct indices below 6",
+        ),
+        ("interpolative", {"order": np.array([2, 1, 3, 4, 0, -1], np.int32)}, ".order' must hold distinct"),
+        ("interpolative", {"order": np.array([2, 1, 3, 3, 0, 5], np.int32)}, ".order' must hold distinct"),
+        ("interpolative", {"rows": np.array([4, 6], np.int32)}, ".rows' must hold distinct indices below 6"),
+        ("interpolative", {"rows": np.array([4, 4], np.int32)}, ".rows' must hold distinct"),
+        ("interpolative", {"rows": np.array([1, 4], np.int32)}, "does not lead to"),
+        ("interpolative", {"order": np.array([0, 1, 2, 3, 4, 5], np.int32)}, "does not lead to"),
+        ("interpolative", {"weight": np.zeros((6, 5), np.float32)}, "beside its factors"),
+        ("two_factor", {"A": np.zeros((2, 6), np.float32)}, "[2, 6]"),
+        ("two_factor", {"B": np.zeros((5, 2), np.float32)}, "[5, 2]"),
+        ("two_factor", {"B": np.zeros((2, 5), np.float16)}, "F16"),
+        ("two_factor", {"A": None}, "missing"),
+    ],
+)
+def test_unsound_factors_of_other_forms_are_refused(
+    toy: Path, form: str, changed: dict[str, Any], message: str
+) -> None:
+    """Shapes, dtypes, and an order that is a permutation and agrees with the rows, though hashes agree."""
+    as_form(toy, form, changed)
+    refused(toy, message)
+
+
+@pytest.mark.parametrize(("form", "rank"), [("interpolative", 6), ("interpolative", 7), ("two_factor", 6)])
+def test_a_rank_beyond_the_matrix_is_refused(toy: Path, form: str, rank: int) -> None:
+    """A rank is at most the smaller side, whatever the factors' shapes."""
+    as_form(toy, form, {}, rank)
+    refused(toy, f"cannot be {form} of rank {rank}")
+
+
 @pytest.mark.parametrize(
     ("row", "values", "message"),
     [
         (0, {"rank": 1}, "[6, 1]"),
         (0, {"shape": [5, 6]}, "[5, 2]"),
         (0, {"rank": None}, "rank"),
+        (0, {"basis": "rows"}, "basis"),
+        (0, {"form": "interpolative", "basis": None}, "basis"),
+        (0, {"form": "interpolative", "basis": "rows"}, ".T' is missing"),
+        (0, {"form": "two_factor"}, ".A' is missing"),
         (1, {"rank": 3}, "rank"),
         (1, {"shape": [3, 4]}, "[4, 3]"),
         (1, {"name": "absent.weight"}, "missing"),

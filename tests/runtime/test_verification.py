@@ -64,6 +64,7 @@ def test_a_sound_artifact_passes(report: VerificationReport) -> None:
         "integrity.files",
         "structure.config",
         "structure.factors",
+        "structure.counts",
         "structure.finite",
         "structure.portable_bindings",
         "structure.fused_bindings",
@@ -272,6 +273,19 @@ def test_swapped_row_indices_show_without_the_original(copy: Path) -> None:
     """C[rows] and R[:, cols] are the same block of W: indices in another order break that."""
     _rewrite(copy, "model.safetensors", lambda t: t.update({f"{STEM}.rows": t[f"{STEM}.rows"][::-1].copy()}))
     assert _failed(copy) == {"structure.factors"}
+
+
+@pytest.mark.parametrize("place", [("model",), ("matrices", 0), ("matrices", 1)])
+def test_a_wrong_number_of_parameters_fails(copy: Path, place: tuple[str | int, ...]) -> None:
+    """The counts of the model, of a factored and of a dense matrix are those of the stored tensors."""
+
+    def change(manifest: Any) -> None:
+        for key in place:
+            manifest = manifest[key]
+        manifest["parameters_after"] += 1
+
+    reseal(copy, change)
+    assert _failed(copy) == {"structure.counts"}
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -86,7 +86,7 @@ class TinyModel:
         folder: Holds config.json and model.safetensors.
         config: config.json as a dict.
         tensors: The stored tensors by canonical name; Phi-3's fused projections appear as their row slices.
-        forms: Weight name to `cur` for compressed matrices.
+        forms: Weight name to its form, for compressed matrices.
         oracle: The model in float32, eager attention, evaluation mode.
     """
 
@@ -175,9 +175,13 @@ def split_names(name: str, rows: int, config: Mapping[str, Any]) -> list[tuple[s
 
 
 def compress(
-    model: TinyModel, folder: Path, targets: Sequence[str] = ("q_proj", "k_proj", "gate_proj"), rank: int = 5
+    model: TinyModel,
+    folder: Path,
+    targets: Sequence[str] = ("q_proj", "k_proj", "gate_proj"),
+    rank: int = 5,
+    forms: Sequence[str] = ("cur",),
 ) -> TinyModel:
-    """Write a copy whose target matrices are stored as CUR factors of random rows and columns.
+    """Write a copy whose target matrices are stored as factors of random rows and columns.
 
     The oracle's weights become the product of the factors, so that both compute the same function.
 
@@ -186,6 +190,7 @@ def compress(
         folder: Where the copy goes; created.
         targets: Projection names, compressed in every block.
         rank: Number of rows and columns.
+        forms: How matrices are stored, taken in turn.
     """
     folder.mkdir()
     dense: dict[str, torch.Tensor] = {}
@@ -195,26 +200,58 @@ def compress(
     generator = torch.Generator().manual_seed(1)
     tensors: dict[str, torch.Tensor] = {}
     products: dict[str, torch.Tensor] = {}
-    forms: dict[str, str] = {}
-    for name, weight in dense.items():
+    found: dict[str, str] = {}
+    for name, weight in sorted(dense.items()):
         if name.split(".")[-2] not in targets or not name.endswith(".weight"):
             tensors[name] = weight
             continue
-        stem, matrix = name.removesuffix(".weight"), weight.double()
-        rows = torch.randperm(matrix.shape[0], generator=generator)[:rank]
-        columns = torch.randperm(matrix.shape[1], generator=generator)[:rank]
-        c, r = matrix[:, columns], matrix[rows]
-        u = torch.linalg.pinv(c) @ matrix @ torch.linalg.pinv(r)
-        tensors |= {f"{stem}.{key}": part.to(weight.dtype) for key, part in zip("CUR", (c, u, r), strict=True)}
-        tensors |= {f"{stem}.rows": rows.int(), f"{stem}.cols": columns.int()}
-        products[name] = (
-            tensors[f"{stem}.C"].double() @ tensors[f"{stem}.U"].double() @ tensors[f"{stem}.R"].double()
-        ).float()
-        forms[name] = "cur"
+        found[name] = forms[len(found) % len(forms)]
+        parts, product = _FACTORIZE[found[name]](weight, rank, generator)
+        tensors |= {f"{name.removesuffix('weight')}{suffix}": part for suffix, part in parts.items()}
+        products[name] = product.float()
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
     (folder / "config.json").write_bytes((model.folder / "config.json").read_bytes())
     replace_weights(model, products)
-    return open_tiny(folder, model.oracle, forms)
+    return open_tiny(folder, model.oracle, found)
+
+
+# Stored tensors in the weight's dtype, and their product in float64, spelled out for each form.
+_Factors = tuple[dict[str, torch.Tensor], torch.Tensor]
+
+
+def _cur(weight: torch.Tensor, rank: int, generator: torch.Generator) -> _Factors:
+    matrix = weight.double()
+    rows = torch.randperm(matrix.shape[0], generator=generator)[:rank]
+    columns = torch.randperm(matrix.shape[1], generator=generator)[:rank]
+    c, r = weight[:, columns], weight[rows]
+    u = (torch.linalg.pinv(c.double()) @ matrix @ torch.linalg.pinv(r.double())).to(weight.dtype)
+    stored = {"C": c, "U": u, "R": r, "rows": rows.int(), "cols": columns.int()}
+    return stored, c.double() @ u.double() @ r.double()
+
+
+def _interpolative(weight: torch.Tensor, rank: int, generator: torch.Generator) -> _Factors:
+    """Write the product row by row: rows[k] is R[k], the others, in a random order, are rows of T·R."""
+    matrix = weight.double()
+    shuffled = torch.randperm(matrix.shape[0], generator=generator)
+    rows, others = shuffled[:rank], shuffled[rank:]
+    r = weight[rows]
+    t = (matrix[others] @ torch.linalg.pinv(r.double())).to(weight.dtype)
+    product, order = torch.empty_like(matrix), torch.empty(len(shuffled), dtype=torch.int32)
+    for place, row in enumerate(shuffled.tolist()):
+        order[row] = place
+        product[row] = r[place].double() if place < rank else t[place - rank].double() @ r.double()
+    return {"R": r, "T": t, "rows": rows.int(), "order": order}, product
+
+
+def _two_factor(weight: torch.Tensor, rank: int, generator: torch.Generator) -> _Factors:
+    u, s, v = torch.linalg.svd(weight.double(), full_matrices=False)
+    a, b = (u[:, :rank] * s[:rank]).to(weight.dtype), v[:rank].to(weight.dtype)
+    return {"A": a, "B": b}, a.double() @ b.double()
+
+
+_FACTORIZE = {"cur": _cur, "interpolative": _interpolative, "two_factor": _two_factor}
+MIXED = ("interpolative", "two_factor", "cur")
+"""With three targets in two blocks, each form appears twice."""
 
 
 def replace_weights(model: TinyModel, products: Mapping[str, torch.Tensor]) -> None:

@@ -211,8 +211,8 @@ def toy_manifest() -> dict[str, Any]:
         "model": {
             "model_type": "toy",
             "dtype": "float32",
-            "parameters_before": 5000,
-            "parameters_after": 4990,
+            "parameters_before": 2698,
+            "parameters_after": 2694,
             "tied_embeddings": True,
             "vocab_size": VOCAB,
             "num_hidden_layers": LAYERS,

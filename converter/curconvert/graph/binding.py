@@ -9,13 +9,14 @@ import onnx_ir as ir
 
 from curconvert.checkpoint.types import TensorInfo
 from curconvert.errors import InputError
+from curconvert_runtime.forms import PROVENANCE, is_index
 
 DTYPES: Mapping[str, ir.DataType] = {
     "F32": ir.DataType.FLOAT,
     "F16": ir.DataType.FLOAT16,
     "BF16": ir.DataType.BFLOAT16,
 }
-_INDICES = (".rows", ".cols")
+INDEX_DTYPE = ir.DataType.INT32
 
 
 def deployed_dtype(tensors: Mapping[str, TensorInfo]) -> ir.DataType:
@@ -24,7 +25,7 @@ def deployed_dtype(tensors: Mapping[str, TensorInfo]) -> ir.DataType:
     Raises:
         InputError: They do not share one, or it is not a float type that graphs support.
     """
-    found = {info.dtype: name for name, info in tensors.items() if not name.endswith(_INDICES)}
+    found = {info.dtype: name for name, info in tensors.items() if not is_index(name)}
     if len(found) != 1:
         examples = ", ".join(f"{dtype} ({name})" for dtype, name in sorted(found.items()))
         raise InputError(f"graph: all weights must have one dtype, found {examples or 'no weights'}")
@@ -41,7 +42,7 @@ def bind(graph: ir.Graph, tensors: Mapping[str, TensorInfo]) -> None:
         InputError: A weight of the graph is not stored, has another shape or no byte range, or a stored tensor is not
             used by the graph.
     """
-    unused = {name for name in tensors if not name.endswith(_INDICES)}
+    unused = {name for name in tensors if not name.endswith(PROVENANCE)}
     for name, value in graph.initializers.items():
         if value.const_value is not None:
             continue
@@ -60,7 +61,9 @@ def _external(value: ir.Value, tensors: Mapping[str, TensorInfo]) -> ir.External
         raise InputError(f"graph: tensor {name} has shape {info.shape}, the config asks for {expected}")
     if info.location is None:
         raise InputError(f"graph: tensor {name} has no raw bytes in a file; write it to safetensors first")
-    dtype = DTYPES[info.dtype]
+    dtype = INDEX_DTYPE if is_index(name) else DTYPES[info.dtype]
+    if is_index(name) and info.dtype != "I32":
+        raise InputError(f"graph: tensor {name} is {info.dtype}, expected I32")
     size = math.prod(info.shape) * dtype.itemsize
     if info.location.length != size:
         raise InputError(f"graph: tensor {name} has {info.location.length} bytes, its shape asks for {int(size)}")

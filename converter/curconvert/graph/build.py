@@ -44,9 +44,9 @@ def build_graphs(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], f
 
     Args:
         config: The Hugging Face config as a plain dict.
-        tensors: Every stored tensor by canonical name, with its byte range. Index tensors (`.rows`, `.cols`) are
-            ignored; an absent `lm_head.weight` means tied to the embedding.
-        forms: Weight name to `cur` for matrices that are stored as C, U, R.
+        tensors: Every stored tensor by canonical name, with its byte range. `.rows` and `.cols` are ignored; an absent
+            `lm_head.weight` means tied to the embedding.
+        forms: Weight name to one of `curconvert_runtime.forms.FORMS`, for matrices that are stored as factors.
 
     Returns:
         Graphs whose weights are external: `location` is the file's name, so they must be saved beside it.

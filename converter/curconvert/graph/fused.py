@@ -29,12 +29,16 @@ class Fused(Portable):
     _lengths: tuple[ir.Value, ir.Value] | None = None
     _rows_of_tables: ir.Value | None = None
 
-    def linear(self, x: ir.Value, weights: list[ir.Value]) -> ir.Value:
+    def _as_rows(self, x: ir.Value, width: int) -> ir.Value:
+        """Leave the axes as they are: FusedMatMul takes all of them."""
+        return self.emit.narrow(x)
+
+    def _multiply(self, rows: ir.Value, weight: ir.Value) -> ir.Value:
         """Multiply by FusedMatMul(transB=1): weights stay in torch's layout."""
-        x = self.emit.narrow(x)
-        for weight in weights:
-            x = self.emit("FusedMatMul", x, weight, transB=1, domain=MICROSOFT)
-        return x
+        return self.emit("FusedMatMul", rows, weight, transB=1, domain=MICROSOFT)
+
+    def _from_rows(self, rows: ir.Value, width: int) -> ir.Value:
+        return rows
 
     def add_rms_norm(self, x: ir.Value, skip: ir.Value, weight: ir.Value, epsilon: float) -> tuple[ir.Value, ir.Value]:
         """Add and normalise in one kernel, in float32."""

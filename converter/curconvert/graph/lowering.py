@@ -15,8 +15,10 @@ from onnx_ir.passes import common as passes
 
 from curconvert.checkpoint.types import TensorInfo
 from curconvert.errors import InputError, UnsupportedError
+from curconvert.graph.binding import INDEX_DTYPE
 from curconvert.graph.emit import Emitter
 from curconvert.graph.facts import AttentionFacts, ModelFacts
+from curconvert_runtime.forms import FORMS, is_index
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -30,6 +32,9 @@ class Dialect(Protocol):
 
     def linear(self, x: ir.Value, weights: list[ir.Value]) -> ir.Value:
         """Return x·W₁ᵀ·W₂ᵀ… for weights in torch's (out, in) layout; x may be wide."""
+
+    def interpolate(self, x: ir.Value, kept: ir.Value, others: ir.Value, order: ir.Value) -> ir.Value:
+        """Return y₀ = x·keptᵀ and y₀·othersᵀ, laid end to end, in the given order; x may be wide."""
 
     def rms_norm(self, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
         """Return the root-mean-square normalisation of the last axis, times a weight; wide."""
@@ -157,32 +162,41 @@ class Lowering:
         if transpose is None or transpose.op_type != "Transpose":
             return None
         weight = _input(transpose, 0)
-        product = self._dialect.linear(_input(node, 0), self._weights(weight))
+        product = self._product(_input(node, 0), weight)
         bias = str(weight.name).removesuffix("weight") + "bias"
         if bias in self._tensors and bias not in self._graph.initializers:
             # mobius does not read `mlp_bias`; the biases that it knows are Add nodes of the template.
             product = self._dialect.emit("Add", product, self._stored(bias))
         return (product,)
 
-    def _weights(self, weight: ir.Value) -> list[ir.Value]:
-        """Return the matrices that take the place of a weight, in the order in which they meet the input."""
+    def _product(self, x: ir.Value, weight: ir.Value) -> ir.Value:
+        """Return x·Wᵀ, in the form in which W is stored."""
         name = str(weight.name)
         self._formed.add(name)
         form = self._forms.get(name, "dense")
-        if form == "dense":
-            tied = name == HEAD and name not in self._tensors
-            return [self._graph.initializers[EMBEDDING] if tied else weight]
-        if form != "cur":
-            raise UnsupportedError(f"tensor {name}: form {form!r} has no graph, expected 'cur'")
-        stem = name.removesuffix(".weight")
-        return [self._stored(f"{stem}.{factor}") for factor in "RUC"]
 
-    def _stored(self, name: str) -> ir.Value:
+        def stored(suffixes: str) -> list[ir.Value]:
+            return [self._stored(f"{name.removesuffix('.weight')}.{suffix}", form) for suffix in suffixes.split()]
+
+        match form:
+            case "dense":
+                tied = name == HEAD and name not in self._tensors
+                return self._dialect.linear(x, [self._graph.initializers[EMBEDDING] if tied else weight])
+            case "cur":
+                return self._dialect.linear(x, stored("R U C"))
+            case "two_factor":
+                return self._dialect.linear(x, stored("B A"))
+            case "interpolative":
+                return self._dialect.interpolate(x, *stored("R T order"))
+        raise UnsupportedError(f"tensor {name}: form {form!r} has no graph, expected one of {', '.join(FORMS)}")
+
+    def _stored(self, name: str, form: str = "dense") -> ir.Value:
         """Return a new initialiser for a stored tensor that the template does not know."""
         if name not in self._tensors:
-            raise InputError(f"graph: tensor {name} is missing, its matrix is said to be stored as C, U and R")
+            raise InputError(f"graph: tensor {name} is missing, its matrix is said to be {form}")
         shape = ir.Shape(self._tensors[name].shape)
-        value = ir.Value(name=name, type=ir.TensorType(self._dialect.emit.dtype), shape=shape)
+        dtype = INDEX_DTYPE if is_index(name) else self._dialect.emit.dtype
+        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=shape)
         # An initialiser without a tensor; binding fills it in.
         self._graph.initializers[name] = value
         return value

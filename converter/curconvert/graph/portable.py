@@ -40,14 +40,27 @@ class Portable:
         self._batch_sequence: ir.Value | None = None
 
     def linear(self, x: ir.Value, weights: list[ir.Value]) -> ir.Value:
+        """Multiply by one matrix after the other."""
+        rows = self._as_rows(x, _width(weights[0], 1))
+        for weight in weights:
+            rows = self._multiply(rows, weight)
+        return self._from_rows(rows, _width(weights[-1], 0))
+
+    def interpolate(self, x: ir.Value, kept: ir.Value, others: ir.Value, order: ir.Value) -> ir.Value:
+        """Multiply twice, keeping both products, and put their columns in order."""
+        rows = self._multiply(self._as_rows(x, _width(kept, 1)), kept)
+        both = self.emit("Concat", rows, self._multiply(rows, others), axis=-1)
+        return self._from_rows(self.emit("Gather", both, order, axis=-1), _width(order, 0))
+
+    def _multiply(self, rows: ir.Value, weight: ir.Value) -> ir.Value:
         """Multiply by Gemm(transB=1): weights stay in torch's layout, and no transposed copy is made at load.
 
         Gemm is two-dimensional: the batch and sequence axes become rows and come back afterwards.
         """
-        rows = self._as_rows(x, _width(weights[0], 1))
-        for weight in weights:
-            rows = self.emit("Gemm", rows, weight, transB=1)
-        return self.emit("Reshape", rows, self._shape(_width(weights[-1], 0)))
+        return self.emit("Gemm", rows, weight, transB=1)
+
+    def _from_rows(self, rows: ir.Value, width: int) -> ir.Value:
+        return self.emit("Reshape", rows, self._shape(width))
 
     def _as_rows(self, x: ir.Value, width: int) -> ir.Value:
         if x not in self._rows:

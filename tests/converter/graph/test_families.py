@@ -11,7 +11,7 @@ import pytest
 
 from curconvert.graph import build_graphs, save_graphs
 from support.cases import CASES
-from support.families import VOCABULARY, TinyModel, compress, make_checkpoint
+from support.families import FAMILIES, MIXED, VOCABULARY, TinyModel, compress, make_checkpoint
 from support.parity import left_padded_logits, oracle_logits, right_padded_logits, tokens
 
 # Relative to logits whose largest is between 5 and 60.
@@ -35,15 +35,23 @@ class Built:
         return max(float(np.abs(a - b).max()) for a, b in zip(found, self.expected, strict=True)) / scale
 
 
-@pytest.fixture(scope="module", params=[f"{case}/{form}" for case in CASES for form in ("dense", "cur")])
+@pytest.fixture(
+    scope="module",
+    params=[f"{case}/{form}" for case in CASES for form in ("dense", "cur")]
+    + [f"{family}/mixed" for family in FAMILIES],
+)
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """A model of each case, as it is and with factored projections."""
+    """A model of each case, as it is and with CUR projections; one of each family with every form side by side."""
     case, form = request.param.split("/")
     family, settings = CASES[case]
     folder = tmp_path_factory.mktemp("model")
     model = make_checkpoint(folder / "dense", family, **settings)
     if form == "cur":
         model = compress(model, folder / "cur")
+    if form == "mixed":
+        # Biased and fused projections too, with an odd count of targets, so that each meets several forms.
+        targets = ("q_proj", "v_proj", "o_proj", "gate_proj", "down_proj")
+        model = compress(model, folder / "mixed", targets=targets, forms=MIXED)
     save_graphs(build_graphs(model.config, model.tensors, model.forms), model.folder)
     rows = tokens(VOCABULARY)
     return Built(model, rows, oracle_logits(model.oracle, rows))
