@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from curconvert.calibration.statistics import InputStatistics
-from curconvert.errors import InputError
+from curconvert.factorization.gram import measured, ridged
 from curconvert.factorization.types import ErrorBound, Factorization
 from curconvert.selection.indices import Importance, Selector, importance_matrix, select_rows_columns
 
@@ -73,15 +73,9 @@ def link_matrix(weight: Matrix, C: Matrix, R: Matrix, gram: Matrix | None) -> Ma
 def _metric(statistics: InputStatistics, link: Link, ridge: float) -> Matrix | None:
     if link == "plain":
         return None
-    diagonal = np.diag(statistics.gram)
     if link == "diagonal":
-        return np.diag(diagonal)
-    return statistics.gram + ridge * np.diag(diagonal)
-
-
-def output_norm(matrix: Matrix, gram: Matrix) -> float:
-    """`‖M H^½‖_F = sqrt(tr(M H Mᵀ))`."""
-    return float(np.sqrt(max(np.einsum("ij,ij->", matrix @ gram, matrix), 0.0)))
+        return np.diag(np.diag(statistics.gram))
+    return ridged(statistics.gram, ridge)
 
 
 def factorize_cur(
@@ -99,9 +93,6 @@ def factorize_cur(
         rank: r ≤ min(m, n).
         options: Selection and link.
         dtype: Deployed dtype of C, U and R.
-
-    Raises:
-        InputError: U does not fit the deployed dtype.
     """
     deployed = weight.to(dtype)
     W = weight.to(torch.float64).numpy()
@@ -112,21 +103,8 @@ def factorize_cur(
     U = torch.from_numpy(
         link_matrix(W, C.double().numpy(), R.double().numpy(), _metric(statistics, options.link, options.ridge))
     ).to(dtype)
-    if not bool(torch.isfinite(U).all()):
-        raise InputError(f"{name}: U does not fit {str(dtype)[6:]}; choose --dtype bfloat16 or float32")
     bound = None
     if chosen.eta_rows is not None and chosen.eta_columns is not None and chosen.sigma_next is not None:
         bound = ErrorBound(chosen.eta_rows, chosen.eta_columns, chosen.sigma_next, _BOUND_MATRICES[options.importance])
-    error = W - C.double().numpy() @ U.double().numpy() @ R.double().numpy()
-    return Factorization(
-        form="cur",
-        rank=rank,
-        tensors={"C": C, "U": U.contiguous(), "R": R, "rows": rows, "cols": columns},
-        relative_output_error=_ratio(output_norm(error, statistics.gram), output_norm(W, statistics.gram)),
-        relative_frobenius_error=_ratio(float(np.linalg.norm(error)), float(np.linalg.norm(W))),
-        bound=bound,
-    )
-
-
-def _ratio(error: float, norm: float) -> float:
-    return error / norm if norm > 0 else 0.0
+    tensors = {"C": C, "U": U, "R": R, "rows": rows, "cols": columns}
+    return measured("cur", tensors, rank, W, statistics, bound=bound)

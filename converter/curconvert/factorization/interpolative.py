@@ -1,0 +1,116 @@
+"""W ≈ [R; T·R] up to the order of rows: r outputs computed as they are, the others interpolated from them."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.linalg
+import torch
+from numpy.typing import NDArray
+from scipy.linalg.lapack import dpstrf
+from torch import Tensor
+
+from curconvert.calibration.statistics import InputStatistics
+from curconvert.factorization.gram import check_rank, deployed, measured, ridged
+from curconvert.factorization.low_rank import svd_llm
+from curconvert.factorization.types import Basis, Factorization
+from curconvert.selection.indices import pivoted_qr
+
+Matrix = NDArray[np.float64]
+Indices = NDArray[np.int32]
+_LARGEST = 2.0  # |T|; every swap more than doubles |det A[I]|, so there are few
+
+
+def factorize_interpolative(
+    name: str, weight: Tensor, statistics: InputStatistics, rank: int, basis: Basis, ridge: float, dtype: torch.dtype
+) -> Factorization:
+    """Factorize one linear layer's weight into r rows and the coefficients that make the other rows of them.
+
+    Args:
+        name: Tensor name, for messages.
+        weight: W, (m, n), any float dtype.
+        statistics: Of the layer's input.
+        rank: 1 ≤ r ≤ min(m, n).
+        basis: `rows`: R is r rows of W, bit for bit in the deployed dtype, and T is solved for them as deployed.
+            `subspace`: R is r rows of the best rank-r approximation (SVD-LLM's), which R and T store without loss
+            (PIFA, arXiv 2501.19090).
+        ridge: λ of `H + λ diag(H)`.
+        dtype: Deployed dtype of R and T.
+
+    Raises:
+        InputError: No (m, n) matrix has this rank.
+    """
+    check_rank(name, weight.shape, rank)
+    W, H = weight.to(torch.float64).numpy(), ridged(statistics.gram, ridge)
+    if basis == "rows":
+        rows = leading_rows(W @ H @ W.T, rank)
+        others = _others(rows, len(W))
+        R = weight.to(dtype)[torch.from_numpy(rows).long()]
+        T = interpolation(W[others], R.to(torch.float64).numpy(), H)
+    else:
+        A, B = svd_llm(W, H, rank)
+        rows, T = spanning_rows(A)
+        R = deployed(A[rows] @ B, dtype)
+        others = _others(rows, len(W))
+    order = np.empty(len(W), dtype=np.int32)
+    order[rows], order[others] = np.arange(rank), np.arange(rank, len(W))
+    tensors = {"R": R, "T": deployed(T, dtype), "rows": torch.from_numpy(rows), "order": torch.from_numpy(order)}
+    return measured("interpolative", tensors, rank, W, statistics, basis=basis)
+
+
+def leading_rows(output_gram: Matrix, rank: int) -> Indices:
+    """Choose the outputs greedily: each time the one that those chosen before it predict worst.
+
+    These are the column pivots of QR of `(W S)ᵀ`, `H = S Sᵀ`, and equally the pivots of the Cholesky factorization of
+    the output Gram matrix, which LAPACK (dpstrf) computes without a root of H.
+
+    Args:
+        output_gram: `W H Wᵀ`, (m, m).
+        rank: r ≤ m. Beyond the numerical rank the choice is arbitrary but valid.
+
+    Returns:
+        (r,) distinct, in the order of choice.
+    """
+    _, pivots, _, _ = dpstrf(output_gram)
+    return np.asarray(pivots[:rank] - 1, dtype=np.int32)
+
+
+def interpolation(others: Matrix, R: Matrix, gram: Matrix) -> Matrix:
+    """Solve `min_T ‖(W' − T R) H^½‖_F`: `T = W' H Rᵀ (R H Rᵀ)⁺`.
+
+    Args:
+        others: W', (m − r, n).
+        R: (r, n).
+        gram: H, (n, n) symmetric positive semi-definite.
+
+    Returns:
+        T, (m − r, r). Rank-deficient R or H give the least-norm solution.
+    """
+    weighted = gram @ R.T
+    return np.asarray(others @ weighted @ scipy.linalg.pinvh(R @ weighted, check_finite=False))
+
+
+def spanning_rows(basis: Matrix) -> tuple[Indices, Matrix]:
+    """Choose r rows of an orthonormal basis A of which all other rows are moderate combinations.
+
+    Column-pivoted QR of Aᵀ starts; swaps then bound the coefficients (maxvol, Goreinov et al. 2010).
+
+    Args:
+        basis: A, (m, r), orthonormal columns.
+
+    Returns:
+        Rows I, (r,) distinct; T with `A[others] = T A[I]`, (m − r, r), others ascending, |T| ≤ 2.
+    """
+    rank = basis.shape[1]
+    rows = pivoted_qr(basis.T, rank)
+    while True:
+        others = _others(rows, len(basis))
+        T = scipy.linalg.solve(basis[rows].T, basis[others].T, check_finite=False).T
+        if not T.size or np.abs(T).max() <= _LARGEST:
+            return rows, np.asarray(T)
+        i, k = divmod(int(np.abs(T).argmax()), rank)
+        rows[k] = others[i]
+
+
+def _others(rows: Indices, m: int) -> NDArray[np.intp]:
+    """Return the rows that were not chosen, ascending."""
+    return np.setdiff1d(np.arange(m), rows)

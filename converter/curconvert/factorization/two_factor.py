@@ -1,0 +1,66 @@
+"""W ≈ A·B: two thin products, for comparison and for runtimes without a gather."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from curconvert.calibration.statistics import InputStatistics
+from curconvert.factorization.gram import check_rank, deployed, measured, ridged
+from curconvert.factorization.low_rank import asvd, plain, svd_llm
+from curconvert.factorization.types import Factorization
+
+Approximation = Literal["svd_llm", "asvd", "svd"]
+APPROXIMATIONS: tuple[str, ...] = get_args(Approximation)
+Matrix = NDArray[np.float64]
+
+
+def factorize_two_factor(
+    name: str,
+    weight: Tensor,
+    statistics: InputStatistics,
+    rank: int,
+    approximation: Approximation,
+    ridge: float,
+    dtype: torch.dtype,
+) -> Factorization:
+    """Factorize one linear layer's weight into two thin factors.
+
+    Args:
+        name: Tensor name, for messages.
+        weight: W, (m, n), any float dtype.
+        statistics: Of the layer's input.
+        rank: 1 ≤ r ≤ min(m, n).
+        approximation: Which rank-r approximation of W to store, see `low_rank`.
+        ridge: λ of `H + λ diag(H)`; `svd_llm` only.
+        dtype: Deployed dtype of A and B.
+
+    Raises:
+        InputError: No (m, n) matrix has this rank.
+    """
+    check_rank(name, weight.shape, rank)
+    W = weight.to(torch.float64).numpy()
+    if approximation == "svd_llm":
+        A, B = svd_llm(W, ridged(statistics.gram, ridge), rank)
+    elif approximation == "asvd":
+        A, B = asvd(W, statistics.rms, rank)
+    else:
+        A, B = plain(W, rank)
+    A, B = balanced(A, B)
+    return measured("two_factor", {"A": deployed(A, dtype), "B": deployed(B, dtype)}, rank, W, statistics)
+
+
+def balanced(A: Matrix, B: Matrix) -> tuple[Matrix, Matrix]:
+    """Give column k of A and row k of B norms within a factor of two, so that neither leaves half precision's range.
+
+    The scales are powers of two: the product does not change by a bit.
+    """
+    left, right = np.linalg.norm(A, axis=0), np.linalg.norm(B, axis=1)
+    used = (left > 0) & (right > 0)
+    ratio = np.divide(right, left, out=np.ones_like(left), where=used)
+    scale = np.exp2(np.round(np.log2(ratio) / 2))
+    return A * scale, B / scale[:, None]
