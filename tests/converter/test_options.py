@@ -36,6 +36,13 @@ def test_single_values_override_a_preset() -> None:
 @pytest.mark.parametrize(
     "values, message",
     [
+        ({"density": 0.0}, "--density 0.0: expected a share above 0 and below 1"),
+        ({"density": 1.0}, "--density 1.0"),
+        ({"density": float("nan")}, "--density nan"),
+        ({"density": 0.5, "rank": 8}, "--rank and --density"),
+        ({"method": "pifa", "selector": "deim"}, "--select deim: belongs to --method cur and curing, not to pifa"),
+        ({"method": "svd-llm", "link": "full"}, "--link full: belongs to"),
+        ({"method": "row-id", "approximation": "svd"}, "approximation 'svd': expected one of rows, subspace"),
         ({"rank": 0}, "--rank 0: expected an integer of at least 1"),
         ({"rank": -3}, "--rank -3"),
         ({"rank": 2.5}, "--rank 2.5"),
@@ -56,14 +63,14 @@ def test_single_values_override_a_preset() -> None:
 def test_unsound_values_are_refused(values: dict[str, Any], message: str) -> None:
     """The message names the option, the value and what is expected."""
     with pytest.raises(InputError) as error:
-        ConvertOptions.for_method("cur", **values)
+        ConvertOptions.for_method(**{"method": "cur", **values})
     assert message in str(error.value)
 
 
 def test_an_unknown_method_is_refused() -> None:
     """With the list of those there are."""
-    with pytest.raises(InputError, match="--method 'svd': expected one of cur, curing"):
-        ConvertOptions.for_method("svd")
+    with pytest.raises(InputError, match="--method 'qr': expected one of cur, curing"):
+        ConvertOptions.for_method("qr")
 
 
 def test_options_are_frozen() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,13 +13,14 @@ from hypothesis import strategies as st
 from curconvert.calibration.text import CalibrationOptions
 from curconvert.checkpoint import Checkpoint, open_checkpoint
 from curconvert.errors import InputError
-from curconvert.factorization.types import break_even_rank, cur_parameters
-from curconvert.options import LINEARS
-from curconvert.planning import make_plan, plan_matrix
+from curconvert.factorization.types import break_even_rank
+from curconvert.options import LINEARS, ConvertOptions
+from curconvert.planning import make_plan, plan_matrix, rank_for_density
 from support.families import make_checkpoint
 from support.tiny_runs import tiny_options
 
 SIZES = st.integers(1, 20_000)
+FORM = st.sampled_from(["cur", "interpolative", "two_factor"])
 TOKENS = Path("ids.safetensors")  # never opened by a plan
 
 
@@ -29,36 +31,57 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return open_checkpoint(model.folder)
 
 
-@given(m=SIZES, n=SIZES)
-def test_break_even_is_the_largest_rank_that_does_not_grow(m: int, n: int) -> None:
-    """r(m+n) + r² ≤ mn, and one more would not fit."""
-    rank = break_even_rank((m, n))
-    assert rank * (m + n) + rank * rank <= m * n
-    assert (rank + 1) * (m + n) + (rank + 1) ** 2 > m * n
+def stored(form: str, m: int, n: int, r: int) -> int:
+    """Numbers of a form, by the formulas of algorithms' literature rather than by the code's shapes."""
+    return {"cur": r * (m + n) + r * r, "interpolative": r * (m + n - r), "two_factor": r * (m + n)}[form]
+
+
+def options_of(form: str, **size: Any) -> ConvertOptions:
+    """Options of a method that stores this form."""
+    method = {"cur": "cur", "interpolative": "pifa", "two_factor": "svd-llm"}[form]
+    return ConvertOptions.for_method(method, **size)
+
+
+@given(form=FORM, m=SIZES, n=SIZES)
+def test_break_even_is_the_largest_rank_that_does_not_grow(form: Any, m: int, n: int) -> None:
+    """It fits, and one more would not, or is more than the matrix has."""
+    rank = break_even_rank(form, (m, n))
+    assert stored(form, m, n, rank) <= m * n
+    assert rank == min(m, n) or stored(form, m, n, rank + 1) > m * n
 
 
 @given(m=SIZES, n=SIZES)
 def test_break_even_is_the_papers_formula(m: int, n: int) -> None:
     """⌊(√(m² + 6mn + n²) − (m+n)) / 2⌋, with an exact integer root."""
     root = math.isqrt(m * m + 6 * m * n + n * n)
-    assert break_even_rank((m, n)) == (root - (m + n)) // 2
+    assert break_even_rank("cur", (m, n)) == (root - (m + n)) // 2
 
 
-@given(m=SIZES, n=SIZES, rank=st.integers(1, 30_000))
-def test_no_matrix_grows_and_every_compressed_one_saves(m: int, n: int, rank: int) -> None:
+@given(form=FORM, m=SIZES, n=SIZES, rank=st.integers(1, 30_000))
+def test_no_matrix_grows_and_every_compressed_one_saves(form: Any, m: int, n: int, rank: int) -> None:
     """At least 5 % or dense with a reason; never more than asked for or than the matrix has."""
-    plan = plan_matrix("x.weight", (m, n), rank)
+    plan = plan_matrix("x.weight", (m, n), options_of(form, rank=rank))
     if plan.form == "dense":
         assert plan.rank is None
         assert plan.parameters_after == m * n
-        assert "would save less than 5%" in str(plan.reason)
-        best = min(rank, break_even_rank((m, n)))
-        assert best == 0 or cur_parameters((m, n), best) > 0.95 * m * n
+        assert f"rank {rank} would save less than 5%" in str(plan.reason)
+        best = min(rank, m, n, break_even_rank(form, (m, n)))
+        assert best == 0 or stored(form, m, n, best) > 0.95 * m * n
     else:
         assert plan.rank is not None
         assert 1 <= plan.rank <= min(rank, m, n)
-        assert plan.parameters_after == plan.rank * (m + n + plan.rank) <= 0.95 * m * n
+        assert plan.parameters_after == stored(form, m, n, plan.rank) <= 0.95 * m * n
         assert plan.reason is None
+
+
+@given(form=FORM, m=SIZES, n=SIZES, density=st.floats(0.01, 0.99))
+def test_density_is_filled_to_the_last_rank(form: Any, m: int, n: int, density: float) -> None:
+    """The largest rank whose numbers fit into the share."""
+    rank = rank_for_density(form, (m, n), density)
+    assert rank == 0 or stored(form, m, n, rank) <= density * m * n
+    assert rank == min(m, n) or stored(form, m, n, rank + 1) > density * m * n
+    plan = plan_matrix("x.weight", (m, n), options_of(form, density=density))
+    assert plan.rank in (None, rank)
 
 
 def test_only_targets_of_chosen_layers_are_compressed(checkpoint: Checkpoint) -> None:
