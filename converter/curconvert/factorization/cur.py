@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from curconvert.calibration.statistics import InputStatistics
-from curconvert.factorization.gram import measured, ridged
+from curconvert.factorization.gram import measured, ridged, solve_right
 from curconvert.factorization.types import ErrorBound, Factorization
 from curconvert.selection.indices import Importance, Selector, importance_matrix, select_rows_columns
 
@@ -62,12 +62,12 @@ def link_matrix(weight: Matrix, C: Matrix, R: Matrix, gram: Matrix | None) -> Ma
         U, (r, r). Rank-deficient C or R give the least-norm solution.
     """
     if gram is None:
-        right = scipy.linalg.pinv(R)
+        projected = weight @ scipy.linalg.pinv(R)
     else:
         weighted = gram @ R.T
-        right = weighted @ scipy.linalg.pinvh(R @ weighted)
-    left, *_ = scipy.linalg.lstsq(C, weight @ right, check_finite=False)
-    return np.asarray(left)
+        projected = solve_right(weight @ weighted, R @ weighted)
+    link, *_ = scipy.linalg.lstsq(C, projected, check_finite=False)
+    return np.asarray(link)
 
 
 def _metric(statistics: InputStatistics, link: Link, ridge: float) -> Matrix | None:

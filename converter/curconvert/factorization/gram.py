@@ -36,6 +36,18 @@ def square_root(gram: Matrix) -> Matrix:
     return np.asarray(vectors * np.sqrt(np.maximum(values, 0)))
 
 
+def solve_right(numerator: Matrix, gram: Matrix) -> Matrix:
+    """Return `N G⁺` for a symmetric positive semi-definite G.
+
+    N is projected on the eigenvectors first: a G⁺ formed on its own has entries as large as the condition number, and
+    their rounding errors alone would outweigh the result.
+    """
+    values, vectors = scipy.linalg.eigh(gram, driver="evd", check_finite=False)
+    kept = values > len(values) * np.finfo(np.float64).eps * max(values[-1], 0.0)
+    vectors = vectors[:, kept]
+    return np.asarray((numerator @ vectors / values[kept]) @ vectors.T)
+
+
 def output_norm(matrix: Matrix, gram: Matrix) -> float:
     """`‖M H^½‖_F = sqrt(tr(M H Mᵀ))`."""
     return float(np.sqrt(max(np.einsum("ij,ij->", matrix @ gram, matrix), 0.0)))

@@ -10,7 +10,7 @@ from scipy.linalg.lapack import dpstrf
 from torch import Tensor
 
 from curconvert.calibration.statistics import InputStatistics
-from curconvert.factorization.gram import check_rank, deployed, measured, ridged
+from curconvert.factorization.gram import check_rank, deployed, measured, ridged, solve_right
 from curconvert.factorization.low_rank import svd_llm
 from curconvert.factorization.types import Basis, Factorization
 from curconvert.selection.indices import pivoted_qr
@@ -86,7 +86,7 @@ def interpolation(others: Matrix, R: Matrix, gram: Matrix) -> Matrix:
         T, (m − r, r). Rank-deficient R or H give the least-norm solution.
     """
     weighted = gram @ R.T
-    return np.asarray(others @ weighted @ scipy.linalg.pinvh(R @ weighted, check_finite=False))
+    return solve_right(others @ weighted, R @ weighted)
 
 
 def spanning_rows(basis: Matrix) -> tuple[Indices, Matrix]:

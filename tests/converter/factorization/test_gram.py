@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from curconvert.errors import InputError
-from curconvert.factorization.gram import check_rank, measured, output_norm, ridged, square_root
+from curconvert.factorization.gram import check_rank, measured, output_norm, ridged, solve_right, square_root
 from support.matrices import correlated, dead, error_in, random_weight
 
 
@@ -36,6 +36,15 @@ def test_the_square_root_of_a_singular_gram_matrix_is_finite() -> None:
     root = square_root(gram)
     np.testing.assert_allclose(root @ root.T, gram, atol=1e-12)
     assert np.abs(root[4]).max() < 1e-7
+
+
+@pytest.mark.parametrize("rank", [0, 1, 6, 9])
+def test_solving_on_the_right_is_the_least_norm_solution(rank: int) -> None:
+    """N G⁺, with NumPy's pseudo-inverse, for singular G too."""
+    rng = np.random.default_rng(rank)
+    root, N = rng.standard_normal((9, rank)), rng.standard_normal((4, 9))
+    gram = root @ root.T
+    np.testing.assert_allclose(solve_right(N, gram), N @ np.linalg.pinv(gram, rcond=1e-10), atol=1e-8)
 
 
 def test_the_output_norm_is_the_norm_of_the_outputs() -> None:
