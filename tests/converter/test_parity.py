@@ -61,6 +61,30 @@ def test_families_with_a_mind_of_their_own_agree(tmp_path: Path, family: str) ->
     assert torch_parity(out, VerifyOptions(max_parity=1e-4)).passed
 
 
+@pytest.mark.parametrize("method", ["row-id", "pifa", "svd-llm"])
+def test_every_form_agrees(tmp_path: Path, method: str) -> None:
+    """Torch equals both graphs, and what is a slice of the original is found to be one, also after a cast."""
+    source, out = convert_tiny(tmp_path, "qwen2", method=method, dtype="float16")
+    assert torch_parity(out).passed
+    assert _failed(check_slices(out, source)) == set()
+
+
+@pytest.mark.parametrize(
+    ("method", "found"), [("row-id", {"source.files", "source.slices"}), ("pifa", {"source.files"})]
+)
+def test_rows_of_a_subspace_are_not_taken_for_slices(tmp_path: Path, method: str, found: set[str]) -> None:
+    """Another original shows in R where R claims to be made of it, and only there."""
+    source, out = convert_tiny(tmp_path, "llama", method=method)
+    stem = "model.layers.1.mlp.gate_proj"
+    row = load_file(out / "model.safetensors")[f"{stem}.rows"][3]
+    tensors = load_file(source / "model.safetensors")
+    tensors[f"{stem}.weight"].view(torch.int32)[row, 7] ^= 1
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    checks = check_slices(out, source)
+    assert _failed(checks) == found
+    assert method == "pifa" or f"{stem}.R" in next(check.detail for check in checks if check.name == "source.slices")
+
+
 def test_half_precision_is_compared_with_float32(tmp_path: Path) -> None:
     """A float16 artifact passes its own limit and fails float32's; torch agrees with torch in both."""
     _, out = convert_tiny(tmp_path, "llama", dtype="float16")
@@ -105,6 +129,15 @@ def test_a_tensor_without_a_place_is_named(qwen2: Pair) -> None:
     tensors = {**whole.tensors, "model.layers.9.stray": whole.tensors["model.norm.weight"]}
     with pytest.raises(IntegrityError, match=r"layers\.9\.stray"):
         build_torch_model(Artifact(whole.path, whole.manifest, tensors))
+
+
+def test_a_matrix_of_another_shape_is_named(qwen2: Pair) -> None:
+    """Shapes of factored matrices come from the config too."""
+    whole = Artifact.open(qwen2[1])
+    rows = [{**m, "shape": [99, 98]} if m["form"] == "cur" else m for m in whole.manifest["matrices"]]
+    manifest = {**whole.manifest, "matrices": rows}
+    with pytest.raises(IntegrityError, match=r"q_proj\.weight has shape \[99, 98\]"):
+        build_torch_model(Artifact(whole.path, manifest, whole.tensors))
 
 
 def test_a_tensor_of_another_shape_is_named(qwen2: Pair) -> None:

@@ -37,9 +37,11 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[P
 
     def get(name: str) -> tuple[Path, Path]:
         if name not in done:
-            family, _, dtype = name.partition("-")
-            folder = tmp_path_factory.mktemp(name)
-            done[name] = convert_tiny(folder, family, dtype=dtype or None, num_hidden_layers=3)
+            model, _, method = name.partition("/")
+            family, _, dtype = model.partition("-")
+            folder = tmp_path_factory.mktemp("model")
+            settings = {"method": method or "cur", "dtype": dtype or None, "num_hidden_layers": 3}
+            done[name] = convert_tiny(folder, family, **settings)
         return done[name]
 
     return get
@@ -101,7 +103,7 @@ def failed(folder: Path) -> set[str]:
     return {check.name for check in report.failures}
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "llama-float16"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "llama-float16", "llama/row-id", "llama/pifa", "llama/svd-llm"])
 def test_sound_artifacts_pass(converted: Callable[..., tuple[Path, Path]], name: str) -> None:
     """Without a fault every gate passes: torch-free, with torch, and with the original."""
     source, artifact = converted(name)
@@ -140,6 +142,54 @@ def test_column_of_another_matrix(copy: Callable[..., tuple[Path, Path]]) -> Non
     edit_weights(artifact, mix)
     assert PARITY | {"structure.factors"} <= failed(artifact)
     assert "source.slices" in {check.name for check in check_slices(artifact, source) if not check.passed}
+
+
+def test_outputs_in_another_order(copy: Callable[..., tuple[Path, Path]]) -> None:
+    """Two outputs that are not chosen rows swapped: rows and order still agree, both graphs answer differently."""
+
+    def swap(tensors: dict[str, np.ndarray]) -> None:
+        order = tensors[f"{Q}.order"]
+        first, second = np.setdiff1d(np.arange(len(order)), tensors[f"{Q}.rows"])[:2]
+        order[[first, second]] = order[[second, first]]
+
+    _, artifact = copy("llama/pifa")
+    edit_weights(artifact, swap)
+    assert failed(artifact) >= PARITY
+
+
+@pytest.mark.parametrize("suffix", ["rows", "order"])
+def test_rows_and_order_that_disagree(copy: Callable[..., tuple[Path, Path]], suffix: str) -> None:
+    """Two entries of either swapped: the artifact does not open."""
+
+    def swap(tensors: dict[str, np.ndarray]) -> None:
+        first, second = (0, 1) if suffix == "rows" else tensors[f"{Q}.rows"][:2]
+        tensors[f"{Q}.{suffix}"][[first, second]] = tensors[f"{Q}.{suffix}"][[second, first]]
+
+    _, artifact = copy("llama/row-id")
+    edit_weights(artifact, swap)
+    with pytest.raises(IntegrityError, match="does not lead to"):
+        verify(artifact)
+
+
+@pytest.mark.parametrize(("method", "factor"), [("row-id", "R"), ("pifa", "T"), ("svd-llm", "A"), ("svd-llm", "B")])
+def test_rows_of_a_factor_swapped(copy: Callable[..., tuple[Path, Path]], method: str, factor: str) -> None:
+    """Every factor of every form reaches the answers of both graphs; a row that is none of the original's shows."""
+
+    def swap(tensors: dict[str, np.ndarray]) -> None:
+        tensors[f"{Q}.{factor}"][[0, 1]] = tensors[f"{Q}.{factor}"][[1, 0]]
+
+    source, artifact = copy(f"llama/{method}")
+    edit_weights(artifact, swap)
+    assert failed(artifact) >= PARITY
+    slices = next(check for check in check_slices(artifact, source) if check.name == "source.slices")
+    assert slices.passed == (method != "row-id")
+
+
+def test_wrong_parameter_count(copy: Callable[..., tuple[Path, Path]]) -> None:
+    """A manifest that claims fewer parameters than are stored."""
+    _, artifact = copy("llama/pifa")
+    reseal(artifact, lambda manifest: manifest["model"].update(parameters_after=1000))
+    assert failed(artifact) == {"structure.counts"}
 
 
 def test_wrong_rope_base_in_the_config(copy: Callable[..., tuple[Path, Path]]) -> None:

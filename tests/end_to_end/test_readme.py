@@ -21,6 +21,7 @@ from curconvert.cli import main
 from curconvert.families import SUPPORTED_FAMILIES
 from curconvert.verification import verify_artifact
 from curconvert_runtime.verification import VerifyOptions
+from support.conversions import convert_tiny
 from support.families import make_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,6 +111,13 @@ def test_optimum_says_what_our_runtime_says(folder: Path, answer: str) -> None:
 def test_the_reader_of_the_format_reads(folder: Path) -> None:
     """The artifact page's NumPy reader accepts every hash and rebuilds the first factored matrix."""
     assert "gate_proj.weight: rank 6" in run(block("reader", "docs/artifact.md"), folder)
+
+
+@pytest.mark.parametrize("method", ["row-id", "pifa", "svd-llm"])
+def test_the_reader_of_the_format_reads_every_form(tmp_path: Path, method: str) -> None:
+    """The same program rebuilds a matrix of each other form."""
+    _, out = convert_tiny(tmp_path, "llama", method=method)
+    assert "gate_proj.weight: rank 6" in run(block("reader", "docs/artifact.md"), out.parent)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

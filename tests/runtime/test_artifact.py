@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from curconvert_runtime import Artifact, InputError, IntegrityError, UnsupportedError
@@ -245,7 +244,7 @@ def test_unsound_factors_are_refused(toy: Path, changed: dict[str, Any], message
 def as_form(folder: Path, form: str, changed: dict[str, Any], rank: int = RANK) -> None:
     """Store the toy's (6, 5) matrix in another form, some of its tensors changed (None: left out), and seal again."""
     rng = np.random.default_rng(0)
-    factors: dict[str, NDArray[Any]] = {
+    factors: dict[str, dict[str, Any]] = {
         "interpolative": {
             "R": rng.standard_normal((2, 5)).astype(np.float32),
             "T": rng.standard_normal((4, 2)).astype(np.float32),
@@ -256,9 +255,9 @@ def as_form(folder: Path, form: str, changed: dict[str, Any], rank: int = RANK) 
             "A": rng.standard_normal((6, 2)).astype(np.float32),
             "B": rng.standard_normal((2, 5)).astype(np.float32),
         },
-    }[form]
+    }
     tensors = {name: value for name, value in toy_tensors().items() if not name.startswith(STEM)}
-    tensors |= {f"{STEM}.{suffix}": value for suffix, value in (factors | changed).items() if value is not None}
+    tensors |= {f"{STEM}.{suffix}": value for suffix, value in (factors[form] | changed).items() if value is not None}
     reference = write_toy(folder.parent / "reference", tensors)
     for name in SEALED_FILES[:3]:
         (folder / name).write_bytes((reference / name).read_bytes())

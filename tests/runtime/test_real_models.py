@@ -13,7 +13,7 @@ import torch
 
 from curconvert.graph import build_graphs, save_graphs
 from curconvert_runtime import GenerationOptions, Session, load
-from support.families import VOCABULARY, TinyModel, compress, make_checkpoint
+from support.families import MIXED, VOCABULARY, TinyModel, compress, make_checkpoint
 from support.tiny_artifact import reseal, toy_manifest
 
 PROMPTS = [[5, 9, 33, 7, 60, 41, 12, 8, 90], [17], [44, 3, 70, 21]]
@@ -22,7 +22,7 @@ MODELS = {
     "llama-cur": ("llama", torch.float32),
     "llama-dense": ("llama", torch.float32),
     "llama-half": ("llama", torch.float16),
-    "qwen2-cur": ("qwen2", torch.float32),
+    "qwen2-mixed": ("qwen2", torch.float32),
     "mistral-window": ("mistral", torch.float32),
     "gemma2-softcap": ("gemma2", torch.float32),
 }
@@ -37,8 +37,8 @@ class Sealed:
     dtype: torch.dtype
 
 
-def seal(model: TinyModel, dtype: torch.dtype) -> None:
-    """Put graphs and a manifest into a model's folder."""
+def seal(model: TinyModel, dtype: torch.dtype, dense: TinyModel) -> None:
+    """Put graphs and a manifest into the folder of a model that was made from a dense one."""
     save_graphs(build_graphs(model.config, model.tensors, model.forms), model.folder)
     (model.folder / "generation_config.json").unlink(missing_ok=True)
     manifest = toy_manifest()
@@ -53,11 +53,12 @@ def seal(model: TinyModel, dtype: torch.dtype) -> None:
         max_position_embeddings=config.max_position_embeddings,
     )
     row = manifest["matrices"][0] | {"rank": 5}
-    stems = {name: name.removesuffix(".weight") for name in model.forms}
-    shapes = {
-        name: [model.tensors[f"{stem}.C"].shape[0], model.tensors[f"{stem}.R"].shape[1]] for name, stem in stems.items()
-    }
-    manifest["matrices"] = [row | {"name": name, "shape": shape} for name, shape in shapes.items()]
+    manifest["matrices"] = [
+        row
+        | {"name": name, "shape": list(dense.tensors[name].shape), "form": form}
+        | {"basis": "rows" if form == "interpolative" else None}
+        for name, form in model.forms.items()
+    ]
     (model.folder / "curconvert.json").write_text(json.dumps(manifest))
     reseal(model.folder)
 
@@ -67,10 +68,12 @@ def sealed_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     """A tiny random model of each kind, as an artifact."""
     family, dtype = MODELS[request.param]
     root = tmp_path_factory.mktemp("model")
-    model = make_checkpoint(root / "dense", family, dtype=dtype)
+    model = dense = make_checkpoint(root / "dense", family, dtype=dtype)
     if request.param.endswith("cur"):
-        model = compress(model, root / "cur")
-    seal(model, dtype)
+        model = compress(dense, root / "cur")
+    if request.param.endswith("mixed"):
+        model = compress(dense, root / "mixed", forms=MIXED)
+    seal(model, dtype, dense)
     return Sealed(model.folder, model.oracle, dtype)
 
 

@@ -14,12 +14,15 @@ from curconvert.pipeline import convert
 from support.families import VOCABULARY, make_checkpoint
 
 
-def convert_tiny(folder: Path, model_type: str, *, dtype: str | None = None, **settings: Any) -> tuple[Path, Path]:
+def convert_tiny(
+    folder: Path, model_type: str, *, method: str = "cur", dtype: str | None = None, **settings: Any
+) -> tuple[Path, Path]:
     """Make a random checkpoint and compress every layer's q, k and gate projections to rank 6.
 
     Args:
         folder: Gets the checkpoint and the artifact.
         model_type: Family.
+        method: Compression method.
         dtype: Deployed dtype.
         settings: Config values that replace the tiny defaults.
 
@@ -30,6 +33,6 @@ def convert_tiny(folder: Path, model_type: str, *, dtype: str | None = None, **s
     make_checkpoint(source, model_type, **settings)
     save_file({"input_ids": np.random.default_rng(0).integers(3, VOCABULARY, (40, 40))}, ids)
     calibration = CalibrationOptions(source=str(ids), sequences=16, tokens_per_sequence=40, probe_sequences=4)
-    options = ConvertOptions.for_method("cur", rank=6, layers="all", calibration=calibration, dtype=dtype)
+    options = ConvertOptions.for_method(method, rank=6, layers="all", calibration=calibration, dtype=dtype)
     convert(SourceOptions(str(source)), out, options)
     return source, out

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from curconvert.blocks.modules import CURLinear, SplitLinear
+from curconvert.blocks.modules import CURLinear, SplitLinear, factored_linear
 from curconvert.blocks.stream import BlockStream
 from curconvert.checkpoint import open_checkpoint
 from support.families import FAMILIES, TinyModel, make_checkpoint
@@ -195,6 +195,33 @@ def test_factors_multiply_from_the_right() -> None:
     c, u, r, b, x = (torch.randn(s, generator=generator) for s in ((7, 3), (3, 3), (3, 5), (7,), (2, 4, 5)))
     torch.testing.assert_close(CURLinear(c, u, r, b)(x), x @ (c @ u @ r).T + b)
     torch.testing.assert_close(CURLinear(c, u, r)(x), x @ (c @ u @ r).T)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_interpolated_outputs_are_put_in_order(biased: bool) -> None:
+    """Rows 4 and 1 are R's, the others combinations of them, each where `order` says."""
+    generator = torch.Generator().manual_seed(0)
+    r, t, b, x = (torch.randn(s, generator=generator) for s in ((2, 5), (3, 2), (5,), (2, 4, 5)))
+    tr = t @ r
+    weight = torch.stack([tr[0], r[1], tr[2], tr[1], r[0]])
+    tensors = {"R": r, "T": t, "order": torch.tensor([2, 1, 4, 3, 0], dtype=torch.int32), "rows": torch.tensor([4, 1])}
+    found = factored_linear("interpolative", tensors, b if biased else None)(x)
+    torch.testing.assert_close(found, x @ weight.T + (b if biased else 0))
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_two_factors_multiply_from_the_right(biased: bool) -> None:
+    """y = A(B x) + b, in float32 whatever the stored dtype."""
+    generator = torch.Generator().manual_seed(0)
+    a, b, bias, x = (torch.randn(s, generator=generator) for s in ((7, 3), (3, 5), (7,), (2, 4, 5)))
+    found = factored_linear("two_factor", {"A": a.half(), "B": b.half()}, bias if biased else None)(x)
+    torch.testing.assert_close(found, x @ (a.half().float() @ b.half().float()).T + (bias if biased else 0))
+
+
+def test_an_unknown_form_has_no_linear() -> None:
+    """Forms are those that the runtime knows."""
+    with pytest.raises(ValueError, match="form 'tucker'"):
+        factored_linear("tucker", {})
 
 
 def test_split_parts_answer_like_the_fused_projection() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,29 @@ def test_a_missing_weight_is_named(model: TinyModel) -> None:
 def test_a_missing_factor_is_named(model: TinyModel, factor: str) -> None:
     """A compressed matrix of which one factor is gone."""
     check(model, {f"{QUERY}.{factor}": None}, InputError, rf"{QUERY}\.{factor} is missing")
+
+
+@pytest.mark.parametrize(
+    ("form", "suffix"),
+    [
+        ("interpolative", "R"),
+        ("interpolative", "T"),
+        ("interpolative", "order"),
+        ("two_factor", "A"),
+        ("two_factor", "B"),
+    ],
+)
+def test_a_missing_tensor_of_another_form_is_named(tmp_path: Path, form: str, suffix: str) -> None:
+    """Every tensor that a product needs must be stored, the order of outputs too."""
+    other = compress(make_checkpoint(tmp_path / "dense", "llama"), tmp_path / form, forms=(form,))
+    check(other, {f"{QUERY}.{suffix}": None}, InputError, rf"{QUERY}\.{suffix} is missing, .* said to be {form}")
+
+
+def test_an_order_of_another_type_is_refused(tmp_path: Path) -> None:
+    """Indices are int32 wherever they are stored."""
+    other = compress(make_checkpoint(tmp_path / "dense", "llama"), tmp_path / "other", forms=("interpolative",))
+    wrong = replace(other.tensors[f"{QUERY}.order"], dtype="I64")
+    check(other, {wrong.name: wrong}, InputError, rf"{QUERY}\.order is I64, expected I32")
 
 
 def test_an_unused_tensor_is_named(model: TinyModel) -> None:

@@ -17,7 +17,7 @@ from curconvert.errors import UnsupportedError
 from curconvert.families import SUPPORTED_FAMILIES
 from curconvert.graph import Graphs, build_graphs, save_graphs
 from support.cases import CASES
-from support.families import FAMILIES, VOCABULARY, TinyModel, compress, make_checkpoint
+from support.families import FAMILIES, MIXED, VOCABULARY, TinyModel, compress, make_checkpoint
 from support.parity import Runner, left_padded_logits, oracle_logits, right_padded_logits, tokens
 
 FILES = ("model.onnx", "model.fused.onnx")
@@ -25,9 +25,9 @@ FILES = ("model.onnx", "model.fused.onnx")
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    """A compressed Llama whose graphs are saved."""
+    """A Llama with matrices of every form, whose graphs are saved."""
     folder = tmp_path_factory.mktemp("llama")
-    model = compress(make_checkpoint(folder / "dense", "llama"), folder / "cur")
+    model = compress(make_checkpoint(folder / "dense", "llama"), folder / "mixed", forms=MIXED)
     save_graphs(build_graphs(model.config, model.tensors, model.forms), model.folder)
     return model
 
@@ -86,7 +86,7 @@ def test_saving_writes_the_graphs_and_nothing_else(llama: TinyModel, tmp_path: P
 @pytest.mark.parametrize("family", FAMILIES)
 def test_both_graphs_pass_the_full_check(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """onnx.checker, shape inference included, accepts every family in every stored dtype."""
-    model = compress(make_checkpoint(tmp_path / "dense", family, dtype=dtype), tmp_path / "cur")
+    model = compress(make_checkpoint(tmp_path / "dense", family, dtype=dtype), tmp_path / "mixed", forms=MIXED)
     save_graphs(build_graphs(model.config, model.tensors, model.forms), model.folder)
     for name in FILES:
         onnx.checker.check_model(model.folder / name, full_check=True)
@@ -119,6 +119,7 @@ def test_every_large_initialiser_is_external(llama: TinyModel, name: str) -> Non
     external = [tensor for tensor in proto.graph.initializer if tensor.external_data]
     assert all(tensor.ByteSize() < 1024 for tensor in inline)
     stored = {name for name in llama.tensors if not name.endswith((".rows", ".cols"))}
+    assert "model.layers.0.mlp.gate_proj.order" in stored
     assert {tensor.name for tensor in external} == stored
     for tensor in external:
         entries = {entry.key: entry.value for entry in tensor.external_data}
@@ -171,7 +172,7 @@ def test_phi3_projections_are_row_slices_of_the_stored_tensor(tmp_path: Path) ->
 @pytest.mark.parametrize("family", FAMILIES)
 def test_float16_graphs_stay_near_float32(family: str, tmp_path: Path) -> None:
     """In float16 both graphs run on the CPU and differ from float32 by no more than float16's rounding."""
-    model = compress(make_checkpoint(tmp_path / "dense", family, dtype=torch.float16), tmp_path / "cur")
+    model = compress(make_checkpoint(tmp_path / "dense", family, dtype=torch.float16), tmp_path / "mixed", forms=MIXED)
     save_graphs(build_graphs(model.config, model.tensors, model.forms), model.folder)
     rows = tokens(VOCABULARY)
     expected = oracle_logits(model.oracle, rows)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from curconvert.graph import build_graphs, genai_config, save_graphs
-from support.families import FAMILIES, TinyModel, compress, make_checkpoint
+from support.families import FAMILIES, MIXED, TinyModel, compress, make_checkpoint
 
 PROMPTS = ([5, 9, 33, 7], [8, 9, 33, 7, 60, 11, 12], [22, 33, 44, 55, 66, 77])
 
@@ -51,8 +51,8 @@ def same_until_the_end(found: list[int], wanted: list[int], eos: int) -> bool:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_genai_generates_what_transformers_generates(family: str, tmp_path: Path) -> None:
-    """Greedy generation of a batch of unequal prompts, compressed, over the fused graph."""
-    model = compress(make_checkpoint(tmp_path / "dense", family), tmp_path / "cur")
+    """Greedy generation of a batch of unequal prompts, compressed in every form, over the fused graph."""
+    model = compress(make_checkpoint(tmp_path / "dense", family), tmp_path / "mixed", forms=MIXED)
     save_graphs(build_graphs(model.config, model.tensors, model.forms), model.folder)
     for found, wanted in zip(serve(model), expected(model), strict=True):
         assert same_until_the_end(found, wanted, model.config["eos_token_id"])
