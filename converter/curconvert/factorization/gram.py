@@ -25,7 +25,7 @@ def ridged(gram: Matrix, ridge: float) -> Matrix:
 def square_root(gram: Matrix) -> Matrix:
     """Return S with `H = S Sᵀ`, (n, n).
 
-    By eigendecomposition, S = V Λ^½, as in SVD-LLM v2 (arXiv 2503.12340, §3.2), and not by Cholesky: H is singular as
+    By eigendecomposition, S = V Λ^½, as in SVD-LLM v2 (arXiv 2503.12340), and not by Cholesky: H is singular as
     soon as an input feature is dead or there are fewer tokens than features, where Cholesky breaks down and
     eigenvalues are only clipped at zero. Nothing here ever divides by S; see `low_rank`.
 

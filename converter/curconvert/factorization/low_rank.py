@@ -21,7 +21,7 @@ Matrix = NDArray[np.float64]
 
 
 def svd_llm(weight: Matrix, gram: Matrix, rank: int) -> tuple[Matrix, Matrix]:
-    """Minimise `‖(W − A B) H^½‖_F`, the output error (SVD-LLM, arXiv 2403.07378, §3.1).
+    """Minimise `‖(W − A B) H^½‖_F`, the output error (SVD-LLM, arXiv 2403.07378).
 
     With `H = S Sᵀ` and the SVD `W S = P Σ Qᵀ` the minimum is `P_r P_rᵀ W`.
 
@@ -42,7 +42,7 @@ def svd_llm(weight: Matrix, gram: Matrix, rank: int) -> tuple[Matrix, Matrix]:
 
 
 def asvd(weight: Matrix, rms: NDArray[np.float64], rank: int, alpha: float = 0.5) -> tuple[Matrix, Matrix]:
-    """Minimise `‖(W − A B) diag(a)^α‖_F` (ASVD, arXiv 2312.05821, §3.2, with the root mean square of each input as a).
+    """Minimise `‖(W − A B) diag(a)^α‖_F` (ASVD, arXiv 2312.05821, with the root mean square of each input as a).
 
     Args:
         weight: W, (m, n).
@@ -68,7 +68,7 @@ def plain(weight: Matrix, rank: int) -> tuple[Matrix, Matrix]:
 
 
 def fwsvd(weight: Matrix, fisher_rows: NDArray[np.float64], rank: int) -> tuple[Matrix, Matrix]:
-    """Minimise `‖diag(f)^½ (W − A B)‖_F` (FWSVD, arXiv 2207.00112, §4).
+    """Minimise `‖diag(f)^½ (W − A B)‖_F` (FWSVD, arXiv 2207.00112).
 
     Here the scaling is on the left, so the projection is on right singular vectors: `Ŵ = W Q Qᵀ`.
 
