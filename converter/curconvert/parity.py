@@ -212,16 +212,19 @@ def _slice_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[str]:
         if info is None or info.shape != tuple(matrix["shape"]):
             yield f"{name}: the original has shape {info.shape if info else 'none'}, the manifest {matrix['shape']}"
             continue
-        # The factors that are slices of the original: axis and index vector of each.
-        slices = {"R": (0, "rows")} if matrix["form"] == "cur" or matrix["basis"] == "rows" else {}
-        if matrix["form"] == "cur":
-            slices["C"] = (1, "cols")
-        weight = checkpoint.read(name) if slices else None
-        for part, (axis, indices) in sorted(slices.items()):
-            assert weight is not None
+        slices = _slices(matrix)
+        weight = checkpoint.read(name) if slices else torch.empty(0)
+        for part, (axis, indices) in slices.items():
             wanted = weight.index_select(axis, stored_tensor(artifact, f"{stem}.{indices}"))
             if not _same_bits(stored_tensor(artifact, f"{stem}.{part}"), wanted):
                 yield f"{stem}.{part} is not made of the original's {'columns' if axis else 'rows'}"
+
+
+def _slices(matrix: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
+    """Return the factors that are slices of the original, with the axis and the index vector of each."""
+    if matrix["form"] == "cur":
+        return {"C": (1, "cols"), "R": (0, "rows")}
+    return {"R": (0, "rows")} if matrix["basis"] == "rows" else {}
 
 
 def _other_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[str]:
