@@ -1,0 +1,59 @@
+"""The forms of a stored matrix: their tensors and their products, each spelled out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from curconvert_runtime.forms import FORMS, factor_shapes, index_lengths, is_index, multiply, parameters
+
+M, N, R = 7, 5, 3
+
+
+@pytest.mark.parametrize(("form", "count"), [("cur", 3 * 12 + 9), ("interpolative", 3 * 9), ("two_factor", 3 * 12)])
+def test_parameters_are_those_of_the_formula(form: str, count: int) -> None:
+    """r(m + n) + r², r(m + n − r) and r(m + n); index vectors do not count."""
+    assert parameters(form, (M, N), R) == count
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_product_has_the_matrix_shape(form: str) -> None:
+    """Tensors of the stated shapes multiply to (m, n), whatever the values."""
+    tensors = {suffix: np.ones(shape, np.float16) for suffix, shape in factor_shapes(form, (M, N), R).items()}
+    indices = {suffix: np.arange(size, dtype=np.int32) for suffix, size in index_lengths(form, (M, N), R).items()}
+    product = multiply(form, tensors | indices)
+    assert product.shape == (M, N)
+    assert product.dtype == np.float64
+
+
+def test_interpolated_rows_lie_where_the_order_says() -> None:
+    """Row i is element order[i] of R's rows followed by those of T·R."""
+    rng = np.random.default_rng(0)
+    r, t = rng.standard_normal((2, 3)), rng.standard_normal((2, 2))
+    rows, order = np.array([3, 1], np.int32), np.array([2, 1, 3, 0], np.int32)
+    expected = [t[0, 0] * r[0] + t[0, 1] * r[1], r[1], t[1, 0] * r[0] + t[1, 1] * r[1], r[0]]
+    found = multiply("interpolative", {"R": r, "T": t, "rows": rows, "order": order})
+    np.testing.assert_allclose(found, expected, rtol=1e-14)
+    np.testing.assert_array_equal(found[rows], r)
+
+
+def test_factors_multiply_in_order() -> None:
+    """C·U·R and A·B."""
+    rng = np.random.default_rng(0)
+    c, u, r = rng.standard_normal((4, 2)), rng.standard_normal((2, 2)), rng.standard_normal((2, 3))
+    np.testing.assert_allclose(multiply("cur", {"C": c, "U": u, "R": r}), np.einsum("ij,jk,kl", c, u, r), rtol=1e-12)
+    np.testing.assert_allclose(multiply("two_factor", {"A": c, "B": r}), np.einsum("ij,jl", c, r), rtol=1e-12)
+
+
+def test_an_unknown_form_is_refused() -> None:
+    """The message lists those that exist."""
+    with pytest.raises(ValueError, match="'tucker': expected one of cur, interpolative, two_factor"):
+        factor_shapes("tucker", (M, N), R)
+
+
+@pytest.mark.parametrize(
+    ("name", "index"), [("a.q_proj.rows", True), ("a.q_proj.order", True), ("a.cols.weight", False), ("a.R", False)]
+)
+def test_index_vectors_are_told_by_their_names(name: str, index: bool) -> None:
+    """Only the last part of a name counts."""
+    assert is_index(name) == index
