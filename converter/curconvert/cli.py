@@ -126,7 +126,9 @@ def _method_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option("--density", type=float, help="Largest share of a matrix's numbers to keep, instead of --rank."),
         click.option("--rank", type=int, help="Largest rank. [128]"),
         click.option(
-            "--method", default="cur", show_default=True,
+            "--method",
+            default="cur",
+            show_default=True,
             help="cur; curing (the paper, arXiv 2501.04211, exactly); row-id or pifa (interpolative storage); "
             "svd-llm, asvd or svd (two factors).",
         ),

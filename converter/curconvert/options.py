@@ -10,6 +10,8 @@ from typing import Any, Literal, get_args
 from curconvert.calibration.text import BUILTIN, CalibrationOptions
 from curconvert.errors import InputError
 from curconvert.factorization.cur import LINKS
+from curconvert.factorization.two_factor import APPROXIMATIONS
+from curconvert.factorization.types import Basis
 from curconvert.selection.indices import IMPORTANCES, SELECTORS
 from curconvert_runtime.forms import FORMS
 
@@ -32,7 +34,7 @@ _PRESETS: Mapping[str, Mapping[str, Any]] = {
     "asvd": {"form": "two_factor", "approximation": "asvd"},
     "svd": {"form": "two_factor", "approximation": "svd"},
 }
-_APPROXIMATIONS = {"interpolative": ("rows", "subspace"), "two_factor": ("svd_llm", "asvd", "svd")}
+_APPROXIMATIONS = {"interpolative": get_args(Basis), "two_factor": APPROXIMATIONS}
 DEFAULT_RANK = 128
 
 
