@@ -21,8 +21,9 @@ from curconvert_runtime import VerifyOptions, verify
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "`curing`: DEIM on \\|W\\|∘a, plain U": ("curing", {}),
     "`curing` with the full-H link": ("curing", {"link": "full"}),
-    "`cur` without the sequential rule": ("cur", {"sequential": False}),
-    "`cur`: pivoted QR on W∘a, full-H link, sequential": ("cur", {}),
+    "`cur` with rows and columns by QR of W∘a": ("cur", {"importance": "activation"}),
+    "`cur` with the sequential rule": ("cur", {"sequential": True}),
+    "`cur`": ("cur", {}),
 }
 
 HEADER = [

@@ -119,7 +119,7 @@ def _method_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option("--sequential/--no-sequential", default=None, help="Calibrate each block on compressed blocks."),
         click.option("--ridge", type=float, help="Ridge of the full link, relative to the diagonal. [0.01]"),
         click.option("--link", help="Metric of U: plain, diagonal or full."),
-        click.option("--importance", help="Matrix to select on: wanda, activation or weight."),
+        click.option("--importance", help="Matrix to select on: output, wanda, activation or weight."),
         click.option("--select", "selector", help="Rows and columns by deim, qdeim, qr, leverage or random."),
         click.option("--targets", help="all, or some of q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj."),
         click.option("--layers", help="angular[:N], all, or numbers and ranges such as 3,8-12. [angular]"),

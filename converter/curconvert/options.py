@@ -26,7 +26,7 @@ _MAX_RIDGE = 1e6  # far beyond any use: the diagonal alone decides long before
 
 # What a method means; explicit options override single entries.
 _PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "cur": {"form": "cur", "selector": "qr", "importance": "activation", "link": "full"},
+    "cur": {"form": "cur", "selector": "qr", "importance": "output", "link": "full", "sequential": False},
     "curing": {"form": "cur", "selector": "deim", "importance": "wanda", "link": "plain", "sequential": False},
     "row-id": {"form": "interpolative", "approximation": "rows"},
     "pifa": {"form": "interpolative", "approximation": "subspace"},
@@ -109,9 +109,14 @@ class ConvertOptions:
 
     @classmethod
     def for_method(cls, method: str = "cur", **values: Any) -> ConvertOptions:
-        """Return a preset's options with some of them replaced; None means the preset's or the default value."""
+        """Return a preset's options with some of them replaced; None means the preset's or the default value.
+
+        Another selector than the preset's `qr` works on `activation` unless an importance is given with it.
+        """
         check_choice("--method", method, METHODS)
         given = {key: value for key, value in values.items() if value is not None}
+        if method == "cur" and given.get("selector", "qr") != "qr":
+            given.setdefault("importance", "activation")
         size = {} if "density" in given else {"rank": DEFAULT_RANK}
         return cls(**{"method": method, **size, **_PRESETS[method], **given})
 
@@ -130,6 +135,8 @@ class ConvertOptions:
                 check_choice(option, str(value), allowed)
             elif value is not None:
                 raise InputError(f"{option} {value}: belongs to --method cur and curing, not to {self.method}")
+        if self.importance == "output" and self.selector != "qr":
+            raise InputError(f"--importance output goes with --select qr, not {self.selector}")
         if self.form != "cur":
             check_choice("approximation", str(self.approximation), _APPROXIMATIONS[self.form])
         if self.dtype is not None:

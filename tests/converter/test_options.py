@@ -21,16 +21,17 @@ def test_curing_is_the_papers_preset() -> None:
 
 
 def test_cur_is_the_default() -> None:
-    """Activation-aware selection, full U, sequential calibration."""
+    """Rows by the outputs' Gram matrix, columns by the activations, full U, every block on the original's inputs."""
     assert ConvertOptions.for_method() == ConvertOptions.for_method("cur")
     options = ConvertOptions.for_method()
-    assert (options.importance, options.link, options.sequential) == ("activation", "full", True)
+    assert (options.importance, options.link, options.sequential) == ("output", "full", False)
 
 
 def test_single_values_override_a_preset() -> None:
     """None means not given; False is given."""
     options = ConvertOptions.for_method("cur", selector="deim", sequential=False, link=None, rank=7)
     assert (options.selector, options.sequential, options.link, options.rank) == ("deim", False, "full", 7)
+    assert options.importance == "activation"  # output goes with qr
 
 
 @pytest.mark.parametrize(
@@ -43,6 +44,7 @@ def test_single_values_override_a_preset() -> None:
         ({"method": "pifa", "selector": "deim"}, "--select deim: belongs to --method cur and curing, not to pifa"),
         ({"method": "svd-llm", "link": "full"}, "--link full: belongs to"),
         ({"method": "row-id", "approximation": "svd"}, "approximation 'svd': expected one of rows, subspace"),
+        ({"selector": "deim", "importance": "output"}, "--importance output goes with --select qr, not deim"),
         ({"rank": 0}, "--rank 0: expected an integer of at least 1"),
         ({"rank": -3}, "--rank -3"),
         ({"rank": 2.5}, "--rank 2.5"),

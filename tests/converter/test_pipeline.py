@@ -149,14 +149,14 @@ def output_error(
 def test_each_block_is_calibrated_as_the_method_says(
     tmp_path: Path, tokens: Path, method: str, sequential: bool
 ) -> None:
-    """cur: on the outputs of the compressed blocks before it; curing: on the original's.
+    """Sequential: on the outputs of the compressed blocks before it; curing, and by default: on the original's.
 
     The oracle measures every matrix's reported output error on transformers' model with the blocks before it replaced
     by dense products of the factors, or not replaced.
     """
     model = make_checkpoint(tmp_path / "model", "llama", num_hidden_layers=3)
     original = load_file(model.folder / "model.safetensors")
-    options = tiny_options(tokens, method)
+    options = tiny_options(tokens, method, sequential=sequential)
     run(model, tmp_path / "out", options)
     ids = calibration_ids(options)
     found = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -15,7 +15,14 @@ from torch import Tensor
 from curconvert.calibration.statistics import InputStatistics
 from curconvert.factorization.gram import measured, ridged, solve_right
 from curconvert.factorization.types import ErrorBound, Factorization
-from curconvert.selection.indices import Importance, Selector, importance_matrix, select_rows_columns
+from curconvert.selection.indices import (
+    Importance,
+    Selection,
+    Selector,
+    importance_matrix,
+    leading_rows,
+    select_rows_columns,
+)
 
 Link = Literal["plain", "diagonal", "full"]
 LINKS: tuple[str, ...] = get_args(Link)
@@ -78,6 +85,15 @@ def _metric(statistics: InputStatistics, link: Link, ridge: float) -> Matrix | N
     return ridged(statistics.gram, ridge)
 
 
+def _select(name: str, W: Matrix, statistics: InputStatistics, rank: int, options: CUROptions) -> Selection:
+    importance = importance_matrix(W, statistics.rms, options.importance)
+    chosen = select_rows_columns(importance, rank, options.selector, tensor_rng(options.seed, name))
+    if options.importance != "output":
+        return chosen
+    # What R keeps is outputs, and how well outputs predict one another depends on the whole Gram matrix.
+    return replace(chosen, rows=leading_rows(W @ ridged(statistics.gram, options.ridge) @ W.T, rank))
+
+
 def factorize_cur(
     name: str, weight: Tensor, statistics: InputStatistics, rank: int, options: CUROptions, dtype: torch.dtype
 ) -> Factorization:
@@ -96,8 +112,7 @@ def factorize_cur(
     """
     deployed = weight.to(dtype)
     W = weight.to(torch.float64).numpy()
-    importance = importance_matrix(W, statistics.rms, options.importance)
-    chosen = select_rows_columns(importance, rank, options.selector, tensor_rng(options.seed, name))
+    chosen = _select(name, W, statistics, rank, options)
     rows, columns = torch.from_numpy(chosen.rows), torch.from_numpy(chosen.columns)
     C, R = deployed[:, columns.long()].contiguous(), deployed[rows.long()].contiguous()
     U = torch.from_numpy(

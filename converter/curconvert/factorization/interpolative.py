@@ -6,14 +6,13 @@ import numpy as np
 import scipy.linalg
 import torch
 from numpy.typing import NDArray
-from scipy.linalg.lapack import dpstrf
 from torch import Tensor
 
 from curconvert.calibration.statistics import InputStatistics
 from curconvert.factorization.gram import check_rank, deployed, measured, ridged, solve_right
 from curconvert.factorization.low_rank import svd_llm
 from curconvert.factorization.types import Basis, Factorization
-from curconvert.selection.indices import pivoted_qr
+from curconvert.selection.indices import leading_rows, pivoted_qr
 
 Matrix = NDArray[np.float64]
 Indices = NDArray[np.int32]
@@ -55,23 +54,6 @@ def factorize_interpolative(
     order[rows], order[others] = np.arange(rank), np.arange(rank, len(W))
     tensors = {"R": R, "T": deployed(T, dtype), "rows": torch.from_numpy(rows), "order": torch.from_numpy(order)}
     return measured("interpolative", tensors, rank, W, statistics, basis=basis)
-
-
-def leading_rows(output_gram: Matrix, rank: int) -> Indices:
-    """Choose the outputs greedily: each time the one that those chosen before it predict worst.
-
-    These are the column pivots of QR of `(W S)ᵀ`, `H = S Sᵀ`, and equally the pivots of the Cholesky factorization of
-    the output Gram matrix, which LAPACK (dpstrf) computes without a root of H.
-
-    Args:
-        output_gram: `W H Wᵀ`, (m, m).
-        rank: r ≤ m. Beyond the numerical rank the choice is arbitrary but valid.
-
-    Returns:
-        (r,) distinct, in the order of choice.
-    """
-    _, pivots, _, _ = dpstrf(output_gram)
-    return np.asarray(pivots[:rank] - 1, dtype=np.int32)
 
 
 def interpolation(others: Matrix, R: Matrix, gram: Matrix) -> Matrix:

@@ -9,9 +9,10 @@ from typing import Literal, get_args
 import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
+from scipy.linalg.lapack import dpstrf
 
 Selector = Literal["deim", "qdeim", "qr", "leverage", "random"]
-Importance = Literal["wanda", "activation", "weight"]
+Importance = Literal["output", "wanda", "activation", "weight"]
 SELECTORS: tuple[str, ...] = get_args(Selector)
 IMPORTANCES: tuple[str, ...] = get_args(Importance)
 _OVERSAMPLING = 32  # extra sketch rows; the pivots of the leading `rank` hardly depend on it beyond this
@@ -45,7 +46,8 @@ def importance_matrix(weight: Matrix, rms: NDArray[np.float64], importance: Impo
     Args:
         weight: W, (m, n).
         rms: a, (n,), root mean square of each input feature.
-        importance: `wanda`: |W|∘a (CURing, after Wanda, arXiv 2306.11695); `activation`: W∘a; `weight`: W.
+        importance: `wanda`: |W|∘a (CURing, after Wanda, arXiv 2306.11695); `activation`: W∘a; `weight`: W;
+            `output`: W∘a, for the columns (its rows are chosen by `leading_rows`).
     """
     if importance == "weight":
         return weight
@@ -82,6 +84,23 @@ def _sketched_columns(matrix: Matrix, rank: int, rng: np.random.Generator) -> In
     if size < matrix.shape[0]:
         matrix = rng.standard_normal((size, matrix.shape[0])) @ matrix
     return pivoted_qr(matrix, rank)
+
+
+def leading_rows(output_gram: Matrix, rank: int) -> Indices:
+    """Choose the outputs greedily: each time the one that those chosen before it predict worst.
+
+    These are the column pivots of QR of `(W S)ᵀ`, `H = S Sᵀ`, and equally the pivots of the Cholesky factorization of
+    the output Gram matrix, which LAPACK (dpstrf) computes without a root of H.
+
+    Args:
+        output_gram: `W H Wᵀ`, (m, m).
+        rank: r ≤ m. Beyond the numerical rank the choice is arbitrary but valid.
+
+    Returns:
+        (r,) distinct, in the order of choice.
+    """
+    _, pivots, _, _ = dpstrf(output_gram)
+    return np.asarray(pivots[:rank] - 1, dtype=np.int32)
 
 
 def _leverage(basis: Matrix) -> Indices:

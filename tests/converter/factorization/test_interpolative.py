@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from curconvert.errors import InputError
-from curconvert.factorization.interpolative import factorize_interpolative, leading_rows, spanning_rows
+from curconvert.factorization.interpolative import factorize_interpolative, spanning_rows
 from curconvert.factorization.low_rank import svd_llm
 from curconvert.factorization.types import Basis
+from curconvert.selection.indices import leading_rows
 from support.matrices import EDGES, best_error, correlated, edge_case, error_in, random_weight
 
 BASES: tuple[Basis, ...] = ("rows", "subspace")
