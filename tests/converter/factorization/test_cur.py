@@ -15,6 +15,7 @@ from curconvert.errors import InputError
 from curconvert.factorization.cur import CUROptions, factorize_cur, link_matrix
 from curconvert.factorization.types import Factorization
 from curconvert.options import ConvertOptions
+from support.matrices import correlated, random_weight
 
 Matrix = NDArray[np.float64]
 
@@ -48,6 +49,22 @@ def test_link_equals_the_vectorised_least_squares(seed: int, metric: str) -> Non
     H = {"plain": None, "diagonal": np.diag(np.diag(gram)), "full": gram}[metric]
     expected = vectorised(W, C, R, np.eye(W.shape[1]) if H is None else H)
     np.testing.assert_allclose(link_matrix(W, C, R, H), expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_output_importance_takes_the_rows_that_predict_the_others(seed: int) -> None:
+    """Rows are chosen greedily: each time the one that those before it leave with the largest output error."""
+    weight, stats = random_weight(seed).numpy(), correlated(seed)
+    options = CUROptions(selector="qr", importance="output", link="full", ridge=1e-2, seed=0)
+    factors = factorize_cur("x.weight", torch.from_numpy(weight), stats, 7, options, torch.float64)
+    left = weight @ np.linalg.cholesky(stats.gram + 1e-2 * np.diag(np.diag(stats.gram)))
+    expected: list[int] = []
+    for _ in range(7):
+        norms = (left**2).sum(axis=1)
+        expected.append(int(norms.argmax()))
+        direction = left[expected[-1]] / np.linalg.norm(left[expected[-1]])
+        left = left - np.outer(left @ direction, direction)
+    assert factors.tensors["rows"].tolist() == expected
 
 
 @pytest.mark.parametrize("seed", range(4))
