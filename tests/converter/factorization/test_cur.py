@@ -15,7 +15,7 @@ from curconvert.errors import InputError
 from curconvert.factorization.cur import CUROptions, factorize_cur, link_matrix
 from curconvert.factorization.types import Factorization
 from curconvert.options import ConvertOptions
-from support.matrices import correlated, random_weight
+from support.matrices import correlated
 
 Matrix = NDArray[np.float64]
 
@@ -54,7 +54,7 @@ def test_link_equals_the_vectorised_least_squares(seed: int, metric: str) -> Non
 @pytest.mark.parametrize("seed", range(4))
 def test_output_importance_takes_the_rows_that_predict_the_others(seed: int) -> None:
     """Rows are chosen greedily: each time the one that those before it leave with the largest output error."""
-    weight, stats = random_weight(seed).numpy(), correlated(seed)
+    weight, stats = random_weight(seed, 24, 18, torch.float64).numpy(), correlated(seed)
     options = CUROptions(selector="qr", importance="output", link="full", ridge=1e-2, seed=0)
     factors = factorize_cur("x.weight", torch.from_numpy(weight), stats, 7, options, torch.float64)
     left = weight @ np.linalg.cholesky(stats.gram + 1e-2 * np.diag(np.diag(stats.gram)))
