@@ -26,8 +26,8 @@ _MAX_RIDGE = 1e6  # far beyond any use: the diagonal alone decides long before
 
 # What a method means; explicit options override single entries.
 _PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "cur": {"form": "cur", "selector": "qr", "importance": "output", "link": "full", "sequential": False},
-    "curing": {"form": "cur", "selector": "deim", "importance": "wanda", "link": "plain", "sequential": False},
+    "cur": {"form": "cur", "selector": "qr", "importance": "output", "link": "full"},
+    "curing": {"form": "cur", "selector": "deim", "importance": "wanda", "link": "plain"},
     "row-id": {"form": "interpolative", "approximation": "rows"},
     "pifa": {"form": "interpolative", "approximation": "subspace"},
     "svd-llm": {"form": "two_factor", "approximation": "svd_llm"},
@@ -99,7 +99,7 @@ class ConvertOptions:
     selector: str | None = None
     importance: str | None = None
     link: str | None = None
-    sequential: bool = True
+    sequential: bool = False
     layers: str = "angular"
     targets: tuple[str, ...] = DEFAULT_TARGETS
     ridge: float = 1e-2
