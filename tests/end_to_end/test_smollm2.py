@@ -193,11 +193,9 @@ def test_genai_generates_what_torch_generates(
 
 @pytest.mark.slow
 def test_half_precision_parity(tmp_path: Path) -> None:
-    """In float16 both graphs stay within 8 last places of the largest logit of the float32 torch model's answers.
-
-    An absolute 5e-2 would be 1.3 last places here: logits reach 38, and float16 numbers there are 0.03 apart.
-    """
+    """In float16 both graphs stay within 5e-2 of the float32 torch model of the same factors."""
     result = convert(tmp_path / "out", "--dtype", "float16")
     checks = {check["name"]: check for check in result["verification"]["checks"]}
     for name in ("torch.portable.logits", "torch.fused.logits"):
-        assert checks[name]["value"] <= 8 * 2**-5
+        assert checks[name]["passed"]
+        assert checks[name]["value"] <= 5e-2
