@@ -55,15 +55,15 @@ def build_graphs(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], f
         InputError: The tensors do not fit the config.
         UnsupportedError: The family, or a form, has no graph.
     """
-    dtype = deployed_dtype(tensors)
+    stored = deployed_dtype(tensors)
     skeleton = build_skeleton(config)
     facts = read_facts(skeleton)
-    template = dense_template(skeleton.config, dtype)
+    template = dense_template(skeleton.config)
     graphs = []
     for dialect in (Portable, Fused):
         model = template.clone()
         inputs = {str(value.name): value for value in model.graph.inputs}
-        Lowering(model, dialect(Emitter(model.graph, dtype), facts, inputs), facts, tensors, forms).run()
+        Lowering(model, dialect(Emitter(model.graph, stored), facts, inputs), facts, tensors, forms).run()
         bind(model.graph, tensors)
         _finish(model)
         graphs.append(model)

@@ -16,16 +16,16 @@ class Emitter:
 
     Attributes:
         graph: The graph that constants are added to.
-        dtype: Element type of activations.
+        stored: Element type of weights, cache and logits. What is computed from them is float32: 16 bits are a way to
+            store numbers, and a sum of hundreds of products that cancel cannot afford their rounding.
     """
 
-    def __init__(self, graph: ir.Graph, dtype: ir.DataType) -> None:
+    def __init__(self, graph: ir.Graph, stored: ir.DataType) -> None:
         self.graph = graph
-        self.dtype = dtype
+        self.stored = stored
         self._pending: list[ir.Node] = []
         self._constants: dict[tuple[Any, ...], ir.Value] = {}
-        self._wide: set[ir.Value] = set()
-        self._narrowed: dict[ir.Value, ir.Value] = {}
+        self._exact: dict[ir.Value, ir.Value] = {}
 
     def __call__(self, op_type: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
         """Add a node with one output and return that output."""
@@ -44,14 +44,13 @@ class Emitter:
         nodes, self._pending = self._pending, []
         return nodes
 
-    def constant(self, value: Any, dtype: ir.DataType | None = None) -> ir.Value:
+    def constant(self, value: Any, dtype: ir.DataType = _FLOAT) -> ir.Value:
         """Return an initialiser that holds `value`; equal constants share one.
 
         Args:
             value: A number, list or array.
-            dtype: Element type; that of the activations when None.
+            dtype: Element type.
         """
-        dtype = dtype or self.dtype
         array = np.asarray(value, dtype=np.float64 if dtype.is_floating_point() else None).astype(dtype.numpy())
         key = (dtype, array.shape, array.tobytes())
         if key not in self._constants:
@@ -70,29 +69,20 @@ class Emitter:
         """Cast to an element type."""
         return self("Cast", value, to=dtype)
 
-    def in_float(self, value: ir.Value) -> ir.Value:
-        """Return a value in float32: itself when it is float32 already."""
-        return value if self.dtype is _FLOAT or value in self._wide else self.wide(self.cast(value, _FLOAT))
-
-    def is_wide(self, value: ir.Value) -> bool:
-        """Tell whether a value is float32 although activations are 16-bit."""
-        return value in self._wide
-
-    def wide(self, value: ir.Value) -> ir.Value:
-        """Remember that a value is float32 although activations may be 16-bit."""
-        if self.dtype is not _FLOAT:
-            self._wide.add(value)
-            value.type = ir.TensorType(_FLOAT)
-        return value
-
-    def narrow(self, value: ir.Value) -> ir.Value:
-        """Return a value in the activations' type: itself unless it is one that `wide` remembers."""
-        if value not in self._wide:
+    def exact(self, value: ir.Value) -> ir.Value:
+        """Return a value in float32: itself, or one Cast that all uses of a 16-bit weight or cache share."""
+        if self.stored is _FLOAT or value.dtype != self.stored:
             return value
-        if value not in self._narrowed:
-            self._narrowed[value] = self.cast(value, self.dtype)
-        return self._narrowed[value]
+        if value not in self._exact:
+            self._exact[value] = self.cast(value, _FLOAT)
+        return self._exact[value]
 
-    def from_float(self, value: ir.Value) -> ir.Value:
-        """Return a float32 value in the activations' type."""
-        return value if self.dtype is _FLOAT else self.cast(value, self.dtype)
+    def rounded(self, value: ir.Value) -> ir.Value:
+        """Return a float32 value in the stored type."""
+        return value if self.stored is _FLOAT else self.as_stored(self.cast(value, self.stored))
+
+    def as_stored(self, value: ir.Value) -> ir.Value:
+        """Declare that a value has the stored type."""
+        if self.stored is not _FLOAT:
+            value.type = ir.TensorType(self.stored)
+        return value

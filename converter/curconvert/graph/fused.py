@@ -31,23 +31,21 @@ class Fused(Portable):
 
     def _as_rows(self, x: ir.Value, width: int) -> ir.Value:
         """Leave the axes as they are: FusedMatMul takes all of them."""
-        return self.emit.narrow(x)
+        return x
 
     def _multiply(self, rows: ir.Value, weight: ir.Value) -> ir.Value:
         """Multiply by FusedMatMul(transB=1): weights stay in torch's layout."""
-        return self.emit("FusedMatMul", rows, weight, transB=1, domain=MICROSOFT)
+        return self.emit("FusedMatMul", rows, self.emit.exact(weight), transB=1, domain=MICROSOFT)
 
     def _from_rows(self, rows: ir.Value, width: int) -> ir.Value:
         return rows
 
     def add_rms_norm(self, x: ir.Value, skip: ir.Value, weight: ir.Value, epsilon: float) -> tuple[ir.Value, ir.Value]:
-        """Add and normalise in one kernel, in float32."""
-        emit = self.emit
-        inputs = (emit.in_float(value) for value in (x, skip, weight))
-        normed, _, _, total = emit.multiple(
-            "SkipSimplifiedLayerNormalization", 4, *inputs, domain=MICROSOFT, epsilon=epsilon
+        """Add and normalise in one kernel."""
+        normed, _, _, total = self.emit.multiple(
+            "SkipSimplifiedLayerNormalization", 4, x, skip, weight, domain=MICROSOFT, epsilon=epsilon
         )
-        return emit.wide(normed), emit.wide(total)
+        return normed, total
 
     def gelu(self, x: ir.Value, approximate: str) -> ir.Value:
         """GELU by one kernel."""
@@ -62,7 +60,6 @@ class Fused(Portable):
         past: tuple[ir.Value, ir.Value],
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Attention by GroupQueryAttention, which knows causality, windows and row lengths by itself."""
-        query, key = self.emit.narrow(query), self.emit.narrow(key)
         if facts.rope is not None:
             query = self._turn(query, facts.rope, facts.heads, facts.head_dim)
             key = self._turn(key, facts.rope, facts.kv_heads, facts.head_dim)
@@ -75,11 +72,12 @@ class Fused(Portable):
             attributes["softcap"] = facts.softcap
         if facts.window is not None:
             attributes["local_window_size"] = facts.window
-        lengths = self._row_lengths()
-        mixed, present_key, present_value = self.emit.multiple(
-            "GroupQueryAttention", 3, query, key, value, *past, *lengths, domain=MICROSOFT, **attributes
-        )
-        return mixed, present_key, present_value
+        emit, lengths = self.emit, self._row_lengths()
+        # The operator wants its inputs in the cache's type.
+        inputs = (emit.rounded(query), emit.rounded(key), emit.rounded(value))
+        outputs = emit.multiple("GroupQueryAttention", 3, *inputs, *past, *lengths, domain=MICROSOFT, **attributes)
+        mixed, present_key, present_value = map(emit.as_stored, outputs)
+        return emit.exact(mixed), present_key, present_value
 
     def _row_lengths(self) -> tuple[ir.Value, ir.Value]:
         """Return the operator's `seqlens_k` (tokens per row, less one) and `total_sequence_length`, both int32."""
@@ -102,7 +100,6 @@ class Fused(Portable):
         if kind not in self._tables:
             flat = emit.ints(-1, half)
             cos, sin = cos_sin(emit, self._facts.ropes[kind], self._position_ids)
-            cos, sin = emit.from_float(cos), emit.from_float(sin)
             self._tables[kind] = (emit("Reshape", cos, flat), emit("Reshape", sin, flat))
         if self._rows_of_tables is None:
             shape = emit("Shape", self._input_ids)

@@ -1,8 +1,10 @@
 """From the dense template to a deployable graph: walks the template once and lets a dialect rewrite what it means.
 
 The template's `Transpose(W) → MatMul`, `RMSNormalization`, `Gelu`, `RotaryEmbedding` and `Attention` nodes are the
-vocabulary. Everything else (activations, multipliers, logits) stays as mobius wrote it, except that the residual stream
-is float32 also where activations are 16-bit: every block adds to it, and its rounding would dominate all others.
+vocabulary. Everything else (activations, multipliers, logits) stays as mobius wrote it.
+
+The template is float32. Where weights are 16-bit, so are the cache and the logits, and what lies between is computed in
+float32 unless a dialect says otherwise.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from curconvert.graph.emit import Emitter
 from curconvert.graph.facts import AttentionFacts, ModelFacts
 from curconvert_runtime.forms import FORMS, is_index
 
+_FLOAT = ir.DataType.FLOAT
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 
@@ -31,16 +34,16 @@ class Dialect(Protocol):
     opset_imports: Mapping[str, int]
 
     def linear(self, x: ir.Value, weights: list[ir.Value]) -> ir.Value:
-        """Return x·W₁ᵀ·W₂ᵀ… for weights in torch's (out, in) layout; x may be wide."""
+        """Return x·W₁ᵀ·W₂ᵀ… for weights in torch's (out, in) layout."""
 
     def interpolate(self, x: ir.Value, kept: ir.Value, others: ir.Value, order: ir.Value) -> ir.Value:
-        """Return y₀ = x·keptᵀ and y₀·othersᵀ, laid end to end, in the given order; x may be wide."""
+        """Return y₀ = x·keptᵀ and y₀·othersᵀ, laid end to end, in the given order."""
 
     def rms_norm(self, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
-        """Return the root-mean-square normalisation of the last axis, times a weight; wide."""
+        """Return the root-mean-square normalisation of the last axis, times a weight."""
 
     def add_rms_norm(self, x: ir.Value, skip: ir.Value, weight: ir.Value, epsilon: float) -> tuple[ir.Value, ir.Value]:
-        """Return the normalisation of x + skip, and x + skip; both wide."""
+        """Return the normalisation of x + skip, and x + skip."""
 
     def gelu(self, x: ir.Value, approximate: str) -> ir.Value:
         """Return GELU, exact (`none`) or by its `tanh` approximation."""
@@ -55,7 +58,7 @@ class Dialect(Protocol):
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Return the attention output and the present key and value; applies the rotary embedding.
 
-        Query and key may be wide.
+        Only the cache is in the stored type.
         """
 
 
@@ -88,6 +91,7 @@ class Lowering:
 
     def run(self) -> None:
         """Rewrite the model."""
+        self._declare_stored()
         for node in tuple(self._graph):
             outputs = self._rewrite(node)
             if outputs is None:
@@ -99,15 +103,35 @@ class Lowering:
             raise InputError(
                 f"graph: no linear of the model has the weight {min(unknown)}, which is said to be factored"
             )
+        self._round_logits()
         passes.RemoveUnusedNodesPass()(self._model)
         self._graph.opset_imports.clear()
         self._graph.opset_imports.update(self._dialect.opset_imports)
 
+    def _declare_stored(self) -> None:
+        """Give weights and cache the stored type."""
+        weights = (value for value in self._graph.initializers.values() if value.const_value is None)
+        for value in (*weights, *self._graph.inputs):
+            if value.dtype is _FLOAT:
+                self._dialect.emit.as_stored(value)
+
+    def _round_logits(self) -> None:
+        """Give the logits the stored type."""
+        exact = self._graph.outputs[0]
+        logits = self._dialect.emit.rounded(exact)
+        if logits is not exact:
+            logits.name, exact.name, logits.shape = exact.name, None, exact.shape
+            self._graph.outputs[0] = logits
+            self._graph.extend(self._dialect.emit.take())
+
     def _keep(self, node: ir.Node) -> None:
-        """Leave a node as it is, on inputs of the activations' type."""
+        """Leave a node as it is, on float32 inputs."""
+        if node.op_type == "Transpose":
+            # Of a weight; it goes when its MatMul is rewritten.
+            return
         for index, value in enumerate(node.inputs):
             if value is not None:
-                node.replace_input_with(index, self._dialect.emit.narrow(value))
+                node.replace_input_with(index, self._dialect.emit.exact(value))
         self._graph.insert_before(node, self._take(node))
 
     def _replace(self, node: ir.Node, outputs: tuple[ir.Value, ...]) -> None:
@@ -116,7 +140,7 @@ class Lowering:
         old = node.outputs[: len(outputs)]
         ir.convenience.replace_nodes_and_values(self._graph, node, [node], self._take(node), old, outputs)
         for output, kind in zip(outputs, types, strict=True):
-            # The template's type came along; a widened value has one of its own.
+            # The template's type came along; a stored value has one of its own.
             output.type = kind or output.type
 
     def _take(self, node: ir.Node) -> list[ir.Node]:
@@ -138,16 +162,25 @@ class Lowering:
                 return (self._dialect.gelu(_input(node, 0), str(_attribute(node, "approximate", "none"))),)
             case "Attention":
                 return self._attention(node)
+            case "Gather":
+                return self._gather(node)
             case "Add" | "Mul":
                 return self._elementwise(node)
             case _:
                 return None
 
+    def _gather(self, node: ir.Node) -> tuple[ir.Value, ...] | None:
+        """Look up stored rows first and make them float32 then, so that the embedding itself is not."""
+        emit, table = self._dialect.emit, _input(node, 0)
+        if emit.stored is _FLOAT or not table.is_initializer():
+            return None
+        return (emit.exact(emit.as_stored(emit("Gather", table, _input(node, 1)))),)
+
     def _elementwise(self, node: ir.Node) -> tuple[ir.Value, ...] | None:
         emit, left, right = self._dialect.emit, _input(node, 0), _input(node, 1)
         if node.op_type == "Add" and not str(right.name).endswith(".bias"):
-            # The residual stream, and Gemma's 1 + weight.
-            return (emit.wide(emit("Add", emit.in_float(left), emit.in_float(right))),)
+            # The residual stream, and Gemma's 1 + weight: a new node has no number of mobius in its name.
+            return (emit("Add", emit.exact(left), emit.exact(right)),)
         if node.op_type == "Mul" and self._facts.embedding_scale is not None and self._is_embedding(left):
             # mobius rounds this constant (5.66 for √32 in Gemma 2, bfloat16's 5.65625 in Gemma 3).
             return (emit("Mul", left, emit.constant(self._facts.embedding_scale)),)
@@ -155,6 +188,8 @@ class Lowering:
 
     def _is_embedding(self, value: ir.Value) -> bool:
         producer = value.producer()
+        if producer is not None and producer.op_type == "Cast":
+            producer = _input(producer, 0).producer()
         return producer is not None and producer.op_type == "Gather" and _input(producer, 0).name == EMBEDDING
 
     def _linear(self, node: ir.Node) -> tuple[ir.Value, ...] | None:
@@ -166,7 +201,7 @@ class Lowering:
         bias = str(weight.name).removesuffix("weight") + "bias"
         if bias in self._tensors and bias not in self._graph.initializers:
             # mobius does not read `mlp_bias`; the biases that it knows are Add nodes of the template.
-            product = self._dialect.emit("Add", product, self._stored(bias))
+            product = self._dialect.emit("Add", product, self._dialect.emit.exact(self._stored(bias)))
         return (product,)
 
     def _product(self, x: ir.Value, weight: ir.Value) -> ir.Value:
@@ -195,14 +230,14 @@ class Lowering:
         if name not in self._tensors:
             raise InputError(f"graph: tensor {name} is missing, its matrix is said to be {form}")
         shape = ir.Shape(self._tensors[name].shape)
-        dtype = INDEX_DTYPE if is_index(name) else self._dialect.emit.dtype
+        dtype = INDEX_DTYPE if is_index(name) else self._dialect.emit.stored
         value = ir.Value(name=name, type=ir.TensorType(dtype), shape=shape)
         # An initialiser without a tensor; binding fills it in.
         self._graph.initializers[name] = value
         return value
 
     def _norm(self, node: ir.Node) -> tuple[ir.Value, ...]:
-        x, weight = _input(node, 0), _input(node, 1)
+        x, weight = _input(node, 0), self._dialect.emit.exact(_input(node, 1))
         epsilon = float(_attribute(node, "epsilon", 1e-5))
         add = x.producer()
         if (

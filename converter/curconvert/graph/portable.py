@@ -12,7 +12,7 @@ from curconvert.graph.emit import Emitter
 from curconvert.graph.facts import AttentionFacts, ModelFacts
 from curconvert.graph.rotary import cos_sin
 
-_BOOL, _FLOAT, _INT64 = ir.DataType.BOOL, ir.DataType.FLOAT, ir.DataType.INT64
+_BOOL, _INT64 = ir.DataType.BOOL, ir.DataType.INT64
 
 
 class Portable:
@@ -57,16 +57,14 @@ class Portable:
 
         Gemm is two-dimensional: the batch and sequence axes become rows and come back afterwards.
         """
-        return self.emit("Gemm", rows, weight, transB=1)
+        return self.emit("Gemm", rows, self.emit.exact(weight), transB=1)
 
     def _from_rows(self, rows: ir.Value, width: int) -> ir.Value:
         return self.emit("Reshape", rows, self._shape(width))
 
     def _as_rows(self, x: ir.Value, width: int) -> ir.Value:
         if x not in self._rows:
-            rows = self.emit("Reshape", x, self.emit.ints(-1, width))
-            # Casting last keeps the cast next to Gemm, where onnxruntime's CPU provider can drop it.
-            self._rows[x] = self.emit.from_float(rows) if self.emit.is_wide(x) else rows
+            self._rows[x] = self.emit("Reshape", x, self.emit.ints(-1, width))
         return self._rows[x]
 
     def _shape(self, width: int) -> ir.Value:
@@ -77,18 +75,16 @@ class Portable:
         return self._shapes[width]
 
     def rms_norm(self, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
-        """Normalise in float32; the pattern is the one that onnxruntime fuses into its own kernel."""
+        """Normalise by the pattern that onnxruntime fuses into its own kernel."""
         emit = self.emit
-        exact = emit.in_float(x)
-        square = emit("Pow", exact, emit.constant(2.0, _FLOAT))
+        square = emit("Pow", x, emit.constant(2.0))
         mean = emit("ReduceMean", square, axes=[-1], keepdims=1)
-        root = emit("Sqrt", emit("Add", mean, emit.constant(epsilon, _FLOAT)))
-        normed = emit("Div", exact, root)
-        return emit.wide(emit("Mul", normed, emit.in_float(weight)))
+        root = emit("Sqrt", emit("Add", mean, emit.constant(epsilon)))
+        return emit("Mul", emit("Div", x, root), weight)
 
     def add_rms_norm(self, x: ir.Value, skip: ir.Value, weight: ir.Value, epsilon: float) -> tuple[ir.Value, ir.Value]:
-        """Add in float32, then normalise."""
-        total = self.emit.wide(self.emit("Add", self.emit.in_float(x), self.emit.in_float(skip)))
+        """Add, then normalise."""
+        total = self.emit("Add", x, skip)
         return self.rms_norm(total, weight, epsilon), total
 
     def gelu(self, x: ir.Value, approximate: str) -> ir.Value:
@@ -113,37 +109,47 @@ class Portable:
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Attention by MatMul and Softmax.
 
-        Query heads that share a key head are an axis of their own, so keys and values are not repeated. Everything but
-        the cache is float32: float16 scores would be off by a percent after the softmax.
+        Query heads that share a key head are an axis of their own, so keys and values are not repeated.
         """
         emit = self.emit
         size, groups = facts.head_dim, facts.heads // facts.kv_heads
-        query = emit("Reshape", emit.in_float(query), emit.ints(0, 0, facts.heads, size))
-        key = emit("Reshape", emit.in_float(key), emit.ints(0, 0, facts.kv_heads, size))
+        query = emit("Reshape", query, emit.ints(0, 0, facts.heads, size))
+        key = emit("Reshape", key, emit.ints(0, 0, facts.kv_heads, size))
         value = emit("Reshape", value, emit.ints(0, 0, facts.kv_heads, size))
         if facts.rope is not None:
             query = self._rotate(query, facts.rope, size)
             key = self._rotate(key, facts.rope, size)
-        key = emit.from_float(key)
-        present_key = emit("Concat", past[0], emit("Transpose", key, perm=[0, 2, 1, 3]), axis=2)
-        present_value = emit("Concat", past[1], emit("Transpose", value, perm=[0, 2, 1, 3]), axis=2)
+        keys, present_key = self._append(past[0], key)
+        values, present_value = self._append(past[1], value)
 
         # (batch, kv_heads, groups, sequence, head_dim) against (batch, kv_heads, 1, total, head_dim)
-        query = emit("Mul", query, emit.constant(facts.scale, _FLOAT))
+        query = emit("Mul", query, emit.constant(facts.scale))
         query = emit("Reshape", query, emit.ints(0, 0, facts.kv_heads, groups, size))
         query = emit("Transpose", query, perm=[0, 2, 3, 1, 4])
         axis = emit.ints(2)
-        keys = emit("Unsqueeze", emit.in_float(present_key), axis)
-        values = emit("Unsqueeze", emit.in_float(present_value), axis)
+        keys, values = emit("Unsqueeze", keys, axis), emit("Unsqueeze", values, axis)
         scores = emit("MatMul", query, emit("Transpose", keys, perm=[0, 1, 2, 4, 3]))
         if facts.softcap is not None:
-            cap = emit.constant(facts.softcap, _FLOAT)
+            cap = emit.constant(facts.softcap)
             scores = emit("Mul", emit("Tanh", emit("Div", scores, cap)), cap)
         # Replacing (not adding a large negative number) keeps rows finite that may see nothing: left padding.
-        scores = emit("Where", self._mask(facts.window), scores, emit.constant(-1e30, _FLOAT))
+        scores = emit("Where", self._mask(facts.window), scores, emit.constant(-1e30))
         mixed = emit("MatMul", emit("Softmax", scores, axis=-1), values)
         mixed = emit("Reshape", emit("Transpose", mixed, perm=[0, 3, 1, 2, 4]), emit.ints(0, 0, facts.heads * size))
-        return emit.wide(mixed), present_key, present_value
+        return mixed, present_key, present_value
+
+    def _append(self, past: ir.Value, new: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Put new tokens, (batch, sequence, heads, head_dim), behind the cached ones.
+
+        Returns:
+            All tokens in float32, and in the cache's type. Tokens of one call see each other unrounded: attention of
+            a prompt's first tokens, which have few to choose from, can change much by the rounding of a key.
+        """
+        emit = self.emit
+        new = emit("Transpose", new, perm=[0, 2, 1, 3])
+        present = emit.as_stored(emit("Concat", past, emit.rounded(new), axis=2))
+        exact = emit.exact(past)
+        return (present if exact is past else emit("Concat", exact, new, axis=2)), present
 
     def _rotate(self, x: ir.Value, kind: str, head_dim: int) -> ir.Value:
         """Rotate the pairs (i, i + rotary_dim/2) of each head; x is (batch, sequence, heads, head_dim)."""

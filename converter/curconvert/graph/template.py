@@ -21,12 +21,11 @@ _ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu"
 _TABLE_ROWS = 8
 
 
-def dense_template(hf_config: Any, dtype: ir.DataType) -> ir.Model:
-    """Build the dense graph from standard operators (opset 24), without weights.
+def dense_template(hf_config: Any) -> ir.Model:
+    """Build the dense graph from standard operators (opset 24), in float32 and without weights.
 
     Args:
         hf_config: transformers' config object.
-        dtype: Element type of weights and activations.
 
     Returns:
         A model whose weight initialisers carry checkpoint names and have no data.
@@ -42,7 +41,7 @@ def dense_template(hf_config: Any, dtype: ir.DataType) -> ir.Model:
     register_ep(EpCapabilities(name=_PROVIDER, supports_skip_layer_norm=False), overwrite=True)
     with tempfile.TemporaryDirectory(prefix="curconvert-") as folder:
         Path(folder, "config.json").write_text(json.dumps(_template_config(hf_config)), encoding="utf-8")
-        package = mobius.build(folder, load_weights=False, execution_provider=_PROVIDER, dtype=dtype)
+        package = mobius.build(folder, load_weights=False, execution_provider=_PROVIDER, dtype=ir.DataType.FLOAT)
     model: ir.Model = package["model"]
     return model
 
