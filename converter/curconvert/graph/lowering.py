@@ -162,22 +162,16 @@ class Lowering:
                 return (self._dialect.gelu(_input(node, 0), str(_attribute(node, "approximate", "none"))),)
             case "Attention":
                 return self._attention(node)
-            case "Gather":
-                return self._gather(node)
-            case "Add" | "Mul":
-                return self._elementwise(node)
+            case "Gather" | "Add" | "Mul":
+                return self._adjusted(node)
             case _:
                 return None
 
-    def _gather(self, node: ir.Node) -> tuple[ir.Value, ...] | None:
-        """Look up stored rows first and make them float32 then, so that the embedding itself is not."""
-        emit, table = self._dialect.emit, _input(node, 0)
-        if emit.stored is _FLOAT or not table.is_initializer():
-            return None
-        return (emit.exact(emit.as_stored(emit("Gather", table, _input(node, 1)))),)
-
-    def _elementwise(self, node: ir.Node) -> tuple[ir.Value, ...] | None:
+    def _adjusted(self, node: ir.Node) -> tuple[ir.Value, ...] | None:
         emit, left, right = self._dialect.emit, _input(node, 0), _input(node, 1)
+        if node.op_type == "Gather" and emit.stored is not _FLOAT and left.is_initializer():
+            # Rows are looked up first and become float32 then: the embedding itself need not.
+            return (emit.exact(emit.as_stored(emit("Gather", left, right))),)
         if node.op_type == "Add" and not str(right.name).endswith(".bias"):
             # The residual stream, and Gemma's 1 + weight: a new node has no number of mobius in its name.
             return (emit("Add", emit.exact(left), emit.exact(right)),)
