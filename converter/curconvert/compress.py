@@ -124,9 +124,10 @@ def compress(
     """
     stream = BlockStream(checkpoint, dtype)
     matrices = {m.name: m for m in plan.matrices if m.form != "dense"}
+    later = matrices.keys() | plan.cut_biases.keys()
     # First, because a value that cannot be stored is named here; in the block loop it would only be felt.
     for name in checkpoint.tensors:
-        if name not in matrices and name not in plan.cut_biases:
+        if name not in later:
             writer.write(name, checkpoint.read(name))
     last_layer = max(layer_of(name) for name in matrices) if matrices else -1
     hidden = _embed(stream, tokens.calibration) if matrices else []

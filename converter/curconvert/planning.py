@@ -189,6 +189,8 @@ def _estimate(checkpoint: Checkpoint, options: ConvertOptions, matrices: list[Ma
         _TORCH_BYTES + 4 * block + 3 * 4 * tokens * hidden + 8 * 8 * options.calibration.tokens_per_sequence * widest
     )
     memory += grams + 6 * 8 * largest
+    # An MLP's: a copy of its activations' Gram matrix, one that is scaled, its Cholesky factor, and room to solve.
+    memory += 4 * 8 * max((m.shape[1] for m in compressed if m.form == "modular_columns"), default=0) ** 2
     vocab = checkpoint.tensors[EMBEDDING].shape[0]
     memory += 3 * 4 * options.calibration.tokens_per_sequence * vocab
     forward = 2.0 * tokens * sum(m.parameters_before for m in matrices)

@@ -76,7 +76,7 @@ def ridge_leverage(gram: Matrix, column_norms: Vector, ridge: float) -> Vector:
         return np.zeros(len(scaled))
     np.fill_diagonal(scaled, np.diag(scaled) + shift)
     factor = scipy.linalg.cholesky(scaled, lower=True, overwrite_a=True, check_finite=False)
-    root, _ = scipy.linalg.lapack.dtrtri(factor, lower=1)  # (G' + λI)⁻¹ = rootᵀ·root
+    root, _ = scipy.linalg.lapack.dtrtri(factor, lower=1, overwrite_c=1)  # (G' + λI)⁻¹ = rootᵀ·root
     return np.asarray(np.clip(1 - shift * np.einsum("ij,ij->j", root, root), 0, 1))
 
 
