@@ -122,8 +122,7 @@ class ConvertOptions:
         if method == "cur" and given.get("selector", "qr") != "qr":
             given.setdefault("importance", "activation")
         size = {"density": DEFAULT_NEURONS} if method == "neurons" else {"rank": DEFAULT_RANK}
-        if "density" in given or "rank" in given:
-            size = {}
+        size = {} if given.keys() & {"density", "rank"} else size
         return cls(**{"method": method, **size, **_PRESETS[method], **given})
 
     def __post_init__(self) -> None:

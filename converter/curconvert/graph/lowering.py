@@ -165,7 +165,7 @@ class Lowering:
         product = self._product(_input(node, 0), weight)
         bias = str(weight.name).removesuffix("weight") + "bias"
         if self._forms.get(str(weight.name)) == "modular_rows":
-            _narrow(node.outputs[0], self._tensors[str(weight.name)].shape[0])
+            _resize(node.outputs[0], self._tensors[str(weight.name)].shape[0])
         if bias in self._tensors and bias not in self._graph.initializers:
             # mobius does not read `mlp_bias`; the biases that it knows are Add nodes of the template.
             product = self._dialect.emit("Add", product, self._stored(bias))
@@ -233,13 +233,13 @@ class Lowering:
         return self._dialect.attention(facts, query, key, _input(node, 2), past)
 
 
-def _narrow(value: ir.Value, width: int) -> None:
+def _resize(value: ir.Value, width: int) -> None:
     """Give a value of the template another last axis, and what is made of it up to the next product (the down_proj)."""
     value.shape = ir.Shape([*value.shape[:-1], width])
     for node in value.consumers():
         if node.op_type != "MatMul":
             for output in node.outputs:
-                _narrow(output, width)
+                _resize(output, width)
 
 
 def _unrotated(value: ir.Value) -> tuple[ir.Value, bool]:
