@@ -124,13 +124,13 @@ def _method_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option("--targets", help="all, or some of q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj."),
         click.option("--layers", help="angular[:N], all, or numbers and ranges such as 3,8-12. [angular]"),
         click.option("--density", type=float, help="Largest share of a matrix's numbers to keep, instead of --rank."),
-        click.option("--rank", type=int, help="Largest rank. [128]"),
+        click.option("--rank", type=int, help="Largest rank, or neurons to keep. [128; neurons: --density 0.75]"),
         click.option(
             "--method",
             default="cur",
             show_default=True,
             help="cur; curing (the paper, arXiv 2501.04211, exactly); row-id or pifa (interpolative storage); "
-            "svd-llm, asvd or svd (two factors).",
+            "svd-llm, asvd or svd (two factors); neurons (a smaller MLP).",
         ),
         click.option("--dtype", help="float32, float16 or bfloat16; default: the checkpoint's."),
     ):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import cast
 
 import numpy as np
 import torch
@@ -12,21 +11,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from curconvert.artifact.safetensors_writer import SafetensorsWriter, not_finite
+from curconvert.artifact.safetensors_writer import SafetensorsWriter
 from curconvert.blocks.modules import factored_linear
 from curconvert.blocks.stream import Block, BlockStream
 from curconvert.calibration.statistics import InputStatistics, StatisticsCollector
 from curconvert.calibration.text import CalibrationTokens
 from curconvert.checkpoint.types import Checkpoint
-from curconvert.errors import BackendError, InputError
-from curconvert.factorization.cur import CUROptions, Link, factorize_cur
-from curconvert.factorization.interpolative import factorize_interpolative
-from curconvert.factorization.two_factor import Approximation, factorize_two_factor
-from curconvert.factorization.types import Basis, Factorization
+from curconvert.factorization.checked import factorize_checked, factorize_mlp_checked
+from curconvert.factorization.types import Factorization
 from curconvert.options import ConvertOptions
 from curconvert.planning import MatrixPlan, Plan, layer_of
-from curconvert.selection.indices import Importance, Selector
 from curconvert.selection.layers import angular_distance
+from curconvert_runtime.forms import MODULAR
 from curconvert_runtime.probes import (
     CompressedProbe,
     OriginalOutputs,
@@ -128,9 +124,10 @@ def compress(
     """
     stream = BlockStream(checkpoint, dtype)
     matrices = {m.name: m for m in plan.matrices if m.form != "dense"}
+    later = matrices.keys() | plan.cut_biases.keys()
     # First, because a value that cannot be stored is named here; in the block loop it would only be felt.
     for name in checkpoint.tensors:
-        if name not in matrices:
+        if name not in later:
             writer.write(name, checkpoint.read(name))
     last_layer = max(layer_of(name) for name in matrices) if matrices else -1
     hidden = _embed(stream, tokens.calibration) if matrices else []
@@ -175,62 +172,26 @@ def _compress_block(
                 block.forward(batch)
         else:
             block.advance(hidden)
-    ranks = {m.name: m.rank for m in targets}
+    plans = {m.name: m for m in targets}
     found: dict[str, Factorization] = {}
+    mlp: dict[str, InputStatistics] = {}
     for names, statistics in collector.groups():
         for name in names:
-            rank = ranks[name]
+            rank = plans[name].rank
             assert rank is not None
-            found[name] = factorize_checked(name, checkpoint.read(name), statistics, rank, options, dtype)
-            linear = block.linears[name]
-            assert isinstance(linear, nn.Linear)
-            block.replace(name, factored_linear(found[name].form, found[name].tensors, linear.bias))
+            if plans[name].form in MODULAR.values():
+                mlp[name] = statistics
+            else:
+                found[name] = factorize_checked(name, checkpoint.read(name), statistics, rank, options, dtype)
+    if mlp:
+        found |= factorize_mlp_checked([plans[name] for name in mlp], mlp, checkpoint, options, dtype)
+    for name, factors in found.items():
+        linear = block.linears[name]
+        assert isinstance(linear, nn.Linear)
+        block.replace(name, factored_linear(factors.form, factors.tensors, factors.tensors.get("bias", linear.bias)))
     if options.sequential:
         block.advance(hidden)
     return found
-
-
-def factorize_checked(
-    name: str, weight: Tensor, statistics: InputStatistics, rank: int, options: ConvertOptions, dtype: torch.dtype
-) -> Factorization:
-    """Factorize one weight, refusing values that would make every later number meaningless.
-
-    Raises:
-        InputError: The weight or its statistics are not finite, or the weight or U does not fit the deployed dtype.
-        BackendError: A LAPACK routine did not converge.
-    """
-    if not bool(torch.isfinite(weight.to(dtype)).all()):
-        raise InputError(not_finite(name, weight, dtype))
-    if not np.isfinite(statistics.gram).all():
-        raise InputError(f"{name}: its inputs overflow on the calibration text; the checkpoint is damaged before it")
-    try:
-        factors = _factorize(name, weight, statistics, rank, options, dtype)
-    except np.linalg.LinAlgError as error:
-        raise BackendError(f"{name}: LAPACK failed ({error}); try another --method or --select") from error
-    for suffix, tensor in factors.tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise InputError(f"{name}: {suffix} does not fit {str(dtype)[6:]}; choose --dtype bfloat16 or float32")
-    return factors
-
-
-def _factorize(
-    name: str, weight: Tensor, statistics: InputStatistics, rank: int, options: ConvertOptions, dtype: torch.dtype
-) -> Factorization:
-    """Dispatch on the form; ConvertOptions has checked that the choices belong to it."""
-    if options.form == "interpolative":
-        basis = cast("Basis", options.approximation)
-        return factorize_interpolative(name, weight, statistics, rank, basis, options.ridge, dtype)
-    if options.form == "two_factor":
-        approximation = cast("Approximation", options.approximation)
-        return factorize_two_factor(name, weight, statistics, rank, approximation, options.ridge, dtype)
-    cur = CUROptions(
-        selector=cast("Selector", options.selector),
-        importance=cast("Importance", options.importance),
-        link=cast("Link", options.link),
-        ridge=options.ridge,
-        seed=options.seed,
-    )
-    return factorize_cur(name, weight, statistics, rank, cur, dtype)
 
 
 class _ParityProbe:

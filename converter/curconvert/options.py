@@ -13,10 +13,10 @@ from curconvert.factorization.cur import LINKS
 from curconvert.factorization.two_factor import APPROXIMATIONS
 from curconvert.factorization.types import Basis
 from curconvert.selection.indices import IMPORTANCES, SELECTORS
-from curconvert_runtime.forms import FORMS
+from curconvert_runtime.forms import MODULAR
 
 DType = Literal["float32", "float16", "bfloat16"]
-Method = Literal["cur", "curing", "row-id", "pifa", "svd-llm", "asvd", "svd"]
+Method = Literal["cur", "curing", "row-id", "pifa", "svd-llm", "asvd", "svd", "neurons"]
 DTYPES: tuple[str, ...] = get_args(DType)
 METHODS: tuple[str, ...] = get_args(Method)
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -33,9 +33,12 @@ _PRESETS: Mapping[str, Mapping[str, Any]] = {
     "svd-llm": {"form": "two_factor", "approximation": "svd_llm"},
     "asvd": {"form": "two_factor", "approximation": "asvd"},
     "svd": {"form": "two_factor", "approximation": "svd"},
+    "neurons": {"form": "modular", "targets": tuple(MODULAR)},
 }
 _APPROXIMATIONS = {"interpolative": get_args(Basis), "two_factor": APPROXIMATIONS}
+_FORMS = ("cur", "interpolative", "two_factor", "modular")
 DEFAULT_RANK = 128
+DEFAULT_NEURONS = 0.75  # density of a modular MLP: the intermediate size of models differs too much for one number
 
 
 def check_choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -74,11 +77,12 @@ class ConvertOptions:
 
     Attributes:
         method: Name of the preset, for the record.
-        form: How compressed matrices are stored, see `curconvert_runtime.forms`.
-        rank: Largest rank of a compressed matrix; None where `density` decides.
+        form: How compressed matrices are stored, see `curconvert_runtime.forms`; `modular` stands for the two forms of
+            a smaller MLP.
+        rank: Largest rank of a compressed matrix, or number of neurons to keep; None where `density` decides.
         density: Largest share of a compressed matrix's numbers to keep; None where `rank` decides.
         approximation: What the form stores: for `interpolative` rows of W (`rows`) or of its best rank-r
-            approximation (`subspace`); for `two_factor` the approximation itself. None for `cur`.
+            approximation (`subspace`); for `two_factor` the approximation itself. None for the others.
         layers: `angular[:N]`, `all`, or numbers and ranges.
         targets: Linears to compress within those layers.
         selector: See `curconvert.selection.indices`; `cur` only, as the next two.
@@ -117,12 +121,13 @@ class ConvertOptions:
         given = {key: value for key, value in values.items() if value is not None}
         if method == "cur" and given.get("selector", "qr") != "qr":
             given.setdefault("importance", "activation")
-        size = {} if "density" in given else {"rank": DEFAULT_RANK}
+        size = {"density": DEFAULT_NEURONS} if method == "neurons" else {"rank": DEFAULT_RANK}
+        size = {} if given.keys() & {"density", "rank"} else size
         return cls(**{"method": method, **size, **_PRESETS[method], **given})
 
     def __post_init__(self) -> None:
         check_choice("--method", self.method, METHODS)
-        check_choice("form", self.form, FORMS)
+        check_choice("form", self.form, _FORMS)
         self._check_size()
         _at_least("--seed", self.seed, 0)
         cur = {
@@ -137,7 +142,7 @@ class ConvertOptions:
                 raise InputError(f"{option} {value}: belongs to --method cur and curing, not to {self.method}")
         if self.importance == "output" and self.selector != "qr":
             raise InputError(f"--importance output goes with --select qr, not {self.selector}")
-        if self.form != "cur":
+        if self.form in _APPROXIMATIONS:
             check_choice("approximation", str(self.approximation), _APPROXIMATIONS[self.form])
         if self.dtype is not None:
             check_choice("--dtype", self.dtype, DTYPES)
@@ -147,6 +152,8 @@ class ConvertOptions:
             raise InputError(f"--targets is empty: expected all, or some of {', '.join(LINEARS)}")
         for target in self.targets:
             check_choice("--targets", target, LINEARS)
+        if self.form == "modular" and set(self.targets) != set(MODULAR):
+            raise InputError(f"--targets {','.join(self.targets)}: --method {self.method} takes {','.join(MODULAR)}")
 
     def _check_size(self) -> None:
         if (self.rank is None) == (self.density is None):

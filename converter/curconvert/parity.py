@@ -180,7 +180,7 @@ def check_slices(path: str | Path, original: str | Path | Checkpoint) -> list[Ch
 
     Returns:
         Three checks: the source files' sha256; C and R as columns and rows of the original weight (R of a `subspace`
-        basis is not made of them); every tensor of an unfactored weight.
+        basis is not made of them), and the kept rows of a smaller MLP; every other tensor, a bias of kept rows too.
 
     Raises:
         CurConvertError: Either cannot be opened.
@@ -196,7 +196,7 @@ def check_slices(path: str | Path, original: str | Path | Checkpoint) -> list[Ch
     ]
     slices, others = list(_slice_faults(artifact, checkpoint)), list(_other_faults(artifact, checkpoint))
     for name, faults, good in (
-        ("source.slices", slices, "every C and R that is said to be columns and rows of the original is"),
+        ("source.slices", slices, "every tensor that is said to be columns or rows of the original's is"),
         ("source.tensors", others, "every other tensor equals the original's"),
     ):
         checks.append(Check(name, not faults, "; ".join(faults[:3]) or good))
@@ -224,6 +224,8 @@ def _slices(matrix: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
     """Return the factors that are slices of the original, with the axis and the index vector of each."""
     if matrix["form"] == "cur":
         return {"C": (1, "cols"), "R": (0, "rows")}
+    if matrix["form"] == "modular_rows":
+        return {"weight": (0, "rows")}
     return {"R": (0, "rows")} if matrix["basis"] == "rows" else {}
 
 
@@ -231,11 +233,14 @@ def _other_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[str]:
     rows = [m for m in artifact.manifest["matrices"] if m["form"] != "dense"]
     factored = {m["name"] for m in rows}
     factors = {f"{m['name'].removesuffix('.weight')}.{suffix}" for m in rows for suffix in _suffixes(m)}
+    cut = {f"{m['name'].removesuffix('weight')}bias" for m in rows if m["form"] == "modular_rows"}
     kept = set(artifact.tensors) - factors
     for name in sorted(kept ^ (set(checkpoint.tensors) - factored)):
         yield f"{name} is in {'the artifact' if name in kept else 'the original'} only"
     for name in sorted(kept & set(checkpoint.tensors)):
         stored, wanted = stored_tensor(artifact, name), checkpoint.read(name)
+        if name in cut:
+            wanted = wanted.index_select(0, stored_tensor(artifact, f"{name.removesuffix('bias')}rows"))
         if stored.shape != wanted.shape or not _same_bits(stored, wanted):
             yield f"{name} differs from the original"
 

@@ -186,10 +186,11 @@ def _tokenizer(companions: Companions) -> Path | bytes | None:
 def _specs(checkpoint: Checkpoint, decided: Plan | None, dtype: torch.dtype) -> list[TensorSpec]:
     """List every tensor of the artifact: shapes are known before any factor is."""
     matrices = {m.name: m for m in decided.matrices if m.rank is not None} if decided else {}
+    cut = decided.cut_biases if decided else {}
     specs = []
     for name, info in checkpoint.tensors.items():
         if name not in matrices:
-            specs.append(TensorSpec(name, dtype, info.shape))
+            specs.append(TensorSpec(name, dtype, (cut[name],) if name in cut else info.shape))
             continue
         matrix, rank = matrices[name], matrices[name].rank
         assert rank is not None

@@ -13,7 +13,7 @@ from curconvert.errors import InputError
 from curconvert.factorization.types import Form, break_even_rank
 from curconvert.options import ConvertOptions
 from curconvert.selection.layers import layer_count, needs_distances, select_layers
-from curconvert_runtime.forms import parameters
+from curconvert_runtime.forms import MODULAR, parameters
 
 MIN_SAVING = 0.05  # a matrix that would shrink by less stays dense: three products cost more than they save
 _TORCH_BYTES = 420e6  # torch, transformers and the interpreter themselves, measured on Linux x86-64
@@ -60,6 +60,7 @@ class Plan:
         other_parameters: Embedding, norms, biases, an untied head.
         peak_memory_bytes: Estimate for the conversion stage.
         seconds: Rough estimate for the conversion stage.
+        biases: The checkpoint's biases of decoder linears.
     """
 
     matrices: tuple[MatrixPlan, ...]
@@ -68,6 +69,13 @@ class Plan:
     other_parameters: int
     peak_memory_bytes: int
     seconds: float
+    biases: frozenset[str] = frozenset()
+
+    @property
+    def cut_biases(self) -> dict[str, int]:
+        """New length of each bias that loses the entries of dropped rows, by name."""
+        cut = {f"{m.name.removesuffix('weight')}bias": m.rank for m in self.matrices if m.form == "modular_rows"}
+        return {name: rank for name, rank in cut.items() if rank is not None and name in self.biases}
 
     @property
     def parameters_before(self) -> int:
@@ -77,7 +85,9 @@ class Plan:
     @property
     def parameters_after(self) -> int:
         """Stored numbers of the artifact."""
-        return self.other_parameters + sum(m.parameters_after for m in self.matrices)
+        before = {f"{m.name.removesuffix('weight')}bias": m.shape[0] for m in self.matrices}
+        dropped = sum(before[name] - length for name, length in self.cut_biases.items())
+        return self.other_parameters - dropped + sum(m.parameters_after for m in self.matrices)
 
 
 def layer_of(name: str) -> int:
@@ -100,15 +110,16 @@ def rank_for_density(form: Form, shape: tuple[int, int], density: float) -> int:
 def plan_matrix(name: str, shape: tuple[int, int], options: ConvertOptions) -> MatrixPlan:
     """Decide rank and form of one target matrix.
 
-    The rank is capped by the form's break-even rank (CURing, §3.2) and the matrix's own; a matrix that would shrink
-    by less than 5 % stays dense.
+    The rank is capped by the form's break-even rank (CURing, §3.2), which is at most the matrix's own; a matrix that
+    would shrink by less than 5 % stays dense. The three linears of an MLP have one intermediate size, so they get one
+    rank and one verdict.
     """
-    form = cast("Form", options.form)
+    form = cast("Form", MODULAR[linear_of(name)] if options.form == "modular" else options.form)
     if options.density is not None:
         rank, asked = rank_for_density(form, shape, options.density), f"density {options.density:g}"
     else:
         assert options.rank is not None
-        rank, asked = min(options.rank, break_even_rank(form, shape), *shape), f"rank {options.rank}"
+        rank, asked = min(options.rank, break_even_rank(form, shape)), f"rank {options.rank}"
     saving = 1 - parameters(form, shape, rank) / math.prod(shape) if rank else 0.0
     if saving < MIN_SAVING:
         return MatrixPlan(name, shape, "dense", reason=f"{asked} would save less than {MIN_SAVING:.0%}")
@@ -160,7 +171,8 @@ def make_plan(checkpoint: Checkpoint, options: ConvertOptions, layers: tuple[int
     everything = sum(math.prod(info.shape) for info in checkpoint.tensors.values())
     other = everything - sum(m.parameters_before for m in matrices)
     memory, seconds = _estimate(checkpoint, options, matrices)
-    return Plan(tuple(matrices), known, total, other, memory, seconds)
+    biases = frozenset(name for name in checkpoint.tensors if name.endswith("_proj.bias"))
+    return Plan(tuple(matrices), known, total, other, memory, seconds, biases)
 
 
 def _estimate(checkpoint: Checkpoint, options: ConvertOptions, matrices: list[MatrixPlan]) -> tuple[int, float]:
@@ -177,6 +189,8 @@ def _estimate(checkpoint: Checkpoint, options: ConvertOptions, matrices: list[Ma
         _TORCH_BYTES + 4 * block + 3 * 4 * tokens * hidden + 8 * 8 * options.calibration.tokens_per_sequence * widest
     )
     memory += grams + 6 * 8 * largest
+    # An MLP's: a copy of its activations' Gram matrix, one that is scaled, its Cholesky factor, and room to solve.
+    memory += 4 * 8 * max((m.shape[1] for m in compressed if m.form == "modular_columns"), default=0) ** 2
     vocab = checkpoint.tensors[EMBEDDING].shape[0]
     memory += 3 * 4 * options.calibration.tokens_per_sequence * vocab
     forward = 2.0 * tokens * sum(m.parameters_before for m in matrices)

@@ -66,8 +66,9 @@ def progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
 
 def plan_json(plan: Plan) -> dict[str, Any]:
     """Return a plan as JSON."""
+    fields = {key: value for key, value in asdict(plan).items() if key != "biases"}
     return {
-        **asdict(plan),
+        **fields,
         "parameters_before": plan.parameters_before,
         "parameters_after": plan.parameters_after,
         "matrices": [

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from curconvert_runtime import strict_json
 from curconvert_runtime.errors import InputError, IntegrityError, UnsupportedError
-from curconvert_runtime.forms import factor_shapes, index_lengths
+from curconvert_runtime.forms import MODULAR, factor_shapes, index_lengths, largest_rank
 from curconvert_runtime.hashing import cached_sha256
 from curconvert_runtime.onnx_external import external_tensors
 from curconvert_runtime.tensor_file import TensorHeader, read_headers, read_tensor
@@ -75,6 +75,7 @@ class Artifact:
             _check_hash(folder / name, expected["sha256"], full)
         artifact = cls(folder, manifest, tensors)
         _check_indices(artifact)
+        _check_modules(artifact)
         return artifact
 
     @cached_property
@@ -197,12 +198,14 @@ def _check_matrix(matrix: Mapping[str, Any], tensors: Mapping[str, TensorHeader]
         expected = {name: ((m, n), None)}
     else:
         stem, form, r = name.removesuffix(".weight"), matrix["form"], matrix["rank"]
-        if r > min(m, n) or (form == "interpolative" and r == m):
+        if r > largest_rank(form, (m, n)):
             raise IntegrityError(f"{MANIFEST}: {name!r} of shape {[m, n]} cannot be {form} of rank {r}")
         shapes, lengths = factor_shapes(form, (m, n), r), index_lengths(form, (m, n), r)
         expected = {f"{stem}.{suffix}": (shape, dtype) for suffix, shape in shapes.items()}
         expected |= {f"{stem}.{suffix}": ((length,), "I32") for suffix, length in lengths.items()}
-        if name in tensors:
+        if form == "modular_rows" and f"{stem}.bias" in tensors:
+            expected[f"{stem}.bias"] = ((r,), dtype)
+        if name in tensors and name not in expected:
             raise IntegrityError(
                 f"{tensors[name].file}: {name!r} is stored beside its factors; convert the model again"
             )
@@ -240,6 +243,29 @@ def _check_indices(artifact: Artifact) -> None:
             raise IntegrityError(
                 f"{where}: {stem + '.order'!r} does not lead to {stem + '.rows'!r}; convert the model again"
             )
+
+
+def _check_modules(artifact: Artifact) -> None:
+    """The three linears of a smaller MLP must be there, and keep the same neurons, ascending."""
+    modules: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for matrix in artifact.manifest["matrices"]:
+        if matrix["form"].startswith("modular_"):
+            module, linear = matrix["name"].removesuffix(".weight").rpartition(".")[::2]
+            modules.setdefault(module, {})[linear] = matrix
+    for module, matrices in modules.items():
+        if {linear: matrix["form"] for linear, matrix in matrices.items()} != MODULAR:
+            forms = ", ".join(f"{linear} {form}" for linear, form in MODULAR.items())
+            raise IntegrityError(f"{MANIFEST}: {module[:200]!r} is modular in parts; expected {forms}")
+        down = f"{module}.down_proj.cols"
+        kept = artifact.tensor(down)
+        for name in (f"{module}.gate_proj.rows", f"{module}.up_proj.rows"):
+            if not np.array_equal(artifact.tensor(name), kept):
+                raise IntegrityError(
+                    f"{artifact.tensors[name].file}: {name!r} and {down!r} keep different neurons; "
+                    "convert the model again"
+                )
+        if (np.diff(kept) < 0).any():
+            raise IntegrityError(f"{artifact.tensors[down].file}: {down!r} is not ascending; convert the model again")
 
 
 def _check_graph(folder: Path, name: str, files: Mapping[str, Any], tensors: Mapping[str, TensorHeader]) -> None:

@@ -3,7 +3,8 @@
 A resealed manifest agrees with any bytes; these relations between the bytes still hold or break:
 
 * C and R are slices of one matrix W, so both contain the block `W[rows, cols]`: `C[rows, :] = R[:, cols]`, bit for bit.
-  (The factors of the other forms owe each other nothing; how `rows` and `order` agree is checked when opening.)
+  (The factors of the other forms owe each other nothing; how `rows` and `order` agree, and the neurons of a modular
+  MLP's three linears, is checked when opening.)
 * The parameters that the manifest counts are those that are stored.
 * A graph's initialiser that bears a tensor's name must point to that tensor's bytes.
 * `config.json` must agree with the manifest, with itself (it says some things in two dialects), and with the rotation

@@ -34,6 +34,15 @@ def test_single_values_override_a_preset() -> None:
     assert options.importance == "activation"  # output goes with qr
 
 
+def test_neurons_takes_the_whole_mlp() -> None:
+    """Three quarters of the neurons unless a number or a share is given; the order of targets does not matter."""
+    options = ConvertOptions.for_method("neurons")
+    assert (options.form, options.density, options.rank) == ("modular", 0.75, None)
+    assert options.targets == ("gate_proj", "up_proj", "down_proj")
+    assert ConvertOptions.for_method("neurons", rank=100).density is None
+    assert ConvertOptions.for_method("neurons", targets=("down_proj", "gate_proj", "up_proj"), density=0.5).rank is None
+
+
 @pytest.mark.parametrize(
     "values, message",
     [
@@ -45,6 +54,13 @@ def test_single_values_override_a_preset() -> None:
         ({"method": "svd-llm", "link": "full"}, "--link full: belongs to"),
         ({"method": "row-id", "approximation": "svd"}, "approximation 'svd': expected one of rows, subspace"),
         ({"selector": "deim", "importance": "output"}, "--importance output goes with --select qr, not deim"),
+        (
+            {"method": "neurons", "selector": "deim"},
+            "--select deim: belongs to --method cur and curing, not to neurons",
+        ),
+        ({"method": "neurons", "targets": ("gate_proj",)}, "--targets gate_proj: --method neurons takes gate_proj,up_"),
+        ({"method": "neurons", "targets": LINEARS}, "o_proj,gate_proj,up_proj,down_proj: --method neurons takes"),
+        ({"form": "modular_rows"}, "form 'modular_rows': expected one of cur, interpolative, two_factor, modular"),
         ({"rank": 0}, "--rank 0: expected an integer of at least 1"),
         ({"rank": -3}, "--rank -3"),
         ({"rank": 2.5}, "--rank 2.5"),

@@ -21,6 +21,7 @@ from support.tiny_runs import tiny_options
 
 SIZES = st.integers(1, 20_000)
 FORM = st.sampled_from(["cur", "interpolative", "two_factor"])
+KEPT = {"x.gate_proj.weight": "modular_rows", "x.down_proj.weight": "modular_columns"}
 TOKENS = Path("ids.safetensors")  # never opened by a plan
 
 
@@ -82,6 +83,48 @@ def test_density_is_filled_to_the_last_rank(form: Any, m: int, n: int, density: 
     assert rank == min(m, n) or stored(form, m, n, rank + 1) > density * m * n
     plan = plan_matrix("x.weight", (m, n), options_of(form, density=density))
     assert plan.rank in (None, rank)
+
+
+@given(form=st.sampled_from(["modular_rows", "modular_columns"]), m=SIZES, n=SIZES)
+def test_a_modular_form_never_grows(form: Any, m: int, n: int) -> None:
+    """It may keep every row, or every column."""
+    assert break_even_rank(form, (m, n)) == (m if form == "modular_rows" else n)
+
+
+@given(hidden=SIZES, neurons=SIZES, density=st.floats(0.01, 0.99))
+def test_an_mlp_keeps_the_density_of_its_neurons(hidden: int, neurons: int, density: float) -> None:
+    """⌊density · neurons⌋, the same in all three, or dense in all three."""
+    options = ConvertOptions.for_method("neurons", density=density)
+    plans = [
+        plan_matrix(name, (neurons, hidden) if form == "modular_rows" else (hidden, neurons), options)
+        for name, form in KEPT.items()
+    ]
+    assert len({plan.rank for plan in plans}) == 1
+    for plan in plans:
+        if plan.form == "dense":
+            assert plan.rank is None
+            assert not 1 <= int(density * neurons) <= 0.94 * neurons
+        else:
+            assert plan.form == KEPT[plan.name]
+            assert plan.rank == pytest.approx(math.floor(density * neurons), abs=1e-6 * neurons)
+            assert plan.parameters_after == plan.rank * hidden
+
+
+def test_a_number_of_neurons_may_exceed_the_hidden_size() -> None:
+    """32 × 48: 40 neurons of 48."""
+    options = ConvertOptions.for_method("neurons", rank=40)
+    assert plan_matrix("x.gate_proj.weight", (48, 32), options).rank == 40
+    assert plan_matrix("x.down_proj.weight", (32, 48), options).rank == 40
+    assert plan_matrix("x.down_proj.weight", (32, 48), ConvertOptions.for_method("neurons", rank=100)).rank is None
+
+
+def test_biases_shrink_with_their_rows(tmp_path: Path) -> None:
+    """Those of gate and up of the chosen layer, not that of down."""
+    model = make_checkpoint(tmp_path, "llama", mlp_bias=True, attention_bias=True)
+    plan = make_plan(open_checkpoint(model.folder), tiny_options(TOKENS, "neurons", rank=20, layers="1"))
+    stem = "model.layers.1.mlp"
+    assert plan.cut_biases == {f"{stem}.gate_proj.bias": 20, f"{stem}.up_proj.bias": 20}
+    assert plan.parameters_before - plan.parameters_after == 3 * 28 * 32 + 2 * 28
 
 
 def test_only_targets_of_chosen_layers_are_compressed(checkpoint: Checkpoint) -> None:

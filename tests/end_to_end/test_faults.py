@@ -103,7 +103,9 @@ def failed(folder: Path) -> set[str]:
     return {check.name for check in report.failures}
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "llama-float16", "llama/row-id", "llama/pifa", "llama/svd-llm"])
+@pytest.mark.parametrize(
+    "name", ["llama", "qwen2", "llama-float16", "llama/row-id", "llama/pifa", "llama/svd-llm", "phi3/neurons"]
+)
 def test_sound_artifacts_pass(converted: Callable[..., tuple[Path, Path]], name: str) -> None:
     """Without a fault every gate passes: torch-free, with torch, and with the original."""
     source, artifact = converted(name)
@@ -183,6 +185,55 @@ def test_rows_of_a_factor_swapped(copy: Callable[..., tuple[Path, Path]], method
     assert failed(artifact) >= PARITY
     slices = next(check for check in check_slices(artifact, source) if check.name == "source.slices")
     assert slices.passed == (method != "row-id")
+
+
+def test_neurons_that_disagree(copy: Callable[..., tuple[Path, Path]]) -> None:
+    """Two row indices swapped, or another column index: the artifact does not open."""
+    mlp = "model.layers.1.mlp"
+    for name, message in (("gate_proj.rows", "keep different neurons"), ("down_proj.cols", "keep different neurons")):
+        _, artifact = copy("llama/neurons")
+
+        def damage(tensors: dict[str, np.ndarray], name: str = f"{mlp}.{name}") -> None:
+            values = tensors[name]
+            values[[0, 1]] = values[[1, 0]] if name.endswith("rows") else np.setdiff1d(np.arange(48), values)[:2]
+
+        edit_weights(artifact, damage)
+        with pytest.raises(IntegrityError, match=message):
+            verify(artifact)
+        shutil.rmtree(artifact)
+
+
+def test_neurons_of_other_rows(copy: Callable[..., tuple[Path, Path]]) -> None:
+    """The same wrong neuron in all three index vectors: nothing but the original can tell."""
+    mlp = "model.layers.1.mlp"
+
+    def shift(tensors: dict[str, np.ndarray]) -> None:
+        kept = tensors[f"{mlp}.down_proj.cols"]
+        other = np.setdiff1d(np.arange(48), kept)[0]
+        for name in ("gate_proj.rows", "up_proj.rows", "down_proj.cols"):
+            tensors[f"{mlp}.{name}"] = np.sort(np.append(kept[1:], other)).astype(np.int32)
+
+    source, artifact = copy("llama/neurons")
+    edit_weights(artifact, shift)
+    assert failed(artifact) == set()
+    found = [check for check in check_slices(artifact, source) if not check.passed]
+    assert [(check.name, f"{mlp}.gate_proj.weight" in check.detail) for check in found] == [("source.slices", True)]
+
+
+@pytest.mark.parametrize("linear", ["gate_proj", "up_proj", "down_proj"])
+def test_neurons_swapped_in_one_linear(copy: Callable[..., tuple[Path, Path]], linear: str) -> None:
+    """Two neurons swapped in one of the three weights: both graphs answer differently; gate and up are no slices."""
+
+    def swap(tensors: dict[str, np.ndarray]) -> None:
+        weight = tensors[f"model.layers.1.mlp.{linear}.weight"]
+        weight = weight.T if linear == "down_proj" else weight
+        weight[[0, 1]] = weight[[1, 0]]
+
+    source, artifact = copy("llama/neurons")
+    edit_weights(artifact, swap)
+    assert failed(artifact) >= PARITY
+    slices = next(check for check in check_slices(artifact, source) if check.name == "source.slices")
+    assert slices.passed == (linear == "down_proj")
 
 
 def test_wrong_parameter_count(copy: Callable[..., tuple[Path, Path]]) -> None:

@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from curconvert_runtime import Artifact, InputError, IntegrityError, UnsupportedError
+from curconvert_runtime.forms import MODULAR
 from support.tiny_artifact import MATRIX, RANK, STEM, manifest_of, reseal, toy_tensors, write_toy
 
 WEIGHTS = "model.safetensors"
@@ -314,6 +315,90 @@ def test_a_rank_beyond_the_matrix_is_refused(toy: Path, form: str, rank: int) ->
     """A rank is at most the smaller side, whatever the factors' shapes."""
     as_form(toy, form, {}, rank)
     refused(toy, f"cannot be {form} of rank {rank}")
+
+
+MLP = STEM.rpartition(".")[0]
+
+
+def as_module(folder: Path, changed: dict[str, Any], dropped: str | None = None, rank: int = 3) -> None:
+    """Store an MLP of six neurons that keeps three, some of its tensors changed, one linear dense if asked for."""
+    rng, kept = np.random.default_rng(0), np.array([0, 2, 5], np.int32)
+    parts: dict[str, Any] = {"down_proj.weight": rng.standard_normal((5, 3)).astype(np.float32), "down_proj.cols": kept}
+    for linear in ("gate_proj", "up_proj"):
+        parts |= {f"{linear}.weight": rng.standard_normal((3, 5)).astype(np.float32), f"{linear}.rows": kept}
+    tensors = {name: value for name, value in toy_tensors().items() if not name.startswith(STEM)}
+    tensors |= {f"{MLP}.{name}": value for name, value in (parts | changed).items() if value is not None}
+    reference = write_toy(folder.parent / "reference", tensors)
+    for name in SEALED_FILES[:3]:
+        (folder / name).write_bytes((reference / name).read_bytes())
+
+    def describe(manifest: dict[str, Any]) -> None:
+        row = manifest["matrices"][0] | {"rank": rank, "bound": None}
+        shapes = {"gate_proj": [6, 5], "up_proj": [6, 5], "down_proj": [5, 6]}
+        manifest["matrices"] = [
+            row | {"name": f"{MLP}.{linear}.weight", "shape": shape, "form": MODULAR[linear]}
+            for linear, shape in shapes.items()
+            if linear != dropped
+        ]
+
+    reseal(folder, describe)
+
+
+def test_a_smaller_mlp_opens(toy: Path) -> None:
+    """Three linears that keep the same neurons, with or without the bias of the kept rows."""
+    as_module(toy, {})
+    assert len(Artifact.open(toy).manifest["matrices"]) == 3
+    as_module(toy, {"gate_proj.bias": np.zeros(3, np.float32), "down_proj.bias": np.zeros(5, np.float32)})
+    Artifact.open(toy)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"gate_proj.weight": np.zeros((6, 5), np.float32)}, "[6, 5]"),
+        ({"down_proj.weight": np.zeros((3, 5), np.float32)}, "[3, 5]"),
+        ({"up_proj.weight": np.zeros((3, 5), np.float16)}, "F16"),
+        ({"up_proj.weight": None}, "up_proj.weight' is missing"),
+        ({"down_proj.cols": None}, "down_proj.cols' is missing"),
+        ({"gate_proj.rows": np.array([0, 2, 5], np.int64)}, "I64"),
+        ({"gate_proj.rows": np.array([0, 2, 6], np.int32)}, ".rows' must hold distinct indices below 6"),
+        ({"down_proj.cols": np.array([0, 2, 6], np.int32)}, ".cols' must hold distinct indices below 6"),
+        ({"down_proj.cols": np.array([0, 2, 2], np.int32)}, ".cols' must hold distinct"),
+        ({"up_proj.rows": np.array([0, 2, 4], np.int32)}, "up_proj.rows' and"),
+        ({"gate_proj.rows": np.array([2, 0, 5], np.int32)}, "gate_proj.rows' and"),
+        ({"down_proj.cols": np.array([0, 1, 5], np.int32)}, "keep different neurons"),
+        (
+            {name: np.array([2, 0, 5], np.int32) for name in ("gate_proj.rows", "up_proj.rows", "down_proj.cols")},
+            "down_proj.cols' is not ascending",
+        ),
+        ({"up_proj.bias": np.zeros(6, np.float32)}, "[6]"),
+        ({"up_proj.bias": np.zeros(3, np.float16)}, "F16"),
+    ],
+)
+def test_an_unsound_smaller_mlp_is_refused(toy: Path, changed: dict[str, Any], message: str) -> None:
+    """Shapes, dtypes, and the same ascending neurons in all three, though hashes agree."""
+    as_module(toy, changed)
+    refused(toy, message)
+
+
+@pytest.mark.parametrize("linear", MODULAR)
+def test_a_part_of_a_smaller_mlp_is_refused(toy: Path, linear: str) -> None:
+    """One linear alone of the original size would not fit the others."""
+    as_module(toy, {}, dropped=linear)
+    refused(toy, "is modular in parts")
+
+
+def test_a_smaller_mlp_keeps_at_most_what_there_is(toy: Path) -> None:
+    """More neurons than the original has."""
+    as_module(toy, {}, rank=7)
+    refused(toy, "cannot be modular_rows of rank 7")
+
+
+def test_an_mlp_that_keeps_its_outputs_instead_is_refused(toy: Path) -> None:
+    """A down_proj has kept columns, not kept rows."""
+    as_module(toy, {"down_proj.weight": np.zeros((3, 6), np.float32), "down_proj.rows": np.array([0, 2, 4], np.int32)})
+    reseal(toy, lambda manifest: manifest["matrices"][2].update(form="modular_rows"))
+    refused(toy, "is modular in parts")
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from curconvert_runtime.forms import FORMS, factor_shapes, index_lengths, is_index, multiply, parameters
+from curconvert_runtime.forms import FORMS, factor_shapes, index_lengths, is_index, largest_rank, multiply, parameters
 
 M, N, R = 7, 5, 3
 
 
-@pytest.mark.parametrize(("form", "count"), [("cur", 3 * 12 + 9), ("interpolative", 3 * 9), ("two_factor", 3 * 12)])
+COUNTS = {
+    "cur": 3 * 12 + 9,
+    "interpolative": 3 * 9,
+    "two_factor": 3 * 12,
+    "modular_rows": 3 * 5,
+    "modular_columns": 7 * 3,
+}
+
+
+@pytest.mark.parametrize(("form", "count"), COUNTS.items())
 def test_parameters_are_those_of_the_formula(form: str, count: int) -> None:
-    """r(m + n) + r², r(m + n − r) and r(m + n); index vectors do not count."""
+    """r(m + n) + r², r(m + n − r), r(m + n), rn and mr; index vectors do not count."""
     assert parameters(form, (M, N), R) == count
 
 
@@ -21,7 +30,7 @@ def test_the_product_has_the_matrix_shape(form: str) -> None:
     """Tensors of the stated shapes multiply to (m, n), whatever the values."""
     tensors = {suffix: np.ones(shape, np.float16) for suffix, shape in factor_shapes(form, (M, N), R).items()}
     indices = {suffix: np.arange(size, dtype=np.int32) for suffix, size in index_lengths(form, (M, N), R).items()}
-    product = multiply(form, tensors | indices)
+    product = multiply(form, (M, N), tensors | indices)
     assert product.shape == (M, N)
     assert product.dtype == np.float64
 
@@ -32,7 +41,7 @@ def test_interpolated_rows_lie_where_the_order_says() -> None:
     r, t = rng.standard_normal((2, 3)), rng.standard_normal((2, 2))
     rows, order = np.array([3, 1], np.int32), np.array([2, 1, 3, 0], np.int32)
     expected = [t[0, 0] * r[0] + t[0, 1] * r[1], r[1], t[1, 0] * r[0] + t[1, 1] * r[1], r[0]]
-    found = multiply("interpolative", {"R": r, "T": t, "rows": rows, "order": order})
+    found = multiply("interpolative", (4, 3), {"R": r, "T": t, "rows": rows, "order": order})
     np.testing.assert_allclose(found, expected, rtol=1e-14)
     np.testing.assert_array_equal(found[rows], r)
 
@@ -41,8 +50,29 @@ def test_factors_multiply_in_order() -> None:
     """C·U·R and A·B."""
     rng = np.random.default_rng(0)
     c, u, r = rng.standard_normal((4, 2)), rng.standard_normal((2, 2)), rng.standard_normal((2, 3))
-    np.testing.assert_allclose(multiply("cur", {"C": c, "U": u, "R": r}), np.einsum("ij,jk,kl", c, u, r), rtol=1e-12)
-    np.testing.assert_allclose(multiply("two_factor", {"A": c, "B": r}), np.einsum("ij,jl", c, r), rtol=1e-12)
+    found = multiply("cur", (4, 3), {"C": c, "U": u, "R": r})
+    np.testing.assert_allclose(found, np.einsum("ij,jk,kl", c, u, r), rtol=1e-12)
+    found = multiply("two_factor", (4, 3), {"A": c, "B": r})
+    np.testing.assert_allclose(found, np.einsum("ij,jl", c, r), rtol=1e-12)
+
+
+def test_kept_rows_and_columns_lie_where_they_were() -> None:
+    """Zeros elsewhere; a bias that is stored beside them is no part of the matrix."""
+    weight, kept = np.array([[1, 2], [3, 4]], np.float16), np.array([0, 2], np.int32)
+    rows = multiply("modular_rows", (4, 2), {"weight": weight, "rows": kept, "bias": np.ones(2)})
+    np.testing.assert_array_equal(rows, [[1, 2], [0, 0], [3, 4], [0, 0]])
+    columns = multiply("modular_columns", (2, 3), {"weight": weight, "cols": kept})
+    np.testing.assert_array_equal(columns, [[1, 0, 2], [3, 0, 4]])
+
+
+@pytest.mark.parametrize(
+    ("form", "tall", "wide"),
+    [("cur", 5, 5), ("two_factor", 5, 5), ("interpolative", 5, 4), ("modular_rows", 7, 5), ("modular_columns", 5, 7)],
+)
+def test_the_largest_rank_is_the_forms_own(form: str, tall: int, wide: int) -> None:
+    """A modular form may keep every row, or every column."""
+    assert largest_rank(form, (7, 5)) == tall
+    assert largest_rank(form, (5, 7)) == wide
 
 
 def test_an_unknown_form_is_refused() -> None:

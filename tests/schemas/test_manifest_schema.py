@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+from curconvert_runtime.forms import FORMS
 from curconvert_schemas import SchemaError, load_schema, validate
 from support.tiny_artifact import toy_manifest
 
@@ -46,6 +47,15 @@ def test_a_sound_manifest_passes() -> None:
     validate(sound(), "manifest-1.0")
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_the_runtime_passes(form: str) -> None:
+    """What the runtime can read may be in a manifest, and nothing else."""
+    manifest = sound()
+    manifest["matrices"][0].update(form=form, basis="rows" if form == "interpolative" else None)
+    validate(manifest, "manifest-1.0")
+    assert load_schema("manifest-1.0")["$defs"]["matrix"]["properties"]["form"]["enum"] == ["dense", *FORMS]
+
+
 def test_calibration_and_metrics_pass() -> None:
     """The optional parts conform when they are there."""
     calibration = {"source": "builtin", "token_sha256": "b" * 64, "sequences": 128, "tokens_per_sequence": 128}
@@ -78,6 +88,9 @@ def test_calibration_and_metrics_pass() -> None:
         (lambda m: m["matrices"][0].update(form="interpolative", basis="columns"), "$.matrices[0].basis"),
         (lambda m: m["matrices"][0].update(form="two_factor", basis="subspace"), "$.matrices[0].basis"),
         (lambda m: m["matrices"][0].update(form="two_factor", rank=None), "$.matrices[0].rank"),
+        (lambda m: m["matrices"][0].update(form="modular"), "$.matrices[0].form"),
+        (lambda m: m["matrices"][0].update(form="modular_rows", basis="rows"), "$.matrices[0].basis"),
+        (lambda m: m["matrices"][0].update(form="modular_columns", rank=None), "$.matrices[0].rank"),
         (lambda m: m["matrices"][0].update(rank=None), "$.matrices[0].rank"),
         (lambda m: m["matrices"][1].update(rank=4), "$.matrices[1].rank"),
         (lambda m: m["matrices"][0].update(shape=[6]), "$.matrices[0].shape"),

@@ -192,11 +192,7 @@ def compress(
         rank: Number of rows and columns.
         forms: How matrices are stored, taken in turn.
     """
-    folder.mkdir()
-    dense: dict[str, torch.Tensor] = {}
-    for name, stored in load_file(model.folder / "model.safetensors").items():
-        names, sizes = zip(*split_names(name, stored.shape[0], model.config), strict=True)
-        dense.update(zip(names, stored.split(sizes), strict=True))
+    dense = _canonical_tensors(model)
     generator = torch.Generator().manual_seed(1)
     tensors: dict[str, torch.Tensor] = {}
     products: dict[str, torch.Tensor] = {}
@@ -209,10 +205,56 @@ def compress(
         parts, product = _FACTORIZE[found[name]](weight, rank, generator)
         tensors |= {f"{name.removesuffix('weight')}{suffix}": part for suffix, part in parts.items()}
         products[name] = product.float()
+    return _write_compressed(model, folder, tensors, products, found)
+
+
+def drop_neurons(model: TinyModel, folder: Path, count: int = 20) -> TinyModel:
+    """Write a copy whose MLPs keep some random neurons, other ones in each layer, with a changed down_proj.
+
+    The oracle keeps all neurons and gets a down_proj that multiplies the dropped ones by zero.
+
+    Args:
+        model: A model with dense MLPs; its oracle is changed.
+        folder: Where the copy goes; created.
+        count: Neurons to keep.
+    """
+    tensors, products, forms = _canonical_tensors(model), {}, dict(model.forms)
+    generator = torch.Generator().manual_seed(2)
+    for layer in range(model.config["num_hidden_layers"]):
+        stem = f"model.layers.{layer}.mlp"
+        down = tensors[f"{stem}.down_proj.weight"]
+        kept = torch.randperm(down.shape[1], generator=generator)[:count].sort().values
+        for name in (f"{stem}.gate_proj", f"{stem}.up_proj"):
+            tensors |= {key: tensors[key][kept] for key in (f"{name}.weight", f"{name}.bias") if key in tensors}
+            tensors[f"{name}.rows"], forms[f"{name}.weight"] = kept.int(), "modular_rows"
+        whole = torch.zeros_like(down)
+        whole[:, kept] = down[:, kept] * math.sqrt(down.shape[1] / count)
+        tensors |= {f"{stem}.down_proj.weight": whole[:, kept], f"{stem}.down_proj.cols": kept.int()}
+        products[f"{stem}.down_proj.weight"] = whole.float()
+        forms[f"{stem}.down_proj.weight"] = "modular_columns"
+    return _write_compressed(model, folder, tensors, products, forms)
+
+
+def _canonical_tensors(model: TinyModel) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    for name, stored in load_file(model.folder / "model.safetensors").items():
+        names, sizes = zip(*split_names(name, stored.shape[0], model.config), strict=True)
+        tensors.update(zip(names, stored.split(sizes), strict=True))
+    return tensors
+
+
+def _write_compressed(
+    model: TinyModel,
+    folder: Path,
+    tensors: Mapping[str, torch.Tensor],
+    products: Mapping[str, torch.Tensor],
+    forms: Mapping[str, str],
+) -> TinyModel:
+    folder.mkdir()
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
     (folder / "config.json").write_bytes((model.folder / "config.json").read_bytes())
     replace_weights(model, products)
-    return open_tiny(folder, model.oracle, found)
+    return open_tiny(folder, model.oracle, forms)
 
 
 # Stored tensors in the weight's dtype, and their product in float64, spelled out for each form.

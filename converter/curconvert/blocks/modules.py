@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from curconvert_runtime.forms import FORMS
+from curconvert_runtime.forms import FORMS, INDICES
 
 _HEAD_CHUNK = 8192  # vocabulary rows per product: bounds the float32 copy of a half-precision lm_head
 
@@ -92,19 +92,30 @@ def factored_linear(form: str, tensors: Mapping[str, Tensor], bias: Tensor | Non
     Args:
         form: One of `curconvert_runtime.forms.FORMS`.
         tensors: The stored tensors by suffix; index vectors that the product does not need may be among them.
-        bias: (out_features,) or None.
+        bias: (out_features,) or None; for `modular_rows` that of the kept rows, (rank,).
 
     Raises:
         ValueError: The form is unknown.
     """
-    factors = {suffix: tensor.to(torch.float32) for suffix, tensor in tensors.items() if suffix.isupper()}
+    factors = {suffix: tensor.to(torch.float32) for suffix, tensor in tensors.items() if suffix not in INDICES}
     if form == "cur":
         return CURLinear(factors["C"], factors["U"], factors["R"], bias)
     if form == "interpolative":
         return InterpolativeLinear(factors["R"], factors["T"], tensors["order"], bias)
     if form == "two_factor":
         return TwoFactorLinear(factors["A"], factors["B"], bias)
+    if form in ("modular_rows", "modular_columns"):
+        return _smaller_linear(factors["weight"], bias)
     raise ValueError(f"form {form!r}: expected one of {', '.join(FORMS)}")
+
+
+def _smaller_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """Build a plain linear of the size of its weight, (out_features, in_features)."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.to(torch.float32), requires_grad=False)
+    return linear
 
 
 class SplitLinear(nn.Module):

@@ -86,10 +86,11 @@ def measured(
     """
     stored = {suffix: tensor.contiguous() for suffix, tensor in tensors.items()}
     with np.errstate(invalid="ignore", over="ignore"):  # factors that overflowed are the caller's to refuse
-        error = weight - Factorization(form, stored, rank, 0.0, 0.0).product().numpy()
+        error = weight - Factorization(form, _shape(weight), stored, rank, 0.0, 0.0).product().numpy()
         output, frobenius = output_norm(error, statistics.gram), float(np.linalg.norm(error))
     return Factorization(
         form=form,
+        shape=_shape(weight),
         tensors=stored,
         rank=rank,
         relative_output_error=_ratio(output, output_norm(weight, statistics.gram)),
@@ -102,6 +103,10 @@ def measured(
 def deployed(matrix: Matrix, dtype: torch.dtype) -> Tensor:
     """Round to the deployed dtype."""
     return torch.from_numpy(np.ascontiguousarray(matrix)).to(dtype)
+
+
+def _shape(weight: Matrix) -> tuple[int, int]:
+    return weight.shape[0], weight.shape[1]
 
 
 def _ratio(error: float, norm: float) -> float:

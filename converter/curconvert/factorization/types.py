@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from curconvert_runtime.forms import multiply, parameters
+from curconvert_runtime.forms import largest_rank, multiply, parameters
 
-Form = Literal["dense", "cur", "interpolative", "two_factor"]
+Form = Literal["dense", "cur", "interpolative", "two_factor", "modular_rows", "modular_columns"]
 """How a matrix is stored; `curconvert_runtime.forms` defines each."""
 
 Basis = Literal["rows", "subspace"]
@@ -46,8 +46,9 @@ class Factorization:
 
     Attributes:
         form: How the factors combine.
+        shape: (m, n) of the matrix.
         tensors: Stored tensors by suffix, as `curconvert_runtime.forms` lists them: factors in the deployed dtype,
-            index vectors in int32.
+            index vectors in int32; and `bias` where the form changes it.
         rank: r.
         relative_output_error: `‖(W − Ŵ) H^½‖_F / ‖W H^½‖_F`.
         relative_frobenius_error: `‖W − Ŵ‖_F / ‖W‖_F`.
@@ -56,6 +57,7 @@ class Factorization:
     """
 
     form: Form
+    shape: tuple[int, int]
     tensors: Mapping[str, Tensor]
     rank: int
     relative_output_error: float
@@ -69,16 +71,18 @@ class Factorization:
             suffix: (tensor.to(torch.float64) if tensor.is_floating_point() else tensor).numpy()
             for suffix, tensor in self.tensors.items()
         }
-        return torch.from_numpy(multiply(self.form, wide))
+        return torch.from_numpy(multiply(self.form, self.shape, wide))
 
 
 def break_even_rank(form: Form, shape: tuple[int, int]) -> int:
     """Largest rank at which a form holds no more numbers than W itself.
 
     `cur`: r(m+n) + r² ≤ mn (CURing, §3.2); `interpolative`: r(m+n−r) ≤ mn, true up to min(m, n);
-    `two_factor`: r(m+n) ≤ mn.
+    `two_factor`: r(m+n) ≤ mn; the modular forms never hold more.
     """
     m, n = shape
+    if form in ("modular_rows", "modular_columns"):
+        return largest_rank(form, shape)
     if form == "interpolative":
         return min(m, n)
     if form == "two_factor":

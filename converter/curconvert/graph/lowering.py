@@ -193,6 +193,8 @@ class Lowering:
         weight = _input(transpose, 0)
         product = self._product(_input(node, 0), weight)
         bias = str(weight.name).removesuffix("weight") + "bias"
+        if self._forms.get(str(weight.name)) == "modular_rows":
+            _resize(node.outputs[0], self._tensors[str(weight.name)].shape[0])
         if bias in self._tensors and bias not in self._graph.initializers:
             # mobius does not read `mlp_bias`; the biases that it knows are Add nodes of the template.
             product = self._dialect.emit("Add", product, self._dialect.emit.exact(self._stored(bias)))
@@ -217,10 +219,12 @@ class Lowering:
                 return self._dialect.linear(x, stored("B A"))
             case "interpolative":
                 return self._dialect.interpolate(x, *stored("R T order"))
+            case "modular_rows" | "modular_columns":
+                return self._dialect.linear(x, stored("weight"))
         raise UnsupportedError(f"tensor {name}: form {form!r} has no graph, expected one of {', '.join(FORMS)}")
 
     def _stored(self, name: str, form: str = "dense") -> ir.Value:
-        """Return a new initialiser for a stored tensor that the template does not know."""
+        """Return a new initialiser for a stored tensor that the template does not know, or knows in another shape."""
         if name not in self._tensors:
             raise InputError(f"graph: tensor {name} is missing, its matrix is said to be {form}")
         shape = ir.Shape(self._tensors[name].shape)
@@ -256,6 +260,15 @@ class Lowering:
                 f"layer {index}: mobius {'applies' if has_rope else 'omits'} rotary positions, transformers disagrees"
             )
         return self._dialect.attention(facts, query, key, _input(node, 2), past)
+
+
+def _resize(value: ir.Value, width: int) -> None:
+    """Give a value of the template another last axis, and what is made of it up to the next product (the down_proj)."""
+    value.shape = ir.Shape([*value.shape[:-1], width])
+    for node in value.consumers():
+        if node.op_type != "MatMul":
+            for output in node.outputs:
+                _resize(output, width)
 
 
 def _unrotated(value: ir.Value) -> tuple[ir.Value, bool]:

@@ -218,6 +218,20 @@ def test_two_factors_multiply_from_the_right(biased: bool) -> None:
     torch.testing.assert_close(found, x @ (a.half().float() @ b.half().float()).T + (bias if biased else 0))
 
 
+@pytest.mark.parametrize("biased", [True, False])
+def test_kept_rows_and_columns_are_plain_linears(biased: bool) -> None:
+    """Of the size of what is stored, in float32, with the bias of the kept rows."""
+    generator = torch.Generator().manual_seed(0)
+    weight, bias, x = (torch.randn(s, generator=generator) for s in ((3, 5), (3,), (2, 4, 5)))
+    tensors = {"weight": weight.half(), "bias": bias.half()}
+    for form, index in (("modular_rows", "rows"), ("modular_columns", "cols")):
+        found = factored_linear(form, tensors | {index: torch.tensor([0, 2, 6])}, bias.half() if biased else None)
+        expected = x @ weight.half().float().T + (bias.half().float() if biased else 0)
+        torch.testing.assert_close(found(x), expected)
+        assert isinstance(found, nn.Linear)
+        assert (found.in_features, found.out_features) == (5, 3)
+
+
 def test_an_unknown_form_has_no_linear() -> None:
     """Forms are those that the runtime knows."""
     with pytest.raises(ValueError, match="form 'tucker'"):

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from curconvert.calibration.statistics import InputStatistics
-from curconvert.compress import factorize_checked
 from curconvert.errors import InputError
+from curconvert.factorization.checked import factorize_checked
 from curconvert.factorization.cur import CUROptions, factorize_cur, link_matrix
 from curconvert.factorization.types import Factorization
 from curconvert.options import ConvertOptions

@@ -10,7 +10,7 @@ import pytest
 from curconvert.checkpoint.types import TensorInfo
 from curconvert.errors import CurConvertError, InputError, UnsupportedError
 from curconvert.graph import build_graphs
-from support.families import TinyModel, compress, make_checkpoint
+from support.families import TinyModel, compress, drop_neurons, make_checkpoint
 
 NORM = "model.layers.1.input_layernorm.weight"
 QUERY = "model.layers.0.self_attn.q_proj"
@@ -60,6 +60,21 @@ def test_a_missing_tensor_of_another_form_is_named(tmp_path: Path, form: str, su
     """Every tensor that a product needs must be stored, the order of outputs too."""
     other = compress(make_checkpoint(tmp_path / "dense", "llama"), tmp_path / form, forms=(form,))
     check(other, {f"{QUERY}.{suffix}": None}, InputError, rf"{QUERY}\.{suffix} is missing, .* said to be {form}")
+
+
+@pytest.mark.parametrize("linear", ["gate_proj", "down_proj"])
+def test_a_missing_weight_of_a_smaller_mlp_is_named(tmp_path: Path, linear: str) -> None:
+    """It has the dense weight's name, and is said to be of its form."""
+    other = drop_neurons(make_checkpoint(tmp_path / "dense", "llama"), tmp_path / "neurons")
+    name = f"model.layers.1.mlp.{linear}.weight"
+    check(other, {name: None}, InputError, rf"{name} is missing, .* said to be modular")
+
+
+def test_a_smaller_mlp_that_is_said_to_be_dense_is_refused(tmp_path: Path) -> None:
+    """Its stored weights do not have the config's shapes."""
+    other = drop_neurons(make_checkpoint(tmp_path / "dense", "llama"), tmp_path / "neurons")
+    with pytest.raises(InputError, match=r"has shape \(20, 32\), the config asks for \(48, 32\)"):
+        build_graphs(other.config, other.tensors, {})
 
 
 def test_an_order_of_another_type_is_refused(tmp_path: Path) -> None:

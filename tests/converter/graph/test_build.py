@@ -17,7 +17,7 @@ from curconvert.errors import UnsupportedError
 from curconvert.families import SUPPORTED_FAMILIES
 from curconvert.graph import Graphs, build_graphs, save_graphs
 from support.cases import CASES
-from support.families import FAMILIES, MIXED, VOCABULARY, TinyModel, compress, make_checkpoint
+from support.families import FAMILIES, MIXED, VOCABULARY, TinyModel, compress, drop_neurons, make_checkpoint
 from support.parity import Runner, left_padded_logits, oracle_logits, right_padded_logits, tokens
 
 FILES = ("model.onnx", "model.fused.onnx")
@@ -90,6 +90,24 @@ def test_both_graphs_pass_the_full_check(family: str, dtype: torch.dtype, tmp_pa
     save_graphs(build_graphs(model.config, model.tensors, model.forms), model.folder)
     for name in FILES:
         onnx.checker.check_model(model.folder / name, full_check=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("case", ["llama", "gemma2", "phi3", "llama-biases", "llama-gelu", "gemma3-exact-gelu"])
+def test_graphs_with_smaller_mlps_pass_the_full_check(case: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """No value of the graph still claims the width of all neurons."""
+    family, settings = CASES[case]
+    dense = make_checkpoint(tmp_path / "dense", family, dtype=dtype, intermediate_size=44, **settings)
+    model = drop_neurons(dense, tmp_path / "neurons")
+    save_graphs(build_graphs(model.config, model.tensors, model.forms), model.folder)
+    for name in FILES:
+        onnx.checker.check_model(model.folder / name, full_check=True)
+        proto = onnx.load(model.folder / name, load_external_data=False)
+        values = onnx.shape_inference.infer_shapes(proto, strict_mode=True).graph.value_info
+        assert all(axis.dim_value != 44 for value in values for axis in value.type.tensor_type.shape.dim)
+        assert any(
+            axis.dim_value == 20 for value in proto.graph.value_info for axis in value.type.tensor_type.shape.dim
+        )
 
 
 def test_the_portable_graph_has_standard_operators_only(llama: TinyModel) -> None:

@@ -11,9 +11,11 @@ import pytest
 
 from curconvert.graph import build_graphs, save_graphs
 from support.cases import CASES
-from support.families import FAMILIES, MIXED, VOCABULARY, TinyModel, compress, make_checkpoint
+from support.families import FAMILIES, MIXED, VOCABULARY, TinyModel, compress, drop_neurons, make_checkpoint
 from support.parity import left_padded_logits, oracle_logits, right_padded_logits, tokens
 
+# Cases whose MLP differs from its family's: in its biases or its activation.
+MLPS = ("llama-biases", "smollm3-biases", "llama-gelu", "gemma2-silu", "gemma3-exact-gelu")
 # Relative to logits whose largest is between 5 and 60.
 TOLERANCE = 1e-5
 
@@ -38,10 +40,11 @@ class Built:
 @pytest.fixture(
     scope="module",
     params=[f"{case}/{form}" for case in CASES for form in ("dense", "cur")]
-    + [f"{family}/mixed" for family in FAMILIES],
+    + [f"{case}/{form}" for case in FAMILIES for form in ("mixed", "neurons")]
+    + [f"{case}/neurons" for case in MLPS],
 )
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """A model of each case, as it is and with CUR projections; one of each family with every form side by side."""
+    """A model of each case, dense and with CUR projections; of each family with every form, and with smaller MLPs."""
     case, form = request.param.split("/")
     family, settings = CASES[case]
     folder = tmp_path_factory.mktemp("model")
@@ -52,6 +55,8 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         # Biased and fused projections too, with an odd count of targets, so that each meets several forms.
         targets = ("q_proj", "v_proj", "o_proj", "gate_proj", "down_proj")
         model = compress(model, folder / "mixed", targets=targets, forms=MIXED)
+    if form == "neurons":
+        model = drop_neurons(compress(model, folder / "cur", targets=("o_proj",)), folder / "neurons")
     save_graphs(build_graphs(model.config, model.tensors, model.forms), model.folder)
     rows = tokens(VOCABULARY)
     return Built(model, rows, oracle_logits(model.oracle, rows))

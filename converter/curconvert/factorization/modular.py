@@ -1,0 +1,158 @@
+"""A smaller MLP: some of its neurons are dropped, and the output projection makes up for them.
+
+Every supported family computes `down(act(gate(x)) ∘ up(x))` with an elementwise activation. So a neuron is a row of
+gate and of up and a column of down: without the dropped rows, the kept neurons' activations are what they were,
+exactly. What the dropped ones added to the output is estimated from the kept ones: the Nyström approximation of MoDeGPT
+(arXiv 2408.09632). G is the Gram matrix of the activations h, down_proj's input; K are the kept neurons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from curconvert.calibration.statistics import InputStatistics
+from curconvert.errors import InputError
+from curconvert.factorization.gram import deployed, measured
+from curconvert.factorization.types import Factorization
+
+Matrix = NDArray[np.float64]
+Vector = NDArray[np.float64]
+Indices = NDArray[np.int32]
+_LEAST = 1e-10  # smallest relative ridge: a singular G stays solvable, far above its rounding errors
+
+
+@dataclass(frozen=True)
+class ModularOptions:
+    """How strongly to regularise.
+
+    Attributes:
+        leverage_ridge: Of the scores by which neurons are kept, relative to the mean diagonal.
+        ridge: Of the correction of down_proj, relative to the mean diagonal.
+    """
+
+    leverage_ridge: float
+    ridge: float
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One linear of an MLP.
+
+    Attributes:
+        weight: (out_features, in_features), any float dtype.
+        statistics: Of its input.
+        bias: (out_features,), any float dtype, or None.
+    """
+
+    weight: Tensor
+    statistics: InputStatistics
+    bias: Tensor | None = None
+
+
+def ridge_leverage(gram: Matrix, column_norms: Vector, ridge: float) -> Vector:
+    """Return the ridge leverage score of each neuron: `diag(G'(G' + λI)⁻¹)`, G' = diag(s) G diag(s).
+
+    The scores of MoDeGPT (arXiv 2408.09632) on activations in the units in which they reach the output.
+    Computed as `1 − λ diag((G' + λI)⁻¹)`, by Cholesky; λ = ridge · mean diag G'.
+
+    Args:
+        gram: G, (m, m) symmetric positive semi-definite.
+        column_norms: s, (m,), such as the norms of down_proj's columns.
+        ridge: Relative ridge.
+
+    Returns:
+        (m,), each between 0 and 1; all 0 where nothing reaches the output.
+    """
+    scaled = gram * column_norms[:, None] * column_norms
+    shift = max(ridge, _LEAST) * float(np.mean(np.diag(scaled)))
+    if shift == 0:
+        return np.zeros(len(scaled))
+    np.fill_diagonal(scaled, np.diag(scaled) + shift)
+    factor = scipy.linalg.cholesky(scaled, lower=True, overwrite_a=True, check_finite=False)
+    root, _ = scipy.linalg.lapack.dtrtri(factor, lower=1, overwrite_c=1)  # (G' + λI)⁻¹ = rootᵀ·root
+    return np.asarray(np.clip(1 - shift * np.einsum("ij,ij->j", root, root), 0, 1))
+
+
+def keep_neurons(scores: Vector, count: int) -> Indices:
+    """Return the neurons of the largest scores, ascending; of equal ones the first.
+
+    Args:
+        scores: (m,).
+        count: k.
+
+    Returns:
+        (k,) int32.
+
+    Raises:
+        InputError: Not 1 ≤ k ≤ m.
+    """
+    if not 1 <= count <= len(scores):
+        raise InputError(f"{count} neurons: expected 1 to {len(scores)}")
+    return np.sort(np.argsort(-scores, kind="stable")[:count]).astype(np.int32)
+
+
+def corrected_down(weight: Matrix, gram: Matrix, kept: Indices, ridge: float) -> Matrix:
+    """Return `W G[:,K] (G[K,K] + λI)⁻¹`, which minimises `E‖W h − W' h_K‖² + λ‖W'‖²`; λ = ridge · mean diag G.
+
+    MoDeGPT (arXiv 2408.09632), Nyström approximation.
+
+    Args:
+        weight: W, (n, m), that of down_proj.
+        gram: G, (m, m) symmetric positive semi-definite.
+        kept: K, (k,).
+        ridge: Relative ridge.
+
+    Returns:
+        W', (n, k); W's own columns where there are no activations at all.
+    """
+    shift = max(ridge, _LEAST) * float(np.mean(np.diag(gram)))
+    if shift == 0:
+        return weight[:, kept]
+    columns = gram[:, kept]
+    inner = columns[kept] + shift * np.eye(len(kept))
+    return np.asarray(scipy.linalg.solve(inner, (weight @ columns).T, assume_a="pos", check_finite=False).T)
+
+
+def factorize_mlp(
+    projections: Mapping[str, Projection], count: int, options: ModularOptions, dtype: torch.dtype
+) -> dict[str, Factorization]:
+    """Factorize an MLP into one with fewer neurons.
+
+    The reported output error of down_proj is that of the MLP: `‖W h − W' h_K‖ / ‖W h‖` over the calibration tokens.
+    That of gate_proj and up_proj is the share of their own output that is dropped.
+
+    Args:
+        projections: Under `gate_proj`, `up_proj` and `down_proj`.
+        count: k, neurons to keep, 1 ≤ k ≤ m.
+        options: Ridges.
+        dtype: Deployed dtype of weights and biases.
+
+    Returns:
+        Under the same keys: gate and up in form `modular_rows` (rows of the weight, bit for bit in the deployed dtype,
+        with the bias of these rows), down in form `modular_columns`.
+
+    Raises:
+        InputError: The MLP does not have so many neurons.
+    """
+    down = projections["down_proj"]
+    W, G = down.weight.to(torch.float64).numpy(), down.statistics.gram
+    kept = keep_neurons(ridge_leverage(G, np.linalg.norm(W, axis=0), options.leverage_ridge), count)
+    index = torch.from_numpy(kept)
+    found = {}
+    for name in ("gate_proj", "up_proj"):
+        part = projections[name]
+        tensors = {"weight": part.weight.to(dtype).index_select(0, index), "rows": index}
+        if part.bias is not None:
+            tensors["bias"] = part.bias.to(dtype).index_select(0, index)
+        whole = part.weight.to(torch.float64).numpy()
+        found[name] = measured("modular_rows", tensors, count, whole, part.statistics)
+    tensors = {"weight": deployed(corrected_down(W, G, kept, options.ridge), dtype), "cols": index}
+    found["down_proj"] = measured("modular_columns", tensors, count, W, down.statistics)
+    return found
