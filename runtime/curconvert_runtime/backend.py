@@ -44,13 +44,12 @@ def import_onnxruntime(provider: str) -> ModuleType:
     return module
 
 
-def create_session(graph: Path, provider: str, dtype: str, threads: int | None = None) -> Any:
+def create_session(graph: Path, provider: str, threads: int | None = None) -> Any:
     """Load a graph on exactly one execution provider.
 
     Args:
         graph: Graph file; its external data must have been checked before.
         provider: `cpu` or `cuda`.
-        dtype: The artifact's dtype.
         threads: Threads of one operator; None leaves the choice to onnxruntime.
 
     Returns:
@@ -71,8 +70,6 @@ def create_session(graph: Path, provider: str, dtype: str, threads: int | None =
         raise BackendError(
             f"{wanted} is not available here (found: {', '.join(available)}); run {_extra(provider)} or name another"
         )
-    if provider == "cpu" and dtype == "bfloat16":
-        raise BackendError(f"{graph}: bfloat16 has no CPU kernels; use provider cuda or convert with --dtype float32")
     if provider == "cuda" and hasattr(onnxruntime, "preload_dlls"):
         # Finds CUDA and cuDNN that came as pip packages. It prints what it misses; the check below says it as an error.
         with contextlib.redirect_stdout(io.StringIO()):

@@ -1,26 +1,21 @@
 """What every graph of an artifact takes and gives, and the check that a loaded one does.
 
 Inputs `input_ids` [B,S], `attention_mask` [B,P+S], `position_ids` [B,S] where the graph has it, and
-`past_key_values.N.key/value` [B,heads,P,head_dim]; outputs `logits` [B,S,V] and `present.N.key/value`.
+`past_key_values.N.key/value` [B,heads,P,head_dim]; outputs `logits` [B,S,V] and `present.N.key/value`. Inputs of
+tokens are int64, cache and logits are float32, whatever the dtype of the weights.
 """
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from curconvert_runtime.errors import IntegrityError
 
-# Manifest dtype → onnxruntime's spelling.
-TENSOR_TYPE = {"float32": "tensor(float)", "float16": "tensor(float16)", "bfloat16": "tensor(bfloat16)"}
-ONNX_BFLOAT16 = 16
-
+# onnxruntime's spelling.
+_FLOAT, _INT64 = "tensor(float)", "tensor(int64)"
 
 @dataclass(frozen=True)
 class _Signature:
@@ -69,30 +64,19 @@ def check_contract(session: Any, path: Path, model: Mapping[str, Any]) -> bool:
             state = "unexpected" if name in found else "missing"
             raise IntegrityError(f"{path}: {kind} {name[:200]!r} is {state}; convert the model again")
     heads, head_dim, vocabulary = model["num_key_value_heads"], model["head_dim"], model["vocab_size"]
-    real = TENSOR_TYPE[model["dtype"]]
     for entry in [inputs[name] for name in past] + [outputs[name] for name in present]:
-        _check(path, entry, {real}, {1: heads, 3: head_dim}, 4)
+        _check(path, entry, _FLOAT, {1: heads, 3: head_dim}, 4)
     for name in ("input_ids", "attention_mask", "position_ids"):
         if name in inputs:
-            _check(path, inputs[name], {"tensor(int64)"}, {}, 2)
-    _check(path, outputs["logits"], set(TENSOR_TYPE.values()), {2: vocabulary}, 3)
+            _check(path, inputs[name], _INT64, {}, 2)
+    _check(path, outputs["logits"], _FLOAT, {2: vocabulary}, 3)
     return "position_ids" in inputs
 
 
-def _check(path: Path, entry: _Signature, types: set[str], sizes: Mapping[int, int], dimensions: int) -> None:
+def _check(path: Path, entry: _Signature, kind: str, sizes: Mapping[int, int], dimensions: int) -> None:
     fits = len(entry.shape) == dimensions and all(entry.shape[axis] == size for axis, size in sizes.items())
-    if entry.type not in types or not fits:
+    if entry.type != kind or not fits:
         wanted = [sizes.get(axis, "any") for axis in range(dimensions)]
         raise IntegrityError(
-            f"{path}: {entry.name!r} is {entry.type} {entry.shape}, expected {' or '.join(sorted(types))} {wanted}; "
-            "convert the model again"
+            f"{path}: {entry.name!r} is {entry.type} {entry.shape}, expected {kind} {wanted}; convert the model again"
         )
-
-
-def as_float32(value: Any) -> NDArray[np.float32]:
-    """Copy an `OrtValue` in CPU memory into a float32 array; bfloat16, which NumPy lacks, is widened."""
-    if value.data_type() != TENSOR_TYPE["bfloat16"]:
-        return np.asarray(value.numpy(), dtype=np.float32)
-    shape = tuple(value.shape())
-    bits = np.ctypeslib.as_array((ctypes.c_uint16 * int(np.prod(shape))).from_address(value.data_ptr()))
-    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32).reshape(shape)

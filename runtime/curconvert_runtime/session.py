@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from curconvert_runtime import requests
 from curconvert_runtime.artifact import Artifact
 from curconvert_runtime.backend import create_session, import_onnxruntime, one_line
-from curconvert_runtime.contract import ONNX_BFLOAT16, as_float32, cache_names, check_contract
+from curconvert_runtime.contract import cache_names, check_contract
 from curconvert_runtime.errors import BackendError, InputError
 from curconvert_runtime.requests import Ids, TokenRows
 
@@ -67,7 +67,7 @@ class Session:
         self._heads: int = model["num_key_value_heads"]
         self._head_dim: int = model["head_dim"]
         path = artifact.graphs[graph]
-        self._session = create_session(path, provider, model["dtype"], threads)
+        self._session = create_session(path, provider, threads)
         self._ort = import_onnxruntime(provider)
         self._has_positions = check_contract(self._session, path, model)
         self._past, self._present = cache_names(model["num_hidden_layers"])
@@ -107,13 +107,9 @@ class Session:
         return KeyValueCache(tuple(self._zeros(shape) for _ in self._past), batch, 0, capacity)
 
     def _zeros(self, shape: tuple[int, ...]) -> Any:
-        """Return a new tensor of zeros in the cache's dtype on the session's device."""
-        make = self._ort.OrtValue
-        if self.artifact.model["dtype"] == "bfloat16":
-            # NumPy lacks the type, so the memory is as it comes: attention never reads past a row's length.
-            return make.ortvalue_from_shape_and_type(shape, ONNX_BFLOAT16, self.provider, 0)
+        """Return a new float32 tensor of zeros on the session's device."""
         # On the CPU the OrtValue is a view of this very array: each tensor needs its own.
-        return make.ortvalue_from_numpy(np.zeros(shape, self.artifact.model["dtype"]), self.provider, 0)
+        return self._ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32), self.provider, 0)
 
     def forward(
         self,
@@ -184,7 +180,7 @@ class Session:
         except Exception as error:  # noqa: BLE001 - onnxruntime's exception classes share no public base
             raise BackendError(f"{self.artifact.graphs[self.graph]}: onnxruntime failed ({one_line(error)})") from None
         values = tuple(outputs[1:]) if past.capacity is None else past.values
-        return as_float32(outputs[0]), KeyValueCache(values, past.batch, total, past.capacity)
+        return outputs[0].numpy(), KeyValueCache(values, past.batch, total, past.capacity)
 
     def logits(self, ids: TokenRows) -> Logits | list[Logits]:
         """Return next-token logits at every position.

@@ -16,8 +16,8 @@ class Emitter:
 
     Attributes:
         graph: The graph that constants are added to.
-        stored: Element type of weights, cache and logits. What is computed from them is float32: 16 bits are a way to
-            store numbers, and a sum of hundreds of products that cancel cannot afford their rounding.
+        stored: Element type of the weights. Everything else is float32: 16 bits are a way to store weights, and a sum
+            of hundreds of products that cancel cannot afford their rounding.
     """
 
     def __init__(self, graph: ir.Graph, stored: ir.DataType) -> None:
@@ -70,19 +70,9 @@ class Emitter:
         return self("Cast", value, to=dtype)
 
     def exact(self, value: ir.Value) -> ir.Value:
-        """Return a value in float32: itself, or one Cast that all uses of a 16-bit weight or cache share."""
+        """Return a value in float32: itself, or one Cast that all uses of a 16-bit weight share."""
         if self.stored is _FLOAT or value.dtype != self.stored:
             return value
         if value not in self._exact:
             self._exact[value] = self.cast(value, _FLOAT)
         return self._exact[value]
-
-    def rounded(self, value: ir.Value) -> ir.Value:
-        """Return a float32 value in the stored type."""
-        return value if self.stored is _FLOAT else self.as_stored(self.cast(value, self.stored))
-
-    def as_stored(self, value: ir.Value) -> ir.Value:
-        """Declare that a value has the stored type."""
-        if self.stored is not _FLOAT:
-            value.type = ir.TensorType(self.stored)
-        return value

@@ -72,12 +72,11 @@ class Fused(Portable):
             attributes["softcap"] = facts.softcap
         if facts.window is not None:
             attributes["local_window_size"] = facts.window
-        emit, lengths = self.emit, self._row_lengths()
-        # The operator wants its inputs in the cache's type.
-        inputs = (emit.rounded(query), emit.rounded(key), emit.rounded(value))
-        outputs = emit.multiple("GroupQueryAttention", 3, *inputs, *past, *lengths, domain=MICROSOFT, **attributes)
-        mixed, present_key, present_value = map(emit.as_stored, outputs)
-        return emit.exact(mixed), present_key, present_value
+        inputs = (query, key, value, *past, *self._row_lengths())
+        mixed, present_key, present_value = self.emit.multiple(
+            "GroupQueryAttention", 3, *inputs, domain=MICROSOFT, **attributes
+        )
+        return mixed, present_key, present_value
 
     def _row_lengths(self) -> tuple[ir.Value, ir.Value]:
         """Return the operator's `seqlens_k` (tokens per row, less one) and `total_sequence_length`, both int32."""

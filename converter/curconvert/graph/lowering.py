@@ -3,8 +3,7 @@
 The template's `Transpose(W) → MatMul`, `RMSNormalization`, `Gelu`, `RotaryEmbedding` and `Attention` nodes are the
 vocabulary. Everything else (activations, multipliers, logits) stays as mobius wrote it.
 
-The template is float32. Where weights are 16-bit, so are the cache and the logits, and what lies between is computed in
-float32 unless a dialect says otherwise.
+The template is float32, and so is everything here but stored weights: those of 16 bits become float32 by a Cast.
 """
 
 from __future__ import annotations
@@ -56,10 +55,7 @@ class Dialect(Protocol):
         value: ir.Value,
         past: tuple[ir.Value, ir.Value],
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Return the attention output and the present key and value; applies the rotary embedding.
-
-        Only the cache is in the stored type.
-        """
+        """Return the attention output and the present key and value; applies the rotary embedding."""
 
 
 class Lowering:
@@ -103,26 +99,15 @@ class Lowering:
             raise InputError(
                 f"graph: no linear of the model has the weight {min(unknown)}, which is said to be factored"
             )
-        self._round_logits()
         passes.RemoveUnusedNodesPass()(self._model)
         self._graph.opset_imports.clear()
         self._graph.opset_imports.update(self._dialect.opset_imports)
 
     def _declare_stored(self) -> None:
-        """Give weights and cache the stored type."""
-        weights = (value for value in self._graph.initializers.values() if value.const_value is None)
-        for value in (*weights, *self._graph.inputs):
-            if value.dtype is _FLOAT:
-                self._dialect.emit.as_stored(value)
-
-    def _round_logits(self) -> None:
-        """Give the logits the stored type."""
-        exact = self._graph.outputs[0]
-        logits = self._dialect.emit.rounded(exact)
-        if logits is not exact:
-            logits.name, exact.name, logits.shape = exact.name, None, exact.shape
-            self._graph.outputs[0] = logits
-            self._graph.extend(self._dialect.emit.take())
+        """Give weights the stored type."""
+        for value in self._graph.initializers.values():
+            if value.const_value is None and value.dtype is _FLOAT:
+                value.type = ir.TensorType(self._dialect.emit.stored)
 
     def _keep(self, node: ir.Node) -> None:
         """Leave a node as it is, on float32 inputs."""
@@ -136,12 +121,8 @@ class Lowering:
 
     def _replace(self, node: ir.Node, outputs: tuple[ir.Value, ...]) -> None:
         """Put the emitted nodes in the place of a node and their outputs in the place of its outputs."""
-        types = [output.type for output in outputs]
         old = node.outputs[: len(outputs)]
         ir.convenience.replace_nodes_and_values(self._graph, node, [node], self._take(node), old, outputs)
-        for output, kind in zip(outputs, types, strict=True):
-            # The template's type came along; a stored value has one of its own.
-            output.type = kind or output.type
 
     def _take(self, node: ir.Node) -> list[ir.Node]:
         """Return the emitted nodes, named after the template's node."""
@@ -171,7 +152,7 @@ class Lowering:
         emit, left, right = self._dialect.emit, _input(node, 0), _input(node, 1)
         if node.op_type == "Gather" and emit.stored is not _FLOAT and left.is_initializer():
             # Rows are looked up first and become float32 then: the embedding itself need not.
-            return (emit.exact(emit.as_stored(emit("Gather", left, right))),)
+            return (emit.cast(emit("Gather", left, right), _FLOAT),)
         if node.op_type == "Add" and not str(right.name).endswith(".bias"):
             # The residual stream, and Gemma's 1 + weight: a new node has no number of mobius in its name.
             return (emit("Add", emit.exact(left), emit.exact(right)),)

@@ -119,8 +119,8 @@ class Portable:
         if facts.rope is not None:
             query = self._rotate(query, facts.rope, size)
             key = self._rotate(key, facts.rope, size)
-        keys, present_key = self._append(past[0], key)
-        values, present_value = self._append(past[1], value)
+        present_key = keys = self._append(past[0], key)
+        present_value = values = self._append(past[1], value)
 
         # (batch, kv_heads, groups, sequence, head_dim) against (batch, kv_heads, 1, total, head_dim)
         query = emit("Mul", query, emit.constant(facts.scale))
@@ -138,18 +138,9 @@ class Portable:
         mixed = emit("Reshape", emit("Transpose", mixed, perm=[0, 3, 1, 2, 4]), emit.ints(0, 0, facts.heads * size))
         return mixed, present_key, present_value
 
-    def _append(self, past: ir.Value, new: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """Put new tokens, (batch, sequence, heads, head_dim), behind the cached ones.
-
-        Returns:
-            All tokens in float32, and in the cache's type. Tokens of one call see each other unrounded: attention of
-            a prompt's first tokens, which have few to choose from, can change much by the rounding of a key.
-        """
-        emit = self.emit
-        new = emit("Transpose", new, perm=[0, 2, 1, 3])
-        present = emit.as_stored(emit("Concat", past, emit.rounded(new), axis=2))
-        exact = emit.exact(past)
-        return (present if exact is past else emit("Concat", exact, new, axis=2)), present
+    def _append(self, past: ir.Value, new: ir.Value) -> ir.Value:
+        """Put new tokens, (batch, sequence, heads, head_dim), behind the cached ones."""
+        return self.emit("Concat", past, self.emit("Transpose", new, perm=[0, 2, 1, 3]), axis=2)
 
     def _rotate(self, x: ir.Value, kind: str, head_dim: int) -> ir.Value:
         """Rotate the pairs (i, i + rotary_dim/2) of each head; x is (batch, sequence, heads, head_dim)."""
