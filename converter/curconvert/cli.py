@@ -167,7 +167,13 @@ def _source(model: str, config: Path | None, config_set: dict[str, str], revisio
 
 def _thresholds(function: Callable[..., None]) -> Callable[..., None]:
     for decorator in (
-        click.option("--max-parity", type=float, help="Largest |Δlogit| between graphs and torch. [by dtype]"),
+        click.option(
+            "--max-parity",
+            type=float,
+            default=1e-3,
+            show_default=True,
+            help="Largest |Δlogit| between graphs and torch.",
+        ),
         click.option("--max-ppl-ratio", type=float, help="Largest perplexity(compressed) / perplexity(original)."),
         click.option("--min-top1", type=float, help="Smallest share of equal most likely tokens."),
         click.option("--max-kl", type=float, help="Largest mean KL(original ‖ compressed), nats per token."),
@@ -191,7 +197,7 @@ _overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing
 def convert(
     model: str, config: Path | None, config_set: dict[str, str], revision: str | None, out: Path, overwrite: bool,
     no_verify: bool, as_json: bool, quiet: bool, max_kl: float | None, min_top1: float | None,
-    max_ppl_ratio: float | None, max_parity: float | None, **method: Any,
+    max_ppl_ratio: float | None, max_parity: float, **method: Any,
 ) -> None:  # fmt: skip
     """Compress MODEL into a verified artifact: a .safetensors or .gguf file, a Hugging Face folder, or a hub id."""
     _require_converter()

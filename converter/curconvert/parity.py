@@ -25,7 +25,7 @@ from curconvert.errors import IntegrityError
 from curconvert_runtime.artifact import Artifact
 from curconvert_runtime.forms import PROVENANCE, factor_shapes, index_lengths
 from curconvert_runtime.hashing import sha256
-from curconvert_runtime.parity import Limits, compare, compare_with_probe, teacher_forced
+from curconvert_runtime.parity import compare, compare_with_probe, teacher_forced
 from curconvert_runtime.probes import Probes
 from curconvert_runtime.report import Check
 from curconvert_runtime.verification import VerifyOptions, graph_answers
@@ -161,13 +161,11 @@ def torch_parity(path: str | Path, options: VerifyOptions | None = None) -> Pari
     probe = Probes.load(artifact).compressed
     model = TorchSession(build_torch_model(artifact))
     reference = teacher_forced(model, probe.ids, probe.lengths, "left", _cache_keys)
-    # Both sides compute in float32, whatever the stored dtype.
-    same = Limits.of("float32", reference.logits, options.max_parity)
-    checks = compare_with_probe("torch.conversion", reference, probe, same)
-    limits = Limits.of(artifact.model["dtype"], reference.logits, options.max_parity)
+    limit = options.max_parity
+    checks = compare_with_probe("torch.conversion", reference, probe, limit)
     for kind in sorted(artifact.graphs, reverse=True):
         answers = graph_answers(artifact, kind, probe, options)
-        checks += compare(f"torch.{kind}", answers, reference, lengths=probe.lengths, limits=limits, against="torch")
+        checks += compare(f"torch.{kind}", answers, reference, lengths=probe.lengths, limit=limit, against="torch")
     return ParityResult(tuple(checks))
 
 

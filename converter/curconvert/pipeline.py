@@ -21,7 +21,7 @@ from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.config import with_dtype
 from curconvert.checkpoint.types import Checkpoint, Companions, TensorInfo
 from curconvert.compress import Progress, compress, factor_name, run_original, silent
-from curconvert.errors import BackendError, InputError
+from curconvert.errors import InputError
 from curconvert.graph import build_graphs, genai_config, save_graphs
 from curconvert.options import DTYPES, ConvertOptions, SourceOptions, check_choice
 from curconvert.planning import Plan, make_plan
@@ -91,7 +91,7 @@ def convert(
     checkpoint = _open(source)
     text = () if options.calibration.source == BUILTIN else (Path(options.calibration.source),)
     check_output(out, overwrite, (checkpoint.path, *checkpoint.files, *text))
-    dtype, notices = _deployed_dtype(checkpoint, options, verification)
+    dtype = options.dtype or _stored_dtype(checkpoint)
     companions = checkpoint.companions()
     make_plan(checkpoint, options)  # refuses what cannot work before any tensor is read
     tokens = load_tokens(options.calibration, _tokenizer(companions), vocab_size=checkpoint.tensors[EMBEDDING].shape[0])
@@ -111,7 +111,7 @@ def convert(
         manifest = build_manifest(checkpoint, dtype, decided, reports, options, tokens)
         peak = _peak_memory()
         report = _verify_and_seal(work, manifest, verification, progress)
-    return Conversion(out, decided, (*notices, *tokens.notices), report, peak)
+    return Conversion(out, decided, tokens.notices, report, peak)
 
 
 def export(
@@ -149,30 +149,6 @@ def export(
 
 def _open(source: SourceOptions) -> Checkpoint:
     return open_checkpoint(source.model, config=source.config, config_set=source.config_set, revision=source.revision)
-
-
-def _deployed_dtype(
-    checkpoint: Checkpoint, options: ConvertOptions, verification: VerifyOptions | None
-) -> tuple[str, tuple[str, ...]]:
-    """Choose the artifact's dtype, with a notice where it is not the checkpoint's.
-
-    onnxruntime has no bfloat16 kernels on the CPU, so a bfloat16 artifact cannot be verified there.
-
-    Raises:
-        BackendError: bfloat16 was asked for, with a verification on the CPU.
-    """
-    dtype = options.dtype or _stored_dtype(checkpoint)
-    if dtype != "bfloat16" or verification is None or verification.provider != "cpu":
-        return dtype, ()
-    if options.dtype is not None:
-        raise BackendError(
-            "--dtype bfloat16: onnxruntime has no bfloat16 kernels on the CPU, so the result could not be verified "
-            "here; choose float32 or float16, or pass --no-verify and `curconvert verify --provider cuda` on the GPU"
-        )
-    return "float32", (
-        "the checkpoint is bfloat16, for which onnxruntime has no CPU kernels: the artifact is float32; "
-        "--dtype float16 halves it, --dtype bfloat16 --no-verify keeps it",
-    )
 
 
 def _stored_dtype(checkpoint: Checkpoint) -> str:

@@ -67,7 +67,7 @@ def _against_checkpoint(
     slices = check_slices(artifact, against)
     with tempfile.TemporaryDirectory(prefix="curconvert-") as folder:
         original = Path(folder) / "original"
-        # float32 holds every stored value exactly, and the CPU has no kernels for bfloat16.
-        export(SourceOptions(against), original, dtype="float32" if options.provider == "cpu" else None)
+        # float32 holds every stored value exactly.
+        export(SourceOptions(against), original, dtype="float32")
         report = verify(artifact, replace(options, against=original), progress)
     return report.extended(slices)

@@ -17,6 +17,7 @@ from curconvert_runtime.errors import IntegrityError
 # onnxruntime's spelling.
 _FLOAT, _INT64 = "tensor(float)", "tensor(int64)"
 
+
 @dataclass(frozen=True)
 class _Signature:
     """Name, type and dimensions (numbers or axis names) of an input or output."""

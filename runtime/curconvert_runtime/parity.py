@@ -13,39 +13,9 @@ from curconvert_runtime.probes import DECODE_STEPS, CompressedProbe
 from curconvert_runtime.report import Check, at_most
 from curconvert_runtime.session import KeyValueCache
 
-MAX_PARITY = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 4e-1}
-"""Largest |Δlogit| between a graph and torch, by stored dtype; the reference always computes in float32."""
-_EPSILON = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
-_LAST_PLACES = 3
-"""GroupQueryAttention rounds queries and keys of 16-bit graphs, which moves logits in proportion to their size: by 1.1
-to 2.5 last places of the largest one on SmolLM2-135M, by how keys happen to be rounded."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What still counts as the same answer.
-
-    Attributes:
-        logits: Largest |Δlogit|.
-        keys: Largest |Δkey| relative to the largest key.
-    """
-
-    logits: float
-    keys: float
-
-    @classmethod
-    def of(cls, dtype: str, reference: NDArray[np.floating], max_parity: float | None) -> Limits:
-        """Return the limits of a dtype, or the one that the user set.
-
-        Args:
-            dtype: The graph's.
-            reference: The reference's logits: at 38, neighbouring float16 numbers are 0.03 apart.
-            max_parity: Taken as it is for both; None leaves the choice here.
-        """
-        if max_parity is not None:
-            return cls(max_parity, max_parity)
-        largest = float(np.max(np.abs(reference), initial=0.0))
-        return cls(max(MAX_PARITY[dtype], _LAST_PLACES * _EPSILON[dtype] * largest), MAX_PARITY[dtype])
+MAX_PARITY = 1e-3
+"""Largest |Δlogit|, and |Δkey| relative to the largest key, that still counts as the same answer: graphs and torch
+compute in float32 with the same stored weights, whatever the weights' dtype."""
 
 
 class Model(Protocol):
@@ -147,23 +117,23 @@ def largest_difference(a: NDArray[np.floating], b: NDArray[np.floating], real: N
     return worst
 
 
-def compare_with_probe(name: str, answers: Answers, probe: CompressedProbe, limits: Limits) -> list[Check]:
+def compare_with_probe(name: str, answers: Answers, probe: CompressedProbe, limit: float) -> list[Check]:
     """Compare a graph's answers with the torch model's that were stored at conversion.
 
     Args:
         name: Prefix of the checks' names, such as `parity.fused`.
         answers: The graph's, over the whole vocabulary.
         probe: The stored ones, over a sample of it.
-        limits: What still counts as the same.
+        limit: Largest difference that still counts as the same.
     """
     wanted = Answers(probe.logits, probe.first_key, probe.last_key)
     sample = Answers(answers.logits[..., probe.vocabulary], answers.first_key, answers.last_key)
     against = "the torch model of the conversion"
-    return compare(name, sample, wanted, lengths=probe.lengths, limits=limits, against=against)
+    return compare(name, sample, wanted, lengths=probe.lengths, limit=limit, against=against)
 
 
 def compare(
-    name: str, answers: Answers, reference: Answers, *, lengths: NDArray[np.integer], limits: Limits, against: str
+    name: str, answers: Answers, reference: Answers, *, lengths: NDArray[np.integer], limit: float, against: str
 ) -> list[Check]:
     """Compare logits and keys of two models on the same tokens; shapes that differ fail."""
     real = real_positions(lengths)
@@ -178,7 +148,7 @@ def compare(
                 at_most(
                     f"{name}.{part}",
                     largest_difference(found, expected, real),
-                    limits.logits,
+                    limit,
                     f"max |Δlogit| to {against}",
                 )
             )
@@ -189,7 +159,7 @@ def compare(
                 at_most(
                     f"{name}.{part}",
                     largest_difference(found, expected, real) / scale,
-                    limits.keys,
+                    limit,
                     f"max |Δkey| / max |key| to {against}",
                 )
             )

@@ -20,8 +20,8 @@ from curconvert_runtime.errors import InputError
 from curconvert_runtime.fidelity import Progress, check_reference, exact_fidelity, probe_fidelity, text_windows
 from curconvert_runtime.metrics import Fidelity
 from curconvert_runtime.parity import (
+    MAX_PARITY,
     Answers,
-    Limits,
     compare_with_probe,
     largest_difference,
     real_positions,
@@ -41,7 +41,7 @@ class VerifyOptions:
         max_kl: Largest mean KL(original ‖ compressed), nats per token.
         min_top1: Smallest share of positions with the same most likely token.
         max_ppl_ratio: Largest perplexity(compressed) / perplexity(original).
-        max_parity: Largest |Δlogit| between a graph and torch; None takes the dtype's (`parity.Limits`).
+        max_parity: Largest |Δlogit|, and |Δkey| relative to the largest key, between a graph and torch.
         against: Folder of the original that `curconvert export` wrote: fidelity is then exact.
         text: UTF-8 text to measure on instead of the stored sequences; needs `against`.
         window: Tokens per sequence of `text`.
@@ -53,7 +53,7 @@ class VerifyOptions:
     max_kl: float | None = None
     min_top1: float | None = None
     max_ppl_ratio: float | None = None
-    max_parity: float | None = None
+    max_parity: float = MAX_PARITY
     against: Path | None = None
     text: Path | None = None
     window: int = 512
@@ -114,13 +114,12 @@ def parity_checks(
     artifact: Artifact, probe: CompressedProbe, options: VerifyOptions, progress: Progress | None = None
 ) -> list[Check]:
     """Run every graph on the parity sequences and compare it with torch's stored answers and with the other graph."""
-    limits = Limits.of(artifact.model["dtype"], probe.logits, options.max_parity)
     checks: list[Check] = []
     answers: dict[str, Answers] = {}
     kinds = sorted(artifact.graphs, reverse=True)
     for done, kind in enumerate(kinds):
         answers[kind] = graph_answers(artifact, kind, probe, options)
-        checks += compare_with_probe(f"parity.{kind}", answers[kind], probe, limits)
+        checks += compare_with_probe(f"parity.{kind}", answers[kind], probe, options.max_parity)
         if progress:
             progress("parity", done + 1, len(kinds))
     if len(answers) == 2:
@@ -128,7 +127,7 @@ def parity_checks(
         # Each may be the limit away from torch, on either side.
         difference = largest_difference(portable, fused, real_positions(probe.lengths))
         detail = "max |Δlogit| between the graphs, whole vocabulary:"
-        checks.append(at_most("parity.between_graphs", difference, 2 * limits.logits, detail))
+        checks.append(at_most("parity.between_graphs", difference, 2 * options.max_parity, detail))
     return checks
 
 

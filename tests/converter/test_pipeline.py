@@ -18,7 +18,7 @@ from curconvert import pipeline
 from curconvert.artifact.safetensors_writer import SafetensorsWriter
 from curconvert.calibration.text import CalibrationOptions, load_tokens
 from curconvert.checkpoint import open_checkpoint
-from curconvert.errors import BackendError, InputError, VerificationError
+from curconvert.errors import InputError, VerificationError
 from curconvert.options import LINEARS, ConvertOptions, SourceOptions
 from curconvert.parity import check_slices, torch_parity
 from curconvert.pipeline import Conversion, convert, export, plan
@@ -269,15 +269,18 @@ def test_every_weight_is_stored_in_the_deployed_dtype(
 
 
 def test_the_checkpoints_dtype_is_the_default(tmp_path: Path, tokens: Path) -> None:
-    """bfloat16 stays bfloat16."""
+    """bfloat16 stays bfloat16, and is verified."""
     model = make_checkpoint(tmp_path / "model", "llama", dtype=torch.bfloat16)
-    run(model, tmp_path / "out", tiny_options(tokens))
+    options, gates = tiny_options(tokens), VerifyOptions()
+    done = convert(SourceOptions(str(model.folder)), tmp_path / "out", options, verification=gates)
+    assert done.report is not None
+    assert done.report.passed
     assert manifest_of(tmp_path / "out")["model"]["dtype"] == "bfloat16"
     assert {t.dtype for n, t in stored_tensors(tmp_path / "out").items() if n.endswith(".C")} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_every_family_converts_and_verifies(tmp_path: Path, tokens: Path, family: str, dtype: str) -> None:
     """Both graphs agree with the torch model of the conversion; the published folder opens."""
     model = make_checkpoint(tmp_path / "model", family)
@@ -437,32 +440,6 @@ def test_a_calibration_file_inside_the_output_is_refused(tmp_path: Path, deep: T
     with pytest.raises(InputError, match="overlap"):
         convert(SourceOptions(str(deep.folder)), out, tiny_options(mine), overwrite=True)
     assert mine.exists()
-
-
-def test_a_dtype_that_cannot_be_verified_here_is_refused_at_once(tmp_path: Path, tokens: Path) -> None:
-    """bfloat16 asked for, on the CPU: the message names both ways out, and both work."""
-    model = make_checkpoint(tmp_path / "model", "llama", dtype=torch.bfloat16)
-    source, stages = SourceOptions(str(model.folder)), list[str]()
-    with pytest.raises(BackendError, match=r"bfloat16.*choose float32 or float16, or pass --no-verify"):
-        convert(
-            source, tmp_path / "out", tiny_options(tokens, dtype="bfloat16"), verification=VerifyOptions(),
-            progress=lambda stage, _done, _total: stages.append(stage),
-        )  # fmt: skip
-    assert stages == []
-    convert(source, tmp_path / "half", tiny_options(tokens, dtype="float16"), verification=VerifyOptions())
-    convert(source, tmp_path / "brain", tiny_options(tokens), verification=None)
-    assert manifest_of(tmp_path / "brain")["model"]["dtype"] == "bfloat16"
-
-
-def test_a_bfloat16_checkpoint_becomes_float32_where_it_must_be_verified_on_the_cpu(
-    tmp_path: Path, tokens: Path
-) -> None:
-    """Without --dtype, what can be verified is made, and a notice says so."""
-    model = make_checkpoint(tmp_path / "model", "llama", dtype=torch.bfloat16)
-    source = SourceOptions(str(model.folder))
-    result = convert(source, tmp_path / "out", tiny_options(tokens), verification=VerifyOptions())
-    assert manifest_of(tmp_path / "out")["model"]["dtype"] == "float32"
-    assert "the artifact is float32" in result.notices[0]
 
 
 def test_sequences_too_short_to_verify_are_refused_at_once(tmp_path: Path, deep: TinyModel, tokens: Path) -> None:

@@ -316,14 +316,14 @@ def test_norm_of_another_layer(copy: Callable[..., tuple[Path, Path]]) -> None:
     assert PARITY | {"structure.portable_bindings", "structure.fused_bindings"} <= failed(artifact)
 
 
-def test_overflow_in_half_precision(copy: Callable[..., tuple[Path, Path]]) -> None:
-    """Weights so large that float16 logits overflow: infinities fail, whatever the tolerance."""
+def test_overflow(copy: Callable[..., tuple[Path, Path]]) -> None:
+    """Weights so large that logits overflow: infinities fail, whatever the tolerance."""
 
     def scale(tensors: dict[str, np.ndarray]) -> None:
-        tensors["model.norm.weight"] *= np.float16(1000)
-        tensors["lm_head.weight"] *= np.float16(1000)
+        tensors["model.norm.weight"] *= np.float32(1e30)
+        tensors["lm_head.weight"] *= np.float32(1e30)
 
-    _, artifact = copy("llama-float16")
+    _, artifact = copy("llama")
     edit_weights(artifact, scale)
     assert PARITY | {"parity.between_graphs", "fidelity.finite"} <= failed(artifact)
 

@@ -41,12 +41,6 @@ def test_a_provider_that_fell_back_is_noticed(
     assert capsys.readouterr().out == ""
 
 
-def test_bfloat16_on_the_cpu_is_refused(sealed: Path) -> None:
-    """The CPU provider has no bfloat16 kernels."""
-    with pytest.raises(BackendError, match="bfloat16"):
-        backend.create_session(sealed / "model.onnx", "cpu", "bfloat16")
-
-
 def test_an_old_onnxruntime_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The version is compared as numbers, and the upgrade command is given."""
     monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(__version__="1.9.0"))

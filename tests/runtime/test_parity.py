@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from curconvert_runtime.parity import Answers, Limits, compare, largest_difference, real_positions, teacher_forced
+from curconvert_runtime.parity import Answers, compare, largest_difference, real_positions, teacher_forced
 
 VOCABULARY = 31
 LENGTHS = np.array([29, 20, 17])
@@ -82,7 +82,7 @@ def _answers(seed: int = 0) -> Answers:
 
 
 def _compare(found: Answers, expected: Answers, limit: float = 1e-3) -> dict[str, bool]:
-    checks = compare("p", found, expected, lengths=LENGTHS, limits=Limits(limit, limit), against="it")
+    checks = compare("p", found, expected, lengths=LENGTHS, limit=limit, against="it")
     return {check.name: check.passed for check in checks}
 
 
@@ -126,20 +126,3 @@ def test_the_same_infinity_on_both_sides_is_not_agreement() -> None:
     """Two overflowed models do not agree: the difference is NaN."""
     bad = np.full((3, 29, 2), np.inf)
     assert math.isnan(largest_difference(bad, bad, real_positions(LENGTHS)))
-
-
-def test_float32_is_held_to_an_absolute_limit() -> None:
-    """Rounding is no excuse in float32: 1e-3, whatever the logits."""
-    assert Limits.of("float32", np.array([40.0, -300.0]), None) == Limits(1e-3, 1e-3)
-
-
-def test_float16_may_be_three_last_places_off() -> None:
-    """Large float16 logits are coarse: with one of 64, the last place is 1/16, and three of them are allowed."""
-    assert Limits.of("float16", np.array([3.0]), None) == Limits(5e-2, 5e-2)
-    assert Limits.of("float16", np.array([-64.0, 3.0]), None) == Limits(3 / 16, 5e-2)
-    assert np.spacing(np.float16(64)) == 1 / 16
-
-
-def test_a_limit_that_was_set_is_taken_as_it_is() -> None:
-    """`--max-parity` overrides both limits, zero included."""
-    assert Limits.of("float16", np.array([99.0]), 0.0) == Limits(0.0, 0.0)

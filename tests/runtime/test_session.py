@@ -269,7 +269,7 @@ def test_an_axis_name_that_is_no_text_is_refused(toy: Path) -> None:
 
 
 def test_a_wrong_cache_dtype_is_refused(toy: Path) -> None:
-    """Keys and values have the dtype of the model."""
+    """Keys and values are float32."""
     model = toy_graph(toy / "model.safetensors", "portable")
     for entry in model.graph.input:
         if entry.name == "past_key_values.0.key":

@@ -6,6 +6,7 @@ bias equal to zero.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import struct
@@ -119,8 +120,12 @@ def make_checkpoint(
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
     randomise(model, seed)
-    model.to(dtype).save_pretrained(folder)
-    return open_tiny(folder, model.float())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.to(dtype))
+    # A copy: its buffers are rounded too, and rotary frequencies are not stored.
+    copy.deepcopy(model).to(dtype).save_pretrained(folder)
+    return open_tiny(folder, model)
 
 
 def randomise(model: torch.nn.Module, seed: int) -> None:
