@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 
 from curconvert import pipeline
 from curconvert.cli import main
+from curconvert_runtime.verification import VerifyOptions
 from curconvert_schemas import validate
 from support.checkpoints import edit_config, edit_tensors
 from support.families import make_checkpoint
@@ -322,6 +323,16 @@ def test_verify_writes_junit(home: Path, tmp_path: Path) -> None:
     suite = ElementTree.parse(tmp_path / "report.xml").getroot()
     assert int(suite.attrib["failures"]) == 1
     assert int(suite.attrib["tests"]) > 3
+
+
+@pytest.mark.parametrize("command", ["convert", "verify"])
+def test_defaults_of_verification_are_the_runtimes(command: str) -> None:
+    """The command line imports nothing heavy, so it repeats numbers; they are the same."""
+    defaults = {parameter.name: parameter.default for parameter in main.commands[command].params}
+    expected = VerifyOptions()
+    for name in {"max_parity", "window", "max_tokens"} & defaults.keys():
+        assert defaults[name] == getattr(expected, name)
+    assert "max_parity" in defaults
 
 
 def test_verify_against_the_checkpoint(home: Path) -> None:
