@@ -123,14 +123,19 @@ def _method_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option("--select", "selector", help="Rows and columns by deim, qdeim, qr, leverage or random."),
         click.option("--targets", help="all, or some of q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj."),
         click.option("--layers", help="angular[:N], all, or numbers and ranges such as 3,8-12. [angular]"),
+        click.option("--rank-multiple", type=int, help="auto: ranks and neurons are multiples of it. [16]"),
+        click.option("--target-bytes", type=int, help="auto: size of the weights' file at most."),
+        click.option(
+            "--target-params", "target_parameters", type=int, help="auto: parameters of the whole model at most."
+        ),
+        click.option("--keep", type=float, help="auto: share of all parameters to keep, embedding included. [0.9]"),
         click.option("--density", type=float, help="Largest share of a matrix's numbers to keep, instead of --rank."),
         click.option("--rank", type=int, help="Largest rank, or neurons to keep. [128; neurons: --density 0.75]"),
         click.option(
             "--method",
-            default="cur",
-            show_default=True,
-            help="cur; curing (the paper, arXiv 2501.04211, exactly); row-id or pifa (interpolative storage); "
-            "svd-llm, asvd or svd (two factors); neurons (a smaller MLP).",
+            help="auto: sizes by what each matrix is worth, the default with --keep, --target-params, --target-bytes "
+            "or --max-kl; cur, the default otherwise; curing (the paper, arXiv 2501.04211, exactly); row-id or pifa "
+            "(interpolative storage); svd-llm, asvd or svd (two factors); neurons (a smaller MLP).",
         ),
         click.option("--dtype", help="float32, float16 or bfloat16; default: the checkpoint's."),
     ):
@@ -138,7 +143,7 @@ def _method_options(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
-def _options(values: dict[str, Any]) -> Any:
+def _options(values: dict[str, Any], max_kl: float | None = None) -> Any:
     from curconvert.calibration.text import CalibrationOptions
     from curconvert.options import ConvertOptions, parse_targets
 
@@ -151,6 +156,9 @@ def _options(values: dict[str, Any]) -> Any:
         "seed": values["seed"],
     }
     targets = values.pop("targets")
+    sizes = ("rank", "density", "keep", "target_parameters", "target_bytes")
+    if values["method"] in (None, "auto") and all(values[name] is None for name in sizes):
+        values["max_kl"] = max_kl  # instead of a size: the smallest model within it
     return ConvertOptions.for_method(
         values.pop("method"),
         calibration=CalibrationOptions(**{k: v for k, v in calibration.items() if v is not None}),
@@ -204,7 +212,7 @@ def convert(
     from curconvert.pipeline import convert as run
     from curconvert_runtime.verification import VerifyOptions
 
-    options = _options(method)
+    options = _options(method, max_kl)
     gates = None if no_verify else VerifyOptions(max_kl, min_top1, max_ppl_ratio, max_parity)
     with render.progress(quiet) as progress:
         result = run(

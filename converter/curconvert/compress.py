@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,13 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from curconvert.allocation.evidence import Evidence
+from curconvert.allocation.sensitivity import Sensitivity
 from curconvert.artifact.safetensors_writer import SafetensorsWriter
 from curconvert.blocks.modules import factored_linear
 from curconvert.blocks.stream import Block, BlockStream
 from curconvert.calibration.statistics import InputStatistics, StatisticsCollector
 from curconvert.calibration.text import CalibrationTokens
 from curconvert.checkpoint.types import Checkpoint
-from curconvert.factorization.checked import factorize_checked, factorize_mlp_checked
+from curconvert.factorization.checked import factorize_allocated, factorize_checked, factorize_mlp_checked
 from curconvert.factorization.types import Factorization
 from curconvert.options import ConvertOptions
 from curconvert.planning import MatrixPlan, Plan, layer_of
@@ -49,42 +51,52 @@ class OriginalPass:
     Attributes:
         distances: Angular distance of each layer, (layers,), where layer selection needs it.
         outputs: The probe positions' outputs, in order.
+        states: The last block's output on the probes, batches of (sequences, tokens, hidden_size).
     """
 
     distances: NDArray[np.float64] | None
     outputs: list[OriginalOutputs]
+    states: list[Tensor]
 
 
 def run_original(
-    checkpoint: Checkpoint, tokens: CalibrationTokens, *, distances: bool, progress: Progress = silent
+    checkpoint: Checkpoint,
+    tokens: CalibrationTokens,
+    *,
+    distances: bool = False,
+    sensitivity: Sensitivity | None = None,
+    progress: Progress = silent,
 ) -> OriginalPass:
-    """Stream the original model over the probes, and over the calibration tokens where distances are asked for.
+    """Stream the original model over the probes, and over the calibration tokens where something is asked of them.
 
     Args:
         checkpoint: The original.
         tokens: Calibration and probe sequences.
         distances: Whether to measure how far each layer moves the last token's state.
+        sensitivity: Measures what each module is worth.
         progress: Called after each block.
     """
     stream = BlockStream(checkpoint)
     probes = _embed(stream, tokens.probes)
-    hidden = _embed(stream, tokens.calibration) if distances else []
+    hidden = _embed(stream, tokens.calibration) if distances or sensitivity else []
     moved: list[float] = []
     before: NDArray[np.float64] | None = None  # the embedding's output is no layer's
     for index in range(stream.num_layers):
         with stream.block(index) as block:
             block.advance(probes)
-            block.advance(hidden)
+            if sensitivity:
+                sensitivity.advance(block, hidden)
+            else:
+                block.advance(hidden)
         if distances:
             after = np.concatenate([batch[:, -1].double().numpy() for batch in hidden])
             moved.append(np.nan if before is None else angular_distance(before, after))
             before = after
         progress("original", index + 1, stream.num_layers)
-    hidden.clear()
-    return OriginalPass(
-        distances=np.array(moved) if distances else None,
-        outputs=_probe_outputs(stream, probes, tokens.probes),
-    )
+    outputs = _probe_outputs(stream, probes, tokens.probes)
+    if sensitivity:
+        sensitivity.finish(stream, hidden)
+    return OriginalPass(np.array(moved) if distances else None, outputs, probes)
 
 
 def _probe_outputs(stream: BlockStream, hidden: list[Tensor], ids: NDArray[np.int64]) -> list[OriginalOutputs]:
@@ -107,6 +119,7 @@ def compress(
     dtype: torch.dtype,
     writer: SafetensorsWriter,
     progress: Progress = silent,
+    evidence: Evidence | None = None,
 ) -> tuple[dict[str, Factorization], CompressedProbe]:
     """Factorize the planned matrices block by block and write every tensor of the artifact's decoder blocks.
 
@@ -118,6 +131,7 @@ def compress(
         dtype: Deployed dtype.
         writer: Receives each tensor as soon as it is final.
         progress: Called after each block.
+        evidence: Statistics of the original; None collects them here.
 
     Returns:
         Reports of the factorized matrices (their tensors released), and the compressed model's parity probe.
@@ -130,14 +144,18 @@ def compress(
         if name not in later:
             writer.write(name, checkpoint.read(name))
     last_layer = max(layer_of(name) for name in matrices) if matrices else -1
-    hidden = _embed(stream, tokens.calibration) if matrices else []
+    hidden = _embed(stream, tokens.calibration) if matrices and evidence is None else []
     probe = _ParityProbe(stream, tokens)
     reports: dict[str, Factorization] = {}
     for index in range(stream.num_layers):
         with stream.block(index) as block:
             targets = [matrices[name] for name in block.linears if name in matrices]
             if targets:
-                found = _compress_block(block, targets, hidden, checkpoint, options, dtype)
+                if evidence is None:
+                    found = _compress_block(block, targets, hidden, checkpoint, options, dtype)
+                else:
+                    found = factorize_allocated(targets, evidence, checkpoint, options, dtype)
+                    _install(block, found)
                 for name, factors in found.items():
                     for suffix, tensor in factors.tensors.items():
                         writer.write(factor_name(name, suffix), tensor)
@@ -185,13 +203,60 @@ def _compress_block(
                 found[name] = factorize_checked(name, checkpoint.read(name), statistics, rank, options, dtype)
     if mlp:
         found |= factorize_mlp_checked([plans[name] for name in mlp], mlp, checkpoint, options, dtype)
+    _install(block, found)
+    if options.sequential:
+        block.advance(hidden)
+    return found
+
+
+def _install(block: Block, found: Mapping[str, Factorization]) -> None:
+    """Put factored linears in the place of a block's dense ones."""
     for name, factors in found.items():
         linear = block.linears[name]
         assert isinstance(linear, nn.Linear)
         block.replace(name, factored_linear(factors.form, factors.tensors, factors.tensors.get("bias", linear.bias)))
-    if options.sequential:
-        block.advance(hidden)
-    return found
+
+
+def divergence(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    tokens: CalibrationTokens,
+    original: OriginalPass,
+    options: ConvertOptions,
+    dtype: torch.dtype,
+    evidence: Evidence,
+    progress: Progress = silent,
+) -> float:
+    """Compress in memory only, and return the mean KL(original ‖ compressed) on the probes, nats per token.
+
+    Args:
+        checkpoint: The original.
+        plan: With sizes allocated.
+        tokens: The probes are used.
+        original: Its states on the probes.
+        options: Method and numerics.
+        dtype: Deployed dtype.
+        evidence: Statistics of the original.
+        progress: Called after each block.
+    """
+    stream, reference = BlockStream(checkpoint, dtype), BlockStream(checkpoint)
+    hidden = _embed(stream, tokens.probes)
+    matrices = {m.name: m for m in plan.matrices if m.form != "dense"}
+    for index in range(stream.num_layers):
+        with stream.block(index) as block:
+            targets = [matrices[name] for name in block.linears if name in matrices]
+            _install(block, factorize_allocated(targets, evidence, checkpoint, options, dtype))
+            block.advance(hidden)
+        progress("search", index + 1, stream.num_layers)
+    total, rows = 0.0, 0
+    for ours, theirs in zip(hidden, original.states, strict=True):
+        pairs = zip(*(torch.split(batch.flatten(0, 1), _LOGIT_ROWS) for batch in (ours, theirs)), strict=True)
+        for mine, wanted in pairs:
+            p = reference.logits(wanted[None]).log_softmax(-1)
+            q = stream.logits(mine[None]).log_softmax(-1)
+            total += float((p.exp() * (p - q)).sum(dtype=torch.float64))
+            rows += len(mine)
+    return total / rows
 
 
 class _ParityProbe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from curconvert.selection.indices import IMPORTANCES, SELECTORS
 from curconvert_runtime.forms import MODULAR
 
 DType = Literal["float32", "float16", "bfloat16"]
-Method = Literal["cur", "curing", "row-id", "pifa", "svd-llm", "asvd", "svd", "neurons"]
+Method = Literal["cur", "curing", "row-id", "pifa", "svd-llm", "asvd", "svd", "neurons", "auto"]
 DTYPES: tuple[str, ...] = get_args(DType)
 METHODS: tuple[str, ...] = get_args(Method)
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -34,10 +35,13 @@ _PRESETS: Mapping[str, Mapping[str, Any]] = {
     "asvd": {"form": "two_factor", "approximation": "asvd"},
     "svd": {"form": "two_factor", "approximation": "svd"},
     "neurons": {"form": "modular", "targets": tuple(MODULAR)},
+    "auto": {"form": "auto", "layers": "all", "targets": LINEARS},
 }
 _APPROXIMATIONS = {"interpolative": get_args(Basis), "two_factor": APPROXIMATIONS}
-_FORMS = ("cur", "interpolative", "two_factor", "modular")
+_FORMS = ("cur", "interpolative", "two_factor", "modular", "auto")
 DEFAULT_RANK = 128
+DEFAULT_KEEP = 0.9
+_BUDGETS = ("keep", "target_parameters", "target_bytes", "max_kl")
 DEFAULT_NEURONS = 0.75  # density of a modular MLP: the intermediate size of models differs too much for one number
 
 
@@ -78,9 +82,14 @@ class ConvertOptions:
     Attributes:
         method: Name of the preset, for the record.
         form: How compressed matrices are stored, see `curconvert_runtime.forms`; `modular` stands for the two forms of
-            a smaller MLP.
+            a smaller MLP, `auto` for what serves each matrix best.
         rank: Largest rank of a compressed matrix, or number of neurons to keep; None where `density` decides.
         density: Largest share of a compressed matrix's numbers to keep; None where `rank` decides.
+        keep: Share of the model's parameters to keep, embedding included; `auto` only, as the next four.
+        target_parameters: Parameters to keep.
+        target_bytes: Size of the weights' file at most.
+        max_kl: Find the smallest model whose mean KL on held-out calibration text stays within it, nats per token.
+        rank_multiple: Ranks and numbers of neurons are multiples of it.
         approximation: What the form stores: for `interpolative` rows of W (`rows`) or of its best rank-r
             approximation (`subspace`); for `two_factor` the approximation itself. None for the others.
         layers: `angular[:N]`, `all`, or numbers and ranges.
@@ -99,6 +108,11 @@ class ConvertOptions:
     form: str
     rank: int | None = None
     density: float | None = None
+    keep: float | None = None
+    target_parameters: int | None = None
+    target_bytes: int | None = None
+    max_kl: float | None = None
+    rank_multiple: int = 16
     approximation: str | None = None
     selector: str | None = None
     importance: str | None = None
@@ -112,17 +126,20 @@ class ConvertOptions:
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
 
     @classmethod
-    def for_method(cls, method: str = "cur", **values: Any) -> ConvertOptions:
+    def for_method(cls, method: str | None = None, **values: Any) -> ConvertOptions:
         """Return a preset's options with some of them replaced; None means the preset's or the default value.
 
+        Without a method it is `auto` where a size of the whole model is given, or `max_kl`, and `cur` otherwise.
         Another selector than the preset's `qr` works on `activation` unless an importance is given with it.
         """
-        check_choice("--method", method, METHODS)
         given = {key: value for key, value in values.items() if value is not None}
+        if method is None:
+            method = "auto" if given.keys() & set(_BUDGETS) and not given.keys() & {"rank", "density"} else "cur"
+        check_choice("--method", method, METHODS)
         if method == "cur" and given.get("selector", "qr") != "qr":
             given.setdefault("importance", "activation")
-        size = {"density": DEFAULT_NEURONS} if method == "neurons" else {"rank": DEFAULT_RANK}
-        size = {} if given.keys() & {"density", "rank"} else size
+        default = {"neurons": {"density": DEFAULT_NEURONS}, "auto": {"keep": DEFAULT_KEEP}}
+        size = {} if given.keys() & {"density", "rank", *_BUDGETS} else default.get(method, {"rank": DEFAULT_RANK})
         return cls(**{"method": method, **size, **_PRESETS[method], **given})
 
     def __post_init__(self) -> None:
@@ -152,16 +169,29 @@ class ConvertOptions:
             raise InputError(f"--targets is empty: expected all, or some of {', '.join(LINEARS)}")
         for target in self.targets:
             check_choice("--targets", target, LINEARS)
+        if self.form == "auto" and (self.layers != "all" or self.sequential):
+            raise InputError("--layers and --sequential: --method auto chooses among all layers by itself")
         if self.form == "modular" and set(self.targets) != set(MODULAR):
             raise InputError(f"--targets {','.join(self.targets)}: --method {self.method} takes {','.join(MODULAR)}")
 
     def _check_size(self) -> None:
-        if (self.rank is None) == (self.density is None):
-            raise InputError("--rank and --density both say how large a compressed matrix may be; give one of them")
-        if self.rank is not None:
-            _at_least("--rank", self.rank, 1)
-        if self.density is not None and not 0 < self.density < 1:
-            raise InputError(f"--density {self.density}: expected a share above 0 and below 1")
+        _at_least("--rank-multiple", self.rank_multiple, 1)
+        sizes = {name: getattr(self, name) for name in ("rank", "density", *_BUDGETS)}
+        given = [name for name, value in sizes.items() if value is not None]
+        allowed = _BUDGETS if self.form == "auto" else ("rank", "density")
+        flags = {name: "--" + name.replace("parameters", "params").replace("_", "-") for name in sizes}
+        if len(given) != 1 or given[0] not in allowed:
+            found = ", ".join(flags[name] for name in given) or "none"
+            expected = ", ".join(flags[name] for name in allowed)
+            raise InputError(f"--method {self.method} takes one size of {expected}; found {found}")
+        for name in ("rank", "target_parameters", "target_bytes"):
+            if sizes[name] is not None:
+                _at_least(flags[name], sizes[name], 1)
+        for name in ("density", "keep"):
+            if sizes[name] is not None and not 0 < sizes[name] < 1:
+                raise InputError(f"{flags[name]} {sizes[name]}: expected a share above 0 and below 1")
+        if self.max_kl is not None and not 0 < self.max_kl < math.inf:
+            raise InputError(f"--max-kl {self.max_kl}: expected nats per token, above 0")
 
     def to_json(self) -> dict[str, Any]:
         """Return the options as plain JSON, without anything that names this machine."""

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from curconvert.allocation.evidence import Evidence
+from curconvert.allocation.plans import uniform_plan
+from curconvert.allocation.search import allocate_plan
 from curconvert.artifact.folder import atomic_folder, check_output
 from curconvert.artifact.manifest import build_manifest, seal
 from curconvert.artifact.safetensors_writer import SafetensorsWriter, TensorSpec, save_tensors
@@ -63,7 +68,8 @@ def plan(source: SourceOptions, options: ConvertOptions) -> Plan:
     Raises:
         CurConvertError: Whatever `convert` would refuse before it starts.
     """
-    return make_plan(_open(source), options)
+    checkpoint = _open(source)
+    return _first_plan(checkpoint, options, getattr(torch, options.dtype or _stored_dtype(checkpoint)))
 
 
 def convert(
@@ -93,16 +99,21 @@ def convert(
     check_output(out, overwrite, (checkpoint.path, *checkpoint.files, *text))
     dtype = options.dtype or _stored_dtype(checkpoint)
     companions = checkpoint.companions()
-    make_plan(checkpoint, options)  # refuses what cannot work before any tensor is read
+    torch_dtype = getattr(torch, dtype)
+    first = _first_plan(checkpoint, options, torch_dtype)  # refuses what cannot work before any tensor is read
     tokens = load_tokens(options.calibration, _tokenizer(companions), vocab_size=checkpoint.tensors[EMBEDDING].shape[0])
     parity_batch(tokens.probes)  # refuses sequences too short to verify on
-    original = run_original(checkpoint, tokens, distances=needs_distances(options.layers), progress=progress)
-    num_layers = int(checkpoint.config["num_hidden_layers"])
-    decided = make_plan(checkpoint, options, select_layers(options.layers, num_layers, original.distances))
-    torch_dtype = getattr(torch, dtype)
-    with atomic_folder(out, overwrite) as work:
+    with atomic_folder(out, overwrite) as work, _scratch(work) as scratch:
+        if options.form == "auto":
+            evidence = Evidence(scratch)
+            decided, original = allocate_plan(checkpoint, first, tokens, options, torch_dtype, evidence, progress)
+        else:
+            evidence = None
+            original = run_original(checkpoint, tokens, distances=needs_distances(options.layers), progress=progress)
+            num_layers = int(checkpoint.config["num_hidden_layers"])
+            decided = make_plan(checkpoint, options, select_layers(options.layers, num_layers, original.distances))
         with SafetensorsWriter(work, _specs(checkpoint, decided, torch_dtype)) as writer:
-            reports, parity = compress(checkpoint, decided, tokens, options, torch_dtype, writer, progress)
+            reports, parity = compress(checkpoint, decided, tokens, options, torch_dtype, writer, progress, evidence)
             writer.finish()
         probes = pack_probes(tokens.probes, original.outputs, parity)
         save_tensors(work / "probes.safetensors", {name: torch.from_numpy(v) for name, v in probes.items()})
@@ -145,6 +156,20 @@ def export(
         write_reports(work, manifest)
         seal(work, manifest)
     return Conversion(out, None, (), None, _peak_memory())
+
+
+def _first_plan(checkpoint: Checkpoint, options: ConvertOptions, dtype: torch.dtype) -> Plan:
+    """Plan what shapes alone can tell."""
+    return (
+        uniform_plan(checkpoint, options, dtype.itemsize) if options.form == "auto" else make_plan(checkpoint, options)
+    )
+
+
+@contextmanager
+def _scratch(work: Path) -> Iterator[Path]:
+    """Yield a folder beside the output, on the same disk, that goes when the work is done."""
+    with tempfile.TemporaryDirectory(prefix=f"{work.name}.", dir=work.parent) as folder:
+        yield Path(folder)
 
 
 def _open(source: SourceOptions) -> Checkpoint:

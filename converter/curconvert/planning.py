@@ -137,9 +137,7 @@ def make_plan(checkpoint: Checkpoint, options: ConvertOptions, layers: tuple[int
     Raises:
         InputError: Nothing would be compressed at all, or the calibration sequences do not fit the model.
     """
-    wanted, context = options.calibration.tokens_per_sequence, int(checkpoint.config["max_position_embeddings"])
-    if wanted > context:
-        raise InputError(f"--calibration-tokens {wanted}: the model's context is {context} tokens; ask for fewer")
+    check_context(checkpoint, options)
     num_layers = int(checkpoint.config["num_hidden_layers"])
     total = layer_count(options.layers, num_layers)
     if total == 0:
@@ -151,13 +149,9 @@ def make_plan(checkpoint: Checkpoint, options: ConvertOptions, layers: tuple[int
     if layers is None and not needs_distances(options.layers):
         known = select_layers(options.layers, num_layers)
     shown = known if known is not None else tuple(range(num_layers - 1 - total, num_layers - 1))
-    linears = {
-        name: (info.shape[0], info.shape[1])
-        for name, info in checkpoint.tensors.items()
-        if name.startswith("model.layers.") and name.endswith("_proj.weight") and len(info.shape) == 2
-    }
+    linears = decoder_linears(checkpoint)
     matrices = []
-    for name, shape in sorted(linears.items(), key=lambda item: (layer_of(item[0]), item[0])):
+    for name, shape in linears.items():
         if layer_of(name) in shown and linear_of(name) in options.targets:
             matrices.append(plan_matrix(name, shape, options))
         else:
@@ -168,11 +162,51 @@ def make_plan(checkpoint: Checkpoint, options: ConvertOptions, layers: tuple[int
             f"{size} with --targets {','.join(options.targets)}: no selected matrix would get at least "
             f"{MIN_SAVING:.0%} smaller, so nothing would be compressed; keep less or choose larger targets"
         )
+    return assemble(checkpoint, options, matrices, known, total)
+
+
+def decoder_linears(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
+    """Return the shape of each linear of every decoder block, by canonical weight name, in the model's order."""
+    shapes = {
+        name: (info.shape[0], info.shape[1])
+        for name, info in checkpoint.tensors.items()
+        if name.startswith("model.layers.") and name.endswith("_proj.weight") and len(info.shape) == 2
+    }
+    return dict(sorted(shapes.items(), key=lambda item: (layer_of(item[0]), item[0])))
+
+
+def assemble(
+    checkpoint: Checkpoint,
+    options: ConvertOptions,
+    matrices: list[MatrixPlan],
+    layers: tuple[int, ...] | None,
+    layer_total: int,
+) -> Plan:
+    """Complete a plan with what its matrices leave out and what it will take.
+
+    Args:
+        checkpoint: The opened model.
+        options: Validated options.
+        matrices: Of `decoder_linears`.
+        layers: The chosen layers, once known.
+        layer_total: How many they are.
+    """
     everything = sum(math.prod(info.shape) for info in checkpoint.tensors.values())
     other = everything - sum(m.parameters_before for m in matrices)
     memory, seconds = _estimate(checkpoint, options, matrices)
     biases = frozenset(name for name in checkpoint.tensors if name.endswith("_proj.bias"))
-    return Plan(tuple(matrices), known, total, other, memory, seconds, biases)
+    return Plan(tuple(matrices), layers, layer_total, other, memory, seconds, biases)
+
+
+def check_context(checkpoint: Checkpoint, options: ConvertOptions) -> None:
+    """Refuse calibration sequences that are longer than the model's context.
+
+    Raises:
+        InputError: They are.
+    """
+    wanted, context = options.calibration.tokens_per_sequence, int(checkpoint.config["max_position_embeddings"])
+    if wanted > context:
+        raise InputError(f"--calibration-tokens {wanted}: the model's context is {context} tokens; ask for fewer")
 
 
 def _estimate(checkpoint: Checkpoint, options: ConvertOptions, matrices: list[MatrixPlan]) -> tuple[int, float]:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _STAGES = {
     "original": "run the original",
+    "sensitivity": "measure modules",
+    "search": "try a size",
     "compress": "compress",
     "export": "write weights",
     "parity": "compare graphs",

@@ -66,6 +66,22 @@ class Block:
             output: Tensor = self.layer(hidden, **kwargs)
         return output
 
+    def backward(self, hidden: Tensor, gradient: Tensor) -> Tensor:
+        """Run the block forwards and backwards.
+
+        Args:
+            hidden: (batch, tokens, hidden_size) float32, the block's input.
+            gradient: The same shape: of some scalar with respect to the block's output.
+
+        Returns:
+            The scalar's gradient with respect to the block's input.
+        """
+        hidden = hidden.detach().requires_grad_()
+        with torch.enable_grad():
+            output = self.layer(hidden, **self._kwargs[hidden.shape[0], hidden.shape[1]])
+            (found,) = torch.autograd.grad(output, hidden, gradient)
+        return found
+
     def advance(self, batches: list[Tensor]) -> None:
         """Run the block on each batch and put its output in the input's place: no second copy of the hidden states."""
         with torch.inference_mode():
@@ -128,7 +144,8 @@ class BlockStream:
         set_tensor(embedding, "weight", rows)
         self._stubs[-1].stop = True
         try:
-            with torch.inference_mode():
+            # Not inference_mode: what is recorded here (masks, rotary tables) also serves `Block.backward`.
+            with torch.no_grad():
                 self._model(input_ids=compact, use_cache=False)
         except _FrontReachedError:
             pass
@@ -171,6 +188,29 @@ class BlockStream:
         Returns:
             (batch, tokens, vocab_size) float32.
         """
+        with torch.no_grad():  # not inference_mode: the table that this reads also serves `likelihood_gradient`
+            return self._head(hidden)
+
+    def likelihood_gradient(self, hidden: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the gradient of the log-likelihood of next tokens that are sampled from the model itself.
+
+        Its second moment is the Fisher information: the curvature of the divergence from this model.
+
+        Args:
+            hidden: (batch, tokens, hidden_size) float32, the last block's output.
+            generator: Samples the tokens.
+
+        Returns:
+            With respect to `hidden`, the same shape.
+        """
+        hidden = hidden.detach().requires_grad_()
+        with torch.enable_grad():
+            rows = self._head(hidden).log_softmax(-1).flatten(0, 1)
+            drawn = torch.multinomial(rows.detach().exp(), 1, generator=generator)
+            (found,) = torch.autograd.grad(rows.gather(1, drawn).sum(), hidden)
+        return found
+
+    def _head(self, hidden: Tensor) -> Tensor:
         names = self._checkpoint.tensors
         norm = self._model.get_submodule("model.norm")
         scale = self._round(self._checkpoint.read("model.norm.weight"))
@@ -181,9 +221,8 @@ class BlockStream:
         ids = torch.zeros(hidden.shape[:2], dtype=torch.int64)
         self._stubs[-1].inject = hidden
         try:
-            with torch.inference_mode():
-                set_tensor(self._model.get_submodule("model.embed_tokens"), "weight", torch.zeros(1, hidden.shape[-1]))
-                logits: Tensor = self._model(input_ids=ids, use_cache=False).logits
+            set_tensor(self._model.get_submodule("model.embed_tokens"), "weight", torch.zeros(1, hidden.shape[-1]))
+            logits: Tensor = self._model(input_ids=ids, use_cache=False).logits
         finally:
             self._stubs[-1].inject = None
         return logits

@@ -10,14 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from curconvert.allocation.evidence import Evidence
 from curconvert.artifact.safetensors_writer import not_finite
 from curconvert.calibration.statistics import InputStatistics
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.errors import BackendError, InputError
 from curconvert.factorization.cur import CUROptions, Link, factorize_cur
-from curconvert.factorization.interpolative import factorize_interpolative
-from curconvert.factorization.modular import ModularOptions, Projection, factorize_mlp
+from curconvert.factorization.gram import ridged
+from curconvert.factorization.interpolative import factorize_interpolative, interpolative_from
+from curconvert.factorization.modular import Indices, ModularOptions, Projection, factorize_mlp
 from curconvert.factorization.two_factor import Approximation, factorize_two_factor
+from curconvert.factorization.two_sided import DAMPING, damped, two_sided
 from curconvert.factorization.types import Basis, Factorization
 from curconvert.options import ConvertOptions
 from curconvert.planning import MatrixPlan, linear_of
@@ -41,12 +44,59 @@ def factorize_checked(
     return factors
 
 
+def factorize_allocated(
+    plans: Sequence[MatrixPlan],
+    evidence: Evidence,
+    checkpoint: Checkpoint,
+    options: ConvertOptions,
+    dtype: torch.dtype,
+) -> dict[str, Factorization]:
+    """Factorize one block's matrices as an allocation planned them.
+
+    Args:
+        plans: Of the block's compressed matrices.
+        evidence: Statistics of the original.
+        checkpoint: Weights and biases.
+        options: Its ridge.
+        dtype: Deployed dtype.
+
+    Returns:
+        By the matrices' names.
+
+    Raises:
+        InputError: As `factorize_checked`.
+        BackendError: A LAPACK routine did not converge.
+    """
+    found = {}
+    for plan in plans:
+        if plan.form == "interpolative" and plan.rank is not None:
+            weight, statistics = checkpoint.read(plan.name), evidence.statistics(plan.name)
+            _check_input(plan.name, weight, statistics, dtype)
+            with _lapack(plan.name):
+                gram = ridged(statistics.gram, options.ridge)
+                fisher = damped(evidence.fisher(plan.name), DAMPING)
+                best = two_sided(weight.to(torch.float64).numpy(), gram, fisher).factors(plan.rank)
+                found[plan.name] = interpolative_from(weight, *best, statistics, dtype)
+            _check_fit(plan.name, found[plan.name], dtype)
+    mlp = [plan for plan in plans if plan.form in MODULAR.values()]
+    if mlp:
+        inputs = {plan.name: evidence.statistics(plan.name) for plan in mlp}
+        (kept,) = (
+            evidence.kept(plan.name, plan.rank)
+            for plan in mlp
+            if plan.form == "modular_columns" and plan.rank is not None
+        )
+        found |= factorize_mlp_checked(mlp, inputs, checkpoint, options, dtype, kept)
+    return found
+
+
 def factorize_mlp_checked(
     plans: Sequence[MatrixPlan],
     statistics: Mapping[str, InputStatistics],
     checkpoint: Checkpoint,
     options: ConvertOptions,
     dtype: torch.dtype,
+    kept: Indices | None = None,
 ) -> dict[str, Factorization]:
     """Factorize the three linears of one MLP together.
 
@@ -56,6 +106,7 @@ def factorize_mlp_checked(
         checkpoint: Weights and biases.
         options: Its ridge.
         dtype: Deployed dtype.
+        kept: Neurons to keep, ascending; None decides by ridge leverage.
 
     Returns:
         By the matrices' names.
@@ -78,7 +129,7 @@ def factorize_mlp_checked(
         )
     ridges = ModularOptions(leverage_ridge=options.ridge, ridge=options.ridge)
     with _lapack(names["down_proj"]):
-        found = factorize_mlp(projections, ranks.pop(), ridges, dtype)
+        found = factorize_mlp(projections, ranks.pop(), ridges, dtype, kept)
     for linear, factors in found.items():
         _check_fit(names[linear], factors, dtype)
     return {names[linear]: factors for linear, factors in found.items()}

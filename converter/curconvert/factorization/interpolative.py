@@ -40,16 +40,35 @@ def factorize_interpolative(
     """
     check_rank(name, weight.shape, rank)
     W, H = weight.to(torch.float64).numpy(), ridged(statistics.gram, ridge)
-    if basis == "rows":
-        rows = leading_rows(W @ H @ W.T, rank)
-        others = _others(rows, len(W))
-        R = weight.to(dtype)[torch.from_numpy(rows).long()]
-        T = interpolation(W[others], R.to(torch.float64).numpy(), H)
-    else:
-        A, B = svd_llm(W, H, rank)
-        rows, T = spanning_rows(A)
-        R = deployed(A[rows] @ B, dtype)
-        others = _others(rows, len(W))
+    if basis == "subspace":
+        return interpolative_from(weight, *svd_llm(W, H, rank), statistics, dtype)
+    rows = leading_rows(W @ H @ W.T, rank)
+    R = weight.to(dtype)[torch.from_numpy(rows).long()]
+    T = interpolation(W[_others(rows, len(W))], R.to(torch.float64).numpy(), H)
+    return _assembled(W, rows, R, T, statistics, basis, dtype)
+
+
+def interpolative_from(
+    weight: Tensor, A: Matrix, B: Matrix, statistics: InputStatistics, dtype: torch.dtype
+) -> Factorization:
+    """Store a rank-r approximation A·B of a weight in interpolative form, without loss.
+
+    Args:
+        weight: W, (m, n), any float dtype; errors are measured against it.
+        A: (m, r) with orthonormal columns.
+        B: (r, n).
+        statistics: Of the layer's input.
+        dtype: Deployed dtype of R and T.
+    """
+    rows, T = spanning_rows(A)
+    R = deployed(A[rows] @ B, dtype)
+    return _assembled(weight.to(torch.float64).numpy(), rows, R, T, statistics, "subspace", dtype)
+
+
+def _assembled(
+    W: Matrix, rows: Indices, R: Tensor, T: Matrix, statistics: InputStatistics, basis: Basis, dtype: torch.dtype
+) -> Factorization:
+    others, rank = _others(rows, len(W)), len(rows)
     order = np.empty(len(W), dtype=np.int32)
     order[rows], order[others] = np.arange(rank), np.arange(rank, len(W))
     tensors = {"R": R, "T": deployed(T, dtype), "rows": torch.from_numpy(rows), "order": torch.from_numpy(order)}

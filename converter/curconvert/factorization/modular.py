@@ -34,7 +34,7 @@ class ModularOptions:
 
     Attributes:
         leverage_ridge: Of the scores by which neurons are kept, relative to the mean diagonal.
-        ridge: Of the correction of down_proj, relative to the mean diagonal.
+        ridge: Of the correction of down_proj, relative to each neuron's energy.
     """
 
     leverage_ridge: float
@@ -99,29 +99,35 @@ def keep_neurons(scores: Vector, count: int) -> Indices:
 
 
 def corrected_down(weight: Matrix, gram: Matrix, kept: Indices, ridge: float) -> Matrix:
-    """Return `W G[:,K] (G[K,K] + λI)⁻¹`, which minimises `E‖W h − W' h_K‖² + λ‖W'‖²`; λ = ridge · mean diag G.
+    """Return the W' that minimises `E‖W h − W' h_K‖² + λ ‖(W' − W_K) D^½‖²`, with D the diagonal of G[K,K].
 
-    MoDeGPT (arXiv 2408.09632), Nyström approximation.
+    Without a ridge it is `W G[:,K] G[K,K]⁻¹`, the Nyström approximation of MoDeGPT (arXiv 2408.09632). The ridge pulls
+    towards W's own columns, each neuron in its own units, so with all neurons kept W comes back.
 
     Args:
         weight: W, (n, m), that of down_proj.
         gram: G, (m, m) symmetric positive semi-definite.
         kept: K, (k,).
-        ridge: Relative ridge.
+        ridge: λ.
 
     Returns:
-        W', (n, k); W's own columns where there are no activations at all.
+        W', (n, k).
     """
-    shift = max(ridge, _LEAST) * float(np.mean(np.diag(gram)))
-    if shift == 0:
-        return weight[:, kept]
-    columns = gram[:, kept]
-    inner = columns[kept] + shift * np.eye(len(kept))
-    return np.asarray(scipy.linalg.solve(inner, (weight @ columns).T, assume_a="pos", check_finite=False).T)
+    own, inner = weight[:, kept], gram[np.ix_(kept, kept)]
+    scales = np.sqrt(np.diag(inner))
+    scales = np.where(scales > 0, scales, 1.0)
+    missed = (weight @ gram[:, kept] - own @ inner) / scales
+    inner = inner / scales[:, None] / scales
+    np.fill_diagonal(inner, np.diag(inner) + max(ridge, _LEAST))
+    return np.asarray(own + scipy.linalg.solve(inner, missed.T, assume_a="pos", check_finite=False).T / scales)
 
 
 def factorize_mlp(
-    projections: Mapping[str, Projection], count: int, options: ModularOptions, dtype: torch.dtype
+    projections: Mapping[str, Projection],
+    count: int,
+    options: ModularOptions,
+    dtype: torch.dtype,
+    kept: Indices | None = None,
 ) -> dict[str, Factorization]:
     """Factorize an MLP into one with fewer neurons.
 
@@ -133,6 +139,7 @@ def factorize_mlp(
         count: k, neurons to keep, 1 ≤ k ≤ m.
         options: Ridges.
         dtype: Deployed dtype of weights and biases.
+        kept: Which neurons to keep, (k,) ascending; None keeps those of the largest ridge leverage scores.
 
     Returns:
         Under the same keys: gate and up in form `modular_rows` (rows of the weight, bit for bit in the deployed dtype,
@@ -143,7 +150,8 @@ def factorize_mlp(
     """
     down = projections["down_proj"]
     W, G = down.weight.to(torch.float64).numpy(), down.statistics.gram
-    kept = keep_neurons(ridge_leverage(G, np.linalg.norm(W, axis=0), options.leverage_ridge), count)
+    if kept is None:
+        kept = keep_neurons(ridge_leverage(G, np.linalg.norm(W, axis=0), options.leverage_ridge), count)
     index = torch.from_numpy(kept)
     found = {}
     for name in ("gate_proj", "up_proj"):

@@ -1,0 +1,70 @@
+"""What the passes over the original model found, kept on disk: for deep models it is larger than memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from curconvert.calibration.statistics import InputStatistics
+
+Matrix = NDArray[np.float64]
+Indices = NDArray[np.int32]
+
+
+class Evidence:
+    """Statistics of every linear, by weight name, and the hidden states that enter each block.
+
+    Args:
+        folder: An empty folder that outlives this object's use.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._leaders: dict[str, tuple[str, int]] = {}
+
+    def save_statistics(self, names: Iterable[str], statistics: InputStatistics) -> None:
+        """Keep the Gram matrix of some linears' common input."""
+        leader, *_ = names = tuple(names)
+        np.save(self._path("gram", leader), statistics.gram)
+        self._leaders |= dict.fromkeys(names, (leader, statistics.tokens))
+
+    def statistics(self, name: str) -> InputStatistics:
+        """Return a linear's input statistics."""
+        leader, tokens = self._leaders[name]
+        return InputStatistics(np.load(self._path("gram", leader)), tokens)
+
+    def save_fisher(self, name: str, fisher: Matrix) -> None:
+        """Keep the second moment of the gradient at a linear's output, (out_features, out_features)."""
+        np.save(self._path("fisher", name), fisher)
+
+    def fisher(self, name: str) -> Matrix:
+        """Return it."""
+        return np.asarray(np.load(self._path("fisher", name)))
+
+    def save_order(self, name: str, order: Indices) -> None:
+        """Keep the order in which the neurons before a down_proj are dropped, all of them, first dropped first."""
+        np.save(self._path("order", name), order)
+
+    def kept(self, name: str, count: int) -> Indices:
+        """Return the `count` neurons that are dropped last, ascending."""
+        order: Indices = np.load(self._path("order", name))
+        return np.sort(order[len(order) - count :])
+
+    def save_hidden(self, layer: int, batch: int, hidden: Tensor) -> None:
+        """Keep the hidden states that enter a block."""
+        np.save(self._path("hidden", f"{layer}.{batch}"), hidden.numpy())
+
+    def take_hidden(self, layer: int, batch: int) -> Tensor:
+        """Return them and give their space back."""
+        path = self._path("hidden", f"{layer}.{batch}")
+        hidden = torch.from_numpy(np.load(path))
+        path.unlink()
+        return hidden
+
+    def _path(self, kind: str, name: str) -> Path:
+        return self._folder / f"{kind}.{name}.npy"

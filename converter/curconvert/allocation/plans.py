@@ -1,0 +1,141 @@
+"""From a budget to a plan: before anything is measured, and after."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import cast
+
+from curconvert.allocation.curves import Curve, allocate
+from curconvert.checkpoint.types import Checkpoint
+from curconvert.errors import InputError
+from curconvert.factorization.types import Form
+from curconvert.options import ConvertOptions
+from curconvert.planning import (
+    MatrixPlan,
+    Plan,
+    assemble,
+    check_context,
+    decoder_linears,
+    layer_of,
+    linear_of,
+    rank_for_density,
+)
+from curconvert_runtime.forms import MODULAR
+
+SEARCHED_KEEP = 0.8  # what a dry run shows when the size is to be found by --max-kl
+_HEADER_BYTES = 160  # of a safetensors header, per tensor
+
+
+def targets_of(checkpoint: Checkpoint, options: ConvertOptions) -> dict[str, tuple[int, int]]:
+    """Return the shapes of the matrices that may be compressed, by weight name."""
+    shapes = decoder_linears(checkpoint)
+    return {name: shape for name, shape in shapes.items() if linear_of(name) in options.targets}
+
+
+def target_parameters(checkpoint: Checkpoint, options: ConvertOptions, itemsize: int) -> int:
+    """Return the parameters that the whole model may keep.
+
+    Args:
+        checkpoint: The opened model.
+        options: One of `keep`, `target_parameters`, `target_bytes` and `max_kl` is set.
+        itemsize: Bytes of a stored number.
+
+    Raises:
+        InputError: The target is no smaller than the model.
+    """
+    before = sum(math.prod(info.shape) for info in checkpoint.tensors.values())
+    if options.target_parameters is not None:
+        target, asked = options.target_parameters, f"--target-params {options.target_parameters}"
+    elif options.target_bytes is not None:
+        # The longest index vectors that a form can have, and a line of the header for each tensor.
+        shapes = targets_of(checkpoint, options)
+        indices = sum(m + min(m, n) for m, n in shapes.values())
+        rest = options.target_bytes - 4 * indices - _HEADER_BYTES * (len(checkpoint.tensors) + 3 * len(shapes))
+        target, asked = rest // itemsize, f"--target-bytes {options.target_bytes}"
+    else:
+        share = SEARCHED_KEEP if options.keep is None else options.keep
+        target, asked = int(share * before), f"--keep {share:g}"
+    if not 0 < target < before:
+        raise InputError(f"{asked}: the model has {before} parameters, {before * itemsize} bytes; ask for fewer")
+    return target
+
+
+def uniform_plan(checkpoint: Checkpoint, options: ConvertOptions, itemsize: int) -> Plan:
+    """Plan every target at one density: what can be known before anything is measured.
+
+    Args:
+        checkpoint: The opened model.
+        options: Validated options.
+        itemsize: Bytes of a stored number.
+
+    Raises:
+        InputError: The target cannot be had.
+    """
+    check_context(checkpoint, options)
+    shapes = targets_of(checkpoint, options)
+    before = sum(math.prod(info.shape) for info in checkpoint.tensors.values())
+    target = target_parameters(checkpoint, options, itemsize)
+    density = 1 - (before - target) / sum(math.prod(shape) for shape in shapes.values())
+    matrices = []
+    for name, shape in decoder_linears(checkpoint).items():
+        if name not in shapes:
+            matrices.append(MatrixPlan(name, shape, "dense", reason="not selected"))
+            continue
+        form = cast("Form", MODULAR.get(linear_of(name), "interpolative"))
+        rank = rank_for_density(form, shape, density) // options.rank_multiple * options.rank_multiple
+        if density <= 0 or rank < 1:
+            raise InputError(
+                f"{target} parameters: {name} would keep {density:.1%} of its numbers, which leaves no rank that is a "
+                f"multiple of {options.rank_multiple}; keep more, or allow more --targets"
+            )
+        matrices.append(MatrixPlan(name, shape, form, rank))
+    layers = tuple(sorted({layer_of(name) for name in shapes}))
+    return assemble(checkpoint, options, matrices, layers, len(layers))
+
+
+def allocated(plan: Plan, curves: Sequence[Curve], target: int) -> Plan:
+    """Spend a budget where it is worth most.
+
+    Args:
+        plan: Any plan of the same model.
+        curves: Of every module that may be compressed.
+        target: Parameters of the whole model.
+
+    Raises:
+        InputError: The smallest sizes that are considered do not fit.
+    """
+    dense = sum(float(curve.parameters[0]) for curve in curves)
+    budget = target - (plan.parameters_before - dense)
+    try:
+        chosen = allocate(curves, budget)
+    except ValueError as error:
+        least = plan.parameters_before - dense + sum(float(curve.parameters.min()) for curve in curves)
+        raise InputError(
+            f"{target} parameters: the smallest sizes that are considered store {math.ceil(least)}; keep more, or "
+            "allow more --targets"
+        ) from error
+    sizes = {
+        name: (form, curve.sizes[index])
+        for curve, index in zip(curves, chosen, strict=True)
+        for name, form in curve.forms.items()
+        if index > 0
+    }
+    matrices = [_sized(matrix, sizes.get(matrix.name)) for matrix in plan.matrices]
+    layers = sorted({layer_of(name) for name in sizes})
+    return replace(plan, matrices=tuple(matrices), layers=tuple(layers), layer_total=len(layers))
+
+
+def predicted_cost(curves: Sequence[Curve], plan: Plan) -> float:
+    """Sum what the chosen sizes cost by themselves, nats per token."""
+    ranks = {matrix.name: matrix.rank for matrix in plan.matrices if matrix.rank is not None}
+    return sum(float(curve.costs[curve.sizes.index(ranks.get(next(iter(curve.forms)), 0))]) for curve in curves)
+
+
+def _sized(matrix: MatrixPlan, chosen: tuple[str, int] | None) -> MatrixPlan:
+    if chosen is None:
+        reason = matrix.reason if matrix.form == "dense" else "worth its size"
+        return MatrixPlan(matrix.name, matrix.shape, "dense", reason=reason)
+    form, size = chosen
+    return MatrixPlan(matrix.name, matrix.shape, cast("Form", form), size)

@@ -1,0 +1,100 @@
+"""From the original model to a plan: measure what each module is worth, then spend the budget."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from curconvert.allocation.curves import Curve
+from curconvert.allocation.evidence import Evidence
+from curconvert.allocation.plans import allocated, predicted_cost, target_parameters, targets_of
+from curconvert.allocation.sensitivity import Sensitivity
+from curconvert.calibration.text import CalibrationTokens
+from curconvert.checkpoint.types import Checkpoint
+from curconvert.compress import OriginalPass, Progress, divergence, run_original
+from curconvert.errors import InputError
+from curconvert.options import ConvertOptions
+from curconvert.planning import Plan
+
+logger = logging.getLogger(__name__)
+_TRIALS = 5  # compressions that a search may measure
+_NEAR = 0.95  # share of the allowed divergence at which a search ends
+
+
+def allocate_plan(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    tokens: CalibrationTokens,
+    options: ConvertOptions,
+    dtype: torch.dtype,
+    evidence: Evidence,
+    progress: Progress,
+) -> tuple[Plan, OriginalPass]:
+    """Run the original model forwards and back, and decide the size of every module.
+
+    Args:
+        checkpoint: The original.
+        plan: What is known without measuring.
+        tokens: Calibration and probe sequences.
+        options: The budget.
+        dtype: Deployed dtype.
+        evidence: Receives what the compression needs.
+        progress: Called after each block.
+
+    Raises:
+        InputError: The budget cannot be had.
+    """
+    sensitivity = Sensitivity(checkpoint, targets_of(checkpoint, options), options, evidence, progress)
+    original = run_original(checkpoint, tokens, sensitivity=sensitivity, progress=progress)
+    curves = sensitivity.curves
+    if options.max_kl is None:
+        return allocated(plan, curves, target_parameters(checkpoint, options, dtype.itemsize)), original
+
+    def measure(candidate: Plan) -> float:
+        found = divergence(checkpoint, candidate, tokens, original, options, dtype, evidence, progress)
+        logger.info("%d parameters: KL %.4f", candidate.parameters_after, found)
+        return found
+
+    return _smallest(plan, curves, options.max_kl, measure), original
+
+
+def _smallest(plan: Plan, curves: Sequence[Curve], limit: float, measure: Callable[[Plan], float]) -> Plan:
+    """Search the smallest plan whose measured divergence stays within a limit.
+
+    The predicted divergence of a plan is nearly the measured one, so the search is for the prediction at which the
+    measurement meets the limit: a secant on their logarithms, kept inside what was measured before.
+    """
+    best: Plan | None = None
+    low, high = 0.0, math.inf  # predictions that were measured within and beyond the limit
+    wanted = limit
+    for _ in range(_TRIALS):
+        candidate = _with_cost(plan, curves, wanted)
+        predicted, found = predicted_cost(curves, candidate), measure(candidate)
+        if found <= limit:
+            best, low = candidate, max(low, predicted)
+            if found >= _NEAR * limit:
+                break
+        else:
+            high = min(high, predicted)
+        if predicted > 0 and found > 0:
+            wanted = predicted * limit / found * (0.98 if found > limit else 1.0)
+        if not low < wanted < high:
+            wanted = math.sqrt(max(low, 1e-3 * limit) * high) if math.isfinite(high) else 2 * max(low, wanted)
+    if best is None or best.parameters_after == best.parameters_before:
+        raise InputError(f"--max-kl {limit:g}: no smaller size met it on the held-out text; allow more, or give a size")
+    return best
+
+
+def _with_cost(plan: Plan, curves: Sequence[Curve], wanted: float) -> Plan:
+    """Return the smallest plan whose predicted cost is at most `wanted`, by bisection over the size."""
+    dense = sum(float(curve.parameters[0]) for curve in curves)
+    rest = plan.parameters_before - dense
+    low, high = int(rest + sum(float(curve.parameters.min()) for curve in curves)) + 1, plan.parameters_before
+    while high - low > plan.parameters_before // 4096:
+        middle = (low + high) // 2
+        met = predicted_cost(curves, allocated(plan, curves, middle)) <= wanted
+        low, high = (low, middle) if met else (middle, high)
+    return allocated(plan, curves, high)

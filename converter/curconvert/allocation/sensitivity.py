@@ -1,0 +1,158 @@
+"""How much each size of each module would cost: one pass forwards through the original, one back.
+
+Forwards collects the Gram matrix of every linear's input. Backwards carries the gradient of the log-likelihood of
+tokens sampled from the model from block to block, so that only one block is in memory at a time, and prices the sizes
+of each module by `½ E[(gᵀ Δy)²]`, the divergence to second order, token by token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from curconvert.allocation.curves import Curve, interpolated, mlp_forms
+from curconvert.allocation.evidence import Evidence
+from curconvert.blocks.stream import Block, BlockStream
+from curconvert.calibration.gradients import GradientCollector, GradientSamples
+from curconvert.calibration.statistics import StatisticsCollector
+from curconvert.checkpoint.types import Checkpoint
+from curconvert.errors import InputError
+from curconvert.factorization.gram import ridged
+from curconvert.factorization.pruning import drop_neurons
+from curconvert.factorization.two_sided import DAMPING, damped, two_sided
+from curconvert.options import ConvertOptions
+from curconvert_runtime.forms import MODULAR
+
+GRADIENT_TOKENS = 8192  # Fisher matrices and costs from twice as many changed the result by less than their noise
+LEAST_NEURONS = 4  # an MLP keeps at least one neuron in so many
+_SHARES = (0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75)  # dropped neurons at which costs are measured
+_ROWS = 64  # positions whose logits are differentiated at once
+
+
+class Sensitivity:
+    """Watches a pass over the original model, then goes back through it.
+
+    Args:
+        checkpoint: The original.
+        targets: Weight names that may be compressed.
+        options: Ridge, seed and multiples.
+        evidence: Receives what the compression needs later.
+        progress: Called after each block of the way back.
+
+    Attributes:
+        curves: One per module, after `finish`.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        targets: Collection[str],
+        options: ConvertOptions,
+        evidence: Evidence,
+        progress: Callable[[str, int, int], None],
+    ) -> None:
+        self._checkpoint, self._targets, self._options = checkpoint, frozenset(targets), options
+        self._evidence, self._progress = evidence, progress
+        self._chosen: list[int] = []
+        self.curves: list[Curve] = []
+
+    def advance(self, block: Block, hidden: list[Tensor]) -> None:
+        """Run one block of the pass forwards; `hidden` becomes the next block's input."""
+        if not self._chosen:
+            wanted = -(-GRADIENT_TOKENS // (hidden[0].shape[0] * hidden[0].shape[1]))
+            count = min(wanted, len(hidden))
+            self._chosen = [int((index + 0.5) * len(hidden) / count) for index in range(count)]
+        for batch in self._chosen:
+            self._evidence.save_hidden(block.index, batch, hidden[batch])
+        collector = StatisticsCollector({name: block.linears[name] for name in block.linears if name in self._targets})
+        with collector.collecting():
+            block.advance(hidden)
+        for names, statistics in collector.groups():
+            if not np.isfinite(statistics.gram).all():
+                raise InputError(
+                    f"{names[0]}: its inputs overflow on the calibration text; the checkpoint is damaged before it"
+                )
+            self._evidence.save_statistics(names, statistics)
+
+    def finish(self, stream: BlockStream, hidden: list[Tensor]) -> None:
+        """Go back from the logits to the first block, pricing every module."""
+        generator = torch.Generator().manual_seed(self._options.seed)
+        gradients = [_head_gradient(stream, hidden[batch], generator) for batch in self._chosen]
+        hidden.clear()
+        for index in reversed(range(stream.num_layers)):
+            with stream.block(index) as block:
+                linears = {n: m for n, m in block.linears.items() if n in self._targets and not _is_wide(n)}
+                collector = GradientCollector(linears)
+                with collector.collecting():
+                    for position, batch in enumerate(self._chosen):
+                        before = self._evidence.take_hidden(index, batch)
+                        gradients[position] = block.backward(before, gradients[position])
+            for name, samples in collector.samples():
+                self._evidence.save_fisher(name, samples.fisher)
+                self._price(name, samples)
+            self._progress("sensitivity", stream.num_layers - index, stream.num_layers)
+        self.curves.reverse()
+
+    def _price(self, name: str, samples: GradientSamples) -> None:
+        if not name.endswith("down_proj.weight"):
+            self.curves.append(self._matrix_curve(name, samples))
+            return
+        names = {linear: name.replace("down_proj", linear) for linear in MODULAR}
+        if self._targets.issuperset(names.values()):
+            self.curves.append(self._mlp_curve(names, samples))
+
+    def _matrix_curve(self, name: str, samples: GradientSamples) -> Curve:
+        weight = self._checkpoint.read(name).to(torch.float64).numpy()
+        gram = ridged(self._evidence.statistics(name).gram, self._options.ridge)
+        costs = two_sided(weight, gram, damped(samples.fisher, DAMPING)).costs(samples.inputs, samples.gradients)
+        multiple = self._options.rank_multiple
+        shape = (weight.shape[0], weight.shape[1])
+        sizes = range(multiple, min(shape), multiple)
+        return Curve.of({name: "interpolative"}, [shape], {size: float(costs[size]) for size in sizes})
+
+    def _mlp_curve(self, names: dict[str, str], samples: GradientSamples) -> Curve:
+        """Price an MLP with fewer neurons, and keep the order in which they are dropped."""
+        down = names["down_proj"]
+        weight = self._checkpoint.read(down).to(torch.float64).numpy()
+        total, multiple = weight.shape[1], self._options.rank_multiple
+        gram, fisher = self._evidence.statistics(down).gram, damped(samples.fisher, DAMPING)
+        least = min(total, max(1, total // LEAST_NEURONS // multiple * multiple))
+        pending = [share * total for share in _SHARES]
+        whole = _dots(samples, weight, slice(None))
+        alive: NDArray[np.int32] = np.arange(total, dtype=np.int32)
+        order, costs = [], {}
+        for kept, refitted in drop_neurons(
+            weight, gram, fisher, self._options.ridge, step=max(1, total // 64), least=least
+        ):
+            order.append(np.setdiff1d(alive, kept))
+            alive = kept
+            dropped = total - len(kept)
+            if dropped >= pending[0] or len(kept) == least:
+                pending = [share for share in pending if share > dropped] or [np.inf]
+                costs[len(kept)] = float(0.5 * np.mean((_dots(samples, refitted, kept) - whole) ** 2))
+        self._evidence.save_order(down, np.concatenate([*order, alive]).astype(np.int32))
+        sizes = {size: cost for size, cost in interpolated(costs, total, multiple).items() if size % multiple == 0}
+        shapes = [tuple(self._checkpoint.tensors[names[linear]].shape) for linear in MODULAR]
+        return Curve.of(mlp_forms(names), [(m, n) for m, n in shapes], sizes)
+
+
+def _is_wide(name: str) -> bool:
+    """Tell whether a linear needs no gradients: gate and up are priced by what down makes of them."""
+    return MODULAR.get(name.split(".")[-2]) == "modular_rows"
+
+
+def _dots(
+    samples: GradientSamples, weight: NDArray[np.float64], columns: slice | NDArray[np.int32]
+) -> NDArray[np.float32]:
+    """Return `g_tᵀ W x_t[columns]` for each token."""
+    products = samples.gradients @ weight.astype(samples.gradients.dtype)
+    return np.asarray(np.einsum("ij,ij->i", products, samples.inputs[:, columns]))
+
+
+def _head_gradient(stream: BlockStream, hidden: Tensor, generator: torch.Generator) -> Tensor:
+    parts = [stream.likelihood_gradient(part, generator) for part in torch.split(hidden, _ROWS, dim=1)]
+    return torch.cat(parts, dim=1)

@@ -1,0 +1,69 @@
+"""What enters linears and how the loss depends on what leaves them, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+Samples = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class GradientSamples:
+    """Tokens seen at one linear. In float32: means over a sample, whose noise is percents.
+
+    Attributes:
+        inputs: x, (tokens, in_features).
+        gradients: g with respect to the output, (tokens, out_features).
+    """
+
+    inputs: Samples
+    gradients: Samples
+
+    @property
+    def fisher(self) -> NDArray[np.float64]:
+        """`E[g gᵀ]`, (out_features, out_features)."""
+        return (self.gradients.T @ self.gradients).astype(np.float64) / len(self.gradients)
+
+
+class GradientCollector:
+    """Keeps the inputs and output gradients of some linears while a block runs forwards and backwards."""
+
+    def __init__(self, linears: Mapping[str, nn.Module]) -> None:
+        self._linears = linears
+        self._inputs: dict[str, list[Tensor]] = {name: [] for name in linears}
+        self._gradients: dict[str, list[Tensor]] = {name: [] for name in linears}
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Watch every forward call inside the context, and the backward pass that follows it."""
+        handles = [module.register_forward_hook(self._hook(name)) for name, module in self._linears.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, name: str):  # type: ignore[no-untyped-def]  # torch's hook type is not public
+        def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            # Linears that share an input share one tensor here too.
+            self._inputs[name].append(inputs[0].detach())
+            keep = self._gradients[name].append
+            output.register_hook(lambda gradient: keep(gradient.detach()))  # type: ignore[no-untyped-call]
+
+        return hook
+
+    def samples(self) -> Iterable[tuple[str, GradientSamples]]:
+        """Yield each linear's tokens, releasing them."""
+        for name in self._linears:
+            parts = (self._inputs.pop(name), self._gradients.pop(name))
+            inputs, gradients = (
+                torch.cat([part.reshape(-1, part.shape[-1]) for part in found]).numpy() for found in parts
+            )
+            yield name, GradientSamples(inputs, gradients)

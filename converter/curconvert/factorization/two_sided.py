@@ -1,0 +1,81 @@
+"""The best rank-r approximation where both sides are weighted: the input's Gram matrix and the output's Fisher matrix.
+
+To second order the divergence that a change ΔW of one linear causes is `½ E[(gᵀ ΔW x)²]`, with x the layer's input and
+g the gradient of the log-likelihood of a token that is sampled from the model, with respect to the layer's output.
+With `E[(g gᵀ) ⊗ (x xᵀ)] ≈ F ⊗ H` (K-FAC, Martens & Grosse, arXiv 1503.05671) that is `½ tr(F ΔW H ΔWᵀ)`, the weighted
+norm `‖F^½ ΔW H^½‖_F`, whose best rank-r approximation is a truncated SVD of `F^½ W H^½` (Eckart–Young).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+
+Matrix = NDArray[np.float64]
+Vector = NDArray[np.float64]
+DAMPING = 0.1
+"""λ of `damped`: gradients come from a sample of a few thousand tokens."""
+
+
+@dataclass(frozen=True)
+class TwoSided:
+    """All best approximations of one matrix: `Ŵ_r = left[:, :r] · right[:r]`.
+
+    Attributes:
+        left: F^-½ P, (m, m), P the left singular vectors of `F^½ W H^½`, leading first.
+        right: Pᵀ F^½ W, (m, n).
+    """
+
+    left: Matrix
+    right: Matrix
+
+    def factors(self, rank: int) -> tuple[Matrix, Matrix]:
+        """Return (A, B) with Ŵ = A·B: A (m, r) with orthonormal columns, B (r, n)."""
+        basis, triangle = scipy.linalg.qr(self.left[:, :rank], mode="economic", check_finite=False)
+        return np.asarray(basis), np.asarray(triangle @ self.right[:rank])
+
+    def costs(self, inputs: NDArray[np.float32], gradients: NDArray[np.float32]) -> Vector:
+        """Return `½ mean_t (g_tᵀ (W − Ŵ_r) x_t)²` for each rank r, in nats per token.
+
+        All ranks come from one running sum: `gᵀ(W − Ŵ_r)x = Σ_{i ≥ r} (gᵀ left_i)(right_i x)`.
+        Unlike the norm above it knows that tokens with large gradients may have inputs unlike the others'.
+
+        Args:
+            inputs: x, (tokens, n).
+            gradients: g, (tokens, m).
+
+        Returns:
+            (m + 1,); the last, of the matrix itself, is 0.
+        """
+        terms = (gradients @ self.left.astype(gradients.dtype)) * (inputs @ self.right.T.astype(inputs.dtype))
+        tails = np.cumsum(terms[:, ::-1], axis=1, dtype=np.float64)[:, ::-1]
+        return np.append(0.5 * np.mean(tails**2, axis=0), 0.0)
+
+
+def two_sided(weight: Matrix, gram: Matrix, fisher: Matrix) -> TwoSided:
+    """Decompose a matrix in the metric of its inputs and of the loss.
+
+    Args:
+        weight: W, (m, n).
+        gram: H, (n, n) symmetric positive semi-definite.
+        fisher: F, (m, m) symmetric positive definite: see `damped`.
+    """
+    values, vectors = scipy.linalg.eigh(fisher, driver="evd", check_finite=False)
+    scales = np.sqrt(values)
+    root, inverse = (vectors * scales) @ vectors.T, (vectors / scales) @ vectors.T
+    weighted = root @ weight
+    _, basis = scipy.linalg.eigh(weighted @ gram @ weighted.T, driver="evd", check_finite=False)
+    basis = basis[:, ::-1]
+    return TwoSided(inverse @ basis, basis.T @ weighted)
+
+
+def damped(fisher: Matrix, damping: float) -> Matrix:
+    """Return `F + λ mean(diag F) I`: directions that no sampled gradient points to still count a little.
+
+    Of a layer that nothing depends on, the identity: any approximation is as good.
+    """
+    mean = float(np.mean(np.diag(fisher)))
+    return np.asarray(fisher + damping * mean * np.eye(len(fisher))) if mean > 0 else np.eye(len(fisher))
