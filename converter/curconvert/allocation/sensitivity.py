@@ -29,8 +29,9 @@ from curconvert_runtime.forms import MODULAR
 
 GRADIENT_TOKENS = 8192  # Fisher matrices and costs from twice as many changed the result by less than their noise
 LEAST_NEURONS = 4  # an MLP keeps at least one neuron in so many
-_SHARES = (0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75)  # dropped neurons at which costs are measured
-_ROWS = 64  # positions whose logits are differentiated at once
+_SHARES = (0.03, 0.06, 0.1, 0.17, 0.26, 0.4, 0.56, 0.75)  # dropped neurons at which costs are measured
+_STEPS = 32  # neurons are dropped in so many steps, those of a step together
+_ROWS = 16  # positions whose logits are differentiated at once
 
 
 class Sensitivity:
@@ -68,7 +69,8 @@ class Sensitivity:
             self._chosen = [int((index + 0.5) * len(hidden) / count) for index in range(count)]
         for batch in self._chosen:
             self._evidence.save_hidden(block.index, batch, hidden[batch])
-        collector = StatisticsCollector({name: block.linears[name] for name in block.linears if name in self._targets})
+        linears = {name: block.linears[name] for name in block.linears if name in self._targets}
+        collector = StatisticsCollector(linears, exact=False)  # every solve here has a ridge, far above the rounding
         with collector.collecting():
             block.advance(hidden)
         for names, statistics in collector.groups():
@@ -126,7 +128,7 @@ class Sensitivity:
         alive: NDArray[np.int32] = np.arange(total, dtype=np.int32)
         order, costs = [], {}
         for kept, refitted in drop_neurons(
-            weight, gram, fisher, self._options.ridge, step=max(1, total // 64), least=least
+            weight, gram, fisher, self._options.ridge, step=max(1, total // _STEPS), least=least
         ):
             order.append(np.setdiff1d(alive, kept))
             alive = kept
