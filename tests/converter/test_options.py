@@ -49,7 +49,7 @@ def test_neurons_takes_the_whole_mlp() -> None:
         ({"density": 0.0}, "--density 0.0: expected a share above 0 and below 1"),
         ({"density": 1.0}, "--density 1.0"),
         ({"density": float("nan")}, "--density nan"),
-        ({"density": 0.5, "rank": 8}, "--rank and --density"),
+        ({"density": 0.5, "rank": 8}, "found --rank, --density"),
         ({"method": "pifa", "selector": "deim"}, "--select deim: belongs to --method cur and curing, not to pifa"),
         ({"method": "svd-llm", "link": "full"}, "--link full: belongs to"),
         ({"method": "row-id", "approximation": "svd"}, "approximation 'svd': expected one of rows, subspace"),

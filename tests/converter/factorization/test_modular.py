@@ -106,14 +106,14 @@ def test_an_impossible_count_is_refused(count: int) -> None:
 
 @given(seed=SEEDS, ridge=RIDGES, count=st.integers(1, NEURONS))
 def test_the_correction_is_ridge_regression(seed: int, ridge: float, count: int) -> None:
-    """It equals a least-squares solve on the activations themselves, augmented by the ridge."""
+    """It equals a least-squares solve on the activations themselves, with a pull to W's own columns."""
     h, W = activations(seed), random_weight(seed % 1000, HIDDEN, NEURONS).numpy()
     kept = np.sort(np.random.default_rng(seed).permutation(NEURONS)[:count]).astype(np.int32)
-    shift = ridge * np.mean(h**2) * len(h)
-    left = np.vstack([h[:, kept], np.sqrt(shift) * np.eye(count)])
-    right = np.vstack([h @ W.T, np.zeros((count, HIDDEN))])
+    pull = np.sqrt(max(ridge, 1e-10)) * np.diag(np.linalg.norm(h[:, kept], axis=0))
+    left = np.vstack([h[:, kept], pull])
+    right = np.vstack([h @ W.T, pull @ W[:, kept].T])
     expected = np.linalg.lstsq(left, right, rcond=None)[0].T
-    np.testing.assert_allclose(corrected_down(W, h.T @ h, kept, ridge), expected, atol=1e-8)
+    np.testing.assert_allclose(corrected_down(W, h.T @ h, kept, ridge), expected, atol=1e-6)
 
 
 def test_dependent_neurons_are_made_up_for_exactly() -> None:
@@ -122,6 +122,13 @@ def test_dependent_neurons_are_made_up_for_exactly() -> None:
     kept = np.arange(13, dtype=np.int32)
     smaller = corrected_down(W, h.T @ h, kept, 0.0)
     assert np.linalg.norm(h @ W.T - h[:, kept] @ smaller.T) < 1e-4 * np.linalg.norm(h @ W.T)
+
+
+def test_with_all_neurons_kept_the_weight_comes_back() -> None:
+    """The ridge pulls to it, not to zero."""
+    h, W = activations(3), random_weight(3, HIDDEN, NEURONS).numpy()
+    kept = np.arange(NEURONS, dtype=np.int32)
+    np.testing.assert_allclose(corrected_down(W, h.T @ h, kept, 0.1), W, atol=1e-12)
 
 
 def test_without_activations_the_columns_stay() -> None:

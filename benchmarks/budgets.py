@@ -1,0 +1,100 @@
+"""Quality under one budget of parameters for the whole model: `auto` and every other method over all linears.
+
+`auto` gets `--target-params`; the others get the density of all seven linears of every layer that gives the same size.
+Fidelity is exact: the original runs through its own exported graph on the same text. The calibration text is another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from common import MODEL, MODEL_NAME, machine, publish, table
+
+from curconvert import CalibrationOptions, ConvertOptions, SourceOptions, convert, export
+from curconvert.checkpoint import open_checkpoint
+from curconvert.options import LINEARS
+from curconvert.planning import decoder_linears
+from curconvert_runtime import VerifyOptions, verify
+
+HEADER = [
+    "method", "parameters", "kept", "KL mean ± standard error", "KL median / p90 / p99 / max", "top-1", "perplexity",
+    "conversion, s",
+]  # fmt: skip
+
+
+def options_for(method: str, target: int, model: str, calibration: CalibrationOptions) -> ConvertOptions:
+    """Return a method's options for a size of the whole model."""
+    if method == "auto":
+        return ConvertOptions.for_method(method, target_parameters=target, calibration=calibration)
+    checkpoint = open_checkpoint(model)
+    everything = sum(math.prod(info.shape) for info in checkpoint.tensors.values())
+    targets = ("gate_proj", "up_proj", "down_proj") if method == "neurons" else LINEARS
+    shapes = [shape for name, shape in decoder_linears(checkpoint).items() if name.split(".")[-2] in targets]
+    density = 1 - (everything - target) / sum(m * n for m, n in shapes)
+    return ConvertOptions.for_method(method, density=density, layers="all", targets=targets, calibration=calibration)
+
+
+def main() -> None:
+    """Convert, measure, publish."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(MODEL))
+    parser.add_argument("--text", type=Path, required=True, help="evaluation text, UTF-8")
+    parser.add_argument("--calibration", required=True, help="another text than the evaluation's")
+    parser.add_argument("--parameters", type=int, nargs="+", default=[127_300_000, 123_900_000, 113_300_000])
+    parser.add_argument("--methods", nargs="+", default=["auto"])
+    parser.add_argument("--window", type=int, default=512)
+    parser.add_argument("--max-tokens", type=int, default=24 * 512)
+    options = parser.parse_args()
+    source, calibration = SourceOptions(options.model), CalibrationOptions(source=options.calibration)
+    rows = []
+    fidelity: Any = None
+    with tempfile.TemporaryDirectory() as folder:
+        original = Path(folder) / "original"
+        export(source, original)
+        gates = VerifyOptions(against=original, text=options.text, window=options.window, max_tokens=options.max_tokens)
+        for target in options.parameters:
+            for method in options.methods:
+                chosen = options_for(method, target, options.model, calibration)
+                start = time.perf_counter()
+                result = convert(source, Path(folder) / "out", chosen, overwrite=True)
+                seconds = time.perf_counter() - start
+                report = verify(result.path, gates)
+                report.raise_for_failures()
+                plan, fidelity = result.plan, report.fidelity
+                assert plan is not None
+                assert fidelity is not None
+                rows.append([
+                    f"`{method}`",
+                    f"{plan.parameters_after:,}",
+                    f"{plan.parameters_after / plan.parameters_before:.3f}",
+                    f"{fidelity.kl.mean:.4f} ± {fidelity.kl.standard_error or 0:.4f}",
+                    f"{fidelity.kl.median:.3f} / {fidelity.kl.p90:.3f} / {fidelity.kl.p99:.3f} / {fidelity.kl.max:.2f}",
+                    f"{fidelity.top1:.4f}",
+                    f"{fidelity.perplexity_original:.2f} → {fidelity.perplexity_compressed:.2f}",
+                    f"{seconds:.0f}",
+                ])  # fmt: skip
+                print(*rows[-1], file=sys.stderr)
+    publish(
+        "budgets",
+        f"""{MODEL_NAME}, {plan.parameters_before:,} parameters, float32. `auto` takes `--target-params`; any other
+method the density of all seven linears (`neurons`: of the three of the MLP) of every layer that gives the same size.
+Calibration: {calibration.sequences} × {calibration.tokens_per_sequence} tokens of {Path(options.calibration).name}.
+Text: {options.text.name}, windows of {options.window} tokens, {fidelity.tokens} positions. KL in nats, exact over the
+whole vocabulary. {machine()}.
+
+{table(HEADER, rows)}
+
+Made by `python benchmarks/budgets.py --text {options.text.name} --calibration {Path(options.calibration).name}
+--methods {" ".join(options.methods)} --parameters {" ".join(map(str, options.parameters))}`.
+""",
+    )
+
+
+if __name__ == "__main__":
+    main()
