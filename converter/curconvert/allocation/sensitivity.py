@@ -27,7 +27,7 @@ from curconvert.factorization.two_sided import DAMPING, damped, two_sided
 from curconvert.options import ConvertOptions
 from curconvert_runtime.forms import MODULAR
 
-GRADIENT_TOKENS = 4096  # twice as many changed neither the choice nor the result by more than their noise
+GRADIENT_TOKENS = 4096  # costs are means over so many tokens: noisy by percents, where choices differ by factors
 LEAST_NEURONS = 4  # an MLP keeps at least one neuron in so many
 _SHARES = (0.03, 0.06, 0.1, 0.17, 0.26, 0.4, 0.56, 0.75)  # dropped neurons at which costs are measured
 _STEPS = 32  # neurons are dropped in so many steps, those of a step together

@@ -58,6 +58,4 @@ def test_nothing_depends_on_the_layer() -> None:
     weight, gram = rng.standard_normal((8, 8)), positive(8, rng)
     basis, rest = two_sided(weight, gram, damped(np.zeros((8, 8)), 0.1)).factors(3)
     left, sigma, right = np.linalg.svd(weight @ root(gram))
-    np.testing.assert_allclose(
-        basis @ rest @ root(gram), (left[:, :3] * sigma[:3]) @ right[:3], atol=1e-8 * sigma[0]
-    )
+    np.testing.assert_allclose(basis @ rest @ root(gram), (left[:, :3] * sigma[:3]) @ right[:3], atol=1e-8 * sigma[0])
