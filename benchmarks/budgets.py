@@ -7,7 +7,6 @@ Fidelity is exact: the original runs through its own exported graph on the same 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import tempfile
 import time
@@ -16,28 +15,15 @@ from typing import Any
 
 from common import MODEL, MODEL_NAME, machine, publish, table
 
-from curconvert import CalibrationOptions, ConvertOptions, SourceOptions, convert, export
+from curconvert import CalibrationOptions, SourceOptions, convert, export
+from curconvert.allocation.budgets import options_for_size
 from curconvert.checkpoint import open_checkpoint
-from curconvert.options import LINEARS
-from curconvert.planning import decoder_linears
 from curconvert_runtime import VerifyOptions, verify
 
 HEADER = [
     "method", "parameters", "kept", "KL mean ± standard error", "KL median / p90 / p99 / max", "top-1", "perplexity",
     "conversion, s",
 ]  # fmt: skip
-
-
-def options_for(method: str, target: int, model: str, calibration: CalibrationOptions) -> ConvertOptions:
-    """Return a method's options for a size of the whole model."""
-    if method == "auto":
-        return ConvertOptions.for_method(method, target_parameters=target, calibration=calibration)
-    checkpoint = open_checkpoint(model)
-    everything = sum(math.prod(info.shape) for info in checkpoint.tensors.values())
-    targets = ("gate_proj", "up_proj", "down_proj") if method == "neurons" else LINEARS
-    shapes = [shape for name, shape in decoder_linears(checkpoint).items() if name.split(".")[-2] in targets]
-    density = 1 - (everything - target) / sum(m * n for m, n in shapes)
-    return ConvertOptions.for_method(method, density=density, layers="all", targets=targets, calibration=calibration)
 
 
 def main() -> None:
@@ -52,6 +38,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=24 * 512)
     options = parser.parse_args()
     source, calibration = SourceOptions(options.model), CalibrationOptions(source=options.calibration)
+    checkpoint = open_checkpoint(options.model)
     rows = []
     fidelity: Any = None
     with tempfile.TemporaryDirectory() as folder:
@@ -60,7 +47,7 @@ def main() -> None:
         gates = VerifyOptions(against=original, text=options.text, window=options.window, max_tokens=options.max_tokens)
         for target in options.parameters:
             for method in options.methods:
-                chosen = options_for(method, target, options.model, calibration)
+                chosen = options_for_size(checkpoint, method, target, calibration=calibration)
                 start = time.perf_counter()
                 result = convert(source, Path(folder) / "out", chosen, overwrite=True)
                 seconds = time.perf_counter() - start

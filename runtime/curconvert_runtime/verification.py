@@ -153,13 +153,18 @@ def _fidelity(
     check_reference(artifact, reference)
     ids, text = probes.original.ids.astype(np.int64), stored
     if options.text is not None:
-        ids = text_windows(artifact, _read_text(options.text), options.window, options.max_tokens)
+        ids = text_windows(artifact, read_text(options.text), options.window, options.max_tokens)
         text = f"{options.text.name}: {len(ids)} windows of {options.window} tokens"
     original = _load(reference, kind if kind in reference.graphs else next(iter(reference.graphs)), options)
     return exact_fidelity(_load(artifact, kind, options), original, ids, progress), text
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Read a text to measure on.
+
+    Raises:
+        InputError: It cannot be read, or is not UTF-8.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from curconvert import pipeline
+from curconvert import production
 from curconvert.cli import main
 from curconvert_runtime.verification import VerifyOptions
 from curconvert_schemas import validate
@@ -234,19 +234,19 @@ def test_ctrl_c_exits_130_and_leaves_nothing(model: Path, tmp_path: Path, monkey
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "compress", interrupted)
+    monkeypatch.setattr(production, "compress", interrupted)
     refused(convert(model, tmp_path / "out"), 130, "interrupted; nothing was written")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ids.safetensors", "model"]
 
 
 _SLOW_MODEL = """
 import sys, time
-from curconvert import pipeline
+from curconvert import production
 from curconvert.cli import main
 def wait(*_, **__):
     print("waiting", flush=True)
     time.sleep(60)
-pipeline.compress = wait
+production.compress = wait
 main(sys.argv[1:])
 """
 
@@ -274,7 +274,7 @@ def test_a_full_disk_is_one_line(model: Path, tmp_path: Path, monkeypatch: pytes
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pipeline, "compress", full)
+    monkeypatch.setattr(production, "compress", full)
     refused(convert(model, tmp_path / "out"), 2, "No space left on device")
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from curconvert import pipeline
+from curconvert import production
 from curconvert.calibration.text import load_tokens
 from curconvert.checkpoint import Checkpoint
 from curconvert.errors import InputError
@@ -108,7 +108,7 @@ def planned(monkeypatch: pytest.MonkeyPatch, change: dict[str, MatrixPlan | None
         plan = make_plan(checkpoint, options, layers)
         return replace(plan, matrices=tuple(change.get(m.name) or m for m in plan.matrices))
 
-    monkeypatch.setattr(pipeline, "make_plan", make)
+    monkeypatch.setattr(production, "make_plan", make)
 
 
 def modular(layer: int, rank: int, *linears: str) -> dict[str, MatrixPlan | None]:

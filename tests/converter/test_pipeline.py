@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from curconvert import pipeline
+from curconvert import production
 from curconvert.artifact.safetensors_writer import SafetensorsWriter
 from curconvert.calibration.text import CalibrationOptions, load_tokens
 from curconvert.checkpoint import open_checkpoint
@@ -385,7 +385,7 @@ def test_a_sharded_artifact_is_the_same_model(
     """Past the shard size the graphs point into several files; it verifies, and its tensors are the single file's."""
     source, options = SourceOptions(str(deep.folder)), tiny_options(tokens, layers="1-4")
     run(deep, tmp_path / "single", options)
-    monkeypatch.setattr(pipeline, "SafetensorsWriter", functools.partial(SafetensorsWriter, shard_bytes=30_000))
+    monkeypatch.setattr(production, "SafetensorsWriter", functools.partial(SafetensorsWriter, shard_bytes=30_000))
     done = convert(source, tmp_path / "out", options, verification=VerifyOptions())
     assert done.report is not None
     assert done.report.passed

@@ -15,7 +15,10 @@ from support.families import make_checkpoint
 from support.tiny_runs import add_tokenizer, tiny_options, token_file
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = {"torch", "transformers", "safetensors", "scipy", "onnx", "onnx-ir", "mobius-onnx", "gguf", "huggingface-hub"}
+HEAVY = {
+    "torch", "transformers", "safetensors", "scipy", "onnx", "onnx-ir", "mobius-onnx", "gguf", "huggingface-hub",
+    "matplotlib",
+}  # fmt: skip
 
 
 def run(*command: str | Path, expected: int = 0) -> str:

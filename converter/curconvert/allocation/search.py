@@ -24,41 +24,66 @@ _TRIALS = 5  # compressions that a search may measure
 _NEAR = 0.95  # share of the allowed divergence at which a search ends
 
 
-def allocate_plan(
+def measure_modules(
+    checkpoint: Checkpoint,
+    tokens: CalibrationTokens,
+    options: ConvertOptions,
+    evidence: Evidence,
+    progress: Progress,
+) -> tuple[list[Curve], OriginalPass]:
+    """Run the original model forwards and back. The result serves every size.
+
+    Args:
+        checkpoint: The original.
+        tokens: Calibration and probe sequences.
+        options: Targets and numerics; the budget is not used.
+        evidence: Receives what the compression needs.
+        progress: Called after each block.
+
+    Returns:
+        What each size of each module costs, and the original's answers.
+    """
+    sensitivity = Sensitivity(checkpoint, targets_of(checkpoint, options), options, evidence, progress)
+    original = run_original(checkpoint, tokens, sensitivity=sensitivity, progress=progress)
+    return sensitivity.curves, original
+
+
+def decide_plan(
     checkpoint: Checkpoint,
     plan: Plan,
+    curves: Sequence[Curve],
     tokens: CalibrationTokens,
+    original: OriginalPass,
     options: ConvertOptions,
     dtype: torch.dtype,
     evidence: Evidence,
     progress: Progress,
-) -> tuple[Plan, OriginalPass]:
-    """Run the original model forwards and back, and decide the size of every module.
+) -> Plan:
+    """Decide the size of every module.
 
     Args:
         checkpoint: The original.
         plan: What is known without measuring.
+        curves: Of every module that may be compressed.
         tokens: Calibration and probe sequences.
+        original: The original's answers.
         options: The budget.
         dtype: Deployed dtype.
-        evidence: Receives what the compression needs.
-        progress: Called after each block.
+        evidence: Statistics of the original.
+        progress: Called after each block of a search.
 
     Raises:
         InputError: The budget cannot be had.
     """
-    sensitivity = Sensitivity(checkpoint, targets_of(checkpoint, options), options, evidence, progress)
-    original = run_original(checkpoint, tokens, sensitivity=sensitivity, progress=progress)
-    curves = sensitivity.curves
     if options.max_kl is None:
-        return allocated(plan, curves, target_parameters(checkpoint, options, dtype.itemsize)), original
+        return allocated(plan, curves, target_parameters(checkpoint, options, dtype.itemsize))
 
     def measure(candidate: Plan) -> float:
         found = divergence(checkpoint, candidate, tokens, original, options, dtype, evidence, progress)
         logger.info("%d parameters: KL %.4f", candidate.parameters_after, found)
         return found
 
-    return _smallest(plan, curves, options.max_kl, measure), original
+    return _smallest(plan, curves, options.max_kl, measure)
 
 
 def _smallest(plan: Plan, curves: Sequence[Curve], limit: float, measure: Callable[[Plan], float]) -> Plan:

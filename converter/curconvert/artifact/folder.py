@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from curconvert.errors import InputError
@@ -16,13 +17,38 @@ logger = logging.getLogger(__name__)
 MANIFEST = "curconvert.json"
 
 
-def check_output(out: Path, overwrite: bool, sources: tuple[Path, ...] = ()) -> None:
+@dataclass(frozen=True)
+class Kind:
+    """What a folder is known by: a folder is replaced only by another of its kind.
+
+    Attributes:
+        noun: For messages.
+        marker: The file that every folder of this kind holds.
+        signature: Bytes that the marker holds, where its name alone could be anybody's.
+    """
+
+    noun: str
+    marker: str
+    signature: bytes = b""
+
+    def holds(self, folder: Path) -> bool:
+        """Tell whether a folder is of this kind."""
+        marker = folder / self.marker
+        return marker.is_file() and self.signature in marker.read_bytes()
+
+
+ARTIFACT = Kind("artifact", MANIFEST)
+SWEEP = Kind("sweep", "sweep.json", b'"schema": "sweep-1.')
+
+
+def check_output(out: Path, overwrite: bool, sources: tuple[Path, ...] = (), kind: Kind = ARTIFACT) -> None:
     """Refuse an output that would lose something, before any work is done.
 
     Args:
         out: The folder to make.
-        overwrite: Whether an existing artifact may be replaced.
+        overwrite: Whether an existing folder of this kind may be replaced.
         sources: The input's files and folder; the output must not be or lie within or around them.
+        kind: What will be published.
 
     Raises:
         InputError: Says what stands in the way.
@@ -40,9 +66,10 @@ def check_output(out: Path, overwrite: bool, sources: tuple[Path, ...] = ()) -> 
         if any(out.iterdir()):
             if not overwrite:
                 raise InputError(f"{out}: exists and is not empty; choose another output, or pass --overwrite")
-            if not (out / MANIFEST).is_file():
+            if not kind.holds(out):
                 raise InputError(
-                    f"{out}: holds no {MANIFEST}, so it is no artifact and is not overwritten; remove it yourself"
+                    f"{out}: holds no {kind.marker} that curconvert wrote, so it is no {kind.noun} and is not overwritten; "
+                    "remove it yourself"
                 )
     parent = resolved.parent
     while not parent.exists():
@@ -54,14 +81,15 @@ def check_output(out: Path, overwrite: bool, sources: tuple[Path, ...] = ()) -> 
 
 
 @contextmanager
-def atomic_folder(out: Path, overwrite: bool = False) -> Iterator[Path]:
+def atomic_folder(out: Path, overwrite: bool = False, kind: Kind = ARTIFACT) -> Iterator[Path]:
     """Yield a temporary sibling folder that becomes `out` by one rename when the context ends without an error.
 
-    An artifact that is replaced is moved aside first, put back if anything goes wrong, and removed last.
+    A folder that is replaced is moved aside first, put back if anything goes wrong, and removed last.
 
     Args:
         out: The folder to publish.
-        overwrite: Whether an existing artifact may be replaced.
+        overwrite: Whether an existing folder of this kind may be replaced.
+        kind: What is published.
 
     Raises:
         InputError: Something that must not be replaced has appeared at `out` in the meantime.
@@ -76,7 +104,7 @@ def atomic_folder(out: Path, overwrite: bool = False) -> Iterator[Path]:
         for path in work.iterdir():
             _fsync(path)
         _fsync(work)
-        check_output(out, overwrite)
+        check_output(out, overwrite, kind=kind)
         _publish(work, out)
         _fsync(out.parent)
     finally:

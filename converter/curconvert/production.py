@@ -1,0 +1,296 @@
+"""The stages of a conversion: what `convert` runs once, and `sweep` once for the model and then for each size."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from curconvert.allocation.curves import Curve
+from curconvert.allocation.evidence import Evidence
+from curconvert.allocation.plans import uniform_plan
+from curconvert.allocation.search import decide_plan, measure_modules
+from curconvert.artifact.manifest import build_manifest, seal
+from curconvert.artifact.safetensors_writer import SafetensorsWriter, TensorSpec, save_tensors
+from curconvert.blocks.skeleton import EMBEDDING
+from curconvert.calibration.text import BUILTIN, CalibrationTokens, load_tokens
+from curconvert.checkpoint.config import with_dtype
+from curconvert.checkpoint.types import Checkpoint, Companions, TensorInfo
+from curconvert.compress import OriginalPass, Progress, compress, factor_name, run_original
+from curconvert.errors import InputError
+from curconvert.graph import build_graphs, genai_config, save_graphs
+from curconvert.options import ConvertOptions
+from curconvert.planning import Plan, make_plan
+from curconvert.report.card import write_reports
+from curconvert.selection.layers import needs_distances, select_layers
+from curconvert.verification import verify_artifact
+from curconvert_runtime.forms import factor_shapes, index_lengths
+from curconvert_runtime.probes import pack_probes, parity_batch
+from curconvert_runtime.report import VerificationReport
+from curconvert_runtime.verification import VerifyOptions
+
+_STORED_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What every conversion of one model on one calibration text starts from.
+
+    Attributes:
+        checkpoint: The original.
+        companions: Its files that are passed on.
+        tokens: Calibration and probe sequences.
+        dtype: Deployed dtype.
+    """
+
+    checkpoint: Checkpoint
+    companions: Companions
+    tokens: CalibrationTokens
+    dtype: str
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The deployed dtype."""
+        return torch_dtype(self.dtype)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the passes over the original gave; it serves conversions of any size.
+
+    Attributes:
+        original: Its answers, and the layers' distances where the options asked for them.
+        curves: What each size of each module costs; None unless the form is `auto`, as the next.
+        evidence: Statistics of every linear.
+    """
+
+    original: OriginalPass
+    curves: Sequence[Curve] | None = None
+    evidence: Evidence | None = None
+
+
+def first_plan(checkpoint: Checkpoint, options: ConvertOptions) -> Plan:
+    """Plan what shapes alone can tell.
+
+    Raises:
+        InputError: The size cannot be had.
+    """
+    if options.form == "auto":
+        return uniform_plan(checkpoint, options, torch_dtype(deployed_dtype(checkpoint, options)).itemsize)
+    return make_plan(checkpoint, options)
+
+
+def prepare(checkpoint: Checkpoint, options: ConvertOptions) -> Prepared:
+    """Read the calibration text.
+
+    Args:
+        checkpoint: The original.
+        options: Names the text and the deployed dtype; the method does not matter.
+
+    Raises:
+        CurConvertError: The text, or the model's tokenizer, does not do.
+    """
+    companions = checkpoint.companions()
+    tokenizer = companions.written.get(TOKENIZER) or companions.copied.get(TOKENIZER)
+    tokens = load_tokens(options.calibration, tokenizer, vocab_size=checkpoint.tensors[EMBEDDING].shape[0])
+    parity_batch(tokens.probes)  # refuses sequences too short to verify on
+    return Prepared(checkpoint, companions, tokens, deployed_dtype(checkpoint, options))
+
+
+def measure(prepared: Prepared, options: ConvertOptions, scratch: Path, progress: Progress) -> Measured:
+    """Run the original model.
+
+    Args:
+        prepared: The model and its text.
+        options: Say what to measure; the size does not matter.
+        scratch: An empty folder that outlives the result's use.
+        progress: Called after each block.
+    """
+    checkpoint, tokens = prepared.checkpoint, prepared.tokens
+    if options.form != "auto":
+        distances = needs_distances(options.layers)
+        return Measured(run_original(checkpoint, tokens, distances=distances, progress=progress))
+    evidence = Evidence(scratch)
+    curves, original = measure_modules(checkpoint, tokens, options, evidence, progress)
+    return Measured(original, curves, evidence)
+
+
+def decide(prepared: Prepared, measured: Measured, options: ConvertOptions, progress: Progress) -> Plan:
+    """Decide form and rank of every matrix.
+
+    Args:
+        prepared: The model and its text.
+        measured: What the original gave, for options of this form.
+        options: The size.
+        progress: Called after each block of a search.
+
+    Raises:
+        InputError: The size cannot be had.
+    """
+    checkpoint, original = prepared.checkpoint, measured.original
+    if options.form != "auto":
+        num_layers = int(checkpoint.config["num_hidden_layers"])
+        return make_plan(checkpoint, options, select_layers(options.layers, num_layers, original.distances))
+    assert measured.curves is not None
+    assert measured.evidence is not None
+    return decide_plan(
+        checkpoint, first_plan(checkpoint, options), measured.curves, prepared.tokens, original, options,
+        prepared.torch_dtype, measured.evidence, progress,
+    )  # fmt: skip
+
+
+def produce(
+    work: Path,
+    prepared: Prepared,
+    measured: Measured,
+    decided: Plan,
+    options: ConvertOptions,
+    verification: VerifyOptions | None,
+    progress: Progress,
+) -> tuple[VerificationReport | None, int | None]:
+    """Fill a folder with the artifact, and verify it.
+
+    Args:
+        work: An empty folder.
+        prepared: The model and its text.
+        measured: What the original gave.
+        decided: Form and rank of every matrix.
+        options: Method and numerics.
+        verification: Gates that the artifact must pass; None leaves verification out.
+        progress: Called as work goes on.
+
+    Returns:
+        The verification, and the most resident memory before it.
+
+    Raises:
+        CurConvertError: What cannot be stored or does not pass.
+    """
+    checkpoint, tokens, dtype = prepared.checkpoint, prepared.tokens, prepared.torch_dtype
+    evidence = measured.evidence if options.form == "auto" else None
+    with SafetensorsWriter(work, tensor_specs(checkpoint, decided, dtype)) as writer:
+        reports, parity = compress(checkpoint, decided, tokens, options, dtype, writer, progress, evidence)
+        writer.finish()
+    probes = pack_probes(tokens.probes, measured.original.outputs, parity)
+    save_tensors(work / "probes.safetensors", {name: torch.from_numpy(v) for name, v in probes.items()})
+    forms = {m.name: m.form for m in decided.matrices if m.form != "dense"}
+    write_model_files(work, checkpoint, prepared.companions, prepared.dtype, writer.tensors, forms)
+    manifest = build_manifest(checkpoint, prepared.dtype, decided, reports, options, tokens)
+    peak = peak_memory()
+    return _verify_and_seal(work, manifest, verification, progress), peak
+
+
+def inputs(checkpoint: Checkpoint, options: ConvertOptions) -> tuple[Path, ...]:
+    """Return every path that a conversion reads, so that its output can keep away from them."""
+    text = () if options.calibration.source == BUILTIN else (Path(options.calibration.source),)
+    return (checkpoint.path, *checkpoint.files, *text)
+
+
+@contextmanager
+def scratch_beside(work: Path) -> Iterator[Path]:
+    """Yield a folder beside the output, on the same disk, that goes when the work is done."""
+    with tempfile.TemporaryDirectory(prefix=f"{work.name}.", dir=work.parent) as folder:
+        yield Path(folder)
+
+
+def deployed_dtype(checkpoint: Checkpoint, options: ConvertOptions) -> str:
+    """Return the dtype of the artifact's weights."""
+    return options.dtype or stored_dtype(checkpoint)
+
+
+def stored_dtype(checkpoint: Checkpoint) -> str:
+    """Return the dtype of the checkpoint's weights."""
+    return _STORED_DTYPES[checkpoint.tensors[EMBEDDING].dtype]
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """Return torch's dtype of this name."""
+    found: torch.dtype = getattr(torch, name)
+    return found
+
+
+def tensor_specs(checkpoint: Checkpoint, decided: Plan | None, dtype: torch.dtype) -> list[TensorSpec]:
+    """List every tensor of the artifact: shapes are known before any factor is."""
+    matrices = {m.name: m for m in decided.matrices if m.rank is not None} if decided else {}
+    cut = decided.cut_biases if decided else {}
+    specs = []
+    for name, info in checkpoint.tensors.items():
+        if name not in matrices:
+            specs.append(TensorSpec(name, dtype, (cut[name],) if name in cut else info.shape))
+            continue
+        matrix, rank = matrices[name], matrices[name].rank
+        assert rank is not None
+        factors = factor_shapes(matrix.form, matrix.shape, rank)
+        indices = index_lengths(matrix.form, matrix.shape, rank)
+        specs += [TensorSpec(factor_name(name, suffix), dtype, shape) for suffix, shape in factors.items()]
+        specs += [TensorSpec(factor_name(name, suffix), torch.int32, (size,)) for suffix, size in indices.items()]
+    return specs
+
+
+def write_model_files(
+    work: Path,
+    checkpoint: Checkpoint,
+    companions: Companions,
+    dtype: str,
+    tensors: Mapping[str, TensorInfo],
+    forms: Mapping[str, str],
+) -> None:
+    """Write what belongs to the weights: config, tokenizer, graphs, onnxruntime-genai's settings.
+
+    Args:
+        work: The artifact's folder, with its weights.
+        checkpoint: The original.
+        companions: Files that are passed on.
+        dtype: Deployed dtype.
+        tensors: Where each stored tensor lies.
+        forms: Of the matrices that are not dense, by weight name.
+    """
+    config = with_dtype(checkpoint.config, dtype)
+    _write_json(work / "config.json", config)
+    for name, source in companions.copied.items():
+        shutil.copyfile(source, work / name)
+    for name, content in companions.written.items():
+        (work / name).write_bytes(content)
+    save_graphs(build_graphs(config, tensors, forms), work)
+    generation = work / "generation_config.json"
+    settings = json.loads(generation.read_text(encoding="utf-8")) if generation.exists() else {}
+    _write_json(work / "genai_config.json", genai_config({**config, **settings}))
+
+
+def _verify_and_seal(
+    work: Path, manifest: dict[str, Any], verification: VerifyOptions | None, progress: Progress
+) -> VerificationReport | None:
+    """Verify the artifact as it will be published, and put what was measured into it."""
+    write_reports(work, manifest)
+    seal(work, manifest)
+    if verification is None:
+        return None
+    report = verify_artifact(work, verification, progress=progress)
+    report.raise_for_failures()
+    measured = report.to_json()["fidelity"]
+    write_reports(work, manifest | {"metrics": measured})
+    seal(work, manifest | {"metrics": measured})
+    return report
+
+
+def peak_memory() -> int | None:
+    """Most resident memory so far, in bytes. Linux only: elsewhere the number is another or in other units."""
+    status = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return None if found is None else 1024 * int(found[1])
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    try:
+        text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False)
+    except ValueError as error:
+        raise InputError(f"{path.name}: a value is not finite ({error})") from error
+    path.write_text(text + "\n", encoding="utf-8")
