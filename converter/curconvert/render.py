@@ -176,7 +176,8 @@ def sweep(result: Sweep) -> None:
             p.method, f"{p.keep:g}", f"{p.parameters:,}", f"{p.kept:.3f}", f"{(p.bytes or 0) / 1e6:,.1f}",
             f"{p.kl_mean:.4f}", f"{p.kl_p99:.3f}", f"{p.top1:.3f}",
             f"{p.perplexity_original:.2f} → {p.perplexity_compressed:.2f} ({p.perplexity_ratio:.3f})",
-            f"{p.decode_compressed:.1f} tokens/s ({p.decode_ratio:.2f} of the original)",
+            f"{p.decode_compressed:.1f} tokens/s, "
+            f"{p.decode_ratio:.2f} ({p.decode_ratio_min:.2f} to {p.decode_ratio_max:.2f})",
         )  # fmt: skip
     console.print(table)
     for p in result.points:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -14,40 +15,51 @@ from curconvert.sweep.table import Point, Sweep
 def draw(sweep: Sweep, path: Path) -> None:
     """Draw divergence against size and against decode speed, one line per method.
 
+    Speed is that of the artifact over that of the original, which took turns with it: the machine's drift from point to
+    point is then not in it. Bars span the rounds.
+
     Args:
         sweep: Its points; those without numbers are left out.
         path: PNG file to write.
     """
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
     FigureCanvasAgg(figure)  # renders without a display
     size, speed = figure.subplots(1, 2, sharey=True)
     measured = [point for point in sweep.points if point.to_json()["kl_mean"] is not None]
     for method in dict.fromkeys(point.method for point in measured):
         points = sorted((point for point in measured if point.method == method), key=lambda point: point.keep)
         _line(size, method, points, [(point.bytes or 0) / 1e6 for point in points])
-        _line(speed, method, points, [point.decode_compressed or 0.0 for point in points])
+        ratios = [_ratios(point) for point in points]
+        _line(speed, method, points, [middle for _, middle, _ in ratios])
+        spans = [[middle - low for low, middle, _ in ratios], [high - middle for _, middle, high in ratios]]
+        divergences = [point.kl_mean or 0.0 for point in points]
+        speed.errorbar(
+            [middle for _, middle, _ in ratios], divergences, xerr=spans, fmt="none", ecolor="grey", alpha=0.6
+        )
     size.axvline(sweep.bytes_before / 1e6, color="grey", linestyle=":", label="original")
-    speeds = [point.decode_original for point in measured if point.decode_original]
-    if speeds:
-        speed.axvspan(min(speeds), max(speeds), color="grey", alpha=0.3, label="original")
+    speed.axvline(1.0, color="grey", linestyle=":", label="original")
     exact = bool(measured) and all(point.kl_exact for point in measured)
-    size.set_ylabel(f"mean KL(original ‖ compressed){'' if exact else ', lower bound'}, nats per token")
+    size.set_ylabel(f"mean KL(original ‖ compressed), nats per token{'' if exact else chr(10) + '(lower bound)'}")
     size.set_xlabel("weights, MB")
     decode = sweep.decode
     speed.set_xlabel(
-        f"decode, tokens/s (batch {decode['batch']}, prompt {decode['prompt_tokens']}, "
-        f"{decode['generated_tokens']} generated, {decode['provider']})"
+        f"decode speed / original's\n(batch {decode['batch']}, prompt {decode['prompt_tokens']}, "
+        f"{decode['generated_tokens']} generated, {decode['provider']}; median and range of {decode['rounds']} rounds)"
     )
+    if measured and all(point.kl_mean for point in measured):
+        size.set_yscale("log")
     for axes in (size, speed):
         axes.grid(visible=True, alpha=0.3)
         axes.legend()
-    if measured and all(point.kl_mean for point in measured):
-        size.set_yscale("log")
     figure.suptitle(f"{sweep.model}: {sweep.text}", parse_math=False)
     figure.savefig(path, format="png", dpi=120)
 
 
-def _line(axes: Axes, method: str, points: list[Point], values: list[float]) -> None:
+def _ratios(point: Point) -> tuple[float, float, float]:
+    return point.decode_ratio_min or 0.0, point.decode_ratio or 0.0, point.decode_ratio_max or 0.0
+
+
+def _line(axes: Axes, method: str, points: Sequence[Point], values: Sequence[float]) -> None:
     axes.plot(values, [point.kl_mean or 0.0 for point in points], marker="o", label=method)
     for point, value in zip(points, values, strict=True):
         axes.annotate(f"{point.keep:g}", (value, point.kl_mean or 0.0), xytext=(4, 4), textcoords="offset points")

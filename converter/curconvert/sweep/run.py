@@ -162,6 +162,8 @@ class _Runner:
             decode_original=speed.original,
             decode_compressed=speed.compressed,
             decode_ratio=speed.ratio,
+            decode_ratio_min=speed.ratio_min,
+            decode_ratio_max=speed.ratio_max,
             **fidelity_fields(measured),
         )
 

@@ -53,12 +53,16 @@ class DecodeSpeed:
     Attributes:
         original: Of the original.
         compressed: Of the artifact, measured in turn with it.
-        ratio: Median over rounds of compressed / original.
+        ratio: Compressed / original.
+        ratio_min: Of the round in which it was least.
+        ratio_max: Of the round in which it was greatest: the two tell how far a busy machine can be trusted.
     """
 
     original: float
     compressed: float
     ratio: float
+    ratio_min: float
+    ratio_max: float
 
 
 def decode_speed(original: Path, compressed: Path, setup: DecodeSetup) -> DecodeSpeed:
@@ -78,7 +82,7 @@ def decode_speed(original: Path, compressed: Path, setup: DecodeSetup) -> Decode
                 rates[which].append(rate)
     ratios = [ours / theirs for theirs, ours in zip(*rates, strict=True)]
     before, after = (statistics.median(side) for side in rates)
-    return DecodeSpeed(before, after, statistics.median(ratios))
+    return DecodeSpeed(before, after, statistics.median(ratios), min(ratios), max(ratios))
 
 
 def _tokens_per_second(session: Session, prompt: int, generated: int) -> float:

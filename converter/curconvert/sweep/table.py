@@ -40,6 +40,8 @@ class Point:
         decode_original: Tokens per second of the original, in turn with this point.
         decode_compressed: Tokens per second of the compressed model.
         decode_ratio: Compressed over original, median over rounds.
+        decode_ratio_min: Least of the rounds.
+        decode_ratio_max: Greatest of the rounds.
     """
 
     method: str
@@ -59,6 +61,8 @@ class Point:
     decode_original: float | None = None
     decode_compressed: float | None = None
     decode_ratio: float | None = None
+    decode_ratio_min: float | None = None
+    decode_ratio_max: float | None = None
 
     @property
     def folder(self) -> str:

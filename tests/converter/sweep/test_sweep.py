@@ -122,7 +122,7 @@ def test_on_a_text_fidelity_is_that_of_verify_against(home: Path, tmp_path: Path
 
 def test_an_impossible_point_is_a_row_with_its_reason(home: Path, tmp_path: Path) -> None:
     """Some are known to be from shapes alone, others when sizes are allocated; the sweep goes on."""
-    result = call(home, tmp_path / "out", "--keep", "0.8,0.45,0.05", "--methods", "auto,neurons")
+    result = call(home, tmp_path / "out", "--keep", "0.8,0.05", "--methods", "auto,neurons")
     assert result.exit_code == 0, result.output
     points = json.loads((tmp_path / "out/sweep.json").read_text(encoding="utf-8"))["points"]
     statuses = {(p["method"], p["keep"]): p["status"] for p in points}
@@ -132,6 +132,30 @@ def test_an_impossible_point_is_a_row_with_its_reason(home: Path, tmp_path: Path
     assert "neurons at 0.05 is impossible" in result.stdout
     assert "keep more" in result.stdout
     assert "decode: batch 1, prompt 32, 32 generated" in result.stdout
+
+
+def test_a_size_that_allocation_refuses_is_a_row(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What only the passes can tell does not end the sweep either, and costs no exit code."""
+    real = run.decide
+
+    def decide(prepared: Any, measured: Any, asked: ConvertOptions, progress: Any) -> Any:
+        if asked.keep == 0.8:
+            raise InputError("the smallest sizes store more; keep more")
+        return real(prepared, measured, asked, progress)
+
+    monkeypatch.setattr(run, "decide", decide)
+    result = sweep(SourceOptions(str(home / "model")), tmp_path / "out", options(home, methods=("auto",)))
+    assert [(p.status, p.reason) for p in result.points] == [
+        ("ok", None), ("impossible", "the smallest sizes store more; keep more"),
+    ]  # fmt: skip
+    result.raise_for_failures()
+
+
+def test_a_sharded_point_counts_every_file(tmp_path: Path) -> None:
+    """Large models have their weights in several files; the probes are none of them."""
+    for name, size in (("model-00001-of-00002", 3), ("model-00002-of-00002", 4), ("probes", 9)):
+        (tmp_path / f"{name}.safetensors").write_bytes(b"x" * size)
+    assert run._weight_bytes(tmp_path) == 7
 
 
 def test_no_point_at_all_is_an_error(home: Path, tmp_path: Path) -> None:
