@@ -290,6 +290,7 @@ def sweep(
 ) -> None:  # fmt: skip
     """Measure MODEL at many sizes from one calibration: a table and a plot of quality, bytes and decode speed."""
     _require_converter("matplotlib")
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it speaks of its font cache, in its own time
     from curconvert.sweep.options import SweepOptions
     from curconvert.sweep.run import sweep as run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,8 +44,9 @@ def draw(sweep: Sweep, path: Path) -> None:
     size.set_xlabel("weights, MB")
     decode = sweep.decode
     speed.set_xlabel(
-        f"decode speed / original's\n(batch {decode['batch']}, prompt {decode['prompt_tokens']}, "
-        f"{decode['generated_tokens']} generated, {decode['provider']}; median and range of {decode['rounds']} rounds)"
+        f"decode speed / original's (median and range of {decode['rounds']} rounds)\n"
+        f"batch {decode['batch']}, prompt {decode['prompt_tokens']}, {decode['generated_tokens']} generated, "
+        f"{decode['provider']}"
     )
     if measured and all(point.kl_mean for point in measured):
         size.set_yscale("log")
@@ -52,7 +54,9 @@ def draw(sweep: Sweep, path: Path) -> None:
         axes.grid(visible=True, alpha=0.3)
         axes.legend()
     figure.suptitle(f"{sweep.model}: {sweep.text}", parse_math=False)
-    figure.savefig(path, format="png", dpi=120)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a character of a file's name that the font lacks is drawn as a box
+        figure.savefig(path, format="png", dpi=120)
 
 
 def _ratios(point: Point) -> tuple[float, float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,19 @@ def test_a_sharded_point_counts_every_file(tmp_path: Path) -> None:
     for name, size in (("model-00001-of-00002", 3), ("model-00002-of-00002", 4), ("probes", 9)):
         (tmp_path / f"{name}.safetensors").write_bytes(b"x" * size)
     assert run._weight_bytes(tmp_path) == 7
+
+
+def test_names_that_the_font_lacks_are_drawn_in_silence(tmp_path: Path) -> None:
+    """Files are called anything; a dollar sign is no formula, and a plot without points is a plot."""
+    from curconvert.sweep.plot import draw
+    from curconvert.sweep.table import Point, Sweep
+
+    decode = {"batch": 1, "prompt_tokens": 8, "generated_tokens": 8, "rounds": 5, "graph": "fused", "provider": "cpu"}
+    points = (Point("auto", 0.9, "impossible", "too small"),)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw(Sweep(tmp_path, "模型$x$_{", 9, 36, "текст", decode, {}, {}, points), tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 1000
 
 
 def test_no_point_at_all_is_an_error(home: Path, tmp_path: Path) -> None:
