@@ -67,8 +67,8 @@ def _fail(message: str, code: int, debug: bool) -> None:
     sys.exit(code)
 
 
-def _require_converter() -> None:
-    missing = [name for name in _HEAVY if importlib.util.find_spec(name) is None]
+def _require_converter(*more: str) -> None:
+    missing = [name for name in (*_HEAVY, *more) if importlib.util.find_spec(name) is None]
     if missing:
         raise BackendError(f"{', '.join(missing)} not installed; run: pip install 'curconvert[convert,cpu]'")
 
@@ -104,7 +104,7 @@ def _source_options(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
-def _method_options(function: Callable[..., None]) -> Callable[..., None]:
+def _calibration_options(function: Callable[..., None]) -> Callable[..., None]:
     for decorator in (
         click.option("--seed", type=int, help="Seed of every random choice. [0]"),
         click.option("--probe-sequences", type=int, help="Sequences held out for verification. [16]"),
@@ -116,14 +116,30 @@ def _method_options(function: Callable[..., None]) -> Callable[..., None]:
             metavar="SOURCE",
             help="builtin, a text or .jsonl file, or .safetensors token ids. [builtin]",
         ),
+    ):
+        function = decorator(function)
+    return function
+
+
+def _numeric_options(function: Callable[..., None]) -> Callable[..., None]:
+    for decorator in (
+        click.option("--ridge", type=float, help="Ridge wherever a Gram matrix is solved with. [0.01]"),
+        click.option("--rank-multiple", type=int, help="auto: ranks and neurons are multiples of it. [16]"),
+        click.option("--dtype", help="float32, float16 or bfloat16; default: the checkpoint's."),
+    ):
+        function = decorator(function)
+    return function
+
+
+def _method_options(function: Callable[..., None]) -> Callable[..., None]:
+    for decorator in (
+        _calibration_options,
         click.option("--sequential/--no-sequential", default=None, help="Calibrate each block on compressed blocks."),
-        click.option("--ridge", type=float, help="Ridge of the full link, relative to the diagonal. [0.01]"),
         click.option("--link", help="Metric of U: plain, diagonal or full."),
         click.option("--importance", help="Matrix to select on: output, wanda, activation or weight."),
         click.option("--select", "selector", help="Rows and columns by deim, qdeim, qr, leverage or random."),
         click.option("--targets", help="all, or some of q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj."),
         click.option("--layers", help="angular[:N], all, or numbers and ranges such as 3,8-12. [angular]"),
-        click.option("--rank-multiple", type=int, help="auto: ranks and neurons are multiples of it. [16]"),
         click.option("--target-bytes", type=int, help="auto: size of the weights' file at most."),
         click.option(
             "--target-params", "target_parameters", type=int, help="auto: parameters of the whole model at most."
@@ -137,17 +153,17 @@ def _method_options(function: Callable[..., None]) -> Callable[..., None]:
             "or --max-kl; cur, the default otherwise; curing (the paper, arXiv 2501.04211, exactly); row-id or pifa "
             "(interpolative storage); svd-llm, asvd or svd (two factors); neurons (a smaller MLP).",
         ),
-        click.option("--dtype", help="float32, float16 or bfloat16; default: the checkpoint's."),
+        _numeric_options,
     ):
         function = decorator(function)
     return function
 
 
-def _options(values: dict[str, Any], max_kl: float | None = None) -> Any:
+def _calibration(values: dict[str, Any]) -> Any:
+    """Take the calibration's options out of a command's."""
     from curconvert.calibration.text import CalibrationOptions
-    from curconvert.options import ConvertOptions, parse_targets
 
-    calibration = {
+    found = {
         "source": values.pop("calibration"),
         "text_field": values.pop("text_field"),
         "sequences": values.pop("calibration_sequences"),
@@ -155,13 +171,19 @@ def _options(values: dict[str, Any], max_kl: float | None = None) -> Any:
         "probe_sequences": values.pop("probe_sequences"),
         "seed": values["seed"],
     }
+    return CalibrationOptions(**{name: value for name, value in found.items() if value is not None})
+
+
+def _options(values: dict[str, Any], max_kl: float | None = None) -> Any:
+    from curconvert.options import ConvertOptions, parse_targets
+
     targets = values.pop("targets")
     sizes = ("rank", "density", "keep", "target_parameters", "target_bytes")
     if values["method"] in (None, "auto") and all(values[name] is None for name in sizes):
         values["max_kl"] = max_kl  # instead of a size: the smallest model within it
     return ConvertOptions.for_method(
         values.pop("method"),
-        calibration=CalibrationOptions(**{k: v for k, v in calibration.items() if v is not None}),
+        calibration=_calibration(values),
         targets=None if targets is None else parse_targets(targets),
         **values,
     )
@@ -223,6 +245,64 @@ def convert(
         click.echo(json.dumps(render.conversion_json(result)))
     elif not quiet:
         render.conversion(result)
+
+
+def _shares(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in value.split(",") if part.strip())
+    except ValueError:
+        raise click.BadParameter(f"{value!r}: expected shares such as 0.9,0.8") from None
+
+
+def _names(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+@main.command()
+@_source_options
+@click.option("--output", "-o", "out", required=True, type=click.Path(path_type=Path), help="Folder to create.")
+@click.option(
+    "--keep",
+    default="0.95,0.9,0.8,0.7",
+    show_default=True,
+    callback=_shares,
+    help="Shares of all parameters to keep, embedding included.",
+)
+@click.option(
+    "--methods",
+    default="auto",
+    show_default=True,
+    callback=_names,
+    help="Methods of convert; others than auto get the density of all linears that gives the same size.",
+)
+@click.option("--text", type=click.Path(path_type=Path), help="UTF-8 text to measure on; KL is then exact.")
+@click.option("--window", type=int, default=512, show_default=True, help="Tokens per window of --text.")
+@click.option("--max-tokens", type=int, default=16384, show_default=True, help="Tokens of --text at most.")
+@click.option("--keep-artifacts", is_flag=True, help="Keep each artifact, in METHOD-KEEP beside the table.")
+@_calibration_options
+@_numeric_options
+@click.option("--overwrite", is_flag=True, help="Replace an existing sweep.")
+@_common
+def sweep(
+    model: str, config: Path | None, config_set: dict[str, str], revision: str | None, out: Path, overwrite: bool,
+    keep: tuple[float, ...], methods: tuple[str, ...], text: Path | None, window: int, max_tokens: int,
+    keep_artifacts: bool, as_json: bool, quiet: bool, **values: Any,
+) -> None:  # fmt: skip
+    """Measure MODEL at many sizes from one calibration: a table and a plot of quality, bytes and decode speed."""
+    _require_converter("matplotlib")
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it speaks of its font cache, in its own time
+    from curconvert.sweep.options import SweepOptions
+    from curconvert.sweep.run import sweep as run
+
+    settings = {"calibration": _calibration(values), **{k: v for k, v in values.items() if v is not None}}
+    options = SweepOptions(keep, methods, text, window, max_tokens, keep_artifacts, settings)
+    with render.progress(quiet) as progress:
+        result = run(_source(model, config, config_set, revision), out, options, overwrite=overwrite, progress=progress)
+    if as_json:
+        click.echo(json.dumps({"path": str(result.path), **result.to_json()}))
+    elif not quiet:
+        render.sweep(result)
+    result.raise_for_failures()
 
 
 @main.command()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from curconvert.artifact.folder import atomic_folder, check_output
 from curconvert.artifact.manifest import build_manifest, seal
+from curconvert.artifact.model_files import tensor_specs, write_model_files
 from curconvert.artifact.safetensors_writer import SafetensorsWriter
 from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.types import Checkpoint
@@ -23,9 +24,7 @@ from curconvert.production import (
     produce,
     scratch_beside,
     stored_dtype,
-    tensor_specs,
     torch_dtype,
-    write_model_files,
 )
 from curconvert.report.card import write_reports
 from curconvert_runtime.report import VerificationReport

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,20 +17,17 @@ from curconvert.allocation.evidence import Evidence
 from curconvert.allocation.plans import uniform_plan
 from curconvert.allocation.search import decide_plan, measure_modules
 from curconvert.artifact.manifest import build_manifest, seal
-from curconvert.artifact.safetensors_writer import SafetensorsWriter, TensorSpec, save_tensors
+from curconvert.artifact.model_files import tensor_specs, write_model_files
+from curconvert.artifact.safetensors_writer import SafetensorsWriter, save_tensors
 from curconvert.blocks.skeleton import EMBEDDING
 from curconvert.calibration.text import BUILTIN, CalibrationTokens, load_tokens
-from curconvert.checkpoint.config import with_dtype
-from curconvert.checkpoint.types import Checkpoint, Companions, TensorInfo
-from curconvert.compress import OriginalPass, Progress, compress, factor_name, run_original
-from curconvert.errors import InputError
-from curconvert.graph import build_graphs, genai_config, save_graphs
+from curconvert.checkpoint.types import Checkpoint, Companions
+from curconvert.compress import OriginalPass, Progress, compress, run_original
 from curconvert.options import ConvertOptions
 from curconvert.planning import Plan, make_plan
 from curconvert.report.card import write_reports
 from curconvert.selection.layers import needs_distances, select_layers
 from curconvert.verification import verify_artifact
-from curconvert_runtime.forms import factor_shapes, index_lengths
 from curconvert_runtime.probes import pack_probes, parity_batch
 from curconvert_runtime.report import VerificationReport
 from curconvert_runtime.verification import VerifyOptions
@@ -217,54 +212,6 @@ def torch_dtype(name: str) -> torch.dtype:
     return found
 
 
-def tensor_specs(checkpoint: Checkpoint, decided: Plan | None, dtype: torch.dtype) -> list[TensorSpec]:
-    """List every tensor of the artifact: shapes are known before any factor is."""
-    matrices = {m.name: m for m in decided.matrices if m.rank is not None} if decided else {}
-    cut = decided.cut_biases if decided else {}
-    specs = []
-    for name, info in checkpoint.tensors.items():
-        if name not in matrices:
-            specs.append(TensorSpec(name, dtype, (cut[name],) if name in cut else info.shape))
-            continue
-        matrix, rank = matrices[name], matrices[name].rank
-        assert rank is not None
-        factors = factor_shapes(matrix.form, matrix.shape, rank)
-        indices = index_lengths(matrix.form, matrix.shape, rank)
-        specs += [TensorSpec(factor_name(name, suffix), dtype, shape) for suffix, shape in factors.items()]
-        specs += [TensorSpec(factor_name(name, suffix), torch.int32, (size,)) for suffix, size in indices.items()]
-    return specs
-
-
-def write_model_files(
-    work: Path,
-    checkpoint: Checkpoint,
-    companions: Companions,
-    dtype: str,
-    tensors: Mapping[str, TensorInfo],
-    forms: Mapping[str, str],
-) -> None:
-    """Write what belongs to the weights: config, tokenizer, graphs, onnxruntime-genai's settings.
-
-    Args:
-        work: The artifact's folder, with its weights.
-        checkpoint: The original.
-        companions: Files that are passed on.
-        dtype: Deployed dtype.
-        tensors: Where each stored tensor lies.
-        forms: Of the matrices that are not dense, by weight name.
-    """
-    config = with_dtype(checkpoint.config, dtype)
-    _write_json(work / "config.json", config)
-    for name, source in companions.copied.items():
-        shutil.copyfile(source, work / name)
-    for name, content in companions.written.items():
-        (work / name).write_bytes(content)
-    save_graphs(build_graphs(config, tensors, forms), work)
-    generation = work / "generation_config.json"
-    settings = json.loads(generation.read_text(encoding="utf-8")) if generation.exists() else {}
-    _write_json(work / "genai_config.json", genai_config({**config, **settings}))
-
-
 def _verify_and_seal(
     work: Path, manifest: dict[str, Any], verification: VerifyOptions | None, progress: Progress
 ) -> VerificationReport | None:
@@ -286,11 +233,3 @@ def peak_memory() -> int | None:
     status = Path("/proc/self/status")
     found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
     return None if found is None else 1024 * int(found[1])
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    try:
-        text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False)
-    except ValueError as error:
-        raise InputError(f"{path.name}: a value is not finite ({error})") from error
-    path.write_text(text + "\n", encoding="utf-8")

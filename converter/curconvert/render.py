@@ -24,6 +24,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from curconvert.pipeline import Conversion
     from curconvert.planning import Plan
+    from curconvert.sweep.table import Sweep
     from curconvert_runtime.report import VerificationReport
 
 _STAGES = {
@@ -34,6 +35,7 @@ _STAGES = {
     "export": "write weights",
     "parity": "compare graphs",
     "fidelity": "measure fidelity",
+    "points": "points of the sweep",
 }
 _PIPE_WIDTH = 10_000
 
@@ -145,6 +147,49 @@ def verification(report: VerificationReport) -> None:
             f"{f.perplexity_compressed:.2f} (ratio {f.perplexity_ratio:.3f})"
         )
     console.print("verified" if report.passed else "NOT verified")
+
+
+def sweep(result: Sweep) -> None:
+    """Print a row per point."""
+    console = _console()
+    for notice in result.notices:
+        console.print(f"note: {notice}")
+    bound = "" if any(point.kl_exact for point in result.points) else " (lower bound)"
+    table = Table(
+        "method",
+        "keep",
+        "parameters",
+        "kept",
+        "MB",
+        f"KL mean{bound}",
+        "p99",
+        "top-1",
+        "perplexity",
+        "decode",
+        box=None,
+    )
+    for p in result.points:
+        if p.status != "ok":
+            table.add_row(p.method, f"{p.keep:g}", p.status)
+            continue
+        table.add_row(
+            p.method, f"{p.keep:g}", f"{p.parameters:,}", f"{p.kept:.3f}", f"{(p.bytes or 0) / 1e6:,.1f}",
+            f"{p.kl_mean:.4f}", f"{p.kl_p99:.3f}", f"{p.top1:.3f}",
+            f"{p.perplexity_original:.2f} → {p.perplexity_compressed:.2f} ({p.perplexity_ratio:.3f})",
+            f"{p.decode_compressed:.1f} tokens/s, "
+            f"{p.decode_ratio:.2f} ({p.decode_ratio_min:.2f} to {p.decode_ratio_max:.2f})",
+        )  # fmt: skip
+    console.print(table)
+    for p in result.points:
+        if p.reason is not None:
+            console.print(f"{p.method} at {p.keep:g} is {p.status}: {printable(p.reason)}")
+    decode = result.decode
+    console.print(
+        f"original: {result.parameters_before:,} parameters, {result.bytes_before / 1e6:,.1f} MB; measured on "
+        f"{printable(result.text)}; decode: batch {decode['batch']}, prompt {decode['prompt_tokens']}, "
+        f"{decode['generated_tokens']} generated, medians of {decode['rounds']} rounds"
+    )
+    console.print(f"written: {result.path}")
 
 
 def artifact(manifest: Mapping[str, Any]) -> None:

@@ -68,8 +68,8 @@ def check_output(out: Path, overwrite: bool, sources: tuple[Path, ...] = (), kin
                 raise InputError(f"{out}: exists and is not empty; choose another output, or pass --overwrite")
             if not kind.holds(out):
                 raise InputError(
-                    f"{out}: holds no {kind.marker} that curconvert wrote, so it is no {kind.noun} and is not overwritten; "
-                    "remove it yourself"
+                    f"{out}: holds no {kind.marker} that curconvert wrote, so it is no {kind.noun} and is not "
+                    "overwritten; remove it yourself"
                 )
     parent = resolved.parent
     while not parent.exists():

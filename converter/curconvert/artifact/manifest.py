@@ -73,7 +73,7 @@ def build_manifest(
             "sequences": len(tokens.calibration),
             "tokens_per_sequence": tokens.calibration.shape[1],
         },
-        "environment": _environment(),
+        "environment": environment(),
         "matrices": [_matrix(m, (reports or {}).get(m.name)) for m in (plan.matrices if plan else ())],
         "graphs": GRAPHS,
         "metrics": None,
@@ -105,8 +105,8 @@ def _matrix(plan: MatrixPlan, report: Factorization | None) -> dict[str, Any]:
     }
 
 
-def _environment() -> dict[str, str]:
-    """What the bytes depend on besides input and options."""
+def environment() -> dict[str, str]:
+    """Return what the bytes depend on besides input and options."""
     return {
         "machine": platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from curconvert.artifact.folder import MANIFEST, atomic_folder, check_output
+from curconvert.artifact.folder import MANIFEST, SWEEP, atomic_folder, check_output
 from curconvert.errors import InputError
 
 
@@ -43,6 +43,26 @@ def test_a_folder_without_manifest_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(InputError, match="is no artifact"):
         check_output(tmp_path, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("marker", "content", "accepted"),
+    [
+        (SWEEP.marker, '{"schema": "sweep-1.0"}', True),
+        (SWEEP.marker, '{"schema": "another"}', False),
+        (MANIFEST, "old", False),
+    ],
+)
+def test_a_sweep_is_replaced_by_a_sweep_only(tmp_path: Path, marker: str, content: str, accepted: bool) -> None:
+    """A file's name could be anybody's; what is in it is ours."""
+    (tmp_path / marker).write_text(content)
+    if accepted:
+        check_output(tmp_path, overwrite=True, kind=SWEEP)
+        with pytest.raises(InputError, match="is no artifact"):
+            check_output(tmp_path, overwrite=True)
+    else:
+        with pytest.raises(InputError, match="is no sweep"):
+            check_output(tmp_path, overwrite=True, kind=SWEEP)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

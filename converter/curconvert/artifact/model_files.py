@@ -1,0 +1,76 @@
+"""What an artifact holds beside its manifest and reports: the list of its tensors, config, tokenizer and graphs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from curconvert.artifact.safetensors_writer import TensorSpec
+from curconvert.checkpoint.config import with_dtype
+from curconvert.checkpoint.types import Checkpoint, Companions, TensorInfo
+from curconvert.compress import factor_name
+from curconvert.errors import InputError
+from curconvert.graph import build_graphs, genai_config, save_graphs
+from curconvert.planning import Plan
+from curconvert_runtime.forms import factor_shapes, index_lengths
+
+
+def tensor_specs(checkpoint: Checkpoint, decided: Plan | None, dtype: torch.dtype) -> list[TensorSpec]:
+    """List every tensor of the artifact: shapes are known before any factor is."""
+    matrices = {m.name: m for m in decided.matrices if m.rank is not None} if decided else {}
+    cut = decided.cut_biases if decided else {}
+    specs = []
+    for name, info in checkpoint.tensors.items():
+        if name not in matrices:
+            specs.append(TensorSpec(name, dtype, (cut[name],) if name in cut else info.shape))
+            continue
+        matrix, rank = matrices[name], matrices[name].rank
+        assert rank is not None
+        factors = factor_shapes(matrix.form, matrix.shape, rank)
+        indices = index_lengths(matrix.form, matrix.shape, rank)
+        specs += [TensorSpec(factor_name(name, suffix), dtype, shape) for suffix, shape in factors.items()]
+        specs += [TensorSpec(factor_name(name, suffix), torch.int32, (size,)) for suffix, size in indices.items()]
+    return specs
+
+
+def write_model_files(
+    work: Path,
+    checkpoint: Checkpoint,
+    companions: Companions,
+    dtype: str,
+    tensors: Mapping[str, TensorInfo],
+    forms: Mapping[str, str],
+) -> None:
+    """Write what belongs to the weights: config, tokenizer, graphs, onnxruntime-genai's settings.
+
+    Args:
+        work: The artifact's folder, with its weights.
+        checkpoint: The original.
+        companions: Files that are passed on.
+        dtype: Deployed dtype.
+        tensors: Where each stored tensor lies.
+        forms: Of the matrices that are not dense, by weight name.
+    """
+    config = with_dtype(checkpoint.config, dtype)
+    _write_json(work / "config.json", config)
+    for name, source in companions.copied.items():
+        shutil.copyfile(source, work / name)
+    for name, content in companions.written.items():
+        (work / name).write_bytes(content)
+    save_graphs(build_graphs(config, tensors, forms), work)
+    generation = work / "generation_config.json"
+    settings = json.loads(generation.read_text(encoding="utf-8")) if generation.exists() else {}
+    _write_json(work / "genai_config.json", genai_config({**config, **settings}))
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    try:
+        text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False)
+    except ValueError as error:
+        raise InputError(f"{path.name}: a value is not finite ({error})") from error
+    path.write_text(text + "\n", encoding="utf-8")
