@@ -240,7 +240,9 @@ def test_ctrl_c_exits_130_and_leaves_nothing(model: Path, tmp_path: Path, monkey
 
 
 _SLOW_MODEL = """
-import sys, time
+import signal, sys, time
+# A job in the background of a script is started with SIGINT ignored, and Python then leaves it so.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from curconvert import production
 from curconvert.cli import main
 def wait(*_, **__):
