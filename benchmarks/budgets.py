@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import MODEL, MODEL_NAME, machine, publish, table
+from common import FIDELITY, MODEL, MODEL_NAME, fidelity_cells, machine, publish, table
 
 from curconvert import CalibrationOptions, SourceOptions, export
 from curconvert.allocation.budgets import options_for_size
@@ -23,10 +23,7 @@ from curconvert.compress import silent
 from curconvert.production import decide, measure, prepare, produce
 from curconvert_runtime import VerifyOptions, verify
 
-HEADER = [
-    "method", "parameters", "kept", "KL mean ± standard error", "KL median / p90 / p99 / max", "top-1", "perplexity",
-    "seconds",
-]  # fmt: skip
+HEADER = ["method", "parameters", "kept", *FIDELITY, "seconds"]
 
 
 def main() -> None:
@@ -72,10 +69,7 @@ def main() -> None:
                     f"`{method}`",
                     f"{plan.parameters_after:,}",
                     f"{plan.parameters_after / plan.parameters_before:.3f}",
-                    f"{fidelity.kl.mean:.4f} ± {fidelity.kl.standard_error or 0:.4f}",
-                    f"{fidelity.kl.median:.3f} / {fidelity.kl.p90:.3f} / {fidelity.kl.p99:.3f} / {fidelity.kl.max:.2f}",
-                    f"{fidelity.top1:.4f}",
-                    f"{fidelity.perplexity_original:.2f} → {fidelity.perplexity_compressed:.2f}",
+                    *fidelity_cells(fidelity),
                     f"{shared:.0f} + {seconds:.0f}",
                 ])  # fmt: skip
                 print(*rows[-1], file=sys.stderr)

@@ -11,6 +11,8 @@ import onnxruntime
 import torch
 import transformers
 
+from curconvert_runtime.metrics import Fidelity
+
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / ".cache" / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 MODEL_NAME = "SmolLM2-135M (dequantised Q4_1)"
@@ -31,6 +33,21 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     """Format a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+FIDELITY = ["KL mean ± standard error", "KL median / p90 / p99 / max", "top-1", "perplexity"]
+"""Header of the cells that `fidelity_cells` returns."""
+
+
+def fidelity_cells(fidelity: Fidelity) -> list[str]:
+    """Format the quality numbers for a table."""
+    kl = fidelity.kl
+    return [
+        f"{kl.mean:.4f} ± {kl.standard_error or 0:.4f}",
+        f"{kl.median:.3f} / {kl.p90:.3f} / {kl.p99:.3f} / {kl.max:.2f}",
+        f"{fidelity.top1:.4f}",
+        f"{fidelity.perplexity_original:.2f} → {fidelity.perplexity_compressed:.2f}",
+    ]
 
 
 def publish(section: str, text: str) -> None:

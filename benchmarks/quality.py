@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import MODEL, MODEL_NAME, machine, publish, table
+from common import FIDELITY, MODEL, MODEL_NAME, fidelity_cells, machine, publish, table
 
 from curconvert import CalibrationOptions, ConvertOptions, SourceOptions, convert, export
 from curconvert.planning import Plan
@@ -29,10 +29,7 @@ CUR_ROWS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 OTHER_METHODS = ("svd-llm", "row-id", "pifa")
 
-HEADER = [
-    "method", "parameters", "KL mean ± standard error", "KL median / p90 / p99 / max", "top-1", "perplexity",
-    "conversion, s",
-]  # fmt: skip
+HEADER = ["method", "parameters", *FIDELITY, "conversion, s"]
 
 
 def main() -> None:
@@ -65,10 +62,7 @@ def main() -> None:
             row = [
                 label,
                 f"{result.plan.parameters_after:,}",
-                f"{f.kl.mean:.4f} ± {f.kl.standard_error or 0:.4f}",
-                f"{f.kl.median:.3f} / {f.kl.p90:.3f} / {f.kl.p99:.3f} / {f.kl.max:.2f}",
-                f"{f.top1:.4f}",
-                f"{f.perplexity_original:.2f} → {f.perplexity_compressed:.2f}",
+                *fidelity_cells(f),
                 f"{seconds:.0f}",
             ]
             print(*row, file=sys.stderr)

@@ -16,6 +16,16 @@ from typing import Any
 import click
 
 from curconvert import render
+from curconvert.cli_options import (
+    calibration_options,
+    method_options,
+    numeric_options,
+    source_options,
+    thresholds,
+    to_calibration,
+    to_options,
+    to_source,
+)
 from curconvert.errors import BackendError, CurConvertError, InputError
 from curconvert_runtime import __version__
 
@@ -82,145 +92,15 @@ def main() -> None:
     """
 
 
-def _pairs(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    for value in values:
-        if "=" not in value:
-            raise click.BadParameter(f"{value!r}: expected key=value")
-    return dict(value.split("=", 1) for value in values)
-
-
-def _source_options(function: Callable[..., None]) -> Callable[..., None]:
-    for decorator in (
-        click.option("--revision", help="Branch, tag or commit of a hub id."),
-        click.option(
-            "--config-set", multiple=True, metavar="KEY=VALUE", callback=_pairs, help="Set or override a config value."
-        ),
-        click.option(
-            "--config", type=click.Path(path_type=Path), help="config.json for a lone file that has none beside it."
-        ),
-        click.argument("model"),
-    ):
-        function = decorator(function)
-    return function
-
-
-def _calibration_options(function: Callable[..., None]) -> Callable[..., None]:
-    for decorator in (
-        click.option("--seed", type=int, help="Seed of every random choice. [0]"),
-        click.option("--probe-sequences", type=int, help="Sequences held out for verification. [16]"),
-        click.option("--calibration-tokens", type=int, help="Tokens of a calibration sequence. [128]"),
-        click.option("--calibration-sequences", type=int, help="Calibration sequences at most. [128]"),
-        click.option("--text-field", help="Field of a JSONL line that holds the text. [text]"),
-        click.option(
-            "--calibration",
-            metavar="SOURCE",
-            help="builtin, a text or .jsonl file, or .safetensors token ids. [builtin]",
-        ),
-    ):
-        function = decorator(function)
-    return function
-
-
-def _numeric_options(function: Callable[..., None]) -> Callable[..., None]:
-    for decorator in (
-        click.option("--ridge", type=float, help="Ridge wherever a Gram matrix is solved with. [0.01]"),
-        click.option("--rank-multiple", type=int, help="auto: ranks and neurons are multiples of it. [16]"),
-        click.option("--dtype", help="float32, float16 or bfloat16; default: the checkpoint's."),
-    ):
-        function = decorator(function)
-    return function
-
-
-def _method_options(function: Callable[..., None]) -> Callable[..., None]:
-    for decorator in (
-        _calibration_options,
-        click.option("--sequential/--no-sequential", default=None, help="Calibrate each block on compressed blocks."),
-        click.option("--link", help="Metric of U: plain, diagonal or full."),
-        click.option("--importance", help="Matrix to select on: output, wanda, activation or weight."),
-        click.option("--select", "selector", help="Rows and columns by deim, qdeim, qr, leverage or random."),
-        click.option("--targets", help="all, or some of q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj."),
-        click.option("--layers", help="angular[:N], all, or numbers and ranges such as 3,8-12. [angular]"),
-        click.option("--target-bytes", type=int, help="auto: size of the weights' file at most."),
-        click.option(
-            "--target-params", "target_parameters", type=int, help="auto: parameters of the whole model at most."
-        ),
-        click.option("--keep", type=float, help="auto: share of all parameters to keep, embedding included. [0.9]"),
-        click.option("--density", type=float, help="Largest share of a matrix's numbers to keep, instead of --rank."),
-        click.option("--rank", type=int, help="Largest rank, or neurons to keep. [128; neurons: --density 0.75]"),
-        click.option(
-            "--method",
-            help="auto: sizes by what each matrix is worth, the default with --keep, --target-params, --target-bytes "
-            "or --max-kl; cur, the default otherwise; curing (the paper, arXiv 2501.04211, exactly); row-id or pifa "
-            "(interpolative storage); svd-llm, asvd or svd (two factors); neurons (a smaller MLP).",
-        ),
-        _numeric_options,
-    ):
-        function = decorator(function)
-    return function
-
-
-def _calibration(values: dict[str, Any]) -> Any:
-    """Take the calibration's options out of a command's."""
-    from curconvert.calibration.text import CalibrationOptions
-
-    found = {
-        "source": values.pop("calibration"),
-        "text_field": values.pop("text_field"),
-        "sequences": values.pop("calibration_sequences"),
-        "tokens_per_sequence": values.pop("calibration_tokens"),
-        "probe_sequences": values.pop("probe_sequences"),
-        "seed": values["seed"],
-    }
-    return CalibrationOptions(**{name: value for name, value in found.items() if value is not None})
-
-
-def _options(values: dict[str, Any], max_kl: float | None = None) -> Any:
-    from curconvert.options import ConvertOptions, parse_targets
-
-    targets = values.pop("targets")
-    sizes = ("rank", "density", "keep", "target_parameters", "target_bytes")
-    if values["method"] in (None, "auto") and all(values[name] is None for name in sizes):
-        values["max_kl"] = max_kl  # instead of a size: the smallest model within it
-    return ConvertOptions.for_method(
-        values.pop("method"),
-        calibration=_calibration(values),
-        targets=None if targets is None else parse_targets(targets),
-        **values,
-    )
-
-
-def _source(model: str, config: Path | None, config_set: dict[str, str], revision: str | None) -> Any:
-    from curconvert.options import SourceOptions
-
-    return SourceOptions(model, config, config_set, revision)
-
-
-def _thresholds(function: Callable[..., None]) -> Callable[..., None]:
-    for decorator in (
-        click.option(
-            "--max-parity",
-            type=float,
-            default=1e-3,
-            show_default=True,
-            help="Largest |Δlogit| between graphs and torch.",
-        ),
-        click.option("--max-ppl-ratio", type=float, help="Largest perplexity(compressed) / perplexity(original)."),
-        click.option("--min-top1", type=float, help="Smallest share of equal most likely tokens."),
-        click.option("--max-kl", type=float, help="Largest mean KL(original ‖ compressed), nats per token."),
-    ):
-        function = decorator(function)
-    return function
-
-
 _out = click.option("--output", "-o", "out", required=True, type=click.Path(path_type=Path), help="Folder to create.")
 _overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing artifact.")
 
 
 @main.command()
-@_source_options
+@source_options
 @_out
-@_method_options
-@_thresholds
+@method_options
+@thresholds
 @_overwrite
 @click.option("--no-verify", is_flag=True, help="Publish without running the verification.")
 @_common
@@ -234,11 +114,11 @@ def convert(
     from curconvert.pipeline import convert as run
     from curconvert_runtime.verification import VerifyOptions
 
-    options = _options(method, max_kl)
+    options = to_options(method, max_kl)
     gates = None if no_verify else VerifyOptions(max_kl, min_top1, max_ppl_ratio, max_parity)
     with render.progress(quiet) as progress:
         result = run(
-            _source(model, config, config_set, revision), out, options,
+            to_source(model, config, config_set, revision), out, options,
             overwrite=overwrite, verification=gates, progress=progress,
         )  # fmt: skip
     if as_json:
@@ -259,7 +139,7 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[st
 
 
 @main.command()
-@_source_options
+@source_options
 @click.option("--output", "-o", "out", required=True, type=click.Path(path_type=Path), help="Folder to create.")
 @click.option(
     "--keep",
@@ -279,8 +159,8 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[st
 @click.option("--window", type=int, default=512, show_default=True, help="Tokens per window of --text.")
 @click.option("--max-tokens", type=int, default=16384, show_default=True, help="Tokens of --text at most.")
 @click.option("--keep-artifacts", is_flag=True, help="Keep each artifact, in METHOD-KEEP beside the table.")
-@_calibration_options
-@_numeric_options
+@calibration_options
+@numeric_options
 @click.option("--overwrite", is_flag=True, help="Replace an existing sweep.")
 @_common
 def sweep(
@@ -294,10 +174,12 @@ def sweep(
     from curconvert.sweep.options import SweepOptions
     from curconvert.sweep.run import sweep as run
 
-    settings = {"calibration": _calibration(values), **{k: v for k, v in values.items() if v is not None}}
+    settings = {"calibration": to_calibration(values), **{k: v for k, v in values.items() if v is not None}}
     options = SweepOptions(keep, methods, text, window, max_tokens, keep_artifacts, settings)
     with render.progress(quiet) as progress:
-        result = run(_source(model, config, config_set, revision), out, options, overwrite=overwrite, progress=progress)
+        result = run(
+            to_source(model, config, config_set, revision), out, options, overwrite=overwrite, progress=progress
+        )
     if as_json:
         click.echo(json.dumps({"path": str(result.path), **result.to_json()}))
     elif not quiet:
@@ -306,8 +188,8 @@ def sweep(
 
 
 @main.command()
-@_source_options
-@_method_options
+@source_options
+@method_options
 @_common
 def plan(
     model: str, config: Path | None, config_set: dict[str, str], revision: str | None, as_json: bool, quiet: bool,
@@ -317,7 +199,7 @@ def plan(
     _require_converter()
     from curconvert.pipeline import plan as run
 
-    result = run(_source(model, config, config_set, revision), _options(method))
+    result = run(to_source(model, config, config_set, revision), to_options(method))
     if as_json:
         click.echo(json.dumps(render.plan_json(result)))
     elif not quiet:
@@ -325,7 +207,7 @@ def plan(
 
 
 @main.command()
-@_source_options
+@source_options
 @_out
 @_overwrite
 @click.option("--dtype", help="float32, float16 or bfloat16; default: the checkpoint's.")
@@ -340,7 +222,7 @@ def export(
 
     with render.progress(quiet) as progress:
         result = run(
-            _source(model, config, config_set, revision), out, dtype=dtype, overwrite=overwrite, progress=progress
+            to_source(model, config, config_set, revision), out, dtype=dtype, overwrite=overwrite, progress=progress
         )
     if as_json:
         click.echo(json.dumps(render.conversion_json(result)))
@@ -350,7 +232,7 @@ def export(
 
 @main.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
-@_thresholds
+@thresholds
 @click.option("--against", help=f"The original: an exported folder, or (with the convert extra) {_MODEL_SOURCES}.")
 @click.option("--text", type=click.Path(path_type=Path), help="UTF-8 text to measure on; needs --against.")
 @click.option("--window", type=int, default=512, show_default=True, help="Tokens per window of --text.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import cast
 
@@ -175,6 +176,20 @@ def decoder_linears(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
     return dict(sorted(shapes.items(), key=lambda item: (layer_of(item[0]), item[0])))
 
 
+def total_parameters(checkpoint: Checkpoint) -> int:
+    """Return the parameters of a checkpoint, a tied head counted once."""
+    return sum(math.prod(info.shape) for info in checkpoint.tensors.values())
+
+
+def uniform_density(checkpoint: Checkpoint, shapes: Collection[tuple[int, int]], target: int) -> float:
+    """Return the share of their numbers that some matrices may keep for the model to have `target` parameters.
+
+    Zero or less where the rest of the model has as many already, or there are no such matrices.
+    """
+    numbers = sum(m * n for m, n in shapes)
+    return 1 - (total_parameters(checkpoint) - target) / numbers if numbers else 0.0
+
+
 def assemble(
     checkpoint: Checkpoint,
     options: ConvertOptions,
@@ -191,8 +206,7 @@ def assemble(
         layers: The chosen layers, once known.
         layer_total: How many they are.
     """
-    everything = sum(math.prod(info.shape) for info in checkpoint.tensors.values())
-    other = everything - sum(m.parameters_before for m in matrices)
+    other = total_parameters(checkpoint) - sum(m.parameters_before for m in matrices)
     memory, seconds = _estimate(checkpoint, options, matrices)
     biases = frozenset(name for name in checkpoint.tensors if name.endswith("_proj.bias"))
     return Plan(tuple(matrices), layers, layer_total, other, memory, seconds, biases)

@@ -316,6 +316,32 @@ def test_norm_of_another_layer(copy: Callable[..., tuple[Path, Path]]) -> None:
     assert PARITY | {"structure.portable_bindings", "structure.fused_bindings"} <= failed(artifact)
 
 
+def test_overflow_in_half_precision(copy: Callable[..., tuple[Path, Path]]) -> None:
+    """A weight beyond 65504 is infinity once it is stored as float16; so are the logits that it makes."""
+
+    def scale(tensors: dict[str, np.ndarray]) -> None:
+        with np.errstate(over="ignore"):
+            tensors["model.norm.weight"] *= np.float16(60000)
+            tensors["model.norm.weight"] *= np.float16(60000)
+        assert np.isinf(tensors["model.norm.weight"]).any()
+
+    _, artifact = copy("llama-float16")
+    edit_weights(artifact, scale)
+    assert PARITY | {"structure.finite", "parity.between_graphs", "fidelity.finite"} <= failed(artifact)
+
+
+def test_large_weights_in_half_precision(copy: Callable[..., tuple[Path, Path]]) -> None:
+    """Logits that float16 could not hold: graphs compute in float32, and differ from what was stored."""
+
+    def scale(tensors: dict[str, np.ndarray]) -> None:
+        tensors["model.norm.weight"] *= np.float16(1000)
+        tensors["lm_head.weight"] *= np.float16(1000)
+
+    _, artifact = copy("llama-float16")
+    edit_weights(artifact, scale)
+    assert failed(artifact) >= PARITY
+
+
 def test_overflow(copy: Callable[..., tuple[Path, Path]]) -> None:
     """Weights so large that logits overflow: infinities fail, whatever the tolerance."""
 

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.errors import InputError
 from curconvert.options import LINEARS, ConvertOptions
-from curconvert.planning import decoder_linears, linear_of
+from curconvert.planning import decoder_linears, linear_of, total_parameters, uniform_density
 from curconvert_runtime.forms import MODULAR
-
-
-def total_parameters(checkpoint: Checkpoint) -> int:
-    """Return the parameters of a checkpoint, a tied head counted once."""
-    return sum(math.prod(info.shape) for info in checkpoint.tensors.values())
 
 
 def options_for_size(checkpoint: Checkpoint, method: str, target: int, **values: Any) -> ConvertOptions:
@@ -36,10 +30,8 @@ def options_for_size(checkpoint: Checkpoint, method: str, target: int, **values:
         return ConvertOptions.for_method(method, target_parameters=target, **values)
     targets = tuple(MODULAR) if method == "neurons" else LINEARS
     shapes = [shape for name, shape in decoder_linears(checkpoint).items() if linear_of(name) in targets]
-    before, numbers = total_parameters(checkpoint), sum(m * n for m, n in shapes)
-    density = 1 - (before - target) / numbers if numbers else 0.0
+    density = uniform_density(checkpoint, shapes, target)
     if density <= 0:
-        raise InputError(
-            f"{target} parameters: all that {method} does not compress has {before - numbers} already; keep more"
-        )
+        rest = total_parameters(checkpoint) - sum(m * n for m, n in shapes)
+        raise InputError(f"{target} parameters: all that {method} does not compress has {rest} already; keep more")
     return ConvertOptions.for_method(method, density=density, layers="all", targets=targets, **values)

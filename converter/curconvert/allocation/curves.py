@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from curconvert_runtime.forms import MODULAR, parameters
+from curconvert_runtime.forms import parameters
 
 Vector = NDArray[np.float64]
 
@@ -117,8 +117,3 @@ def _spend_rest(curves: Sequence[Curve], chosen: list[int], left: float) -> list
         _, number, larger = best
         left -= float(curves[number].parameters[larger] - curves[number].parameters[chosen[number]])
         chosen[number] = larger
-
-
-def mlp_forms(names: Mapping[str, str]) -> dict[str, str]:
-    """Return the modular form of each of an MLP's matrices, by weight name; `names` are keyed by linear."""
-    return {names[linear]: form for linear, form in MODULAR.items()}

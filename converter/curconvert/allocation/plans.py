@@ -21,6 +21,8 @@ from curconvert.planning import (
     layer_of,
     linear_of,
     rank_for_density,
+    total_parameters,
+    uniform_density,
 )
 from curconvert_runtime.forms import MODULAR
 
@@ -45,7 +47,7 @@ def target_parameters(checkpoint: Checkpoint, options: ConvertOptions, itemsize:
     Raises:
         InputError: The target is no smaller than the model.
     """
-    before = sum(math.prod(info.shape) for info in checkpoint.tensors.values())
+    before = total_parameters(checkpoint)
     if options.target_parameters is not None:
         target, asked = options.target_parameters, f"--target-params {options.target_parameters}"
     elif options.target_bytes is not None:
@@ -75,9 +77,8 @@ def uniform_plan(checkpoint: Checkpoint, options: ConvertOptions, itemsize: int)
     """
     check_context(checkpoint, options)
     shapes = targets_of(checkpoint, options)
-    before = sum(math.prod(info.shape) for info in checkpoint.tensors.values())
     target = target_parameters(checkpoint, options, itemsize)
-    density = 1 - (before - target) / sum(math.prod(shape) for shape in shapes.values())
+    density = uniform_density(checkpoint, shapes.values(), target)
     matrices = []
     for name, shape in decoder_linears(checkpoint).items():
         if name not in shapes:

@@ -89,8 +89,8 @@ def decide_plan(
 def _smallest(plan: Plan, curves: Sequence[Curve], limit: float, measure: Callable[[Plan], float]) -> Plan:
     """Search the smallest plan whose measured divergence stays within a limit.
 
-    The predicted divergence of a plan is nearly the measured one, so the search is for the prediction at which the
-    measurement meets the limit: a secant on their logarithms, kept inside what was measured before.
+    The measured divergence of a plan is nearly proportional to the predicted one, so each trial scales the prediction
+    by what the last one missed, inside what was measured before.
     """
     best: Plan | None = None
     low, high = 0.0, math.inf  # predictions that were measured within and beyond the limit

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from curconvert.allocation.curves import Curve, interpolated, mlp_forms
+from curconvert.allocation.curves import Curve, interpolated
 from curconvert.allocation.evidence import Evidence
 from curconvert.blocks.stream import Block, BlockStream
 from curconvert.calibration.gradients import GradientCollector, GradientSamples
@@ -139,7 +139,8 @@ class Sensitivity:
         self._evidence.save_order(down, np.concatenate([*order, alive]).astype(np.int32))
         sizes = {size: cost for size, cost in interpolated(costs, total, multiple).items() if size % multiple == 0}
         shapes = [tuple(self._checkpoint.tensors[names[linear]].shape) for linear in MODULAR]
-        return Curve.of(mlp_forms(names), [(m, n) for m, n in shapes], sizes)
+        forms = {names[linear]: form for linear, form in MODULAR.items()}
+        return Curve.of(forms, [(m, n) for m, n in shapes], sizes)
 
 
 def _is_wide(name: str) -> bool:

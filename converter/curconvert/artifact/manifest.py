@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from curconvert.calibration.text import CalibrationTokens
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.factorization.types import Factorization
 from curconvert.options import ConvertOptions
-from curconvert.planning import MatrixPlan, Plan
+from curconvert.planning import MatrixPlan, Plan, total_parameters
 from curconvert_runtime import __version__
 from curconvert_runtime.hashing import sha256
 from curconvert_schemas import validate
@@ -41,7 +40,7 @@ def build_manifest(
     An exported, uncompressed checkpoint has no plan, reports, options or calibration.
     """
     config = checkpoint.config
-    stored = sum(math.prod(info.shape) for info in checkpoint.tensors.values())
+    stored = total_parameters(checkpoint)
     return {
         "format_version": FORMAT_VERSION,
         "generator": {"name": "curconvert", "version": __version__},

@@ -52,7 +52,6 @@ class GradientCollector:
 
     def _hook(self, name: str):  # type: ignore[no-untyped-def]  # torch's hook type is not public
         def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            # Linears that share an input share one tensor here too.
             self._inputs[name].append(inputs[0].detach())
             keep = self._gradients[name].append
             output.register_hook(lambda gradient: keep(gradient.detach()))  # type: ignore[no-untyped-call]

@@ -40,7 +40,10 @@ class _Accumulator:
 
     def add(self, x: Tensor) -> None:
         flat = x.reshape(-1, x.shape[-1]).to(self._dtype)
-        self.total += flat.T @ flat
+        if self._dtype is torch.float64:
+            self.total.addmm_(flat.T, flat)  # in place: no second matrix of this size
+        else:
+            self.total += flat.T @ flat
         self.tokens += flat.shape[0]
 
     def result(self) -> InputStatistics:
@@ -55,7 +58,7 @@ class StatisticsCollector:
     Args:
         linears: By weight name.
         exact: Multiply in float64: the products may feed solves whose condition is the square of the data's. Otherwise
-            each batch's product is float32, three times as fast.
+            each batch's product is float32, and faster.
     """
 
     def __init__(self, linears: dict[str, nn.Module], *, exact: bool = True) -> None:

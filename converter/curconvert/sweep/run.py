@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from curconvert.allocation.budgets import options_for_size, total_parameters
+from curconvert.allocation.budgets import options_for_size
 from curconvert.artifact.folder import SWEEP, atomic_folder, check_output
 from curconvert.artifact.manifest import environment
 from curconvert.checkpoint.types import Checkpoint
@@ -19,6 +19,7 @@ from curconvert.compress import Progress, silent
 from curconvert.errors import BackendError, CurConvertError, InputError, UnsupportedError
 from curconvert.options import ConvertOptions, SourceOptions
 from curconvert.pipeline import export, open_source
+from curconvert.planning import total_parameters
 from curconvert.production import (
     Measured,
     Prepared,

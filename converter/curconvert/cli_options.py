@@ -1,0 +1,137 @@
+"""The options that commands share, and the objects that they become. Imports the converter inside functions only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+_Command = Callable[..., None]
+
+
+def _stacked(*decorators: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
+    """Make one decorator of several; the help shows the last one first."""
+
+    def decorate(function: _Command) -> _Command:
+        for decorator in decorators:
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+def _pairs(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    for value in values:
+        if "=" not in value:
+            raise click.BadParameter(f"{value!r}: expected key=value")
+    return dict(value.split("=", 1) for value in values)
+
+
+source_options = _stacked(
+    click.option("--revision", help="Branch, tag or commit of a hub id."),
+    click.option(
+        "--config-set", multiple=True, metavar="KEY=VALUE", callback=_pairs, help="Set or override a config value."
+    ),
+    click.option(
+        "--config", type=click.Path(path_type=Path), help="config.json for a lone file that has none beside it."
+    ),
+    click.argument("model"),
+)
+
+
+calibration_options = _stacked(
+    click.option("--seed", type=int, help="Seed of every random choice. [0]"),
+    click.option("--probe-sequences", type=int, help="Sequences held out for verification. [16]"),
+    click.option("--calibration-tokens", type=int, help="Tokens of a calibration sequence. [128]"),
+    click.option("--calibration-sequences", type=int, help="Calibration sequences at most. [128]"),
+    click.option("--text-field", help="Field of a JSONL line that holds the text. [text]"),
+    click.option(
+        "--calibration",
+        metavar="SOURCE",
+        help="builtin, a text or .jsonl file, or .safetensors token ids. [builtin]",
+    ),
+)
+
+
+numeric_options = _stacked(
+    click.option("--ridge", type=float, help="Ridge wherever a Gram matrix is solved with. [0.01]"),
+    click.option("--rank-multiple", type=int, help="auto: ranks and neurons are multiples of it. [16]"),
+    click.option("--dtype", help="float32, float16 or bfloat16; default: the checkpoint's."),
+)
+
+
+method_options = _stacked(
+    calibration_options,
+    click.option("--sequential/--no-sequential", default=None, help="Calibrate each block on compressed blocks."),
+    click.option("--link", help="Metric of U: plain, diagonal or full."),
+    click.option("--importance", help="Matrix to select on: output, wanda, activation or weight."),
+    click.option("--select", "selector", help="Rows and columns by deim, qdeim, qr, leverage or random."),
+    click.option("--targets", help="all, or some of q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj."),
+    click.option("--layers", help="angular[:N], all, or numbers and ranges such as 3,8-12. [angular]"),
+    click.option("--target-bytes", type=int, help="auto: size of the weights' file at most."),
+    click.option("--target-params", "target_parameters", type=int, help="auto: parameters of the whole model at most."),
+    click.option("--keep", type=float, help="auto: share of all parameters to keep, embedding included. [0.9]"),
+    click.option("--density", type=float, help="Largest share of a matrix's numbers to keep, instead of --rank."),
+    click.option("--rank", type=int, help="Largest rank, or neurons to keep. [128; neurons: --density 0.75]"),
+    click.option(
+        "--method",
+        help="auto: sizes by what each matrix is worth, the default with --keep, --target-params, --target-bytes "
+        "or --max-kl; cur, the default otherwise; curing (the paper, arXiv 2501.04211, exactly); row-id or pifa "
+        "(interpolative storage); svd-llm, asvd or svd (two factors); neurons (a smaller MLP).",
+    ),
+    numeric_options,
+)
+
+
+def to_calibration(values: dict[str, Any]) -> Any:
+    """Take the calibration's options out of a command's."""
+    from curconvert.calibration.text import CalibrationOptions
+
+    found = {
+        "source": values.pop("calibration"),
+        "text_field": values.pop("text_field"),
+        "sequences": values.pop("calibration_sequences"),
+        "tokens_per_sequence": values.pop("calibration_tokens"),
+        "probe_sequences": values.pop("probe_sequences"),
+        "seed": values["seed"],
+    }
+    return CalibrationOptions(**{name: value for name, value in found.items() if value is not None})
+
+
+def to_options(values: dict[str, Any], max_kl: float | None = None) -> Any:
+    """Make a conversion's options of those of a command; `max_kl` counts where no size is given."""
+    from curconvert.options import ConvertOptions, parse_targets
+
+    targets = values.pop("targets")
+    sizes = ("rank", "density", "keep", "target_parameters", "target_bytes")
+    if values["method"] in (None, "auto") and all(values[name] is None for name in sizes):
+        values["max_kl"] = max_kl  # instead of a size: the smallest model within it
+    return ConvertOptions.for_method(
+        values.pop("method"),
+        calibration=to_calibration(values),
+        targets=None if targets is None else parse_targets(targets),
+        **values,
+    )
+
+
+def to_source(model: str, config: Path | None, config_set: dict[str, str], revision: str | None) -> Any:
+    """Make the source's options of those of a command."""
+    from curconvert.options import SourceOptions
+
+    return SourceOptions(model, config, config_set, revision)
+
+
+thresholds = _stacked(
+    click.option(
+        "--max-parity",
+        type=float,
+        default=1e-3,
+        show_default=True,
+        help="Largest |Δlogit| between graphs and torch.",
+    ),
+    click.option("--max-ppl-ratio", type=float, help="Largest perplexity(compressed) / perplexity(original)."),
+    click.option("--min-top1", type=float, help="Smallest share of equal most likely tokens."),
+    click.option("--max-kl", type=float, help="Largest mean KL(original ‖ compressed), nats per token."),
+)
