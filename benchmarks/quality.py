@@ -1,105 +1,303 @@
-"""Quality at equal parameters: CURing as published, what each change to it brings, and the other forms.
+"""Quality under one budget of parameters for the whole model: every method at every size.
 
-The C·U·R rows keep the same layers, targets and ranks, so their parameter counts are equal (the script checks it).
-The other forms get the density that makes the whole model as large, within 0.1 %, over the same layers and targets.
-Fidelity is exact: the original runs through its own exported graph on the same text.
+`auto` gets the size itself; the others get the density of all linears that gives the same size. KL is exact: the
+original runs through its own exported graph on the same text. The calibration text is another than the evaluation's.
+
+Each result is appended to `--results` at once; what stands there is not measured again, so a long run can be made in
+parts. With `--publish` the table and the plot are written from the file.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common import FIDELITY, MODEL, MODEL_NAME, fidelity_cells, machine, publish, table
+import numpy as np
+import tasks
+from common import MODEL, MODEL_NAME, ROOT, machine, publish, table
+from numpy.typing import NDArray
 
-from curconvert import CalibrationOptions, ConvertOptions, SourceOptions, convert, export
-from curconvert.planning import Plan
-from curconvert_runtime import VerifyOptions, verify
-from curconvert_runtime.metrics import Fidelity
+from curconvert import CalibrationOptions, SourceOptions, export
+from curconvert.allocation.budgets import options_for_size
+from curconvert.checkpoint import open_checkpoint
+from curconvert.compress import silent
+from curconvert.errors import InputError
+from curconvert.planning import total_parameters
+from curconvert.production import decide, measure, prepare, produce
+from curconvert_runtime import load
+from curconvert_runtime.artifact import Artifact
+from curconvert_runtime.fidelity import exact_fidelity, text_windows
+from curconvert_runtime.session import Session
 
-CUR_ROWS: dict[str, tuple[str, dict[str, Any]]] = {
-    "`curing`: DEIM on \\|W\\|∘a, plain U": ("curing", {}),
-    "`curing` with the full-H link": ("curing", {"link": "full"}),
-    "`cur` with the sequential rule": ("cur", {"sequential": True}),
-    "`cur`": ("cur", {}),
-}
-OTHER_METHODS = ("svd-llm", "row-id", "pifa")
+ORIGINAL = "original"
+METHODS = ("auto", "modegpt", "neurons", "pifa", "svd-llm", "row-id", "cur", "asvd", "fwsvd", "svd", "curing")
+_PLOT = "quality.png"
 
-HEADER = ["method", "parameters", *FIDELITY, "conversion, s"]
+
+class Recorded:
+    """The original's logits on the windows, computed once and kept in a file."""
+
+    def __init__(self, session: Session, windows: NDArray[np.int64], path: Path) -> None:
+        shape = (*windows.shape, session.vocab_size)
+        self._logits = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+        self._rows = {row.tobytes(): index for index, row in enumerate(windows)}
+        for index, row in enumerate(windows):
+            self._logits[index] = session.logits(row)
+
+    def logits(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return (tokens, vocabulary) of one of the windows."""
+        return np.asarray(self._logits[self._rows[ids.tobytes()]])
+
+
+class Results:
+    """Measured points, one JSON object a line; those of another setting are kept, but not seen."""
+
+    def __init__(self, path: Path, setting: dict[str, Any]) -> None:
+        self._path, self._setting = path, setting
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        self.points = {self._key(p): p for p in map(json.loads, lines) if p["setting"] == setting}
+
+    def add(self, point: dict[str, Any]) -> None:
+        """Append a point; a later one of the same method and size counts."""
+        point = {**point, "setting": self._setting}
+        self.points[self._key(point)] = point
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(point) + "\n")
+
+    def has(self, method: str, target: int, measure: str) -> bool:
+        """Tell whether a measure of a point is there, or the reason why it cannot be."""
+        point = self.points.get((method, target))
+        return point is not None and (measure in point or "reason" in point)
+
+    def _key(self, point: dict[str, Any]) -> tuple[str, int]:
+        return point["method"], point["target"]
 
 
 def main() -> None:
     """Convert, measure, publish."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(MODEL))
-    parser.add_argument("--text", type=Path, required=True, help="evaluation text, UTF-8; not the calibration's")
-    parser.add_argument("--calibration", default="builtin")
-    parser.add_argument("--rank", type=int, default=128)
-    parser.add_argument("--window", type=int, default=512)
-    parser.add_argument("--max-tokens", type=int, default=24 * 512)
-    parser.add_argument("--sequential", action="store_true", help="use the sequential rule for the other forms")
-    options = parser.parse_args()
-    source = SourceOptions(options.model)
-    calibration = CalibrationOptions(source=options.calibration)
-    with tempfile.TemporaryDirectory() as folder:
-        original = Path(folder) / "original"
-        export(source, original)
-        gates = VerifyOptions(against=original, text=options.text, window=options.window, max_tokens=options.max_tokens)
+    options = arguments()
+    source, calibration = SourceOptions(options.model), CalibrationOptions(source=options.calibration)
+    checkpoint = open_checkpoint(options.model)
+    whole = total_parameters(checkpoint)
+    targets = options.parameters or [int(keep * whole) for keep in options.keep]
+    setting = {
+        "calibration": f"{calibration.sequences} × {calibration.tokens_per_sequence} tokens of "
+        f"{Path(options.calibration).name}",
+        "text": f"{options.text.name}, {options.max_tokens // options.window} windows of {options.window} tokens",
+        "original": whole,
+    }
+    results = Results(options.results, setting)
+    wanted = ["fidelity", *(["tasks"] if options.tasks else []), *(["windows"] if options.windows else [])]
+    with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
+        bench = None
+        for method in options.methods:
+            missing = [t for t in targets if any(not results.has(method, t, kind) for kind in wanted)]
+            if not missing:
+                continue
+            bench = bench or Bench(Path(folder), source, options, wanted)
+            for point in bench.points(method, missing, checkpoint, calibration):
+                results.add({**results.points.get((method, point["target"]), {}), **point})
+                print(summary(point), file=sys.stderr)
+    if options.publish:
+        report(results, setting, options)
 
-        def measure(label: str, chosen: ConvertOptions) -> tuple[list[str], Plan, Fidelity]:
-            start = time.perf_counter()
-            result = convert(source, Path(folder) / "out", chosen, overwrite=True)
+
+class Bench:
+    """The original and what is measured on it."""
+
+    def __init__(self, folder: Path, source: SourceOptions, options: argparse.Namespace, wanted: list[str]) -> None:
+        self._folder, self._options, self._wanted = folder, options, wanted
+        export(source, folder / ORIGINAL)
+        self._artifact = Artifact.open(folder / ORIGINAL)
+        self._text = options.text.read_text(encoding="utf-8")
+        windows = text_windows(self._artifact, self._text, options.window, options.max_tokens)
+        self._windows, self._recorded = windows, Recorded(self._session(folder / ORIGINAL), windows, folder / "logits")
+
+    def points(
+        self, method: str, targets: list[int], checkpoint: Any, calibration: CalibrationOptions
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the numbers of a method at some sizes; the original is run once for all of them."""
+        if method == ORIGINAL:
+            found = self._evaluate(self._folder / ORIGINAL)
+            yield from ({"method": method, "target": t, "parameters": t, **found} for t in targets)
+            return
+        scratch = self._folder / f"{method}.scratch"
+        scratch.mkdir()
+        shared: tuple[Any, Any, float] | None = None
+        for target in targets:
+            head = {"method": method, "target": target}
+            try:
+                options = options_for_size(checkpoint, method, target, calibration=calibration)
+                start = time.perf_counter()
+                if shared is None:
+                    prepared = prepare(checkpoint, options)
+                    shared = prepared, measure(prepared, options, scratch, silent), time.perf_counter() - start
+                    start = time.perf_counter()
+                prepared, measured, passes = shared
+                plan = decide(prepared, measured, options, silent)
+            except InputError as error:
+                yield {**head, "reason": str(error)}
+                continue
+            out = self._folder / f"{method}-{target}"
+            out.mkdir()
+            produce(out, prepared, measured, plan, options, None, silent)
             seconds = time.perf_counter() - start
-            report = verify(result.path, gates)
-            report.raise_for_failures()
-            assert report.fidelity is not None
-            assert result.plan is not None
-            f = report.fidelity
-            row = [
-                label,
-                f"{result.plan.parameters_after:,}",
-                *fidelity_cells(f),
-                f"{seconds:.0f}",
-            ]
-            print(*row, file=sys.stderr)
-            return row, result.plan, f
+            yield {**head, "parameters": plan.parameters_after, "seconds": [passes, seconds], **self._evaluate(out)}
+            shutil.rmtree(out)
+        shutil.rmtree(scratch)
 
-        rows, plans = [], []
-        for label, (method, changes) in CUR_ROWS.items():
-            chosen = ConvertOptions.for_method(method, rank=options.rank, calibration=calibration, **changes)
-            row, plan, fidelity = measure(label, chosen)
-            rows.append(row)
-            plans.append(plan)
-        if len({plan.parameters_after for plan in plans}) != 1:
-            raise SystemExit(f"parameter counts differ: {[plan.parameters_after for plan in plans]}")
-        selected = sum(m.parameters_before for m in plan.matrices if m.reason != "not selected")
-        density = 1 - (plan.parameters_before - plan.parameters_after) / selected
-        for method in OTHER_METHODS:
-            chosen = ConvertOptions.for_method(
-                method, density=density, calibration=calibration, sequential=options.sequential
-            )
-            row, other, _ = measure(f"`{method}`", chosen)
-            rows.append(row)
-            if not 0.999 <= other.parameters_after / plan.parameters_after <= 1:
-                raise SystemExit(f"{method}: {other.parameters_after} parameters, expected {plan.parameters_after}")
+    def _evaluate(self, path: Path) -> dict[str, Any]:
+        session = self._session(path)
+        found: dict[str, Any] = {"fidelity": asdict(exact_fidelity(session, self._recorded, self._windows))}
+        if "tasks" in self._wanted:
+            model = session.tokenizer
+            prefix = self._artifact.manifest["model"].get("bos_token_id", 0)
+            given = (session, model, prefix)
+            found["tasks"] = {name: tasks.accuracy(getattr(tasks, name)(*given, path)) for name, path in self._tasks()}
+        if "windows" in self._wanted:
+            found["windows"] = {
+                str(size): tasks.perplexity(
+                    session, text_windows(self._artifact, self._text, size, self._options.window_tokens)
+                )
+                for size in self._options.windows
+            }
+            tokens = self._options.window_tokens
+            found["window_text"] = "the whole text" if tokens >= 10**9 else f"its first {tokens:,} tokens"
+        return found
+
+    def _tasks(self) -> list[tuple[str, Path]]:
+        return [(folder.name, folder) for folder in self._options.tasks]
+
+    @staticmethod
+    def _session(path: Path) -> Session:
+        return load(path, graph="portable")  # the graph that `verify` compares
+
+
+def summary(point: dict[str, Any]) -> str:
+    """Return a point in one line."""
+    if "reason" in point:
+        return f"{point['method']} {point['target']}: {point['reason']}"
+    found = point["fidelity"]
+    rest = {name: value for name, value in point.items() if name in ("seconds", "tasks", "windows")}
+    return (
+        f"{point['method']} {point['parameters']}: KL {found['kl']['mean']:.4f}, "
+        f"perplexity {found['perplexity_compressed']:.2f} {rest}"
+    )
+
+
+def report(results: Results, setting: dict[str, Any], options: argparse.Namespace) -> None:
+    """Write the section and the plot."""
+    points = [point for point in results.points.values() if "fidelity" in point]
+    targets = sorted({point["target"] for point in points if point["method"] != ORIGINAL}, reverse=True)
+    order = [method for method in METHODS if any(point["method"] == method for point in points)]
+    found = {(point["method"], point["target"]): point for point in results.points.values()}
+
+    def rows(cell: Any) -> list[list[str]]:
+        def shown(point: dict[str, Any] | None) -> str:
+            return cell(point["fidelity"]) if point and "fidelity" in point else "–"
+
+        return [[f"`{method}`", *(shown(found.get((method, t))) for t in targets)] for method in order]
+
+    header = ["method", *(f"{t / setting['original']:.3f}: {t / 1e6:.2f} M" for t in targets)]
+    divergences = table(header, rows(lambda f: f"{f['kl']['mean']:.4f} ± {f['kl']['standard_error']:.4f}"))
+    perplexities = table(header, rows(lambda f: f"{_short(f['perplexity_compressed'])} ({f['top1']:.3f})"))
+    dense = points[0]["fidelity"]["perplexity_original"]
+    draw([(m, [found[m, t] for t in targets if "fidelity" in found.get((m, t), {})]) for m in order])
     publish(
         "quality",
-        f"""{MODEL_NAME}, {plan.parameters_before:,} parameters, float32; q/k/gate of {plan.layer_total} layers chosen
-by angular distance. C·U·R: rank {options.rank}, matrices that would not shrink by 5 % stay dense. Other forms: density
-{density:.4f} of every selected matrix, the same size in all; {"" if options.sequential else "not "}sequential.
-Calibration: {calibration.sequences} × {calibration.tokens_per_sequence} tokens of {Path(options.calibration).name}.
-Text: {options.text.name}, windows of {options.window} tokens, {fidelity.tokens} positions. KL in nats, exact over the
-whole vocabulary. {machine()}.
+        f"""{MODEL_NAME}, {setting["original"]:,} parameters, float32. Columns: share of all parameters that is kept,
+embedding included. `auto` takes the size itself; any other method the density of all seven linears (`neurons`: of the
+three of the MLP) of every layer that gives the same size. Calibration: {setting["calibration"]}.
+Text: {setting["text"]}; the original's perplexity there is {dense:.2f}. {machine()}.
 
-{table(HEADER, rows)}
+KL(original ‖ compressed), nats per token, exact over the whole vocabulary, ± standard error over windows:
 
-Made by `python benchmarks/quality.py --text {options.text.name}`.
+{divergences}
+
+Perplexity, and in brackets the share of positions where both models' first choice is the same:
+
+{perplexities}
+
+![KL against parameters]({_PLOT})
+
+{_thorough(points, setting)}
+
+Made by `python benchmarks/quality.py --text {options.text.name} --calibration {Path(options.calibration).name}
+--methods {" ".join(order)} --publish` (and `--tasks`, `--windows` for the last table).
 """,
     )
+
+
+def _thorough(points: list[dict[str, Any]], setting: dict[str, Any]) -> str:
+    chosen = [point for point in points if "tasks" in point and "windows" in point]
+    if not chosen:
+        return ""
+    chosen.sort(key=lambda point: ([ORIGINAL, *METHODS].index(point["method"]), -point["parameters"]))
+    names, sizes = list(chosen[0]["tasks"]), list(chosen[0]["windows"])
+    cells = [
+        [
+            f"`{point['method']}`" if point["method"] != ORIGINAL else ORIGINAL,
+            f"{point['parameters'] / setting['original']:.3f}",
+            *(_short(point["windows"][size]) for size in sizes),
+            *(f"{point['tasks'][name]['share']:.3f} ± {point['tasks'][name]['error']:.3f}" for name in names),
+        ]
+        for point in chosen
+    ]
+    header = ["method", "kept", *(f"perplexity, {size}" for size in sizes), *names]
+    counts = ", ".join(f"{chosen[0]['tasks'][name]['count']:,} pairs of {name}" for name in names)
+    return f"Perplexity by length of the window over {chosen[0]['window_text']}; accuracy on {counts}:\n\n" + table(
+        header, cells
+    )
+
+
+def draw(lines: list[tuple[str, list[dict[str, Any]]]]) -> None:
+    """Plot divergence against size."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for method, points in lines:
+        x, y = [p["parameters"] / 1e6 for p in points], [p["fidelity"]["kl"]["mean"] for p in points]
+        axes.plot(x, y, marker="o", label=method, linewidth=2.5 if method == "auto" else 1.2)
+    axes.set_yscale("log")
+    axes.set_xlabel("parameters, millions (float32: 4 MB each million)")
+    axes.set_ylabel("mean KL(original ‖ compressed), nats per token")
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.savefig(ROOT / "docs" / _PLOT, dpi=110)
+
+
+def _short(number: float) -> str:
+    return f"{number:.2f}" if number < 1000 else f"{number:.1e}"
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(MODEL))
+    parser.add_argument("--text", type=Path, required=True, help="evaluation text, UTF-8")
+    parser.add_argument("--calibration", required=True, help="another text than the evaluation's")
+    parser.add_argument("--keep", type=float, nargs="+", default=[0.95, 0.9, 0.8, 0.7])
+    parser.add_argument("--parameters", type=int, nargs="+", help="sizes of the whole model, instead of --keep")
+    parser.add_argument("--methods", nargs="*", default=[*METHODS], choices=[ORIGINAL, *METHODS])
+    parser.add_argument("--window", type=int, default=512)
+    parser.add_argument("--max-tokens", type=int, default=24 * 512)
+    parser.add_argument("--tasks", type=Path, nargs="+", default=[], help="folders named blimp and piqa")
+    parser.add_argument("--windows", type=int, nargs="+", default=[], help="windows for perplexity over the whole text")
+    parser.add_argument("--window-tokens", type=int, default=10**9, help="tokens of the text for --windows")
+    parser.add_argument("--results", type=Path, default=ROOT / ".cache" / "benchmarks" / "quality.jsonl")
+    parser.add_argument("--scratch", type=Path, help="folder for temporary files; the original's logits take gigabytes")
+    parser.add_argument("--publish", action="store_true", help="write docs/benchmarks.md and the plot from --results")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
