@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,45 +15,16 @@ import torch
 from curconvert.checkpoint import open_checkpoint
 from curconvert.parity import build_torch_model
 from curconvert_runtime import Artifact, GenerationOptions, load
+from support.clients import genai, optimum
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / ".cache" / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-OPTIMUM = ROOT / ".venv-optimum" / "bin" / "python"
 PROMPTS = (
     "The three things that make a bridge safe are",
     "Once upon a time, in a small village by the sea, there lived an old",
     "Water boils when",
 )
 NEW_TOKENS = 64
-
-_OPTIMUM_CLIENT = """
-import json, sys, torch
-from optimum.onnxruntime import ORTModelForCausalLM
-folder, file, request = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-model = ORTModelForCausalLM.from_pretrained(folder, file_name=file, use_cache=True)
-out = model.generate(
-    input_ids=torch.tensor(request["ids"]), attention_mask=torch.tensor(request["mask"]),
-    max_new_tokens=request["new"], do_sample=False, pad_token_id=0,
-)
-print(json.dumps(out[:, len(request["ids"][0]):].tolist()))
-"""
-
-_GENAI_CLIENT = """
-import json, sys
-import onnxruntime_genai as og
-folder, request = sys.argv[1], json.loads(sys.argv[2])
-model = og.Model(folder)
-answers = []
-for row in request["ids"]:
-    params = og.GeneratorParams(model)
-    params.set_search_options(max_length=len(row) + request["new"], do_sample=False)
-    generator = og.Generator(model, params)
-    generator.append_tokens(row)
-    while not generator.is_done():
-        generator.generate_next_token()
-    answers.append([int(token) for token in generator.get_sequence(0)[len(row):]])
-print(json.dumps(answers))
-"""
 
 pytestmark = pytest.mark.model
 
@@ -65,23 +35,6 @@ def convert(out: Path, *options: str) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))
-
-
-def client(python: Path | str, code: str, *arguments: str) -> list[list[int]]:
-    """Run a client in its own process and return the tokens that it generated."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [python, "-c", code, *arguments], env=environment, capture_output=True, encoding="utf-8", check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return [list(row) for row in json.loads(done.stdout.splitlines()[-1])]
-
-
-def left_padded(rows: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
-    """Pad on the left; return ids and mask."""
-    width = max(map(len, rows))
-    ids = [[0] * (width - len(row)) + row for row in rows]
-    return ids, [[0] * (width - len(row)) + [1] * len(row) for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -178,17 +131,14 @@ def test_optimum_generates_what_torch_generates(
     artifact: Artifact, prompts: list[list[int]], torch_answers: list[list[int]]
 ) -> None:
     """optimum's ORTModelForCausalLM serves the portable graph, with a left-padded batch of three."""
-    ids, mask = left_padded(prompts)
-    request = json.dumps({"ids": ids, "mask": mask, "new": NEW_TOKENS})
-    assert client(OPTIMUM, _OPTIMUM_CLIENT, str(artifact.path), "model.onnx", request) == torch_answers
+    assert optimum([artifact.path], prompts, NEW_TOKENS) == [torch_answers]
 
 
 def test_genai_generates_what_torch_generates(
     artifact: Artifact, prompts: list[list[int]], torch_answers: list[list[int]]
 ) -> None:
     """onnxruntime-genai loads the folder as it is and serves the fused graph."""
-    request = json.dumps({"ids": prompts, "new": NEW_TOKENS})
-    assert client(sys.executable, _GENAI_CLIENT, str(artifact.path), request) == torch_answers
+    assert genai([artifact.path], prompts, NEW_TOKENS) == [torch_answers]
 
 
 @pytest.mark.slow

@@ -1,0 +1,79 @@
+"""Every form is served by optimum and onnxruntime-genai as torch computes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from curconvert.options import SourceOptions
+from curconvert.parity import build_torch_model
+from curconvert.pipeline import convert
+from curconvert_runtime import Artifact
+from support.clients import genai, optimum
+from support.families import make_checkpoint
+from support.tiny_runs import add_tokenizer, tiny_options, token_file
+
+# Method and size of it; together they store every form.
+METHODS: dict[str, dict[str, Any]] = {
+    "cur": {"rank": 8},
+    "pifa": {"density": 0.7, "rank": None},
+    "row-id": {"density": 0.7, "rank": None},
+    "svd-llm": {"density": 0.7, "rank": None},
+    "neurons": {"density": 0.5, "rank": None},
+    "auto": {"keep": 0.7, "rank": None, "rank_multiple": 4},
+}
+PROMPTS = [[5, 9, 30, 7], [11, 4], [8, 40, 6, 22, 31, 9, 17]]
+NEW = 12
+END = 2  # the tiny models' end token; genai stops before it, transformers after it
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One tiny Llama with grouped queries, converted by each method."""
+    home = tmp_path_factory.mktemp("clients")
+    make_checkpoint(home / "source", "llama")
+    add_tokenizer(home / "source")
+    tokens = token_file(home / "ids.safetensors")
+    for method, size in METHODS.items():
+        convert(SourceOptions(str(home / "source")), home / method, tiny_options(tokens, method, **size))
+    return {method: home / method for method in METHODS}
+
+
+@pytest.fixture(scope="module")
+def answers(artifacts: dict[str, Path]) -> list[list[list[int]]]:
+    """transformers' greedy continuations, by method and prompt."""
+    found = []
+    for path in artifacts.values():
+        model: Any = build_torch_model(Artifact.open(path))
+        rows = []
+        for row in PROMPTS:
+            ids = torch.tensor([row])
+            mask = torch.ones_like(ids)
+            out = model.generate(ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False, pad_token_id=0)
+            rows.append(out[0, len(row) :].tolist())
+        found.append(rows)
+    # The clients are compared over the whole length, and not on one answer that any input gives.
+    assert all(len(row) == NEW or row[-1] == END for rows in found for row in rows)
+    assert len({tuple(row) for rows in found for row in rows}) > len(METHODS)
+    return found
+
+
+def test_methods_store_every_form(artifacts: dict[str, Path]) -> None:
+    """Nothing is left out."""
+    forms = {matrix["form"] for path in artifacts.values() for matrix in Artifact.open(path).manifest["matrices"]}
+    assert forms >= {"cur", "interpolative", "two_factor", "modular_rows", "modular_columns"}
+
+
+@pytest.mark.clients
+def test_optimum_serves_every_form(artifacts: dict[str, Path], answers: list[list[list[int]]]) -> None:
+    """The portable graph, a left-padded batch of three."""
+    assert optimum([*artifacts.values()], PROMPTS, NEW) == answers
+
+
+def test_genai_serves_every_form(artifacts: dict[str, Path], answers: list[list[list[int]]]) -> None:
+    """The fused graph, prompt by prompt."""
+    expected = [[row[: row.index(END)] if END in row else row for row in rows] for rows in answers]
+    assert genai([*artifacts.values()], PROMPTS, NEW) == expected
