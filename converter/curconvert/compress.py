@@ -14,17 +14,23 @@ from transformers import DynamicCache
 from curconvert.allocation.evidence import Evidence
 from curconvert.allocation.sensitivity import Sensitivity
 from curconvert.artifact.safetensors_writer import SafetensorsWriter
+from curconvert.blocks.heads import Heads, attention_heads
 from curconvert.blocks.modules import factored_linear
 from curconvert.blocks.stream import Block, BlockStream
 from curconvert.calibration.statistics import InputStatistics, StatisticsCollector
 from curconvert.calibration.text import CalibrationTokens
 from curconvert.checkpoint.types import Checkpoint
-from curconvert.factorization.checked import factorize_allocated, factorize_checked, factorize_mlp_checked
+from curconvert.factorization.checked import (
+    factorize_allocated,
+    factorize_attention_checked,
+    factorize_checked,
+    factorize_mlp_checked,
+)
 from curconvert.factorization.types import Factorization
 from curconvert.options import ConvertOptions
 from curconvert.planning import MatrixPlan, Plan, layer_of
 from curconvert.selection.layers import angular_distance
-from curconvert_runtime.forms import MODULAR
+from curconvert_runtime.forms import MODULAR, SPARSE
 from curconvert_runtime.probes import (
     CompressedProbe,
     OriginalOutputs,
@@ -146,13 +152,16 @@ def compress(
     last_layer = max(layer_of(name) for name in matrices) if matrices else -1
     hidden = _embed(stream, tokens.calibration) if matrices and evidence is None else []
     probe = _ParityProbe(stream, tokens)
+    heads = attention_heads(checkpoint.config) if any(m.form in SPARSE.values() for m in plan.matrices) else None
     reports: dict[str, Factorization] = {}
     for index in range(stream.num_layers):
         with stream.block(index) as block:
             targets = [matrices[name] for name in block.linears if name in matrices]
             if targets:
                 if evidence is None:
-                    found = _compress_block(block, targets, hidden, checkpoint, options, dtype)
+                    found = _compress_block(
+                        block, targets, hidden, checkpoint, options, dtype, heads[index] if heads else None
+                    )
                 else:
                     found = factorize_allocated(targets, evidence, checkpoint, options, dtype)
                     _install(block, found)
@@ -181,6 +190,7 @@ def _compress_block(
     checkpoint: Checkpoint,
     options: ConvertOptions,
     dtype: torch.dtype,
+    heads: Heads | None,
 ) -> dict[str, Factorization]:
     """Calibrate, factorize and replace one block's targets; `hidden` becomes the next block's input."""
     collector = StatisticsCollector({m.name: block.linears[m.name] for m in targets})
@@ -193,16 +203,23 @@ def _compress_block(
     plans = {m.name: m for m in targets}
     found: dict[str, Factorization] = {}
     mlp: dict[str, InputStatistics] = {}
+    attention: dict[str, InputStatistics] = {}
     for names, statistics in collector.groups():
         for name in names:
             rank = plans[name].rank
             assert rank is not None
             if plans[name].form in MODULAR.values():
                 mlp[name] = statistics
+            elif plans[name].form in SPARSE.values():
+                attention[name] = statistics
             else:
                 found[name] = factorize_checked(name, checkpoint.read(name), statistics, rank, options, dtype)
     if mlp:
         found |= factorize_mlp_checked([plans[name] for name in mlp], mlp, checkpoint, options, dtype)
+    if attention:
+        assert heads is not None
+        parts = [plans[name] for name in attention]
+        found |= factorize_attention_checked(parts, attention, checkpoint, heads, options, dtype)
     _install(block, found)
     if options.sequential:
         block.advance(hidden)

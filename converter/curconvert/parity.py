@@ -178,7 +178,8 @@ def check_slices(path: str | Path, original: str | Path | Checkpoint) -> list[Ch
 
     Returns:
         Three checks: the source files' sha256; C and R as columns and rows of the original weight (R of a `subspace`
-        basis is not made of them), and the kept rows of a smaller MLP; every other tensor, a bias of kept rows too.
+        basis is not made of them), and the kept rows of smaller MLPs and of q_proj and k_proj; every other tensor, a
+        bias of kept rows too.
 
     Raises:
         CurConvertError: Either cannot be opened.
@@ -224,7 +225,8 @@ def _slices(matrix: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
         return {"C": (1, "cols"), "R": (0, "rows")}
     if matrix["form"] == "modular_rows":
         return {"weight": (0, "rows")}
-    return {"R": (0, "rows")} if matrix["basis"] == "rows" else {}
+    factor = "R" if matrix["form"] == "interpolative" else "weight"
+    return {factor: (0, "rows")} if matrix["basis"] == "rows" else {}
 
 
 def _other_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[str]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from curconvert_runtime import strict_json
 from curconvert_runtime.errors import InputError, IntegrityError, UnsupportedError
-from curconvert_runtime.forms import MODULAR, factor_shapes, index_lengths, largest_rank
+from curconvert_runtime.forms import MODULAR, factor_shapes, index_fault, index_lengths, largest_rank
 from curconvert_runtime.hashing import cached_sha256
 from curconvert_runtime.onnx_external import external_tensors
 from curconvert_runtime.tensor_file import TensorHeader, read_headers, read_tensor
@@ -222,27 +222,16 @@ def _check_matrix(matrix: Mapping[str, Any], tensors: Mapping[str, TensorHeader]
 
 
 def _check_indices(artifact: Artifact) -> None:
-    """Indices must be distinct and inside the matrix; an order must put the chosen rows first."""
+    """Index vectors must be what their form asks for."""
     for matrix in artifact.manifest["matrices"]:
         if matrix["form"] == "dense":
             continue
-        stem, (m, n) = matrix["name"].removesuffix(".weight"), matrix["shape"]
-        indices = {
-            suffix: artifact.tensor(f"{stem}.{suffix}")
-            for suffix in index_lengths(matrix["form"], (m, n), matrix["rank"])
-        }
-        for suffix, values in indices.items():
-            size = n if suffix == "cols" else m
-            if values.min() < 0 or values.max() >= size or len(np.unique(values)) != len(values):
-                where = artifact.tensors[f"{stem}.{suffix}"].file
-                raise IntegrityError(
-                    f"{where}: {stem + '.' + suffix!r} must hold distinct indices below {size}; convert the model again"
-                )
-        if "order" in indices and not np.array_equal(indices["order"][indices["rows"]], np.arange(matrix["rank"])):
-            where = artifact.tensors[f"{stem}.order"].file
-            raise IntegrityError(
-                f"{where}: {stem + '.order'!r} does not lead to {stem + '.rows'!r}; convert the model again"
-            )
+        stem, form, (m, n) = matrix["name"].removesuffix(".weight"), matrix["form"], matrix["shape"]
+        lengths = index_lengths(form, (m, n), matrix["rank"])
+        fault = index_fault(form, (m, n), {suffix: artifact.tensor(f"{stem}.{suffix}") for suffix in lengths})
+        if fault is not None:
+            name, what = f"{stem}.{fault[0]}", fault[1]
+            raise IntegrityError(f"{artifact.tensors[name].file}: {name!r} {what}; convert the model again")
 
 
 def _check_modules(artifact: Artifact) -> None:

@@ -7,6 +7,8 @@
 | `two_factor` | A (m, r), B (r, n) | | A·B |
 | `modular_rows` | weight (r, n) | rows (r) | the rows where they were, zeros elsewhere |
 | `modular_columns` | weight (m, r) | cols (r) | the columns where they were, zeros elsewhere |
+| `sparse_rows` | weight (r, n) | rows (r), order (m) | the rows where they were, zeros elsewhere |
+| `sparse_columns` | weight (m, r) | order (r) | the columns where they were, zeros elsewhere |
 
 `interpolative` stores r(m + n − r) numbers, the degrees of freedom of a rank-r matrix: the chosen outputs are `R x` as
 it is and only the others need a second product (PIFA, arXiv 2501.19090, stores any rank-r matrix so).
@@ -14,6 +16,10 @@ Output i of the layer is element `order[i]` of the two products laid end to end,
 
 The modular forms are parts of one module, an MLP that keeps r of its neurons: `MODULAR` names its three linears. All
 three list the same neurons, ascending. A bias of a `modular_rows` linear is stored for those rows too, so (r,).
+
+The sparse forms need no partner: they take and give vectors of the original's width. Output i of `sparse_rows` is element
+`order[i]` of [weight·x; 0], so `order[rows[k]] = k` and all other elements are r; its bias is whole and added after.
+`sparse_columns` is weight·x[order]. Rows and columns are ascending.
 """
 
 from __future__ import annotations
@@ -24,9 +30,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-FORMS = ("cur", "interpolative", "two_factor", "modular_rows", "modular_columns")
+FORMS = (
+    "cur", "interpolative", "two_factor", "modular_rows", "modular_columns", "sparse_rows", "sparse_columns",
+)  # fmt: skip
 MODULAR = {"gate_proj": "modular_rows", "up_proj": "modular_rows", "down_proj": "modular_columns"}
 """The linears of a smaller MLP, each with its form: they are stored so together or not at all."""
+SPARSE = {"q_proj": "sparse_rows", "k_proj": "sparse_rows", "v_proj": "sparse_rows", "o_proj": "sparse_columns"}
+"""The linears of an attention whose heads keep some of their dimensions, each with its form."""
 INDICES = ("rows", "cols", "order")
 """Suffixes of the int32 vectors."""
 PROVENANCE = (".rows", ".cols")
@@ -51,9 +61,9 @@ def factor_shapes(form: str, shape: tuple[int, int], rank: int) -> dict[str, tup
         return {"R": (r, n), "T": (m - r, r)}
     if form == "two_factor":
         return {"A": (m, r), "B": (r, n)}
-    if form == "modular_rows":
+    if form in ("modular_rows", "sparse_rows"):
         return {"weight": (r, n)}
-    if form == "modular_columns":
+    if form in ("modular_columns", "sparse_columns"):
         return {"weight": (m, r)}
     raise ValueError(f"form {form!r}: expected one of {', '.join(FORMS)}")
 
@@ -65,15 +75,25 @@ def index_lengths(form: str, shape: tuple[int, int], rank: int) -> dict[str, int
         "interpolative": {"rows": rank, "order": shape[0]},
         "modular_rows": {"rows": rank},
         "modular_columns": {"cols": rank},
+        "sparse_rows": {"rows": rank, "order": shape[0]},
+        "sparse_columns": {"order": rank},
     }
     return lengths.get(form, {})
 
 
 def largest_rank(form: str, shape: tuple[int, int]) -> int:
-    """Return the largest rank that a form can have; a modular form may keep all of its rows or columns."""
+    """Return the largest rank that a form can have; a modular or sparse form may keep all of its rows or columns."""
     m, n = shape
-    limits = {"interpolative": min(m - 1, n), "modular_rows": m, "modular_columns": n}
-    return limits.get(form, min(m, n))
+    if form == "interpolative":
+        return min(m - 1, n)
+    if keeps_part(form):
+        return m if form.endswith("_rows") else n
+    return min(m, n)
+
+
+def keeps_part(form: str) -> bool:
+    """Tell whether a form is some rows or columns of a matrix: it then never holds more numbers than the matrix."""
+    return form.startswith(("modular_", "sparse_"))
 
 
 def is_index(name: str) -> bool:
@@ -84,6 +104,36 @@ def is_index(name: str) -> bool:
 def parameters(form: str, shape: tuple[int, int], rank: int) -> int:
     """Count the stored numbers of all factors."""
     return sum(rows * columns for rows, columns in factor_shapes(form, shape, rank).values())
+
+
+def index_fault(form: str, shape: tuple[int, int], indices: Mapping[str, NDArray[Any]]) -> tuple[str, str] | None:
+    """Look for what is wrong with a matrix's index vectors.
+
+    Args:
+        form: One of `FORMS`.
+        shape: (m, n).
+        indices: The stored vectors by suffix, of the lengths of `index_lengths`.
+
+    Returns:
+        The suffix and what is wrong, or None.
+    """
+    m, n = shape
+    sparse = form.startswith("sparse_")
+    for suffix, values in indices.items():
+        if form == "sparse_rows" and suffix == "order":
+            continue  # dropped outputs share one element; see below
+        size = n if suffix == "cols" or form == "sparse_columns" else m
+        if values.min() < 0 or values.max() >= size or len(np.unique(values)) != len(values):
+            return suffix, f"must hold distinct indices below {size}"
+        if sparse and (np.diff(values) < 0).any():
+            return suffix, "is not ascending"
+    if "rows" in indices and "order" in indices:
+        rows, order = indices["rows"], indices["order"]
+        if not np.array_equal(order[rows], np.arange(len(rows))):
+            return "order", "does not lead to the rows"
+        if sparse and (np.delete(order, rows) != len(rows)).any():
+            return "order", f"must be {len(rows)} for every dropped output"
+    return None
 
 
 def multiply(form: str, shape: tuple[int, int], tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
@@ -99,8 +149,11 @@ def multiply(form: str, shape: tuple[int, int], tensors: Mapping[str, NDArray[An
         return np.asarray(wide["C"] @ wide["U"] @ wide["R"])
     if form == "interpolative":
         return np.asarray(np.concatenate([wide["R"], wide["T"] @ wide["R"]])[tensors["order"]])
-    if form in ("modular_rows", "modular_columns"):
+    if keeps_part(form):
         whole = np.zeros(shape)
-        whole[tensors["rows"] if form == "modular_rows" else np.s_[:, tensors["cols"]]] = wide["weight"]
+        if form.endswith("_rows"):
+            whole[tensors["rows"]] = wide["weight"]
+        else:
+            whole[:, tensors["cols" if form == "modular_columns" else "order"]] = wide["weight"]
         return whole
     return np.asarray(wide["A"] @ wide["B"])

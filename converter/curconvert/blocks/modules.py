@@ -86,6 +86,53 @@ class TwoFactorLinear(nn.Module):
         return nn.functional.linear(nn.functional.linear(x, self.B), self.A, self.bias)
 
 
+class SparseRowsLinear(nn.Module):
+    """`y = [W x; 0][order] + b`: some outputs are computed, the others are their bias.
+
+    Attributes:
+        weight: (rank, in_features).
+        order: (out_features,) int64; output i is element `order[i]` of W x with a zero behind it.
+        bias: (out_features,) or None.
+    """
+
+    bias: Tensor | None
+    order: Tensor
+
+    def __init__(self, weight: Tensor, order: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.register_buffer("order", order.to(torch.int64))
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (…, in_features) to (…, out_features)."""
+        y = nn.functional.pad(nn.functional.linear(x, self.weight), (0, 1)).index_select(-1, self.order)
+        return y if self.bias is None else y + self.bias
+
+
+class SparseColumnsLinear(nn.Module):
+    """`y = W x[order] + b`: some inputs are read.
+
+    Attributes:
+        weight: (out_features, rank).
+        order: (rank,) int64, the inputs.
+        bias: (out_features,) or None.
+    """
+
+    bias: Tensor | None
+    order: Tensor
+
+    def __init__(self, weight: Tensor, order: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.register_buffer("order", order.to(torch.int64))
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (…, in_features) to (…, out_features)."""
+        return nn.functional.linear(x.index_select(-1, self.order), self.weight, self.bias)
+
+
 def factored_linear(form: str, tensors: Mapping[str, Tensor], bias: Tensor | None = None) -> nn.Module:
     """Build the linear of a form, with float32 factors.
 
@@ -106,6 +153,10 @@ def factored_linear(form: str, tensors: Mapping[str, Tensor], bias: Tensor | Non
         return TwoFactorLinear(factors["A"], factors["B"], bias)
     if form in ("modular_rows", "modular_columns"):
         return _smaller_linear(factors["weight"], bias)
+    if form == "sparse_rows":
+        return SparseRowsLinear(factors["weight"], tensors["order"], bias)
+    if form == "sparse_columns":
+        return SparseColumnsLinear(factors["weight"], tensors["order"], bias)
     raise ValueError(f"form {form!r}: expected one of {', '.join(FORMS)}")
 
 

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from curconvert.allocation.evidence import Evidence
 from curconvert.artifact.safetensors_writer import not_finite
+from curconvert.blocks.heads import Heads
 from curconvert.calibration.statistics import InputStatistics
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.errors import BackendError, InputError
+from curconvert.factorization.attention_modules import factorize_query_key, factorize_value_output
 from curconvert.factorization.cur import CUROptions, Link, factorize_cur
 from curconvert.factorization.gram import ridged
 from curconvert.factorization.interpolative import factorize_interpolative, interpolative_from
@@ -119,6 +121,62 @@ def factorize_mlp_checked(
     ranks = {plan.rank for plan in plans if plan.rank is not None}
     if {linear_of(plan.name): plan.form for plan in plans} != MODULAR or len(ranks) != 1:
         raise InputError(f"{plans[0].name}: a smaller MLP needs {', '.join(MODULAR)}, all planned with one rank")
+    projections = _projections(names, statistics, checkpoint, dtype)
+    ridges = ModularOptions(leverage_ridge=options.ridge, ridge=options.ridge)
+    with _lapack(names["down_proj"]):
+        found = factorize_mlp(projections, ranks.pop(), ridges, dtype, kept)
+    return _named(found, names, dtype)
+
+
+def factorize_attention_checked(
+    plans: Sequence[MatrixPlan],
+    statistics: Mapping[str, InputStatistics],
+    checkpoint: Checkpoint,
+    heads: Heads,
+    options: ConvertOptions,
+    dtype: torch.dtype,
+) -> dict[str, Factorization]:
+    """Factorize the linears of one attention whose heads get smaller: queries with keys, values with outputs.
+
+    Args:
+        plans: Of one block's matrices in a sparse form.
+        statistics: Of each one's input, by its name.
+        checkpoint: Weights and biases.
+        heads: The layer's.
+        options: Its ridge.
+        dtype: Deployed dtype.
+
+    Returns:
+        By the matrices' names.
+
+    Raises:
+        InputError: The plan takes one of two that belong together, or other dimensions from each, or as
+            `factorize_checked`.
+        BackendError: A LAPACK routine did not converge.
+    """
+    names = {linear_of(plan.name): plan.name for plan in plans}
+    ranks = {linear_of(plan.name): plan.rank or 0 for plan in plans}
+    projections = _projections(names, statistics, checkpoint, dtype)
+    found: dict[str, Factorization] = {}
+    for first, second in (("q_proj", "k_proj"), ("v_proj", "o_proj")):
+        if not names.keys() & {first, second}:
+            continue
+        kept = {ranks.get(linear, 0) / heads.count(linear) for linear in (first, second)}
+        size = int(min(kept))
+        if kept != {size} or size < 1:
+            raise InputError(f"{plans[0].name}: {first} and {second} must keep as many dimensions of each head")
+        with _lapack(names[first]):
+            if first == "q_proj":
+                found |= factorize_query_key(projections, heads, size, dtype)
+            else:
+                found |= factorize_value_output(projections, heads, size, options.ridge, dtype)
+    return _named(found, names, dtype)
+
+
+def _projections(
+    names: Mapping[str, str], statistics: Mapping[str, InputStatistics], checkpoint: Checkpoint, dtype: torch.dtype
+) -> dict[str, Projection]:
+    """Read weights and biases by linear."""
     projections = {}
     for linear, name in names.items():
         bias = f"{name.removesuffix('weight')}bias"
@@ -127,9 +185,13 @@ def factorize_mlp_checked(
         projections[linear] = Projection(
             weight, statistics[name], checkpoint.read(bias) if bias in checkpoint.tensors else None
         )
-    ridges = ModularOptions(leverage_ridge=options.ridge, ridge=options.ridge)
-    with _lapack(names["down_proj"]):
-        found = factorize_mlp(projections, ranks.pop(), ridges, dtype, kept)
+    return projections
+
+
+def _named(
+    found: Mapping[str, Factorization], names: Mapping[str, str], dtype: torch.dtype
+) -> dict[str, Factorization]:
+    """Check a module's factors, and return them by weight name."""
     for linear, factors in found.items():
         _check_fit(names[linear], factors, dtype)
     return {names[linear]: factors for linear, factors in found.items()}

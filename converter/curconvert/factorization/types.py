@@ -9,13 +9,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from curconvert_runtime.forms import largest_rank, multiply, parameters
+from curconvert_runtime.forms import keeps_part, largest_rank, multiply, parameters
 
-Form = Literal["dense", "cur", "interpolative", "two_factor", "modular_rows", "modular_columns"]
+Form = Literal[
+    "dense", "cur", "interpolative", "two_factor", "modular_rows", "modular_columns", "sparse_rows", "sparse_columns"
+]
 """How a matrix is stored; `curconvert_runtime.forms` defines each."""
 
 Basis = Literal["rows", "subspace"]
-"""What the rows of an interpolative R are: rows of W itself, or of its best rank-r approximation."""
+"""What the rows of an interpolative R, or of a sparse weight, are: rows of W, or of its best rank-r approximation."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Factorization:
         relative_output_error: `‖(W − Ŵ) H^½‖_F / ‖W H^½‖_F`.
         relative_frobenius_error: `‖W − Ŵ‖_F / ‖W‖_F`.
         bound: Where the method certifies one.
-        basis: Of an interpolative form.
+        basis: Of the forms `interpolative` and `sparse_rows`.
     """
 
     form: Form
@@ -78,10 +80,10 @@ def break_even_rank(form: Form, shape: tuple[int, int]) -> int:
     """Largest rank at which a form holds no more numbers than W itself.
 
     `cur`: r(m+n) + r² ≤ mn (CURing, §3.2); `interpolative`: r(m+n−r) ≤ mn, true up to min(m, n);
-    `two_factor`: r(m+n) ≤ mn; the modular forms never hold more.
+    `two_factor`: r(m+n) ≤ mn; the modular and sparse forms never hold more.
     """
     m, n = shape
-    if form in ("modular_rows", "modular_columns"):
+    if keeps_part(form):
         return largest_rank(form, shape)
     if form == "interpolative":
         return min(m, n)

@@ -38,6 +38,12 @@ class Dialect(Protocol):
     def interpolate(self, x: ir.Value, kept: ir.Value, others: ir.Value, order: ir.Value) -> ir.Value:
         """Return y₀ = x·keptᵀ and y₀·othersᵀ, laid end to end, in the given order."""
 
+    def place(self, x: ir.Value, kept: ir.Value, order: ir.Value) -> ir.Value:
+        """Return x·keptᵀ with a zero behind it, in the given order."""
+
+    def pick(self, x: ir.Value, kept: ir.Value, order: ir.Value) -> ir.Value:
+        """Return x[order]·keptᵀ."""
+
     def rms_norm(self, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
         """Return the root-mean-square normalisation of the last axis, times a weight."""
 
@@ -202,6 +208,10 @@ class Lowering:
                 return self._dialect.interpolate(x, *stored("R T order"))
             case "modular_rows" | "modular_columns":
                 return self._dialect.linear(x, stored("weight"))
+            case "sparse_rows":
+                return self._dialect.place(x, *stored("weight order"))
+            case "sparse_columns":
+                return self._dialect.pick(x, *stored("weight order"))
         raise UnsupportedError(f"tensor {name}: form {form!r} has no graph, expected one of {', '.join(FORMS)}")
 
     def _stored(self, name: str, form: str = "dense") -> ir.Value:

@@ -52,6 +52,16 @@ class Portable:
         both = self.emit("Concat", rows, self._multiply(rows, others), axis=-1)
         return self._from_rows(self.emit("Gather", both, order, axis=-1), _width(order, 0))
 
+    def place(self, x: ir.Value, kept: ir.Value, order: ir.Value) -> ir.Value:
+        """Multiply, and let the outputs that are not computed share one zero."""
+        product = self.linear(x, [kept])
+        # One zero at the end of the last of three axes (batch, sequence, rank).
+        return self.emit("Gather", self.emit("Pad", product, self.emit.ints(0, 0, 0, 0, 0, 1)), order, axis=-1)
+
+    def pick(self, x: ir.Value, kept: ir.Value, order: ir.Value) -> ir.Value:
+        """Multiply some inputs."""
+        return self.linear(self.emit("Gather", x, order, axis=-1), [kept])
+
     def _multiply(self, rows: ir.Value, weight: ir.Value) -> ir.Value:
         """Multiply by Gemm(transB=1): weights stay in torch's layout, and no transposed copy is made at load.
 
