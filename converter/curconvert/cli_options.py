@@ -74,12 +74,13 @@ method_options = _stacked(
     click.option("--target-params", "target_parameters", type=int, help="auto: parameters of the whole model at most."),
     click.option("--keep", type=float, help="auto: share of all parameters to keep, embedding included. [0.9]"),
     click.option("--density", type=float, help="Largest share of a matrix's numbers to keep, instead of --rank."),
-    click.option("--rank", type=int, help="Largest rank, or neurons to keep. [128; neurons: --density 0.75]"),
+    click.option("--rank", type=int, help="Largest rank, or neurons to keep. [128; neurons, modegpt: --density 0.75]"),
     click.option(
         "--method",
         help="auto: sizes by what each matrix is worth, the default with --keep, --target-params, --target-bytes "
         "or --max-kl; cur, the default otherwise; curing (the paper, arXiv 2501.04211, exactly); row-id or pifa "
-        "(interpolative storage); svd-llm, asvd or svd (two factors); neurons (a smaller MLP).",
+        "(interpolative storage); svd-llm, asvd or svd (two factors); neurons (a smaller MLP); "
+        "modegpt (smaller MLP and attention heads).",
     ),
     numeric_options,
 )

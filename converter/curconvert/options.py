@@ -17,7 +17,7 @@ from curconvert.selection.indices import IMPORTANCES, SELECTORS
 from curconvert_runtime.forms import MODULAR
 
 DType = Literal["float32", "float16", "bfloat16"]
-Method = Literal["cur", "curing", "row-id", "pifa", "svd-llm", "asvd", "svd", "neurons", "auto"]
+Method = Literal["cur", "curing", "row-id", "pifa", "svd-llm", "asvd", "svd", "neurons", "modegpt", "auto"]
 DTYPES: tuple[str, ...] = get_args(DType)
 METHODS: tuple[str, ...] = get_args(Method)
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -35,14 +35,16 @@ _PRESETS: Mapping[str, Mapping[str, Any]] = {
     "asvd": {"form": "two_factor", "approximation": "asvd"},
     "svd": {"form": "two_factor", "approximation": "svd"},
     "neurons": {"form": "modular", "targets": tuple(MODULAR)},
+    "modegpt": {"form": "modules", "targets": LINEARS},
     "auto": {"form": "auto", "layers": "all", "targets": LINEARS},
 }
 _APPROXIMATIONS = {"interpolative": get_args(Basis), "two_factor": APPROXIMATIONS}
-_FORMS = ("cur", "interpolative", "two_factor", "modular", "auto")
+_FORMS = ("cur", "interpolative", "two_factor", "modular", "modules", "auto")
+_MODULES = (("q_proj", "k_proj"), ("v_proj", "o_proj"), tuple(MODULAR))  # linears that get smaller together
 DEFAULT_RANK = 128
 DEFAULT_KEEP = 0.9
 _BUDGETS = ("keep", "target_parameters", "target_bytes", "max_kl")
-DEFAULT_NEURONS = 0.75  # density of a modular MLP: the intermediate size of models differs too much for one number
+DEFAULT_DENSITY = 0.75  # of smaller modules: the sizes of models differ too much for one number
 
 
 def check_choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -82,7 +84,8 @@ class ConvertOptions:
     Attributes:
         method: Name of the preset, for the record.
         form: How compressed matrices are stored, see `curconvert_runtime.forms`; `modular` stands for the two forms of
-            a smaller MLP, `auto` for what serves each matrix best.
+            a smaller MLP, `modules` for those of a smaller MLP and a smaller attention, `auto` for what serves each
+            matrix best.
         rank: Largest rank of a compressed matrix, or number of neurons to keep; None where `density` decides.
         density: Largest share of a compressed matrix's numbers to keep; None where `rank` decides.
         keep: Share of the model's parameters to keep, embedding included; `auto` only, as the next four.
@@ -138,7 +141,11 @@ class ConvertOptions:
         check_choice("--method", method, METHODS)
         if method == "cur" and given.get("selector", "qr") != "qr":
             given.setdefault("importance", "activation")
-        default = {"neurons": {"density": DEFAULT_NEURONS}, "auto": {"keep": DEFAULT_KEEP}}
+        default = {
+            "neurons": {"density": DEFAULT_DENSITY},
+            "modegpt": {"density": DEFAULT_DENSITY},
+            "auto": {"keep": DEFAULT_KEEP},
+        }
         size = {} if given.keys() & {"density", "rank", *_BUDGETS} else default.get(method, {"rank": DEFAULT_RANK})
         return cls(**{"method": method, **size, **_PRESETS[method], **given})
 
@@ -173,12 +180,15 @@ class ConvertOptions:
             raise InputError("--layers and --sequential: --method auto chooses among all layers by itself")
         if self.form == "modular" and set(self.targets) != set(MODULAR):
             raise InputError(f"--targets {','.join(self.targets)}: --method {self.method} takes {','.join(MODULAR)}")
+        if self.form == "modules" and any(set(part) - set(self.targets) not in (set(), set(part)) for part in _MODULES):
+            parts = " and ".join(",".join(part) for part in _MODULES)
+            raise InputError(f"--targets {','.join(self.targets)}: --method {self.method} takes whole ones of {parts}")
 
     def _check_size(self) -> None:
         _at_least("--rank-multiple", self.rank_multiple, 1)
         sizes = {name: getattr(self, name) for name in ("rank", "density", *_BUDGETS)}
         given = [name for name, value in sizes.items() if value is not None]
-        allowed = _BUDGETS if self.form == "auto" else ("rank", "density")
+        allowed = {"auto": _BUDGETS, "modules": ("density",)}.get(self.form, ("rank", "density"))
         flags = {name: "--" + name.replace("parameters", "params").replace("_", "-") for name in sizes}
         if len(given) != 1 or given[0] not in allowed:
             found = ", ".join(flags[name] for name in given) or "none"

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+from curconvert.blocks.heads import Heads, attention_heads
 from curconvert.blocks.skeleton import EMBEDDING
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.errors import InputError
 from curconvert.factorization.types import Form, break_even_rank
 from curconvert.options import ConvertOptions
 from curconvert.selection.layers import layer_count, needs_distances, select_layers
-from curconvert_runtime.forms import MODULAR, parameters
+from curconvert_runtime.forms import MODULAR, SPARSE, parameters
 
 MIN_SAVING = 0.05  # a matrix that would shrink by less stays dense: three products cost more than they save
 _TORCH_BYTES = 420e6  # torch, transformers and the interpreter themselves, measured on Linux x86-64
@@ -108,15 +109,43 @@ def rank_for_density(form: Form, shape: tuple[int, int], density: float) -> int:
     return bisect.bisect_right(ranks, budget, key=lambda rank: parameters(form, shape, rank))
 
 
-def plan_matrix(name: str, shape: tuple[int, int], options: ConvertOptions) -> MatrixPlan:
+def obstacle(name: str, heads: Heads | None) -> str | None:
+    """Return why a linear's heads cannot get smaller, or None.
+
+    Args:
+        name: Canonical weight name.
+        heads: Its layer's; None where heads do not matter.
+    """
+    if heads is not None and heads.normed and linear_of(name) in ("q_proj", "k_proj"):
+        return "a norm follows it, which dropped dimensions would change"
+    return None
+
+
+def plan_matrix(name: str, shape: tuple[int, int], options: ConvertOptions, heads: Heads | None = None) -> MatrixPlan:
     """Decide rank and form of one target matrix.
 
     The rank is capped by the form's break-even rank (CURing, §3.2), which is at most the matrix's own; a matrix that
-    would shrink by less than 5 % stays dense. The three linears of an MLP have one intermediate size, so they get one
-    rank and one verdict.
+    would shrink by less than 5 % stays dense. Linears that get smaller together have one size in common, so they get
+    one verdict.
+
+    Args:
+        name: Canonical weight name.
+        shape: (m, n).
+        options: Form and size.
+        heads: Its layer's, for the form `modules`.
     """
-    form = cast("Form", MODULAR[linear_of(name)] if options.form == "modular" else options.form)
-    if options.density is not None:
+    linear = linear_of(name)
+    own = {"modular": MODULAR, "modules": MODULAR | SPARSE}.get(options.form, {})
+    form = cast("Form", own.get(linear, options.form))
+    reason = obstacle(name, heads)
+    if reason is not None:
+        return MatrixPlan(name, shape, "dense", reason=reason)
+    if heads is not None and linear in SPARSE:
+        assert options.density is not None
+        rank, asked = heads.count(linear) * heads.kept(linear, options.density), f"density {options.density:g}"
+        if rank == 0:
+            return MatrixPlan(name, shape, "dense", reason=f"{asked} leaves nothing of a head")
+    elif options.density is not None:
         rank, asked = rank_for_density(form, shape, options.density), f"density {options.density:g}"
     else:
         assert options.rank is not None
@@ -151,10 +180,11 @@ def make_plan(checkpoint: Checkpoint, options: ConvertOptions, layers: tuple[int
         known = select_layers(options.layers, num_layers)
     shown = known if known is not None else tuple(range(num_layers - 1 - total, num_layers - 1))
     linears = decoder_linears(checkpoint)
+    heads = heads_of(checkpoint, options)
     matrices = []
     for name, shape in linears.items():
         if layer_of(name) in shown and linear_of(name) in options.targets:
-            matrices.append(plan_matrix(name, shape, options))
+            matrices.append(plan_matrix(name, shape, options, heads[layer_of(name)]))
         else:
             matrices.append(MatrixPlan(name, shape, "dense", reason="not selected"))
     if all(m.form == "dense" for m in matrices):
@@ -164,6 +194,13 @@ def make_plan(checkpoint: Checkpoint, options: ConvertOptions, layers: tuple[int
             f"{MIN_SAVING:.0%} smaller, so nothing would be compressed; keep less or choose larger targets"
         )
     return assemble(checkpoint, options, matrices, known, total)
+
+
+def heads_of(checkpoint: Checkpoint, options: ConvertOptions) -> Sequence[Heads | None]:
+    """Return each layer's heads where the form asks for them, otherwise None for each."""
+    if options.form == "modules":
+        return attention_heads(checkpoint.config)
+    return [None] * int(checkpoint.config["num_hidden_layers"])
 
 
 def decoder_linears(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:

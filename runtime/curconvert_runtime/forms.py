@@ -17,9 +17,9 @@ Output i of the layer is element `order[i]` of the two products laid end to end,
 The modular forms are parts of one module, an MLP that keeps r of its neurons: `MODULAR` names its three linears. All
 three list the same neurons, ascending. A bias of a `modular_rows` linear is stored for those rows too, so (r,).
 
-The sparse forms need no partner: they take and give vectors of the original's width. Output i of `sparse_rows` is element
-`order[i]` of [weight·x; 0], so `order[rows[k]] = k` and all other elements are r; its bias is whole and added after.
-`sparse_columns` is weight·x[order]. Rows and columns are ascending.
+The sparse forms need no partner: they take and give vectors of the original's width. Output i of `sparse_rows` is
+element `order[i]` of [weight·x; 0], so `order[rows[k]] = k` and all other elements are r; its bias is whole and added
+after. `sparse_columns` is weight·x[order]. Rows and columns are ascending.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def test_families_with_a_mind_of_their_own_agree(tmp_path: Path, family: str) ->
     assert torch_parity(out, VerifyOptions(max_parity=1e-4)).passed
 
 
-@pytest.mark.parametrize("method", ["row-id", "pifa", "svd-llm", "neurons"])
+@pytest.mark.parametrize("method", ["row-id", "pifa", "svd-llm", "neurons", "modegpt"])
 def test_every_form_agrees(tmp_path: Path, method: str) -> None:
     """Torch equals both graphs, and what is a slice of the original is found to be one, also after a cast."""
     source, out = convert_tiny(tmp_path, "qwen2", method=method, dtype="float16")

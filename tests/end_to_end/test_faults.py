@@ -104,7 +104,8 @@ def failed(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["llama", "qwen2", "llama-float16", "llama/row-id", "llama/pifa", "llama/svd-llm", "phi3/neurons"]
+    "name",
+    ["llama", "qwen2", "llama-float16", "llama/row-id", "llama/pifa", "llama/svd-llm", "phi3/neurons", "qwen2/modegpt"],
 )
 def test_sound_artifacts_pass(converted: Callable[..., tuple[Path, Path]], name: str) -> None:
     """Without a fault every gate passes: torch-free, with torch, and with the original."""
@@ -234,6 +235,51 @@ def test_neurons_swapped_in_one_linear(copy: Callable[..., tuple[Path, Path]], l
     assert failed(artifact) >= PARITY
     slices = next(check for check in check_slices(artifact, source) if check.name == "source.slices")
     assert slices.passed == (linear == "down_proj")
+
+
+def move(kept: np.ndarray, size: int) -> np.ndarray:
+    """Return kept indices with the first moved to one that was dropped, ascending."""
+    return np.sort(np.append(kept[1:], np.setdiff1d(np.arange(size), kept)[0])).astype(np.int32)
+
+
+def test_rows_in_other_places(copy: Callable[..., tuple[Path, Path]]) -> None:
+    """Rows and order that agree on other outputs: both graphs answer differently, and the rows are not those."""
+
+    def shift(tensors: dict[str, np.ndarray]) -> None:
+        rows = move(tensors[f"{Q}.rows"], 32)
+        order = np.full(32, len(rows), np.int32)
+        order[rows] = np.arange(len(rows))
+        tensors |= {f"{Q}.rows": rows, f"{Q}.order": order}
+
+    source, artifact = copy("llama/modegpt")
+    edit_weights(artifact, shift)
+    assert failed(artifact) >= PARITY
+    found = [check for check in check_slices(artifact, source) if not check.passed]
+    assert [(check.name, f"{Q}.weight" in check.detail) for check in found] == [("source.slices", True)]
+
+
+def test_columns_in_other_places(copy: Callable[..., tuple[Path, Path]]) -> None:
+    """Another input of o_proj: both graphs answer differently."""
+    name = f"{Q.replace('q_proj', 'o_proj')}.order"
+
+    def shift(tensors: dict[str, np.ndarray]) -> None:
+        tensors[name] = move(tensors[name], 32)
+
+    _, artifact = copy("llama/modegpt")
+    edit_weights(artifact, shift)
+    assert failed(artifact) >= PARITY
+
+
+def test_a_dropped_output_that_is_not_zero(copy: Callable[..., tuple[Path, Path]]) -> None:
+    """A dropped output that repeats a kept one: the artifact does not open."""
+
+    def damage(tensors: dict[str, np.ndarray]) -> None:
+        tensors[f"{Q}.order"][np.setdiff1d(np.arange(32), tensors[f"{Q}.rows"])[0]] = 0
+
+    _, artifact = copy("llama/modegpt")
+    edit_weights(artifact, damage)
+    with pytest.raises(IntegrityError, match="for every dropped output"):
+        verify(artifact)
 
 
 def test_wrong_parameter_count(copy: Callable[..., tuple[Path, Path]]) -> None:

@@ -242,6 +242,10 @@ def test_unsound_factors_are_refused(toy: Path, changed: dict[str, Any], message
     refused(toy, message)
 
 
+# Of `sparse_rows`, in an order that agrees with them.
+SWAPPED = {"rows": np.array([4, 1], np.int32), "order": np.array([2, 1, 2, 2, 0, 2], np.int32)}
+
+
 def as_form(folder: Path, form: str, changed: dict[str, Any], rank: int = RANK) -> None:
     """Store the toy's (6, 5) matrix in another form, some of its tensors changed (None: left out), and seal again."""
     rng = np.random.default_rng(0)
@@ -256,17 +260,26 @@ def as_form(folder: Path, form: str, changed: dict[str, Any], rank: int = RANK) 
             "A": rng.standard_normal((6, 2)).astype(np.float32),
             "B": rng.standard_normal((2, 5)).astype(np.float32),
         },
+        "sparse_rows": {
+            "weight": rng.standard_normal((2, 5)).astype(np.float32),
+            "rows": np.array([1, 4], np.int32),
+            "order": np.array([2, 0, 2, 2, 1, 2], np.int32),
+        },
+        "sparse_columns": {
+            "weight": rng.standard_normal((6, 2)).astype(np.float32),
+            "order": np.array([1, 4], np.int32),
+        },
     }
     tensors = {name: value for name, value in toy_tensors().items() if not name.startswith(STEM)}
     tensors |= {f"{STEM}.{suffix}": value for suffix, value in (factors[form] | changed).items() if value is not None}
     reference = write_toy(folder.parent / "reference", tensors)
     for name in SEALED_FILES[:3]:
         (folder / name).write_bytes((reference / name).read_bytes())
-    basis = "rows" if form == "interpolative" else None
+    basis = "rows" if form in ("interpolative", "sparse_rows") else None
     reseal(folder, lambda manifest: manifest["matrices"][0].update(form=form, basis=basis, rank=rank))
 
 
-@pytest.mark.parametrize("form", ["interpolative", "two_factor"])
+@pytest.mark.parametrize("form", ["interpolative", "two_factor", "sparse_rows", "sparse_columns"])
 def test_other_forms_open(toy: Path, form: str) -> None:
     """A matrix may be stored in any of the forms."""
     as_form(toy, form, {})
@@ -300,19 +313,40 @@ def test_other_forms_open(toy: Path, form: str) -> None:
         ("two_factor", {"B": np.zeros((5, 2), np.float32)}, "[5, 2]"),
         ("two_factor", {"B": np.zeros((2, 5), np.float16)}, "F16"),
         ("two_factor", {"A": None}, "missing"),
+        ("sparse_rows", {"weight": np.zeros((6, 5), np.float32)}, "[6, 5]"),
+        ("sparse_rows", {"weight": None}, "weight' is missing"),
+        ("sparse_rows", {"order": None}, "order' is missing"),
+        ("sparse_rows", {"rows": np.array([1, 6], np.int32)}, ".rows' must hold distinct indices below 6"),
+        ("sparse_rows", {"rows": np.array([1, -1], np.int32)}, ".rows' must hold distinct indices below 6"),
+        ("sparse_rows", {"rows": np.array([1, 1], np.int32)}, ".rows' must hold distinct"),
+        ("sparse_rows", SWAPPED, ".rows' is not ascending"),
+        ("sparse_rows", {"rows": np.array([1, 3], np.int32)}, ".order' does not lead to"),
+        ("sparse_rows", {"order": np.array([2, 1, 2, 2, 0, 2], np.int32)}, ".order' does not lead to"),
+        ("sparse_rows", {"order": np.array([2, 0, 1, 2, 1, 2], np.int32)}, ".order' must be 2 for every dropped"),
+        ("sparse_rows", {"order": np.array([3, 0, 2, 2, 1, 2], np.int32)}, ".order' must be 2 for every dropped"),
+        ("sparse_rows", {"order": np.array([-1, 0, 2, 2, 1, 2], np.int32)}, ".order' must be 2 for every dropped"),
+        ("sparse_columns", {"order": np.array([1, 5], np.int32)}, ".order' must hold distinct indices below 5"),
+        ("sparse_columns", {"order": np.array([-1, 4], np.int32)}, ".order' must hold distinct indices below 5"),
+        ("sparse_columns", {"order": np.array([1, 1], np.int32)}, ".order' must hold distinct"),
+        ("sparse_columns", {"order": np.array([4, 1], np.int32)}, ".order' is not ascending"),
+        ("sparse_columns", {"order": np.array([1, 4], np.int64)}, "I64"),
+        ("sparse_columns", {"weight": np.zeros((6, 2), np.float16)}, "F16"),
     ],
 )
 def test_unsound_factors_of_other_forms_are_refused(
     toy: Path, form: str, changed: dict[str, Any], message: str
 ) -> None:
-    """Shapes, dtypes, and an order that is a permutation and agrees with the rows, though hashes agree."""
+    """Shapes, dtypes, and index vectors that are what their form asks for, though hashes agree."""
     as_form(toy, form, changed)
     refused(toy, message)
 
 
-@pytest.mark.parametrize(("form", "rank"), [("interpolative", 6), ("interpolative", 7), ("two_factor", 6)])
+@pytest.mark.parametrize(
+    ("form", "rank"),
+    [("interpolative", 6), ("interpolative", 7), ("two_factor", 6), ("sparse_rows", 7), ("sparse_columns", 6)],
+)
 def test_a_rank_beyond_the_matrix_is_refused(toy: Path, form: str, rank: int) -> None:
-    """A rank is at most the smaller side, whatever the factors' shapes."""
+    """A rank is at most the form's largest, whatever the factors' shapes."""
     as_form(toy, form, {}, rank)
     refused(toy, f"cannot be {form} of rank {rank}")
 

@@ -16,6 +16,8 @@ COUNTS = {
     "two_factor": 3 * 12,
     "modular_rows": 3 * 5,
     "modular_columns": 7 * 3,
+    "sparse_rows": 3 * 5,
+    "sparse_columns": 7 * 3,
 }
 
 
@@ -56,21 +58,39 @@ def test_factors_multiply_in_order() -> None:
     np.testing.assert_allclose(found, np.einsum("ij,jl", c, r), rtol=1e-12)
 
 
+SPREAD = np.array([[1, 0, 0], [0, 0, 1]])
+
+
 def test_kept_rows_and_columns_lie_where_they_were() -> None:
     """Zeros elsewhere; a bias that is stored beside them is no part of the matrix."""
     weight, kept = np.array([[1, 2], [3, 4]], np.float16), np.array([0, 2], np.int32)
     rows = multiply("modular_rows", (4, 2), {"weight": weight, "rows": kept, "bias": np.ones(2)})
     np.testing.assert_array_equal(rows, [[1, 2], [0, 0], [3, 4], [0, 0]])
+    order = np.array([0, 2, 1, 2], np.int32)
+    np.testing.assert_array_equal(
+        multiply("sparse_rows", (4, 2), {"weight": weight, "rows": kept, "order": order}), rows
+    )
+    np.testing.assert_array_equal(
+        multiply("sparse_columns", (2, 3), {"weight": weight, "order": kept}), weight @ SPREAD
+    )
     columns = multiply("modular_columns", (2, 3), {"weight": weight, "cols": kept})
     np.testing.assert_array_equal(columns, [[1, 0, 2], [3, 0, 4]])
 
 
 @pytest.mark.parametrize(
     ("form", "tall", "wide"),
-    [("cur", 5, 5), ("two_factor", 5, 5), ("interpolative", 5, 4), ("modular_rows", 7, 5), ("modular_columns", 5, 7)],
+    [
+        ("cur", 5, 5),
+        ("two_factor", 5, 5),
+        ("interpolative", 5, 4),
+        ("modular_rows", 7, 5),
+        ("modular_columns", 5, 7),
+        ("sparse_rows", 7, 5),
+        ("sparse_columns", 5, 7),
+    ],
 )
 def test_the_largest_rank_is_the_forms_own(form: str, tall: int, wide: int) -> None:
-    """A modular form may keep every row, or every column."""
+    """A modular or sparse form may keep every row, or every column."""
     assert largest_rank(form, (7, 5)) == tall
     assert largest_rank(form, (5, 7)) == wide
 

@@ -51,7 +51,7 @@ def test_a_sound_manifest_passes() -> None:
 def test_every_form_of_the_runtime_passes(form: str) -> None:
     """What the runtime can read may be in a manifest, and nothing else."""
     manifest = sound()
-    manifest["matrices"][0].update(form=form, basis="rows" if form == "interpolative" else None)
+    manifest["matrices"][0].update(form=form, basis="rows" if form in ("interpolative", "sparse_rows") else None)
     validate(manifest, "manifest-1.0")
     assert load_schema("manifest-1.0")["$defs"]["matrix"]["properties"]["form"]["enum"] == ["dense", *FORMS]
 
@@ -91,6 +91,8 @@ def test_calibration_and_metrics_pass() -> None:
         (lambda m: m["matrices"][0].update(form="modular"), "$.matrices[0].form"),
         (lambda m: m["matrices"][0].update(form="modular_rows", basis="rows"), "$.matrices[0].basis"),
         (lambda m: m["matrices"][0].update(form="modular_columns", rank=None), "$.matrices[0].rank"),
+        (lambda m: m["matrices"][0].update(form="sparse_rows", basis=None), "$.matrices[0].basis"),
+        (lambda m: m["matrices"][0].update(form="sparse_columns", basis="rows"), "$.matrices[0].basis"),
         (lambda m: m["matrices"][0].update(rank=None), "$.matrices[0].rank"),
         (lambda m: m["matrices"][1].update(rank=4), "$.matrices[1].rank"),
         (lambda m: m["matrices"][0].update(shape=[6]), "$.matrices[0].shape"),

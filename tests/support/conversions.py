@@ -17,7 +17,7 @@ from support.families import VOCABULARY, make_checkpoint
 def convert_tiny(
     folder: Path, model_type: str, *, method: str = "cur", dtype: str | None = None, **settings: Any
 ) -> tuple[Path, Path]:
-    """Make a random checkpoint and compress every layer's q, k and gate projections to rank 6.
+    """Make a random checkpoint and compress every layer's q, k and gate projections, or the method's, to rank 6.
 
     Args:
         folder: Gets the checkpoint and the artifact.
@@ -33,6 +33,7 @@ def convert_tiny(
     make_checkpoint(source, model_type, **settings)
     save_file({"input_ids": np.random.default_rng(0).integers(3, VOCABULARY, (40, 40))}, ids)
     calibration = CalibrationOptions(source=str(ids), sequences=16, tokens_per_sequence=40, probe_sequences=4)
-    options = ConvertOptions.for_method(method, rank=6, layers="all", calibration=calibration, dtype=dtype)
+    size = {"density": 0.6} if method == "modegpt" else {"rank": 6}
+    options = ConvertOptions.for_method(method, layers="all", calibration=calibration, dtype=dtype, **size)
     convert(SourceOptions(str(source)), out, options)
     return source, out

@@ -296,9 +296,34 @@ def _two_factor(weight: torch.Tensor, rank: int, generator: torch.Generator) -> 
     return {"A": a, "B": b}, a.double() @ b.double()
 
 
-_FACTORIZE = {"cur": _cur, "interpolative": _interpolative, "two_factor": _two_factor}
+def _sparse_rows(weight: torch.Tensor, rank: int, generator: torch.Generator) -> _Factors:
+    rows = torch.randperm(weight.shape[0], generator=generator)[:rank].sort().values
+    product, order = torch.zeros_like(weight.double()), torch.full((len(weight),), rank, dtype=torch.int32)
+    for place, row in enumerate(rows.tolist()):
+        order[row] = place
+        product[row] = weight[row]
+    return {"weight": weight[rows], "rows": rows.int(), "order": order}, product
+
+
+def _sparse_columns(weight: torch.Tensor, rank: int, generator: torch.Generator) -> _Factors:
+    columns = torch.randperm(weight.shape[1], generator=generator)[:rank].sort().values
+    product = torch.zeros_like(weight.double())
+    for column in columns.tolist():
+        product[:, column] = weight[:, column]
+    return {"weight": weight[:, columns], "order": columns.int()}, product
+
+
+_FACTORIZE = {
+    "cur": _cur,
+    "interpolative": _interpolative,
+    "two_factor": _two_factor,
+    "sparse_rows": _sparse_rows,
+    "sparse_columns": _sparse_columns,
+}
 MIXED = ("interpolative", "two_factor", "cur")
 """With three targets in two blocks, each form appears twice."""
+SPARSE = ("sparse_rows", "sparse_columns")
+"""With seven targets in two blocks, each has both forms."""
 
 
 def replace_weights(model: TinyModel, products: Mapping[str, torch.Tensor]) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from curconvert.blocks.heads import attention_heads
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.errors import InputError
 from curconvert.options import LINEARS, ConvertOptions
-from curconvert.planning import decoder_linears, linear_of, total_parameters, uniform_density
+from curconvert.planning import decoder_linears, layer_of, linear_of, obstacle, total_parameters, uniform_density
 from curconvert_runtime.forms import MODULAR
 
 
@@ -15,7 +16,7 @@ def options_for_size(checkpoint: Checkpoint, method: str, target: int, **values:
     """Return a method's options for a size of the whole model.
 
     `auto` takes the size itself. Any other method gets the one density of all seven linears of every layer (`neurons`:
-    of the three of the MLP) that gives it.
+    of the three of the MLP; `modegpt`: of those whose heads can get smaller) that gives it.
 
     Args:
         checkpoint: The opened model.
@@ -29,7 +30,12 @@ def options_for_size(checkpoint: Checkpoint, method: str, target: int, **values:
     if method == "auto":
         return ConvertOptions.for_method(method, target_parameters=target, **values)
     targets = tuple(MODULAR) if method == "neurons" else LINEARS
-    shapes = [shape for name, shape in decoder_linears(checkpoint).items() if linear_of(name) in targets]
+    heads = attention_heads(checkpoint.config) if method == "modegpt" else None
+    shapes = [
+        shape
+        for name, shape in decoder_linears(checkpoint).items()
+        if linear_of(name) in targets and obstacle(name, heads[layer_of(name)] if heads else None) is None
+    ]
     density = uniform_density(checkpoint, shapes, target)
     if density <= 0:
         rest = total_parameters(checkpoint) - sum(m * n for m, n in shapes)

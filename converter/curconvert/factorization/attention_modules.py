@@ -1,9 +1,9 @@
-"""A smaller attention: heads keep some dimensions, those of queries and keys and those of values each by themselves.
+"""A smaller attention: heads keep some dimensions of queries and keys, and some of values.
 
-The attention modules of MoDeGPT (arXiv 2408.09632). Type II, queries and keys: with a rotary embedding between them only
-dimensions as they are can be kept, and rotary pairs stay together; a CR decomposition of their product ranks them. Type
-III, values and outputs: nothing stands between them, so each head's product is approximated as a whole, by a truncated
-SVD. What is stored are rows and columns in their places, so the cache and the attention itself keep their sizes.
+The attention modules of MoDeGPT (arXiv 2408.09632). Type II, queries and keys: a rotary embedding stands between them,
+so dimensions are kept as they are, rotary pairs together; a CR decomposition of the product ranks them. Type III,
+values and outputs: nothing stands between them, so each head's product is approximated as a whole, by a truncated SVD.
+What is stored are rows and columns in their places, so the cache and the attention itself keep their sizes.
 """
 
 from __future__ import annotations
@@ -147,10 +147,10 @@ def factorize_value_output(
         reported output error of o_proj is for the original's values.
     """
     v_proj, o_proj = projections["v_proj"], projections["o_proj"]
-    V, O = (part.weight.to(torch.float64).numpy() for part in (v_proj, o_proj))
+    V, W = (part.weight.to(torch.float64).numpy() for part in (v_proj, o_proj))
     H, size = ridged(v_proj.statistics.gram, ridge), heads.head_dim
     bias = None if v_proj.bias is None else v_proj.bias.to(dtype).to(torch.float64).numpy()
-    outputs = O.reshape(len(O), heads.kv_heads, -1, size)
+    outputs = W.reshape(len(W), heads.kv_heads, -1, size)
     dimensions = np.empty((heads.kv_heads, kept), dtype=np.int32)
     values, columns = [], []
     for head in range(heads.kv_heads):
@@ -163,13 +163,13 @@ def factorize_value_output(
         ascending = np.argsort(rows)
         dimensions[head] = rows[ascending]
         values.append(A[dimensions[head]] @ B)
-        columns.append((outputs[:, head] @ coefficients[:, ascending]).reshape(len(O), -1))
+        columns.append((outputs[:, head] @ coefficients[:, ascending]).reshape(len(W), -1))
     rows, order = (_places(dimensions, heads.count(name), size) for name in ("v_proj", "o_proj"))
     v_tensors = {"weight": deployed(np.concatenate(values), dtype), **_row_indices(rows, len(V))}
     o_tensors = {"weight": deployed(np.concatenate(columns, axis=1), dtype), "order": torch.from_numpy(order)}
     return {
         "v_proj": measured("sparse_rows", v_tensors, len(rows), V, v_proj.statistics, basis="subspace"),
-        "o_proj": measured("sparse_columns", o_tensors, len(order), O, o_proj.statistics),
+        "o_proj": measured("sparse_columns", o_tensors, len(order), W, o_proj.statistics),
     }
 
 

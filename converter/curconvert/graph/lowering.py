@@ -208,10 +208,9 @@ class Lowering:
                 return self._dialect.interpolate(x, *stored("R T order"))
             case "modular_rows" | "modular_columns":
                 return self._dialect.linear(x, stored("weight"))
-            case "sparse_rows":
-                return self._dialect.place(x, *stored("weight order"))
-            case "sparse_columns":
-                return self._dialect.pick(x, *stored("weight order"))
+            case "sparse_rows" | "sparse_columns":
+                sparse = self._dialect.place if form == "sparse_rows" else self._dialect.pick
+                return sparse(x, *stored("weight order"))
         raise UnsupportedError(f"tensor {name}: form {form!r} has no graph, expected one of {', '.join(FORMS)}")
 
     def _stored(self, name: str, form: str = "dense") -> ir.Value:

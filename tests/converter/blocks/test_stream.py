@@ -232,6 +232,23 @@ def test_kept_rows_and_columns_are_plain_linears(biased: bool) -> None:
         assert (found.in_features, found.out_features) == (5, 3)
 
 
+@pytest.mark.parametrize("biased", [True, False])
+def test_kept_rows_and_columns_stay_in_their_places(biased: bool) -> None:
+    """Inputs and outputs have the original's width, a dropped output is its bias; float32 whatever is stored."""
+    generator = torch.Generator().manual_seed(0)
+    weight, bias, x, z = (torch.randn(s, generator=generator) for s in ((3, 5), (7,), (2, 4, 5), (2, 4, 7)))
+    rows, order = torch.tensor([0, 2, 6]), torch.tensor([0, 3, 1, 3, 3, 3, 2], dtype=torch.int32)
+    whole = torch.zeros(7, 5)
+    whole[rows] = weight.half().float()
+    found = factored_linear(
+        "sparse_rows", {"weight": weight.half(), "rows": rows, "order": order}, bias if biased else None
+    )
+    torch.testing.assert_close(found(x), x @ whole.T + (bias if biased else 0))
+    tensors = {"weight": weight.T.half(), "order": rows.int()}
+    found = factored_linear("sparse_columns", tensors, bias[:5] if biased else None)
+    torch.testing.assert_close(found(z), z @ whole + (bias[:5] if biased else 0))
+
+
 def test_an_unknown_form_has_no_linear() -> None:
     """Forms are those that the runtime knows."""
     with pytest.raises(ValueError, match="form 'tucker'"):

@@ -54,6 +54,9 @@ def test_a_missing_factor_is_named(model: TinyModel, factor: str) -> None:
         ("interpolative", "order"),
         ("two_factor", "A"),
         ("two_factor", "B"),
+        ("sparse_rows", "weight"),
+        ("sparse_rows", "order"),
+        ("sparse_columns", "order"),
     ],
 )
 def test_a_missing_tensor_of_another_form_is_named(tmp_path: Path, form: str, suffix: str) -> None:

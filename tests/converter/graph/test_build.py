@@ -17,7 +17,7 @@ from curconvert.errors import UnsupportedError
 from curconvert.families import SUPPORTED_FAMILIES
 from curconvert.graph import Graphs, build_graphs, save_graphs
 from support.cases import CASES
-from support.families import FAMILIES, MIXED, VOCABULARY, TinyModel, compress, drop_neurons, make_checkpoint
+from support.families import FAMILIES, MIXED, SPARSE, VOCABULARY, TinyModel, compress, drop_neurons, make_checkpoint
 from support.parity import Runner, largest_difference, left_padded_logits, oracle_logits, right_padded_logits, tokens
 
 FILES = ("model.onnx", "model.fused.onnx")
@@ -84,9 +84,12 @@ def test_saving_writes_the_graphs_and_nothing_else(llama: TinyModel, tmp_path: P
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_both_graphs_pass_the_full_check(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    """onnx.checker, shape inference included, accepts every family in every stored dtype."""
-    model = compress(make_checkpoint(tmp_path / "dense", family, dtype=dtype), tmp_path / "mixed", forms=MIXED)
+@pytest.mark.parametrize("forms", [MIXED, SPARSE])
+def test_both_graphs_pass_the_full_check(
+    family: str, dtype: torch.dtype, forms: tuple[str, ...], tmp_path: Path
+) -> None:
+    """onnx.checker, shape inference included, accepts every family in every stored dtype and form."""
+    model = compress(make_checkpoint(tmp_path / "dense", family, dtype=dtype), tmp_path / "factored", forms=forms)
     save_graphs(build_graphs(model.config, model.tensors, model.forms), model.folder)
     for name in FILES:
         onnx.checker.check_model(model.folder / name, full_check=True)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from curconvert.graph import build_graphs, save_graphs
+from curconvert.options import LINEARS
 from support.cases import CASES
-from support.families import FAMILIES, MIXED, VOCABULARY, TinyModel, compress, drop_neurons, make_checkpoint
+from support.families import FAMILIES, MIXED, SPARSE, VOCABULARY, TinyModel, compress, drop_neurons, make_checkpoint
 from support.parity import left_padded_logits, oracle_logits, right_padded_logits, tokens
 
 # Cases whose MLP differs from its family's: in its biases or its activation.
@@ -40,8 +41,8 @@ class Built:
 @pytest.fixture(
     scope="module",
     params=[f"{case}/{form}" for case in CASES for form in ("dense", "cur")]
-    + [f"{case}/{form}" for case in FAMILIES for form in ("mixed", "neurons")]
-    + [f"{case}/neurons" for case in MLPS],
+    + [f"{case}/{form}" for case in FAMILIES for form in ("mixed", "neurons", "sparse")]
+    + [f"{case}/{form}" for case in MLPS for form in ("neurons", "sparse")],
 )
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
     """A model of each case, dense and with CUR projections; of each family with every form, and with smaller MLPs."""
@@ -55,6 +56,8 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         # Biased and fused projections too, with an odd count of targets, so that each meets several forms.
         targets = ("q_proj", "v_proj", "o_proj", "gate_proj", "down_proj")
         model = compress(model, folder / "mixed", targets=targets, forms=MIXED)
+    if form == "sparse":
+        model = compress(model, folder / "sparse", targets=LINEARS, rank=20, forms=SPARSE)
     if form == "neurons":
         model = drop_neurons(compress(model, folder / "cur", targets=("o_proj",)), folder / "neurons")
     save_graphs(build_graphs(model.config, model.tensors, model.forms), model.folder)
