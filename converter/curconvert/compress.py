@@ -20,17 +20,12 @@ from curconvert.blocks.stream import Block, BlockStream
 from curconvert.calibration.statistics import InputStatistics, StatisticsCollector
 from curconvert.calibration.text import CalibrationTokens
 from curconvert.checkpoint.types import Checkpoint
-from curconvert.factorization.checked import (
-    factorize_allocated,
-    factorize_attention_checked,
-    factorize_checked,
-    factorize_mlp_checked,
-)
+from curconvert.factorization.checked import factorize_allocated, factorize_checked, factorize_modules_checked
 from curconvert.factorization.types import Factorization
 from curconvert.options import ConvertOptions
 from curconvert.planning import MatrixPlan, Plan, layer_of
 from curconvert.selection.layers import angular_distance
-from curconvert_runtime.forms import MODULAR, SPARSE
+from curconvert_runtime.forms import SPARSE, keeps_part
 from curconvert_runtime.probes import (
     CompressedProbe,
     OriginalOutputs,
@@ -202,24 +197,17 @@ def _compress_block(
             block.advance(hidden)
     plans = {m.name: m for m in targets}
     found: dict[str, Factorization] = {}
-    mlp: dict[str, InputStatistics] = {}
-    attention: dict[str, InputStatistics] = {}
+    modules: dict[str, InputStatistics] = {}
     for names, statistics in collector.groups():
         for name in names:
             rank = plans[name].rank
             assert rank is not None
-            if plans[name].form in MODULAR.values():
-                mlp[name] = statistics
-            elif plans[name].form in SPARSE.values():
-                attention[name] = statistics
+            if keeps_part(plans[name].form):
+                modules[name] = statistics
             else:
                 found[name] = factorize_checked(name, checkpoint.read(name), statistics, rank, options, dtype)
-    if mlp:
-        found |= factorize_mlp_checked([plans[name] for name in mlp], mlp, checkpoint, options, dtype)
-    if attention:
-        assert heads is not None
-        parts = [plans[name] for name in attention]
-        found |= factorize_attention_checked(parts, attention, checkpoint, heads, options, dtype)
+    parts = [plans[name] for name in modules]
+    found |= factorize_modules_checked(parts, modules, checkpoint, heads, options, dtype)
     _install(block, found)
     if options.sequential:
         block.advance(hidden)

@@ -72,13 +72,13 @@ def run(code: str, folder: Path, python: str | Path = sys.executable, packages: 
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=['"cur", rank=6', '"modegpt", density=0.6'])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `out/`, made by the README's own conversion code from a tiny random Llama."""
     root = tmp_path_factory.mktemp("readme")
     make_checkpoint(root / "path/to/model", "llama", num_hidden_layers=4, max_position_embeddings=256, eos_token_id=END)
     make_tokenizer(root / "path/to/model")
-    printed = run(block("convert").replace("rank=128", "rank=6"), root)
+    printed = run(block("convert").replace('"cur", rank=128', request.param), root)
     assert printed.splitlines()[-1].startswith("True ")
     return root
 
@@ -108,19 +108,30 @@ def test_optimum_says_what_our_runtime_says(folder: Path, answer: str) -> None:
     assert run(block("optimum"), folder, OPTIMUM, packages="") == answer
 
 
-def test_the_reader_of_the_format_reads(folder: Path) -> None:
-    """The artifact page's NumPy reader accepts every hash and rebuilds the first factored matrix."""
-    assert "gate_proj.weight: rank 6" in run(block("reader", "docs/artifact.md"), folder)
-
-
 @pytest.mark.parametrize(
     ("method", "linear"),
-    [("row-id", "gate_proj"), ("pifa", "gate_proj"), ("svd-llm", "gate_proj"), ("neurons", "down_proj")],
+    [
+        ("cur", "gate_proj"),
+        ("row-id", "gate_proj"),
+        ("pifa", "gate_proj"),
+        ("svd-llm", "gate_proj"),
+        ("neurons", "down_proj"),
+    ],
 )
 def test_the_reader_of_the_format_reads_every_form(tmp_path: Path, method: str, linear: str) -> None:
-    """The same program rebuilds a matrix of each other form."""
+    """The artifact page's NumPy reader accepts every hash and rebuilds the first factored matrix, of any form."""
     _, out = convert_tiny(tmp_path, "llama", method=method)
     assert f"{linear}.weight: rank 6" in run(block("reader", "docs/artifact.md"), out.parent)
+
+
+def test_the_reader_of_the_format_reads_a_smaller_attention(tmp_path: Path) -> None:
+    """Its rows and columns, where it is asked for them instead of the first factored matrix."""
+    _, out = convert_tiny(tmp_path, "llama", method="modegpt")
+    program = block("reader", "docs/artifact.md")
+    for linear, rank in (("q_proj", 16), ("v_proj", 8), ("o_proj", 16)):
+        asked = program.replace('matrix["form"] != "dense"', f'"{linear}" in matrix["name"]')
+        assert asked != program
+        assert f"{linear}.weight: rank {rank}" in run(asked, out.parent)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

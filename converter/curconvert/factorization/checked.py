@@ -27,7 +27,7 @@ from curconvert.factorization.types import Basis, Factorization
 from curconvert.options import ConvertOptions
 from curconvert.planning import MatrixPlan, linear_of
 from curconvert.selection.indices import Importance, Selector
-from curconvert_runtime.forms import MODULAR
+from curconvert_runtime.forms import MODULAR, SPARSE
 
 
 def factorize_checked(
@@ -128,21 +128,21 @@ def factorize_mlp_checked(
     return _named(found, names, dtype)
 
 
-def factorize_attention_checked(
+def factorize_modules_checked(
     plans: Sequence[MatrixPlan],
     statistics: Mapping[str, InputStatistics],
     checkpoint: Checkpoint,
-    heads: Heads,
+    heads: Heads | None,
     options: ConvertOptions,
     dtype: torch.dtype,
 ) -> dict[str, Factorization]:
-    """Factorize the linears of one attention whose heads get smaller: queries with keys, values with outputs.
+    """Factorize what gets smaller together: the linears of an MLP, queries with keys, values with outputs.
 
     Args:
-        plans: Of one block's matrices in a sparse form.
+        plans: Of one block's matrices in a modular or sparse form.
         statistics: Of each one's input, by its name.
         checkpoint: Weights and biases.
-        heads: The layer's.
+        heads: The layer's; None where no form is sparse.
         options: Its ridge.
         dtype: Deployed dtype.
 
@@ -150,27 +150,29 @@ def factorize_attention_checked(
         By the matrices' names.
 
     Raises:
-        InputError: The plan takes one of two that belong together, or other dimensions from each, or as
-            `factorize_checked`.
+        InputError: The plan takes a part of a module, or different sizes from its parts, or as `factorize_checked`.
         BackendError: A LAPACK routine did not converge.
     """
-    names = {linear_of(plan.name): plan.name for plan in plans}
-    ranks = {linear_of(plan.name): plan.rank or 0 for plan in plans}
+    mlp = [plan for plan in plans if plan.form in MODULAR.values()]
+    found = factorize_mlp_checked(mlp, statistics, checkpoint, options, dtype) if mlp else {}
+    sparse = {linear_of(plan.name): plan for plan in plans if plan.form in SPARSE.values()}
+    names = {linear: plan.name for linear, plan in sparse.items()}
     projections = _projections(names, statistics, checkpoint, dtype)
-    found: dict[str, Factorization] = {}
     for first, second in (("q_proj", "k_proj"), ("v_proj", "o_proj")):
-        if not names.keys() & {first, second}:
+        if not sparse.keys() & {first, second}:
             continue
-        kept = {ranks.get(linear, 0) / heads.count(linear) for linear in (first, second)}
-        size = int(min(kept))
-        if kept != {size} or size < 1:
+        assert heads is not None
+        sizes = {(sparse[x].rank or 0) / heads.count(x) if x in sparse else 0 for x in (first, second)}
+        kept = int(min(sizes))
+        if sizes != {kept}:
             raise InputError(f"{plans[0].name}: {first} and {second} must keep as many dimensions of each head")
         with _lapack(names[first]):
             if first == "q_proj":
-                found |= factorize_query_key(projections, heads, size, dtype)
+                parts = factorize_query_key(projections, heads, kept, dtype)
             else:
-                found |= factorize_value_output(projections, heads, size, options.ridge, dtype)
-    return _named(found, names, dtype)
+                parts = factorize_value_output(projections, heads, kept, options.ridge, dtype)
+        found |= _named(parts, names, dtype)
+    return found
 
 
 def _projections(
