@@ -12,6 +12,7 @@ from curconvert.options import SourceOptions
 from curconvert.parity import build_torch_model
 from curconvert.pipeline import convert
 from curconvert_runtime import Artifact
+from curconvert_runtime.forms import FORMS
 from support.clients import genai, optimum
 from support.families import make_checkpoint
 from support.tiny_runs import add_tokenizer, tiny_options, token_file
@@ -23,6 +24,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "row-id": {"density": 0.7, "rank": None},
     "svd-llm": {"density": 0.7, "rank": None},
     "neurons": {"density": 0.5, "rank": None},
+    "modegpt": {"density": 0.6, "rank": None},
     "auto": {"keep": 0.7, "rank": None, "rank_multiple": 4},
 }
 PROMPTS = [[5, 9, 30, 7], [11, 4], [8, 40, 6, 22, 31, 9, 17]]
@@ -64,7 +66,7 @@ def answers(artifacts: dict[str, Path]) -> list[list[list[int]]]:
 def test_methods_store_every_form(artifacts: dict[str, Path]) -> None:
     """Nothing is left out."""
     forms = {matrix["form"] for path in artifacts.values() for matrix in Artifact.open(path).manifest["matrices"]}
-    assert forms >= {"cur", "interpolative", "two_factor", "modular_rows", "modular_columns"}
+    assert forms >= set(FORMS)
 
 
 @pytest.mark.clients
