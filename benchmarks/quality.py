@@ -140,7 +140,7 @@ class Bench:
                 start = time.perf_counter()
                 if shared is None:
                     prepared = prepare(checkpoint, options)
-                    shared = prepared, measure(prepared, options, scratch, silent), time.perf_counter() - start
+                    shared = prepared, measure(prepared, [options], scratch, silent), time.perf_counter() - start
                     start = time.perf_counter()
                 prepared, measured, passes = shared
                 plan = decide(prepared, measured, options, silent)

@@ -17,7 +17,7 @@ from curconvert.selection.indices import IMPORTANCES, SELECTORS
 from curconvert_runtime.forms import MODULAR
 
 DType = Literal["float32", "float16", "bfloat16"]
-Method = Literal["cur", "curing", "row-id", "pifa", "svd-llm", "asvd", "svd", "neurons", "auto"]
+Method = Literal["cur", "curing", "row-id", "pifa", "svd-llm", "asvd", "fwsvd", "svd", "neurons", "auto"]
 DTYPES: tuple[str, ...] = get_args(DType)
 METHODS: tuple[str, ...] = get_args(Method)
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -33,6 +33,7 @@ _PRESETS: Mapping[str, Mapping[str, Any]] = {
     "pifa": {"form": "interpolative", "approximation": "subspace"},
     "svd-llm": {"form": "two_factor", "approximation": "svd_llm"},
     "asvd": {"form": "two_factor", "approximation": "asvd"},
+    "fwsvd": {"form": "two_factor", "approximation": "fwsvd"},
     "svd": {"form": "two_factor", "approximation": "svd"},
     "neurons": {"form": "modular", "targets": tuple(MODULAR)},
     "auto": {"form": "auto", "layers": "all", "targets": LINEARS},
@@ -92,7 +93,7 @@ class ConvertOptions:
         rank_multiple: Ranks and numbers of neurons are multiples of it.
         approximation: What the form stores: for `interpolative` rows of W (`rows`) or of its best rank-r
             approximation (`subspace`); for `two_factor` the approximation itself. None for the others.
-        layers: `angular[:N]`, `all`, or numbers and ranges.
+        layers: `angular[:N]`, `influence[:N]`, `rank[:N]`, `all`, or numbers and ranges.
         targets: Linears to compress within those layers.
         selector: See `curconvert.selection.indices`; `cur` only, as the next two.
         importance: See `curconvert.selection.indices`.

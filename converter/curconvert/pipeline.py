@@ -87,7 +87,7 @@ def convert(
     first_plan(checkpoint, options)  # refuses what cannot work before any tensor is read
     prepared = prepare(checkpoint, options)
     with atomic_folder(out, overwrite) as work, scratch_beside(work) as scratch:
-        measured = measure(prepared, options, scratch, progress)
+        measured = measure(prepared, [options], scratch, progress)
         decided = decide(prepared, measured, options, progress)
         report, peak = produce(work, prepared, measured, decided, options, verification, progress)
     return Conversion(out, decided, prepared.tokens.notices, report, peak)

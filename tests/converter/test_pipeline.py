@@ -293,7 +293,7 @@ def test_every_family_converts_and_verifies(tmp_path: Path, tokens: Path, family
 
 @pytest.mark.parametrize("size", [{"rank": 5}, {"density": 0.6}], ids=["rank", "density"])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "phi3"])
-@pytest.mark.parametrize("method", ["row-id", "pifa", "svd-llm", "asvd", "svd"])
+@pytest.mark.parametrize("method", ["row-id", "pifa", "svd-llm", "asvd", "fwsvd", "svd"])
 def test_every_method_converts_verifies_and_counts(
     tmp_path: Path, tokens: Path, method: str, family: str, size: dict[str, Any]
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -9,6 +11,16 @@ from numpy.typing import NDArray
 from curconvert.calibration.statistics import InputStatistics
 
 Matrix = NDArray[np.float64]
+
+
+class Stored:
+    """As much of a checkpoint as a factorization reads."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.tensors = tensors
+
+    def read(self, name: str) -> torch.Tensor:
+        return self.tensors[name]
 
 
 def random_weight(seed: int, m: int = 24, n: int = 18, dtype: torch.dtype = torch.float64) -> torch.Tensor:

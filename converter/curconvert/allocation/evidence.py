@@ -13,6 +13,7 @@ from torch import Tensor
 from curconvert.calibration.statistics import InputStatistics
 
 Matrix = NDArray[np.float64]
+Vector = NDArray[np.float64]
 Indices = NDArray[np.int32]
 
 
@@ -45,6 +46,14 @@ class Evidence:
     def fisher(self, name: str) -> Matrix:
         """Return it."""
         return np.asarray(np.load(self._path("fisher", name)))
+
+    def save_fisher_rows(self, name: str, rows: Vector) -> None:
+        """Keep the Fisher information of each row of a weight, (out_features,)."""
+        np.save(self._path("rows", name), rows)
+
+    def fisher_rows(self, name: str) -> Vector:
+        """Return it."""
+        return np.asarray(np.load(self._path("rows", name)))
 
     def save_order(self, name: str, order: Indices) -> None:
         """Keep the order in which the neurons before a down_proj are dropped, all of them, first dropped first."""

@@ -31,6 +31,15 @@ class GradientSamples:
         """`E[g gᵀ]`, (out_features, out_features)."""
         return (self.gradients.T @ self.gradients).astype(np.float64) / len(self.gradients)
 
+    @property
+    def fisher_rows(self) -> NDArray[np.float64]:
+        """Fisher information of the weight, summed over each row: `E[g_i² ‖x‖²]`, (out_features,).
+
+        The gradient of entry W_ij at one token is `g_i x_j`.
+        """
+        scaled = self.gradients * np.linalg.norm(self.inputs, axis=1, keepdims=True)
+        return np.asarray(np.einsum("ti,ti->i", scaled, scaled, dtype=np.float64) / len(scaled))
+
 
 class GradientCollector:
     """Keeps the inputs and output gradients of some linears while a block runs forwards and backwards."""

@@ -8,6 +8,7 @@ from typing import cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from curconvert.allocation.evidence import Evidence
@@ -27,20 +28,36 @@ from curconvert.planning import MatrixPlan, linear_of
 from curconvert.selection.indices import Importance, Selector
 from curconvert_runtime.forms import MODULAR
 
+Vector = NDArray[np.float64]
+
 
 def factorize_checked(
-    name: str, weight: Tensor, statistics: InputStatistics, rank: int, options: ConvertOptions, dtype: torch.dtype
+    plan: MatrixPlan,
+    checkpoint: Checkpoint,
+    statistics: InputStatistics,
+    options: ConvertOptions,
+    dtype: torch.dtype,
+    fisher_rows: Vector | None = None,
 ) -> Factorization:
     """Factorize one weight, refusing values that would make every later number meaningless.
+
+    Args:
+        plan: Of the matrix.
+        checkpoint: Its weight.
+        statistics: Of its input.
+        options: Method and numerics.
+        dtype: Deployed dtype.
+        fisher_rows: Fisher information of each row, (out_features,); `fwsvd` only.
 
     Raises:
         InputError: The weight or its statistics are not finite, or the weight or U does not fit the deployed dtype.
         BackendError: A LAPACK routine did not converge.
     """
-    _check_input(name, weight, statistics, dtype)
-    with _lapack(name):
-        factors = _factorize(name, weight, statistics, rank, options, dtype)
-    _check_fit(name, factors, dtype)
+    weight = checkpoint.read(plan.name)
+    _check_input(plan.name, weight, statistics, dtype)
+    with _lapack(plan.name):
+        factors = _factorize(plan, weight, statistics, options, dtype, fisher_rows)
+    _check_fit(plan.name, factors, dtype)
     return factors
 
 
@@ -157,15 +174,22 @@ def _check_fit(name: str, factors: Factorization, dtype: torch.dtype) -> None:
 
 
 def _factorize(
-    name: str, weight: Tensor, statistics: InputStatistics, rank: int, options: ConvertOptions, dtype: torch.dtype
+    plan: MatrixPlan,
+    weight: Tensor,
+    statistics: InputStatistics,
+    options: ConvertOptions,
+    dtype: torch.dtype,
+    fisher_rows: Vector | None,
 ) -> Factorization:
     """Dispatch on the form; ConvertOptions has checked that the choices belong to it."""
+    name, rank = plan.name, plan.rank
+    assert rank is not None
     if options.form == "interpolative":
         basis = cast("Basis", options.approximation)
         return factorize_interpolative(name, weight, statistics, rank, basis, options.ridge, dtype)
     if options.form == "two_factor":
         approximation = cast("Approximation", options.approximation)
-        return factorize_two_factor(name, weight, statistics, rank, approximation, options.ridge, dtype)
+        return factorize_two_factor(name, weight, statistics, rank, approximation, options.ridge, dtype, fisher_rows)
     cur = CUROptions(
         selector=cast("Selector", options.selector),
         importance=cast("Importance", options.importance),

@@ -85,8 +85,7 @@ def sweep(
         original = Artifact.open(export(source, scratch / "original", progress=progress).path)
         windows = None if text is None else text_windows(original, text, options.window, options.max_tokens)
         (scratch / "evidence").mkdir()
-        measuring = next((asked for asked in possible if asked.form == "auto"), possible[0])
-        measured = measure(prepared, measuring, scratch / "evidence", progress)
+        measured = measure(prepared, possible, scratch / "evidence", progress)
         runner = _Runner(prepared, measured, original, windows, work if options.keep_artifacts else scratch, progress)
         points = []
         for done, (point, asked) in enumerate(wanted, 1):
