@@ -23,7 +23,7 @@ from curconvert.checkpoint.types import Checkpoint
 from curconvert.factorization.checked import factorize_allocated, factorize_checked, factorize_mlp_checked
 from curconvert.factorization.types import Factorization
 from curconvert.options import ConvertOptions
-from curconvert.planning import MatrixPlan, Plan, layer_of
+from curconvert.planning import MatrixPlan, Plan, bias_of, layer_of
 from curconvert.selection.scores import LayerScorer
 from curconvert_runtime.forms import MODULAR
 from curconvert_runtime.probes import (
@@ -137,7 +137,7 @@ def compress(
     """
     stream = BlockStream(checkpoint, dtype)
     matrices = {m.name: m for m in plan.matrices if m.form != "dense"}
-    later = matrices.keys() | plan.cut_biases.keys()
+    later = matrices.keys() | ({bias_of(name) for name in matrices} if options.full_metric else set())
     # First, because a value that cannot be stored is named here; in the block loop it would only be felt.
     for name in checkpoint.tensors:
         if name not in later:

@@ -194,6 +194,15 @@ class ConvertOptions:
         if self.max_kl is not None and not 0 < self.max_kl < math.inf:
             raise InputError(f"--max-kl {self.max_kl}: expected nats per token, above 0")
 
+    @property
+    def full_metric(self) -> bool:
+        """Whether matrices are approximated for the outputs, in the metric of the full Gram matrix.
+
+        Only then a bias makes up for the mean of what is lost. The other methods stay what their papers define.
+        """
+        full_forms = ("interpolative", "modular", "auto")
+        return self.form in full_forms or self.link == "full" or self.approximation == "svd_llm"
+
     def to_json(self) -> dict[str, Any]:
         """Return the options as plain JSON, without anything that names this machine."""
         values = asdict(self)

@@ -75,7 +75,7 @@ class Plan:
     @property
     def cut_biases(self) -> dict[str, int]:
         """New length of each bias that loses the entries of dropped rows, by name."""
-        cut = {f"{m.name.removesuffix('weight')}bias": m.rank for m in self.matrices if m.form == "modular_rows"}
+        cut = {bias_of(m.name): m.rank for m in self.matrices if m.form == "modular_rows"}
         return {name: rank for name, rank in cut.items() if rank is not None and name in self.biases}
 
     @property
@@ -86,7 +86,7 @@ class Plan:
     @property
     def parameters_after(self) -> int:
         """Stored numbers of the artifact."""
-        before = {f"{m.name.removesuffix('weight')}bias": m.shape[0] for m in self.matrices}
+        before = {bias_of(m.name): m.shape[0] for m in self.matrices}
         dropped = sum(before[name] - length for name, length in self.cut_biases.items())
         return self.other_parameters - dropped + sum(m.parameters_after for m in self.matrices)
 
@@ -94,6 +94,11 @@ class Plan:
 def layer_of(name: str) -> int:
     """Decoder layer of a canonical tensor name."""
     return int(name.split(".")[2])
+
+
+def bias_of(name: str) -> str:
+    """Name of the bias beside a weight."""
+    return f"{name.removesuffix('weight')}bias"
 
 
 def linear_of(name: str) -> str:

@@ -27,18 +27,25 @@ def random_weight(seed: int, m: int = 24, n: int = 18, dtype: torch.dtype = torc
     return torch.randn((m, n), generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
+def statistics_of(x: Matrix) -> InputStatistics:
+    """Moments of tokens, (tokens, features)."""
+    return InputStatistics(x.T @ x / len(x), len(x), x.mean(axis=0))
+
+
 def correlated(seed: int, n: int = 18) -> InputStatistics:
     """Inputs with a decaying spectrum, mixed over all features."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((6 * n, n)) * np.geomspace(1, 0.05, n) @ rng.standard_normal((n, n))
-    return InputStatistics(x.T @ x / len(x), len(x))
+    return statistics_of(x)
 
 
 def dead(stats: InputStatistics, *features: int) -> InputStatistics:
     """The same inputs with some features always zero."""
     gram = stats.gram.copy()
     gram[list(features), :] = gram[:, list(features)] = 0
-    return InputStatistics(gram, stats.tokens)
+    mean = stats.mean.copy()
+    mean[list(features)] = 0
+    return InputStatistics(gram, stats.tokens, mean)
 
 
 def best_error(weight: Matrix, gram: Matrix, rank: int) -> float:

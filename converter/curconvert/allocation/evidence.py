@@ -29,15 +29,16 @@ class Evidence:
         self._leaders: dict[str, tuple[str, int]] = {}
 
     def save_statistics(self, names: Iterable[str], statistics: InputStatistics) -> None:
-        """Keep the Gram matrix of some linears' common input."""
+        """Keep mean and Gram matrix of some linears' common input."""
         leader, *_ = names = tuple(names)
         np.save(self._path("gram", leader), statistics.gram)
+        np.save(self._path("mean", leader), statistics.mean)
         self._leaders |= dict.fromkeys(names, (leader, statistics.tokens))
 
     def statistics(self, name: str) -> InputStatistics:
         """Return a linear's input statistics."""
         leader, tokens = self._leaders[name]
-        return InputStatistics(np.load(self._path("gram", leader)), tokens)
+        return InputStatistics(np.load(self._path("gram", leader)), tokens, np.load(self._path("mean", leader)))
 
     def save_fisher(self, name: str, fisher: Matrix) -> None:
         """Keep the second moment of the gradient at a linear's output, (out_features, out_features)."""

@@ -25,6 +25,7 @@ from curconvert.factorization.gram import ridged
 from curconvert.factorization.pruning import drop_neurons
 from curconvert.factorization.two_sided import DAMPING, damped, two_sided
 from curconvert.options import ConvertOptions
+from curconvert.planning import bias_of
 from curconvert_runtime.forms import MODULAR
 
 LEAST_NEURONS = 4  # an MLP keeps at least one neuron in so many
@@ -88,7 +89,15 @@ class Sensitivity(BackwardPass):
         super().take(name, samples)
         if name in self._priced:
             self._evidence.save_fisher(name, samples.fisher)
-            self._price(name, samples)
+            self._price(name, samples.centred(self._evidence.statistics(name).mean) if self._biased(name) else samples)
+
+    def _biased(self, name: str) -> bool:
+        return bias_of(name) in self._checkpoint.tensors
+
+    def _gram(self, name: str) -> NDArray[np.float64]:
+        """Return the Gram matrix in which factors will be best: a bias will carry the mean."""
+        statistics = self._evidence.statistics(name)
+        return statistics.centred.gram if self._biased(name) else statistics.gram
 
     def _price(self, name: str, samples: GradientSamples) -> None:
         if not name.endswith("down_proj.weight"):
@@ -100,7 +109,7 @@ class Sensitivity(BackwardPass):
 
     def _matrix_curve(self, name: str, samples: GradientSamples) -> Curve:
         weight = self._checkpoint.read(name).to(torch.float64).numpy()
-        gram = ridged(self._evidence.statistics(name).gram, self._options.ridge)
+        gram = ridged(self._gram(name), self._options.ridge)
         costs = two_sided(weight, gram, damped(samples.fisher, DAMPING)).costs(samples.inputs, samples.gradients)
         multiple = self._options.rank_multiple
         shape = (weight.shape[0], weight.shape[1])
@@ -112,7 +121,7 @@ class Sensitivity(BackwardPass):
         down = names["down_proj"]
         weight = self._checkpoint.read(down).to(torch.float64).numpy()
         total, multiple = weight.shape[1], self._options.rank_multiple
-        gram, fisher = self._evidence.statistics(down).gram, damped(samples.fisher, DAMPING)
+        gram, fisher = self._gram(down), damped(samples.fisher, DAMPING)
         least = min(total, max(1, total // LEAST_NEURONS // multiple * multiple))
         pending = [share * total for share in _SHARES]
         whole = _dots(samples, weight, slice(None))

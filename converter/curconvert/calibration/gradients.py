@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -39,6 +39,10 @@ class GradientSamples:
         """
         scaled = self.gradients * np.linalg.norm(self.inputs, axis=1, keepdims=True)
         return np.asarray(np.einsum("ti,ti->i", scaled, scaled, dtype=np.float64) / len(scaled))
+
+    def centred(self, mean: NDArray[np.float64]) -> GradientSamples:
+        """Return the same tokens with `x − mean` in the place of x."""
+        return replace(self, inputs=self.inputs - mean.astype(np.float32))
 
 
 class GradientCollector:

@@ -16,7 +16,7 @@ from curconvert.factorization.cur import CUROptions, factorize_cur, link_matrix
 from curconvert.factorization.types import Factorization
 from curconvert.options import ConvertOptions
 from curconvert.planning import MatrixPlan
-from support.matrices import Stored, correlated
+from support.matrices import Stored, correlated, statistics_of
 
 Matrix = NDArray[np.float64]
 
@@ -119,7 +119,7 @@ def test_singular_problems_have_the_least_norm_solution(case: str) -> None:
 
 def statistics(seed: int, n: int) -> InputStatistics:
     x = np.random.default_rng(seed).standard_normal((4 * n, n)) * np.linspace(0.3, 3, n)
-    return InputStatistics(x.T @ x / len(x), len(x))
+    return statistics_of(x)
 
 
 def options(**values: Any) -> CUROptions:
@@ -251,6 +251,6 @@ def test_a_damaged_weight_is_refused(value: float) -> None:
 
 def test_inputs_that_overflow_are_refused() -> None:
     """A Gram matrix that is not finite means damage further up."""
-    stats = InputStatistics(np.full((18, 18), np.inf), 10)
+    stats = InputStatistics(np.full((18, 18), np.inf), 10, np.full(18, np.inf))
     with pytest.raises(InputError, match=r"x\.weight: its inputs overflow"):
         checked(random_weight(9), stats, torch.float32)
