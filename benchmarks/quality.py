@@ -139,8 +139,8 @@ class Bench:
                 options = options_for_size(checkpoint, method, target, calibration=calibration)
                 start = time.perf_counter()
                 if shared is None:
-                    prepared = prepare(checkpoint, options)
-                    shared = prepared, measure(prepared, options, scratch, silent), time.perf_counter() - start
+                    prepared = prepare(checkpoint, options, silent)
+                    shared = prepared, measure(prepared, [options], scratch, silent), time.perf_counter() - start
                     start = time.perf_counter()
                 prepared, measured, passes = shared
                 plan = decide(prepared, measured, options, silent)

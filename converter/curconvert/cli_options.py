@@ -56,6 +56,9 @@ calibration_options = _stacked(
 
 
 numeric_options = _stacked(
+    click.option(
+        "--self-text", type=float, help="Share of the calibration sequences that the model writes. [auto: 0.5, else 0]"
+    ),
     click.option("--ridge", type=float, help="Ridge wherever a Gram matrix is solved with. [0.01]"),
     click.option("--rank-multiple", type=int, help="auto: ranks and neurons are multiples of it. [16]"),
     click.option("--dtype", help="float32, float16 or bfloat16; default: the checkpoint's."),
@@ -69,7 +72,9 @@ method_options = _stacked(
     click.option("--importance", help="Matrix to select on: output, wanda, activation or weight."),
     click.option("--select", "selector", help="Rows and columns by deim, qdeim, qr, leverage or random."),
     click.option("--targets", help="all, or some of q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj."),
-    click.option("--layers", help="angular[:N], all, or numbers and ranges such as 3,8-12. [angular]"),
+    click.option(
+        "--layers", help="angular[:N], influence[:N], rank[:N], all, or numbers and ranges such as 3,8-12. [angular]"
+    ),
     click.option("--target-bytes", type=int, help="auto: size of the weights' file at most."),
     click.option("--target-params", "target_parameters", type=int, help="auto: parameters of the whole model at most."),
     click.option("--keep", type=float, help="auto: share of all parameters to keep, embedding included. [0.9]"),
@@ -79,7 +84,7 @@ method_options = _stacked(
         "--method",
         help="auto: sizes by what each matrix is worth, the default with --keep, --target-params, --target-bytes "
         "or --max-kl; cur, the default otherwise; curing (the paper, arXiv 2501.04211, exactly); row-id or pifa "
-        "(interpolative storage); svd-llm, asvd or svd (two factors); neurons (a smaller MLP); "
+        "(interpolative storage); svd-llm, asvd, fwsvd or svd (two factors); neurons (a smaller MLP); "
         "modegpt (smaller MLP and attention heads).",
     ),
     numeric_options,

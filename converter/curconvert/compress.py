@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from curconvert.allocation.backward import BackwardPass
 from curconvert.allocation.evidence import Evidence
-from curconvert.allocation.sensitivity import Sensitivity
 from curconvert.artifact.safetensors_writer import SafetensorsWriter
 from curconvert.blocks.heads import Heads, attention_heads
 from curconvert.blocks.modules import factored_linear
@@ -23,8 +24,8 @@ from curconvert.checkpoint.types import Checkpoint
 from curconvert.factorization.checked import factorize_allocated, factorize_checked, factorize_modules_checked
 from curconvert.factorization.types import Factorization
 from curconvert.options import ConvertOptions
-from curconvert.planning import MatrixPlan, Plan, layer_of
-from curconvert.selection.layers import angular_distance
+from curconvert.planning import MatrixPlan, Plan, bias_of, layer_of
+from curconvert.selection.scores import LayerScorer
 from curconvert_runtime.forms import SPARSE, keeps_part
 from curconvert_runtime.probes import (
     CompressedProbe,
@@ -50,12 +51,12 @@ class OriginalPass:
     """What the uncompressed model gave.
 
     Attributes:
-        distances: Angular distance of each layer, (layers,), where layer selection needs it.
+        scores: Of each layer, (layers,), by name; those that were asked for.
         outputs: The probe positions' outputs, in order.
         states: The last block's output on the probes, batches of (sequences, tokens, hidden_size).
     """
 
-    distances: NDArray[np.float64] | None
+    scores: Mapping[str, NDArray[np.float64]]
     outputs: list[OriginalOutputs]
     states: list[Tensor]
 
@@ -64,8 +65,8 @@ def run_original(
     checkpoint: Checkpoint,
     tokens: CalibrationTokens,
     *,
-    distances: bool = False,
-    sensitivity: Sensitivity | None = None,
+    scores: Collection[str] = (),
+    backward: BackwardPass | None = None,
     progress: Progress = silent,
 ) -> OriginalPass:
     """Stream the original model over the probes, and over the calibration tokens where something is asked of them.
@@ -73,31 +74,29 @@ def run_original(
     Args:
         checkpoint: The original.
         tokens: Calibration and probe sequences.
-        distances: Whether to measure how far each layer moves the last token's state.
-        sensitivity: Measures what each module is worth.
+        scores: Names of layer scores to measure, see `curconvert.selection.scores`.
+        backward: Goes back through the model afterwards.
         progress: Called after each block.
     """
     stream = BlockStream(checkpoint)
     probes = _embed(stream, tokens.probes)
-    hidden = _embed(stream, tokens.calibration) if distances or sensitivity else []
-    moved: list[float] = []
-    before: NDArray[np.float64] | None = None  # the embedding's output is no layer's
+    hidden = _embed(stream, tokens.calibration) if scores or backward else []
+    scorers = {name: LayerScorer(name) for name in sorted(scores)}
     for index in range(stream.num_layers):
         with stream.block(index) as block:
             block.advance(probes)
-            if sensitivity:
-                sensitivity.advance(block, hidden)
-            else:
-                block.advance(hidden)
-        if distances:
-            after = np.concatenate([batch[:, -1].double().numpy() for batch in hidden])
-            moved.append(np.nan if before is None else angular_distance(before, after))
-            before = after
+            with ExitStack() as stack:
+                for scorer in scorers.values():
+                    stack.enter_context(scorer.watching(block.layer))
+                if backward:
+                    backward.advance(block, hidden)
+                else:
+                    block.advance(hidden)
         progress("original", index + 1, stream.num_layers)
     outputs = _probe_outputs(stream, probes, tokens.probes)
-    if sensitivity:
-        sensitivity.finish(stream, hidden)
-    return OriginalPass(np.array(moved) if distances else None, outputs, probes)
+    if backward:
+        backward.finish(stream, hidden)
+    return OriginalPass({name: np.array(scorer.scores) for name, scorer in scorers.items()}, outputs, probes)
 
 
 def _probe_outputs(stream: BlockStream, hidden: list[Tensor], ids: NDArray[np.int64]) -> list[OriginalOutputs]:
@@ -119,8 +118,8 @@ def compress(
     options: ConvertOptions,
     dtype: torch.dtype,
     writer: SafetensorsWriter,
+    evidence: Evidence,
     progress: Progress = silent,
-    evidence: Evidence | None = None,
 ) -> tuple[dict[str, Factorization], CompressedProbe]:
     """Factorize the planned matrices block by block and write every tensor of the artifact's decoder blocks.
 
@@ -131,21 +130,23 @@ def compress(
         options: Method and numerics.
         dtype: Deployed dtype.
         writer: Receives each tensor as soon as it is final.
+        evidence: What the original gave: all statistics where the form is `auto`. Otherwise inputs are collected here.
         progress: Called after each block.
-        evidence: Statistics of the original; None collects them here.
 
     Returns:
         Reports of the factorized matrices (their tensors released), and the compressed model's parity probe.
     """
     stream = BlockStream(checkpoint, dtype)
     matrices = {m.name: m for m in plan.matrices if m.form != "dense"}
-    later = matrices.keys() | plan.cut_biases.keys()
+    later = set(matrices)
+    if options.full_metric:
+        later |= {bias_of(name) for name, matrix in matrices.items() if matrix.form not in SPARSE.values()}
     # First, because a value that cannot be stored is named here; in the block loop it would only be felt.
     for name in checkpoint.tensors:
         if name not in later:
             writer.write(name, checkpoint.read(name))
     last_layer = max(layer_of(name) for name in matrices) if matrices else -1
-    hidden = _embed(stream, tokens.calibration) if matrices and evidence is None else []
+    hidden = _embed(stream, tokens.calibration) if matrices and options.form != "auto" else []
     probe = _ParityProbe(stream, tokens)
     heads = attention_heads(checkpoint.config) if any(m.form in SPARSE.values() for m in plan.matrices) else None
     reports: dict[str, Factorization] = {}
@@ -153,13 +154,12 @@ def compress(
         with stream.block(index) as block:
             targets = [matrices[name] for name in block.linears if name in matrices]
             if targets:
-                if evidence is None:
-                    found = _compress_block(
-                        block, targets, hidden, checkpoint, options, dtype, heads[index] if heads else None
-                    )
-                else:
+                if options.form == "auto":
                     found = factorize_allocated(targets, evidence, checkpoint, options, dtype)
                     _install(block, found)
+                else:
+                    own = heads[index] if heads else None
+                    found = _compress_block(block, targets, hidden, checkpoint, options, dtype, own, evidence)
                 for name, factors in found.items():
                     for suffix, tensor in factors.tensors.items():
                         writer.write(factor_name(name, suffix), tensor)
@@ -186,6 +186,7 @@ def _compress_block(
     options: ConvertOptions,
     dtype: torch.dtype,
     heads: Heads | None,
+    evidence: Evidence,
 ) -> dict[str, Factorization]:
     """Calibrate, factorize and replace one block's targets; `hidden` becomes the next block's input."""
     collector = StatisticsCollector({m.name: block.linears[m.name] for m in targets})
@@ -200,12 +201,11 @@ def _compress_block(
     modules: dict[str, InputStatistics] = {}
     for names, statistics in collector.groups():
         for name in names:
-            rank = plans[name].rank
-            assert rank is not None
             if keeps_part(plans[name].form):
                 modules[name] = statistics
             else:
-                found[name] = factorize_checked(name, checkpoint.read(name), statistics, rank, options, dtype)
+                rows = evidence.fisher_rows(name) if options.approximation == "fwsvd" else None
+                found[name] = factorize_checked(plans[name], checkpoint, statistics, options, dtype, rows)
     parts = [plans[name] for name in modules]
     found |= factorize_modules_checked(parts, modules, checkpoint, heads, options, dtype)
     _install(block, found)

@@ -17,7 +17,7 @@ from curconvert.selection.indices import IMPORTANCES, SELECTORS
 from curconvert_runtime.forms import MODULAR
 
 DType = Literal["float32", "float16", "bfloat16"]
-Method = Literal["cur", "curing", "row-id", "pifa", "svd-llm", "asvd", "svd", "neurons", "modegpt", "auto"]
+Method = Literal["cur", "curing", "row-id", "pifa", "svd-llm", "asvd", "fwsvd", "svd", "neurons", "modegpt", "auto"]
 DTYPES: tuple[str, ...] = get_args(DType)
 METHODS: tuple[str, ...] = get_args(Method)
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -25,6 +25,7 @@ DEFAULT_TARGETS = ("q_proj", "k_proj", "gate_proj")  # CURing, §4
 
 _MAX_RIDGE = 1e6  # far beyond any use: the diagonal alone decides long before
 
+DEFAULT_SELF_TEXT = 0.5
 # What a method means; explicit options override single entries.
 _PRESETS: Mapping[str, Mapping[str, Any]] = {
     "cur": {"form": "cur", "selector": "qr", "importance": "output", "link": "full"},
@@ -33,10 +34,11 @@ _PRESETS: Mapping[str, Mapping[str, Any]] = {
     "pifa": {"form": "interpolative", "approximation": "subspace"},
     "svd-llm": {"form": "two_factor", "approximation": "svd_llm"},
     "asvd": {"form": "two_factor", "approximation": "asvd"},
+    "fwsvd": {"form": "two_factor", "approximation": "fwsvd"},
     "svd": {"form": "two_factor", "approximation": "svd"},
     "neurons": {"form": "modular", "targets": tuple(MODULAR)},
     "modegpt": {"form": "modules", "targets": LINEARS},
-    "auto": {"form": "auto", "layers": "all", "targets": LINEARS},
+    "auto": {"form": "auto", "layers": "all", "targets": LINEARS, "self_text": DEFAULT_SELF_TEXT},
 }
 _APPROXIMATIONS = {"interpolative": get_args(Basis), "two_factor": APPROXIMATIONS}
 _FORMS = ("cur", "interpolative", "two_factor", "modular", "modules", "auto")
@@ -95,13 +97,14 @@ class ConvertOptions:
         rank_multiple: Ranks and numbers of neurons are multiples of it.
         approximation: What the form stores: for `interpolative` rows of W (`rows`) or of its best rank-r
             approximation (`subspace`); for `two_factor` the approximation itself. None for the others.
-        layers: `angular[:N]`, `all`, or numbers and ranges.
+        layers: `angular[:N]`, `influence[:N]`, `rank[:N]`, `all`, or numbers and ranges.
         targets: Linears to compress within those layers.
         selector: See `curconvert.selection.indices`; `cur` only, as the next two.
         importance: See `curconvert.selection.indices`.
         link: Metric in which U is optimal.
         ridge: λ of `H + λ diag(H)`, wherever the Gram matrix is solved with.
         sequential: Calibrate each block on the outputs of the compressed blocks before it.
+        self_text: Share of the calibration sequences that the model writes itself: `curconvert.calibration.sampled`.
         dtype: Deployed dtype; None keeps the checkpoint's (float32 for quantised GGUF).
         seed: Seeds every random choice, together with the tensor's name.
         calibration: The text.
@@ -124,6 +127,7 @@ class ConvertOptions:
     layers: str = "angular"
     targets: tuple[str, ...] = DEFAULT_TARGETS
     ridge: float = 1e-2
+    self_text: float = 0.0
     dtype: str | None = None
     seed: int = 0
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
@@ -170,14 +174,18 @@ class ConvertOptions:
             check_choice("approximation", str(self.approximation), _APPROXIMATIONS[self.form])
         if self.dtype is not None:
             check_choice("--dtype", self.dtype, DTYPES)
-        if not 0 <= self.ridge <= _MAX_RIDGE:
-            raise InputError(f"--ridge {self.ridge}: expected a number from 0 to {_MAX_RIDGE:g}")
+        for option, number, most in (("--ridge", self.ridge, _MAX_RIDGE), ("--self-text", self.self_text, 1)):
+            if not 0 <= number <= most:
+                raise InputError(f"{option} {number}: expected a number from 0 to {most:g}")
+        self._check_targets()
+        if self.form == "auto" and (self.layers != "all" or self.sequential):
+            raise InputError("--layers and --sequential: --method auto chooses among all layers by itself")
+
+    def _check_targets(self) -> None:
         if not self.targets:
             raise InputError(f"--targets is empty: expected all, or some of {', '.join(LINEARS)}")
         for target in self.targets:
             check_choice("--targets", target, LINEARS)
-        if self.form == "auto" and (self.layers != "all" or self.sequential):
-            raise InputError("--layers and --sequential: --method auto chooses among all layers by itself")
         if self.form == "modular" and set(self.targets) != set(MODULAR):
             raise InputError(f"--targets {','.join(self.targets)}: --method {self.method} takes {','.join(MODULAR)}")
         if self.form == "modules" and any(set(part) - set(self.targets) not in (set(), set(part)) for part in _MODULES):
@@ -202,6 +210,15 @@ class ConvertOptions:
                 raise InputError(f"{flags[name]} {sizes[name]}: expected a share above 0 and below 1")
         if self.max_kl is not None and not 0 < self.max_kl < math.inf:
             raise InputError(f"--max-kl {self.max_kl}: expected nats per token, above 0")
+
+    @property
+    def full_metric(self) -> bool:
+        """Whether matrices are approximated for the outputs, in the metric of the full Gram matrix.
+
+        Only then a bias makes up for the mean of what is lost. The other methods stay what their papers define.
+        """
+        full_forms = ("interpolative", "modular", "modules", "auto")
+        return self.form in full_forms or self.link == "full" or self.approximation == "svd_llm"
 
     def to_json(self) -> dict[str, Any]:
         """Return the options as plain JSON, without anything that names this machine."""

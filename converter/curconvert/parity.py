@@ -22,6 +22,7 @@ from curconvert.blocks.modules import factored_linear
 from curconvert.blocks.skeleton import EMBEDDING, HEAD, build_skeleton, canonical_parameters, set_tensor
 from curconvert.checkpoint import Checkpoint, open_checkpoint
 from curconvert.errors import IntegrityError
+from curconvert.planning import bias_of
 from curconvert_runtime.artifact import Artifact
 from curconvert_runtime.forms import PROVENANCE, factor_shapes, index_lengths
 from curconvert_runtime.hashing import sha256
@@ -179,7 +180,8 @@ def check_slices(path: str | Path, original: str | Path | Checkpoint) -> list[Ch
     Returns:
         Three checks: the source files' sha256; C and R as columns and rows of the original weight (R of a `subspace`
         basis is not made of them), and the kept rows of smaller MLPs and of q_proj and k_proj; every other tensor, a
-        bias of kept rows too.
+        bias of kept rows too. Of a bias that the manifest calls corrected, only the shape: its value depends on the
+        calibration text.
 
     Raises:
         CurConvertError: Either cannot be opened.
@@ -233,7 +235,8 @@ def _other_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[str]:
     rows = [m for m in artifact.manifest["matrices"] if m["form"] != "dense"]
     factored = {m["name"] for m in rows}
     factors = {f"{m['name'].removesuffix('.weight')}.{suffix}" for m in rows for suffix in _suffixes(m)}
-    cut = {f"{m['name'].removesuffix('weight')}bias" for m in rows if m["form"] == "modular_rows"}
+    cut = {bias_of(m["name"]) for m in rows if m["form"] == "modular_rows"}
+    corrected = {bias_of(m["name"]) for m in rows if m.get("corrected_bias")}
     kept = set(artifact.tensors) - factors
     for name in sorted(kept ^ (set(checkpoint.tensors) - factored)):
         yield f"{name} is in {'the artifact' if name in kept else 'the original'} only"
@@ -241,7 +244,7 @@ def _other_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[str]:
         stored, wanted = stored_tensor(artifact, name), checkpoint.read(name)
         if name in cut:
             wanted = wanted.index_select(0, stored_tensor(artifact, f"{name.removesuffix('bias')}rows"))
-        if stored.shape != wanted.shape or not _same_bits(stored, wanted):
+        if stored.shape != wanted.shape or not (name in corrected or _same_bits(stored, wanted)):
             yield f"{name} differs from the original"
 
 

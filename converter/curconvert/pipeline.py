@@ -85,9 +85,9 @@ def convert(
     checkpoint = open_source(source)
     check_output(out, overwrite, inputs(checkpoint, options))
     first_plan(checkpoint, options)  # refuses what cannot work before any tensor is read
-    prepared = prepare(checkpoint, options)
+    prepared = prepare(checkpoint, options, progress)
     with atomic_folder(out, overwrite) as work, scratch_beside(work) as scratch:
-        measured = measure(prepared, options, scratch, progress)
+        measured = measure(prepared, [options], scratch, progress)
         decided = decide(prepared, measured, options, progress)
         report, peak = produce(work, prepared, measured, decided, options, verification, progress)
     return Conversion(out, decided, prepared.tokens.notices, report, peak)

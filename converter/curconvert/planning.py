@@ -14,7 +14,7 @@ from curconvert.checkpoint.types import Checkpoint
 from curconvert.errors import InputError
 from curconvert.factorization.types import Form, break_even_rank
 from curconvert.options import ConvertOptions
-from curconvert.selection.layers import layer_count, needs_distances, select_layers
+from curconvert.selection.layers import layer_count, score_of, select_layers
 from curconvert_runtime.forms import MODULAR, SPARSE, parameters
 
 MIN_SAVING = 0.05  # a matrix that would shrink by less stays dense: three products cost more than they save
@@ -57,7 +57,7 @@ class Plan:
 
     Attributes:
         matrices: Every linear of every decoder block, in the model's order.
-        layers: Layers to compress; None while an angular choice waits for hidden states.
+        layers: Layers to compress; None while a choice by score waits for hidden states.
         layer_total: How many layers will be compressed.
         other_parameters: Embedding, norms, biases, an untied head.
         peak_memory_bytes: Estimate for the conversion stage.
@@ -76,7 +76,7 @@ class Plan:
     @property
     def cut_biases(self) -> dict[str, int]:
         """New length of each bias that loses the entries of dropped rows, by name."""
-        cut = {f"{m.name.removesuffix('weight')}bias": m.rank for m in self.matrices if m.form == "modular_rows"}
+        cut = {bias_of(m.name): m.rank for m in self.matrices if m.form == "modular_rows"}
         return {name: rank for name, rank in cut.items() if rank is not None and name in self.biases}
 
     @property
@@ -87,7 +87,7 @@ class Plan:
     @property
     def parameters_after(self) -> int:
         """Stored numbers of the artifact."""
-        before = {f"{m.name.removesuffix('weight')}bias": m.shape[0] for m in self.matrices}
+        before = {bias_of(m.name): m.shape[0] for m in self.matrices}
         dropped = sum(before[name] - length for name, length in self.cut_biases.items())
         return self.other_parameters - dropped + sum(m.parameters_after for m in self.matrices)
 
@@ -95,6 +95,11 @@ class Plan:
 def layer_of(name: str) -> int:
     """Decoder layer of a canonical tensor name."""
     return int(name.split(".")[2])
+
+
+def bias_of(name: str) -> str:
+    """Name of the bias beside a weight."""
+    return f"{name.removesuffix('weight')}bias"
 
 
 def linear_of(name: str) -> str:
@@ -162,7 +167,7 @@ def make_plan(checkpoint: Checkpoint, options: ConvertOptions, layers: tuple[int
     Args:
         checkpoint: The opened model.
         options: Validated options.
-        layers: The chosen layers, once known; otherwise an angular choice is shown on as many middle layers.
+        layers: The chosen layers, once known; otherwise a choice by score is shown on as many inner layers.
 
     Raises:
         InputError: Nothing would be compressed at all, or the calibration sequences do not fit the model.
@@ -176,7 +181,7 @@ def make_plan(checkpoint: Checkpoint, options: ConvertOptions, layers: tuple[int
             "candidates, so nothing would be compressed; use --layers all or a list"
         )
     known = layers
-    if layers is None and not needs_distances(options.layers):
+    if layers is None and score_of(options.layers) is None:
         known = select_layers(options.layers, num_layers)
     shown = known if known is not None else tuple(range(num_layers - 1 - total, num_layers - 1))
     linears = decoder_linears(checkpoint)
@@ -279,7 +284,7 @@ def _estimate(checkpoint: Checkpoint, options: ConvertOptions, matrices: list[Ma
     vocab = checkpoint.tensors[EMBEDDING].shape[0]
     memory += 3 * 4 * options.calibration.tokens_per_sequence * vocab
     forward = 2.0 * tokens * sum(m.parameters_before for m in matrices)
-    passes = 3.0 if needs_distances(options.layers) else 2.0
+    passes = 3.0 if score_of(options.layers) else 2.0
     svd = sum(8.0 * min(m.shape) ** 2 * max(m.shape) for m in compressed)
     grams_flops = sum(2.0 * tokens * m.shape[1] ** 2 for m in compressed)
     return int(memory), (passes * forward + svd + grams_flops) / _FLOPS + 10.0

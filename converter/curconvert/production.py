@@ -12,21 +12,24 @@ from typing import Any
 
 import torch
 
+from curconvert.allocation.backward import BackwardPass
 from curconvert.allocation.curves import Curve
 from curconvert.allocation.evidence import Evidence
-from curconvert.allocation.plans import uniform_plan
-from curconvert.allocation.search import decide_plan, measure_modules
+from curconvert.allocation.plans import targets_of, uniform_plan
+from curconvert.allocation.search import decide_plan
+from curconvert.allocation.sensitivity import Sensitivity
 from curconvert.artifact.manifest import build_manifest, seal
 from curconvert.artifact.model_files import tensor_specs, write_model_files
 from curconvert.artifact.safetensors_writer import SafetensorsWriter, save_tensors
 from curconvert.blocks.skeleton import EMBEDDING
+from curconvert.calibration.sampled import partly_sampled
 from curconvert.calibration.text import BUILTIN, CalibrationTokens, load_tokens
 from curconvert.checkpoint.types import Checkpoint, Companions
 from curconvert.compress import OriginalPass, Progress, compress, run_original
 from curconvert.options import ConvertOptions
-from curconvert.planning import Plan, make_plan
+from curconvert.planning import Plan, layer_of, make_plan
 from curconvert.report.card import write_reports
-from curconvert.selection.layers import needs_distances, select_layers
+from curconvert.selection.layers import score_of, select_layers
 from curconvert.verification import verify_artifact
 from curconvert_runtime.probes import pack_probes, parity_batch
 from curconvert_runtime.report import VerificationReport
@@ -63,14 +66,14 @@ class Measured:
     """What the passes over the original gave; it serves conversions of any size.
 
     Attributes:
-        original: Its answers, and the layers' distances where the options asked for them.
-        curves: What each size of each module costs; None unless the form is `auto`, as the next.
-        evidence: Statistics of every linear.
+        original: Its answers, and the layers' scores where the options asked for them.
+        evidence: Statistics of linears, those that the options need.
+        curves: What each size of each module costs; empty unless `auto` asked for them.
     """
 
     original: OriginalPass
-    curves: Sequence[Curve] | None = None
-    evidence: Evidence | None = None
+    evidence: Evidence
+    curves: Sequence[Curve] = ()
 
 
 def first_plan(checkpoint: Checkpoint, options: ConvertOptions) -> Plan:
@@ -84,12 +87,13 @@ def first_plan(checkpoint: Checkpoint, options: ConvertOptions) -> Plan:
     return make_plan(checkpoint, options)
 
 
-def prepare(checkpoint: Checkpoint, options: ConvertOptions) -> Prepared:
-    """Read the calibration text.
+def prepare(checkpoint: Checkpoint, options: ConvertOptions, progress: Progress) -> Prepared:
+    """Read the calibration text, and let the model write its share of it.
 
     Args:
         checkpoint: The original.
-        options: Names the text and the deployed dtype; the method does not matter.
+        options: Names the text, the share and the deployed dtype; the method does not matter.
+        progress: Called after each token that is written.
 
     Raises:
         CurConvertError: The text, or the model's tokenizer, does not do.
@@ -97,26 +101,40 @@ def prepare(checkpoint: Checkpoint, options: ConvertOptions) -> Prepared:
     companions = checkpoint.companions()
     tokenizer = companions.written.get(TOKENIZER) or companions.copied.get(TOKENIZER)
     tokens = load_tokens(options.calibration, tokenizer, vocab_size=checkpoint.tensors[EMBEDDING].shape[0])
+    tokens = partly_sampled(checkpoint, tokens, options.self_text, options.seed, progress)
     parity_batch(tokens.probes)  # refuses sequences too short to verify on
     return Prepared(checkpoint, companions, tokens, deployed_dtype(checkpoint, options))
 
 
-def measure(prepared: Prepared, options: ConvertOptions, scratch: Path, progress: Progress) -> Measured:
-    """Run the original model.
+def measure(prepared: Prepared, wanted: Sequence[ConvertOptions], scratch: Path, progress: Progress) -> Measured:
+    """Run the original model once forwards and, where gradients are needed, once back.
 
     Args:
         prepared: The model and its text.
-        options: Say what to measure; the size does not matter.
+        wanted: Options of every conversion that the result shall serve; their sizes do not matter.
         scratch: An empty folder that outlives the result's use.
         progress: Called after each block.
     """
-    checkpoint, tokens = prepared.checkpoint, prepared.tokens
-    if options.form != "auto":
-        distances = needs_distances(options.layers)
-        return Measured(run_original(checkpoint, tokens, distances=distances, progress=progress))
-    evidence = Evidence(scratch)
-    curves, original = measure_modules(checkpoint, tokens, options, evidence, progress)
-    return Measured(original, curves, evidence)
+    checkpoint, evidence = prepared.checkpoint, Evidence(scratch)
+    scores = {score for score in (score_of(options.layers) for options in wanted) if score}
+    rows = {name for options in wanted for name in _fisher_targets(checkpoint, options)}
+    auto = next((options for options in wanted if options.form == "auto"), None)
+    backward: BackwardPass | None = None
+    if auto:
+        backward = Sensitivity(checkpoint, targets_of(checkpoint, auto), auto, evidence, progress, rows)
+    elif rows:
+        backward = BackwardPass(rows, wanted[0].seed, evidence, progress)
+    original = run_original(checkpoint, prepared.tokens, scores=scores, backward=backward, progress=progress)
+    return Measured(original, evidence, backward.curves if isinstance(backward, Sensitivity) else ())
+
+
+def _fisher_targets(checkpoint: Checkpoint, options: ConvertOptions) -> set[str]:
+    """Return the weights whose rows' Fisher information a method needs; all layers' where a score will choose some."""
+    if options.approximation != "fwsvd":
+        return set()
+    num_layers = int(checkpoint.config["num_hidden_layers"])
+    layers = select_layers("all" if score_of(options.layers) else options.layers, num_layers)
+    return {name for name in targets_of(checkpoint, options) if layer_of(name) in layers}
 
 
 def decide(prepared: Prepared, measured: Measured, options: ConvertOptions, progress: Progress) -> Plan:
@@ -133,10 +151,9 @@ def decide(prepared: Prepared, measured: Measured, options: ConvertOptions, prog
     """
     checkpoint, original = prepared.checkpoint, measured.original
     if options.form != "auto":
-        num_layers = int(checkpoint.config["num_hidden_layers"])
-        return make_plan(checkpoint, options, select_layers(options.layers, num_layers, original.distances))
-    assert measured.curves is not None
-    assert measured.evidence is not None
+        num_layers, score = int(checkpoint.config["num_hidden_layers"]), score_of(options.layers)
+        scores = original.scores[score] if score else None
+        return make_plan(checkpoint, options, select_layers(options.layers, num_layers, scores))
     return decide_plan(
         checkpoint, first_plan(checkpoint, options), measured.curves, prepared.tokens, original, options,
         prepared.torch_dtype, measured.evidence, progress,
@@ -170,9 +187,8 @@ def produce(
         CurConvertError: What cannot be stored or does not pass.
     """
     checkpoint, tokens, dtype = prepared.checkpoint, prepared.tokens, prepared.torch_dtype
-    evidence = measured.evidence if options.form == "auto" else None
     with SafetensorsWriter(work, tensor_specs(checkpoint, decided, dtype)) as writer:
-        reports, parity = compress(checkpoint, decided, tokens, options, dtype, writer, progress, evidence)
+        reports, parity = compress(checkpoint, decided, tokens, options, dtype, writer, measured.evidence, progress)
         writer.finish()
     probes = pack_probes(tokens.probes, measured.original.outputs, parity)
     save_tensors(work / "probes.safetensors", {name: torch.from_numpy(v) for name, v in probes.items()})

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from curconvert_runtime.report import VerificationReport
 
 _STAGES = {
+    "sample": "write calibration text",
     "original": "run the original",
     "sensitivity": "measure modules",
     "search": "try a size",
@@ -91,7 +92,7 @@ def plan(plan: Plan) -> None:
     console = _console()
     console.print(table)
     if plan.layers is None:
-        console.print(f"{plan.layer_total} layers will be chosen by angular distance; shown on as many others.")
+        console.print(f"{plan.layer_total} layers will be chosen by their scores; shown on as many others.")
     console.print(_totals(plan.parameters_before, plan.parameters_after))
     console.print(
         f"Rough estimate for the conversion itself: {plan.seconds:.0f} s on 2 cores, "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,22 +13,39 @@ from curconvert.calibration.statistics import InputStatistics
 Matrix = NDArray[np.float64]
 
 
+class Stored:
+    """As much of a checkpoint as a factorization reads."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.tensors = tensors
+
+    def read(self, name: str) -> torch.Tensor:
+        return self.tensors[name]
+
+
 def random_weight(seed: int, m: int = 24, n: int = 18, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     return torch.randn((m, n), generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def statistics_of(x: Matrix) -> InputStatistics:
+    """Moments of tokens, (tokens, features)."""
+    return InputStatistics(x.T @ x / len(x), len(x), x.mean(axis=0))
 
 
 def correlated(seed: int, n: int = 18) -> InputStatistics:
     """Inputs with a decaying spectrum, mixed over all features."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((6 * n, n)) * np.geomspace(1, 0.05, n) @ rng.standard_normal((n, n))
-    return InputStatistics(x.T @ x / len(x), len(x))
+    return statistics_of(x)
 
 
 def dead(stats: InputStatistics, *features: int) -> InputStatistics:
     """The same inputs with some features always zero."""
     gram = stats.gram.copy()
     gram[list(features), :] = gram[:, list(features)] = 0
-    return InputStatistics(gram, stats.tokens)
+    mean = stats.mean.copy()
+    mean[list(features)] = 0
+    return InputStatistics(gram, stats.tokens, mean)
 
 
 def best_error(weight: Matrix, gram: Matrix, rank: int) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor
 from curconvert.calibration.statistics import InputStatistics
 
 Matrix = NDArray[np.float64]
+Vector = NDArray[np.float64]
 Indices = NDArray[np.int32]
 
 
@@ -28,15 +29,16 @@ class Evidence:
         self._leaders: dict[str, tuple[str, int]] = {}
 
     def save_statistics(self, names: Iterable[str], statistics: InputStatistics) -> None:
-        """Keep the Gram matrix of some linears' common input."""
+        """Keep mean and Gram matrix of some linears' common input."""
         leader, *_ = names = tuple(names)
         np.save(self._path("gram", leader), statistics.gram)
+        np.save(self._path("mean", leader), statistics.mean)
         self._leaders |= dict.fromkeys(names, (leader, statistics.tokens))
 
     def statistics(self, name: str) -> InputStatistics:
         """Return a linear's input statistics."""
         leader, tokens = self._leaders[name]
-        return InputStatistics(np.load(self._path("gram", leader)), tokens)
+        return InputStatistics(np.load(self._path("gram", leader)), tokens, np.load(self._path("mean", leader)))
 
     def save_fisher(self, name: str, fisher: Matrix) -> None:
         """Keep the second moment of the gradient at a linear's output, (out_features, out_features)."""
@@ -45,6 +47,14 @@ class Evidence:
     def fisher(self, name: str) -> Matrix:
         """Return it."""
         return np.asarray(np.load(self._path("fisher", name)))
+
+    def save_fisher_rows(self, name: str, rows: Vector) -> None:
+        """Keep the Fisher information of each row of a weight, (out_features,)."""
+        np.save(self._path("rows", name), rows)
+
+    def fisher_rows(self, name: str) -> Vector:
+        """Return it."""
+        return np.asarray(np.load(self._path("rows", name)))
 
     def save_order(self, name: str, order: Indices) -> None:
         """Keep the order in which the neurons before a down_proj are dropped, all of them, first dropped first."""

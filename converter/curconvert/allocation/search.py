@@ -1,4 +1,4 @@
-"""From the original model to a plan: measure what each module is worth, then spend the budget."""
+"""From what each module is worth to a plan: spend the budget, or search for the least."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import torch
 
 from curconvert.allocation.curves import Curve
 from curconvert.allocation.evidence import Evidence
-from curconvert.allocation.plans import allocated, predicted_cost, target_parameters, targets_of
-from curconvert.allocation.sensitivity import Sensitivity
+from curconvert.allocation.plans import allocated, predicted_cost, target_parameters
 from curconvert.calibration.text import CalibrationTokens
 from curconvert.checkpoint.types import Checkpoint
-from curconvert.compress import OriginalPass, Progress, divergence, run_original
+from curconvert.compress import OriginalPass, Progress, divergence
 from curconvert.errors import InputError
 from curconvert.options import ConvertOptions
 from curconvert.planning import Plan
@@ -22,30 +21,6 @@ from curconvert.planning import Plan
 logger = logging.getLogger(__name__)
 _TRIALS = 5  # compressions that a search may measure
 _NEAR = 0.95  # share of the allowed divergence at which a search ends
-
-
-def measure_modules(
-    checkpoint: Checkpoint,
-    tokens: CalibrationTokens,
-    options: ConvertOptions,
-    evidence: Evidence,
-    progress: Progress,
-) -> tuple[list[Curve], OriginalPass]:
-    """Run the original model forwards and back. The result serves every size.
-
-    Args:
-        checkpoint: The original.
-        tokens: Calibration and probe sequences.
-        options: Targets and numerics; the budget is not used.
-        evidence: Receives what the compression needs.
-        progress: Called after each block.
-
-    Returns:
-        What each size of each module costs, and the original's answers.
-    """
-    sensitivity = Sensitivity(checkpoint, targets_of(checkpoint, options), options, evidence, progress)
-    original = run_original(checkpoint, tokens, sensitivity=sensitivity, progress=progress)
-    return sensitivity.curves, original
 
 
 def decide_plan(

@@ -1,8 +1,7 @@
 """How much each size of each module would cost: one pass forwards through the original, one back.
 
-Forwards collects the Gram matrix of every linear's input. Backwards carries the gradient of the log-likelihood of
-tokens sampled from the model from block to block, so that only one block is in memory at a time, and prices the sizes
-of each module by `½ E[(gᵀ Δy)²]`, the divergence to second order, token by token.
+Forwards collects the Gram matrix of every linear's input. Backwards prices the sizes of each module by
+`½ E[(gᵀ Δy)²]`, the divergence to second order, token by token.
 """
 
 from __future__ import annotations
@@ -14,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from curconvert.allocation.backward import BackwardPass
 from curconvert.allocation.curves import Curve, interpolated
 from curconvert.allocation.evidence import Evidence
 from curconvert.blocks.stream import Block, BlockStream
-from curconvert.calibration.gradients import GradientCollector, GradientSamples
+from curconvert.calibration.gradients import GradientSamples
 from curconvert.calibration.statistics import StatisticsCollector
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.errors import InputError
@@ -25,17 +25,16 @@ from curconvert.factorization.gram import ridged
 from curconvert.factorization.pruning import drop_neurons
 from curconvert.factorization.two_sided import DAMPING, damped, two_sided
 from curconvert.options import ConvertOptions
+from curconvert.planning import bias_of
 from curconvert_runtime.forms import MODULAR
 
-GRADIENT_TOKENS = 4096  # costs are means over so many tokens: noisy by percents, where choices differ by factors
 LEAST_NEURONS = 4  # an MLP keeps at least one neuron in so many
 _SHARES = (0.03, 0.06, 0.1, 0.17, 0.26, 0.4, 0.56, 0.75)  # dropped neurons at which costs are measured
 _STEPS = 32  # neurons are dropped in so many steps, those of a step together
-_ROWS = 16  # positions whose logits are differentiated at once
 
 
-class Sensitivity:
-    """Watches a pass over the original model, then goes back through it.
+class Sensitivity(BackwardPass):
+    """Watches a pass over the original model, then goes back through it and prices every module.
 
     Args:
         checkpoint: The original.
@@ -43,6 +42,7 @@ class Sensitivity:
         options: Ridge, seed and multiples.
         evidence: Receives what the compression needs later.
         progress: Called after each block of the way back.
+        rows: Weight names whose rows' Fisher information is wanted as well.
 
     Attributes:
         curves: One per module, after `finish`.
@@ -55,24 +55,23 @@ class Sensitivity:
         options: ConvertOptions,
         evidence: Evidence,
         progress: Callable[[str, int, int], None],
+        rows: Collection[str] = (),
     ) -> None:
+        super().__init__(rows, options.seed, evidence, progress)
         self._checkpoint, self._targets, self._options = checkpoint, frozenset(targets), options
-        self._evidence, self._progress = evidence, progress
-        self._chosen: list[int] = []
+        self._priced = frozenset(name for name in targets if not _is_wide(name))
         self.curves: list[Curve] = []
+
+    def wanted(self) -> Collection[str]:
+        """Return the weight names whose linears need gradients."""
+        return self._priced | self._rows
 
     def advance(self, block: Block, hidden: list[Tensor]) -> None:
         """Run one block of the pass forwards; `hidden` becomes the next block's input."""
-        if not self._chosen:
-            wanted = -(-GRADIENT_TOKENS // (hidden[0].shape[0] * hidden[0].shape[1]))
-            count = min(wanted, len(hidden))
-            self._chosen = [int((index + 0.5) * len(hidden) / count) for index in range(count)]
-        for batch in self._chosen:
-            self._evidence.save_hidden(block.index, batch, hidden[batch])
         linears = {name: block.linears[name] for name in block.linears if name in self._targets}
         collector = StatisticsCollector(linears, exact=False)  # every solve here has a ridge, far above the rounding
         with collector.collecting():
-            block.advance(hidden)
+            super().advance(block, hidden)
         for names, statistics in collector.groups():
             if not np.isfinite(statistics.gram).all():
                 raise InputError(
@@ -82,22 +81,23 @@ class Sensitivity:
 
     def finish(self, stream: BlockStream, hidden: list[Tensor]) -> None:
         """Go back from the logits to the first block, pricing every module."""
-        generator = torch.Generator().manual_seed(self._options.seed)
-        gradients = [_head_gradient(stream, hidden[batch], generator) for batch in self._chosen]
-        hidden.clear()
-        for index in reversed(range(stream.num_layers)):
-            with stream.block(index) as block:
-                linears = {n: m for n, m in block.linears.items() if n in self._targets and not _is_wide(n)}
-                collector = GradientCollector(linears)
-                with collector.collecting():
-                    for position, batch in enumerate(self._chosen):
-                        before = self._evidence.take_hidden(index, batch)
-                        gradients[position] = block.backward(before, gradients[position])
-            for name, samples in collector.samples():
-                self._evidence.save_fisher(name, samples.fisher)
-                self._price(name, samples)
-            self._progress("sensitivity", stream.num_layers - index, stream.num_layers)
+        super().finish(stream, hidden)
         self.curves.reverse()
+
+    def take(self, name: str, samples: GradientSamples) -> None:
+        """Price one linear, or the MLP that it ends."""
+        super().take(name, samples)
+        if name in self._priced:
+            self._evidence.save_fisher(name, samples.fisher)
+            self._price(name, samples.centred(self._evidence.statistics(name).mean) if self._biased(name) else samples)
+
+    def _biased(self, name: str) -> bool:
+        return bias_of(name) in self._checkpoint.tensors
+
+    def _gram(self, name: str) -> NDArray[np.float64]:
+        """Return the Gram matrix in which factors will be best: a bias will carry the mean."""
+        statistics = self._evidence.statistics(name)
+        return statistics.centred.gram if self._biased(name) else statistics.gram
 
     def _price(self, name: str, samples: GradientSamples) -> None:
         if not name.endswith("down_proj.weight"):
@@ -109,7 +109,7 @@ class Sensitivity:
 
     def _matrix_curve(self, name: str, samples: GradientSamples) -> Curve:
         weight = self._checkpoint.read(name).to(torch.float64).numpy()
-        gram = ridged(self._evidence.statistics(name).gram, self._options.ridge)
+        gram = ridged(self._gram(name), self._options.ridge)
         costs = two_sided(weight, gram, damped(samples.fisher, DAMPING)).costs(samples.inputs, samples.gradients)
         multiple = self._options.rank_multiple
         shape = (weight.shape[0], weight.shape[1])
@@ -121,7 +121,7 @@ class Sensitivity:
         down = names["down_proj"]
         weight = self._checkpoint.read(down).to(torch.float64).numpy()
         total, multiple = weight.shape[1], self._options.rank_multiple
-        gram, fisher = self._evidence.statistics(down).gram, damped(samples.fisher, DAMPING)
+        gram, fisher = self._gram(down), damped(samples.fisher, DAMPING)
         least = min(total, max(1, total // LEAST_NEURONS // multiple * multiple))
         pending = [share * total for share in _SHARES]
         whole = _dots(samples, weight, slice(None))
@@ -154,8 +154,3 @@ def _dots(
     """Return `g_tᵀ W x_t[columns]` for each token."""
     products = samples.gradients @ weight.astype(samples.gradients.dtype)
     return np.asarray(np.einsum("ij,ij->i", products, samples.inputs[:, columns]))
-
-
-def _head_gradient(stream: BlockStream, hidden: Tensor, generator: torch.Generator) -> Tensor:
-    parts = [stream.likelihood_gradient(part, generator) for part in torch.split(hidden, _ROWS, dim=1)]
-    return torch.cat(parts, dim=1)

@@ -134,7 +134,7 @@ class SparseColumnsLinear(nn.Module):
 
 
 def factored_linear(form: str, tensors: Mapping[str, Tensor], bias: Tensor | None = None) -> nn.Module:
-    """Build the linear of a form, with float32 factors.
+    """Build the linear of a form, with float32 factors and bias.
 
     Args:
         form: One of `curconvert_runtime.forms.FORMS`.
@@ -145,6 +145,7 @@ def factored_linear(form: str, tensors: Mapping[str, Tensor], bias: Tensor | Non
         ValueError: The form is unknown.
     """
     factors = {suffix: tensor.to(torch.float32) for suffix, tensor in tensors.items() if suffix not in INDICES}
+    bias = None if bias is None else bias.to(torch.float32)
     if form == "cur":
         return CURLinear(factors["C"], factors["U"], factors["R"], bias)
     if form == "interpolative":
@@ -165,7 +166,7 @@ def _smaller_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
-        linear.bias = nn.Parameter(bias.to(torch.float32), requires_grad=False)
+        linear.bias = nn.Parameter(bias, requires_grad=False)
     return linear
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -30,6 +30,19 @@ class GradientSamples:
     def fisher(self) -> NDArray[np.float64]:
         """`E[g gᵀ]`, (out_features, out_features)."""
         return (self.gradients.T @ self.gradients).astype(np.float64) / len(self.gradients)
+
+    @property
+    def fisher_rows(self) -> NDArray[np.float64]:
+        """Fisher information of the weight, summed over each row: `E[g_i² ‖x‖²]`, (out_features,).
+
+        The gradient of entry W_ij at one token is `g_i x_j`.
+        """
+        scaled = self.gradients * np.linalg.norm(self.inputs, axis=1, keepdims=True)
+        return np.asarray(np.einsum("ti,ti->i", scaled, scaled, dtype=np.float64) / len(scaled))
+
+    def centred(self, mean: NDArray[np.float64]) -> GradientSamples:
+        """Return the same tokens with `x − mean` in the place of x."""
+        return replace(self, inputs=self.inputs - mean.astype(np.float32))
 
 
 class GradientCollector:

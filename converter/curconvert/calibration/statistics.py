@@ -1,4 +1,4 @@
-"""Second moments of what enters a linear layer."""
+"""First and second moments of what enters a linear layer."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+_CONSTANT = 1e-12  # share of a second moment below which a variance is rounding, in float64
+
 
 @dataclass(frozen=True)
 class InputStatistics:
@@ -19,23 +21,34 @@ class InputStatistics:
     Attributes:
         gram: `E[x xᵀ]` over the calibration tokens, uncentred, (in_features, in_features) float64.
         tokens: Number of tokens averaged over.
+        mean: `μ = E[x]`, (in_features,) float64.
     """
 
     gram: NDArray[np.float64]
     tokens: int
+    mean: NDArray[np.float64]
 
     @property
     def rms(self) -> NDArray[np.float64]:
         """Root mean square of each input feature, (in_features,): `sqrt(diag E[x xᵀ])`."""
         return np.sqrt(np.diag(self.gram))
 
+    @property
+    def centred(self) -> InputStatistics:
+        """Statistics of `x − μ`: second moments `H − μμᵀ`, mean zero. A constant feature has all zeros, exactly."""
+        gram = self.gram - np.outer(self.mean, self.mean)
+        constant = np.diag(gram) <= _CONSTANT * np.diag(self.gram)
+        gram[constant, :] = gram[:, constant] = 0.0
+        return InputStatistics(gram, self.tokens, np.zeros_like(self.mean))
+
 
 class _Accumulator:
-    """Adds up `x xᵀ` in float64, batch by batch."""
+    """Adds up `x` and `x xᵀ` in float64, batch by batch."""
 
     def __init__(self, size: int, dtype: torch.dtype) -> None:
         self._dtype = dtype
         self.total = torch.zeros((size, size), dtype=torch.float64)
+        self.sum = torch.zeros(size, dtype=torch.float64)
         self.tokens = 0
 
     def add(self, x: Tensor) -> None:
@@ -44,25 +57,27 @@ class _Accumulator:
             self.total.addmm_(flat.T, flat)  # in place: no second matrix of this size
         else:
             self.total += flat.T @ flat
+        self.sum += flat.sum(dim=0, dtype=torch.float64)
         self.tokens += flat.shape[0]
 
     def result(self) -> InputStatistics:
-        return InputStatistics((self.total / max(self.tokens, 1)).numpy(), self.tokens)
+        count = max(self.tokens, 1)
+        return InputStatistics((self.total / count).numpy(), self.tokens, (self.sum / count).numpy())
 
 
 class StatisticsCollector:
-    """Collects the Gram matrix of each distinct input among some linears.
+    """Collects mean and Gram matrix of each distinct input among some linears.
 
-    Linears that are called with the same tensor (q, k and v; gate and up) share one Gram matrix.
+    Linears that are called with the same tensor (q, k and v; gate and up) share them.
 
     Args:
         linears: By weight name.
         exact: Multiply in float64: the products may feed solves whose condition is the square of the data's. Otherwise
-            each batch's product is float32, and faster.
+            each batch's product is float32, and faster, except before a bias: its centred Gram matrix is a difference.
     """
 
     def __init__(self, linears: dict[str, nn.Module], *, exact: bool = True) -> None:
-        self._dtype = torch.float64 if exact else torch.float32
+        self._exact = exact
         self._linears = linears
         self._leader: dict[str, str] = {}
         self._accumulators: dict[str, _Accumulator] = {}
@@ -80,7 +95,7 @@ class StatisticsCollector:
                 handle.remove()
 
     def _hook(self, name: str):  # type: ignore[no-untyped-def]  # torch's hook type is not public
-        def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             x = inputs[0]
             if self._last is not None and self._last[0] is x:
                 self._leader[name] = self._last[1]
@@ -88,7 +103,8 @@ class StatisticsCollector:
             self._last = (x, name)
             self._leader[name] = name
             if name not in self._accumulators:
-                self._accumulators[name] = _Accumulator(x.shape[-1], self._dtype)
+                exact = self._exact or getattr(module, "bias", None) is not None
+                self._accumulators[name] = _Accumulator(x.shape[-1], torch.float64 if exact else torch.float32)
             self._accumulators[name].add(x)
 
         return hook

@@ -103,6 +103,13 @@ def load_tokens(
     return _split(ids, options, BUILTIN if path is None else path.name)
 
 
+def digest(calibration: NDArray[np.int64], probes: NDArray[np.int64]) -> str:
+    """Return the sha256 that `CalibrationTokens` records."""
+    found = hashlib.sha256(calibration.astype("<i8").tobytes())
+    found.update(probes.astype("<i8").tobytes())
+    return found.hexdigest()
+
+
 def _split(ids: NDArray[np.int64], options: CalibrationOptions, source: str) -> CalibrationTokens:
     """Cut a stream of ids into sequences; probes and calibration are both spread evenly over the text."""
     length = options.tokens_per_sequence
@@ -122,8 +129,6 @@ def _split(ids: NDArray[np.int64], options: CalibrationOptions, source: str) -> 
     calibration = table[rest[_spread(rest.size, min(options.sequences, rest.size), phase)]]
     probes = table[held_out]
 
-    digest = hashlib.sha256(calibration.astype("<i8").tobytes())
-    digest.update(probes.astype("<i8").tobytes())
     name = "the builtin text" if source == BUILTIN else source
     counts = (
         ("calibration", len(calibration), options.sequences),
@@ -134,7 +139,7 @@ def _split(ids: NDArray[np.int64], options: CalibrationOptions, source: str) -> 
         for kind, found, wanted in counts
         if found < wanted
     )
-    return CalibrationTokens(calibration, probes, source, digest.hexdigest(), notices)
+    return CalibrationTokens(calibration, probes, source, digest(calibration, probes), notices)
 
 
 def _spread(total: int, count: int, phase: float) -> NDArray[np.int64]:

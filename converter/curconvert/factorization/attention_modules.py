@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from curconvert.blocks.heads import Heads
 from curconvert.factorization.gram import deployed, measured, ridged
 from curconvert.factorization.interpolative import spanning_rows
-from curconvert.factorization.modular import Projection
+from curconvert.factorization.projection import Projection
 from curconvert.factorization.two_sided import damped, two_sided
 from curconvert.factorization.types import Factorization
 
@@ -29,14 +29,12 @@ _DAMPING = 1e-9  # of the outputs' metric: a singular one stays invertible, far 
 
 
 def output_energies(projection: Projection) -> Vector:
-    """Return E y_i² of each output y = W x + b, (m,): `diag(W H Wᵀ) + b²`.
-
-    The cross term is left out: the mean of x is not known.
-    """
+    """Return E y_i² of each output y = W x + b, (m,): `diag(W H Wᵀ) + 2 b W μ + b²`."""
     W = projection.weight.to(torch.float64).numpy()
     energies = np.einsum("ij,ij->i", W @ projection.statistics.gram, W)
     if projection.bias is not None:
-        energies += projection.bias.to(torch.float64).numpy() ** 2
+        bias = projection.bias.to(torch.float64).numpy()
+        energies += 2 * bias * (W @ projection.statistics.mean) + bias**2
     return np.asarray(np.maximum(energies, 0))
 
 

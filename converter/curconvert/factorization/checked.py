@@ -8,7 +8,7 @@ from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from curconvert.allocation.evidence import Evidence
 from curconvert.artifact.safetensors_writer import not_finite
@@ -20,30 +20,47 @@ from curconvert.factorization.attention_modules import factorize_query_key, fact
 from curconvert.factorization.cur import CUROptions, Link, factorize_cur
 from curconvert.factorization.gram import ridged
 from curconvert.factorization.interpolative import factorize_interpolative, interpolative_from
-from curconvert.factorization.modular import Indices, ModularOptions, Projection, factorize_mlp
+from curconvert.factorization.modular import Indices, ModularOptions, factorize_mlp
+from curconvert.factorization.projection import Projection, with_bias
 from curconvert.factorization.two_factor import Approximation, factorize_two_factor
 from curconvert.factorization.two_sided import DAMPING, damped, two_sided
 from curconvert.factorization.types import Basis, Factorization
 from curconvert.options import ConvertOptions
-from curconvert.planning import MatrixPlan, linear_of
+from curconvert.planning import MatrixPlan, bias_of, linear_of
 from curconvert.selection.indices import Importance, Selector
 from curconvert_runtime.forms import MODULAR, SPARSE
 
+Vector = NDArray[np.float64]
+
 
 def factorize_checked(
-    name: str, weight: Tensor, statistics: InputStatistics, rank: int, options: ConvertOptions, dtype: torch.dtype
+    plan: MatrixPlan,
+    checkpoint: Checkpoint,
+    statistics: InputStatistics,
+    options: ConvertOptions,
+    dtype: torch.dtype,
+    fisher_rows: Vector | None = None,
 ) -> Factorization:
     """Factorize one weight, refusing values that would make every later number meaningless.
+
+    A bias beside it makes up for the mean of what is lost, where the method approximates in the full metric.
+
+    Args:
+        plan: Of the matrix.
+        checkpoint: Its weight and bias.
+        statistics: Of its input.
+        options: Method and numerics.
+        dtype: Deployed dtype.
+        fisher_rows: Fisher information of each row, (out_features,); `fwsvd` only.
 
     Raises:
         InputError: The weight or its statistics are not finite, or the weight or U does not fit the deployed dtype.
         BackendError: A LAPACK routine did not converge.
     """
-    _check_input(name, weight, statistics, dtype)
-    with _lapack(name):
-        factors = _factorize(name, weight, statistics, rank, options, dtype)
-    _check_fit(name, factors, dtype)
-    return factors
+    projection = _read(plan.name, checkpoint, statistics, dtype, corrected=options.full_metric)
+    with _lapack(plan.name):
+        factors = _factorize(plan, projection, options, dtype, fisher_rows)
+    return _stored(plan.name, factors, projection, dtype)
 
 
 def factorize_allocated(
@@ -72,14 +89,13 @@ def factorize_allocated(
     found = {}
     for plan in plans:
         if plan.form == "interpolative" and plan.rank is not None:
-            weight, statistics = checkpoint.read(plan.name), evidence.statistics(plan.name)
-            _check_input(plan.name, weight, statistics, dtype)
+            projection = _read(plan.name, checkpoint, evidence.statistics(plan.name), dtype)
             with _lapack(plan.name):
-                gram = ridged(statistics.gram, options.ridge)
-                fisher = damped(evidence.fisher(plan.name), DAMPING)
-                best = two_sided(weight.to(torch.float64).numpy(), gram, fisher).factors(plan.rank)
-                found[plan.name] = interpolative_from(weight, *best, statistics, dtype)
-            _check_fit(plan.name, found[plan.name], dtype)
+                metric = projection.metric
+                gram, fisher = ridged(metric.gram, options.ridge), damped(evidence.fisher(plan.name), DAMPING)
+                best = two_sided(projection.weight.to(torch.float64).numpy(), gram, fisher).factors(plan.rank)
+                factors = interpolative_from(projection.weight, *best, metric, dtype)
+            found[plan.name] = _stored(plan.name, factors, projection, dtype)
     mlp = [plan for plan in plans if plan.form in MODULAR.values()]
     if mlp:
         inputs = {plan.name: evidence.statistics(plan.name) for plan in mlp}
@@ -121,7 +137,7 @@ def factorize_mlp_checked(
     ranks = {plan.rank for plan in plans if plan.rank is not None}
     if {linear_of(plan.name): plan.form for plan in plans} != MODULAR or len(ranks) != 1:
         raise InputError(f"{plans[0].name}: a smaller MLP needs {', '.join(MODULAR)}, all planned with one rank")
-    projections = _projections(names, statistics, checkpoint, dtype)
+    projections = {linear: _read(name, checkpoint, statistics[name], dtype) for linear, name in names.items()}
     ridges = ModularOptions(leverage_ridge=options.ridge, ridge=options.ridge)
     with _lapack(names["down_proj"]):
         found = factorize_mlp(projections, ranks.pop(), ridges, dtype, kept)
@@ -157,7 +173,7 @@ def factorize_modules_checked(
     found = factorize_mlp_checked(mlp, statistics, checkpoint, options, dtype) if mlp else {}
     sparse = {linear_of(plan.name): plan for plan in plans if plan.form in SPARSE.values()}
     names = {linear: plan.name for linear, plan in sparse.items()}
-    projections = _projections(names, statistics, checkpoint, dtype)
+    projections = {linear: _read(name, checkpoint, statistics[name], dtype) for linear, name in names.items()}
     for first, second in (("q_proj", "k_proj"), ("v_proj", "o_proj")):
         if not sparse.keys() & {first, second}:
             continue
@@ -175,21 +191,6 @@ def factorize_modules_checked(
     return found
 
 
-def _projections(
-    names: Mapping[str, str], statistics: Mapping[str, InputStatistics], checkpoint: Checkpoint, dtype: torch.dtype
-) -> dict[str, Projection]:
-    """Read weights and biases by linear."""
-    projections = {}
-    for linear, name in names.items():
-        bias = f"{name.removesuffix('weight')}bias"
-        weight = checkpoint.read(name)
-        _check_input(name, weight, statistics[name], dtype)
-        projections[linear] = Projection(
-            weight, statistics[name], checkpoint.read(bias) if bias in checkpoint.tensors else None
-        )
-    return projections
-
-
 def _named(
     found: Mapping[str, Factorization], names: Mapping[str, str], dtype: torch.dtype
 ) -> dict[str, Factorization]:
@@ -199,11 +200,24 @@ def _named(
     return {names[linear]: factors for linear, factors in found.items()}
 
 
-def _check_input(name: str, weight: Tensor, statistics: InputStatistics, dtype: torch.dtype) -> None:
-    if not bool(torch.isfinite(weight.to(dtype)).all()):
-        raise InputError(not_finite(name, weight, dtype))
+def _read(
+    name: str, checkpoint: Checkpoint, statistics: InputStatistics, dtype: torch.dtype, *, corrected: bool = True
+) -> Projection:
+    """Read a linear, refusing numbers that are not finite; without its bias where that is not to be corrected."""
+    parts = {part: checkpoint.read(part) for part in (name, bias_of(name)) if part in checkpoint.tensors}
+    for part, tensor in parts.items():
+        if not bool(torch.isfinite(tensor.to(dtype)).all()):
+            raise InputError(not_finite(part, tensor, dtype))
     if not np.isfinite(statistics.gram).all():
         raise InputError(f"{name}: its inputs overflow on the calibration text; the checkpoint is damaged before it")
+    return Projection(parts[name], statistics, parts.get(bias_of(name)) if corrected else None)
+
+
+def _stored(name: str, factors: Factorization, projection: Projection, dtype: torch.dtype) -> Factorization:
+    """Complete factors with their bias, refusing values that do not fit the deployed dtype."""
+    factors = with_bias(factors, projection, dtype)
+    _check_fit(name, factors, dtype)
+    return factors
 
 
 @contextmanager
@@ -221,15 +235,21 @@ def _check_fit(name: str, factors: Factorization, dtype: torch.dtype) -> None:
 
 
 def _factorize(
-    name: str, weight: Tensor, statistics: InputStatistics, rank: int, options: ConvertOptions, dtype: torch.dtype
+    plan: MatrixPlan,
+    projection: Projection,
+    options: ConvertOptions,
+    dtype: torch.dtype,
+    fisher_rows: Vector | None,
 ) -> Factorization:
     """Dispatch on the form; ConvertOptions has checked that the choices belong to it."""
+    name, rank, weight, statistics = plan.name, plan.rank, projection.weight, projection.metric
+    assert rank is not None
     if options.form == "interpolative":
         basis = cast("Basis", options.approximation)
         return factorize_interpolative(name, weight, statistics, rank, basis, options.ridge, dtype)
     if options.form == "two_factor":
         approximation = cast("Approximation", options.approximation)
-        return factorize_two_factor(name, weight, statistics, rank, approximation, options.ridge, dtype)
+        return factorize_two_factor(name, weight, statistics, rank, approximation, options.ridge, dtype, fisher_rows)
     cur = CUROptions(
         selector=cast("Selector", options.selector),
         importance=cast("Importance", options.importance),

@@ -15,11 +15,10 @@ import numpy as np
 import scipy.linalg
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from curconvert.calibration.statistics import InputStatistics
 from curconvert.errors import InputError
 from curconvert.factorization.gram import deployed, measured
+from curconvert.factorization.projection import Projection, with_bias
 from curconvert.factorization.types import Factorization
 
 Matrix = NDArray[np.float64]
@@ -39,21 +38,6 @@ class ModularOptions:
 
     leverage_ridge: float
     ridge: float
-
-
-@dataclass(frozen=True)
-class Projection:
-    """One linear of an MLP.
-
-    Attributes:
-        weight: (out_features, in_features), any float dtype.
-        statistics: Of its input.
-        bias: (out_features,), any float dtype, or None.
-    """
-
-    weight: Tensor
-    statistics: InputStatistics
-    bias: Tensor | None = None
 
 
 def ridge_leverage(gram: Matrix, column_norms: Vector, ridge: float) -> Vector:
@@ -132,7 +116,8 @@ def factorize_mlp(
     """Factorize an MLP into one with fewer neurons.
 
     The reported output error of down_proj is that of the MLP: `‖W h − W' h_K‖ / ‖W h‖` over the calibration tokens.
-    That of gate_proj and up_proj is the share of their own output that is dropped.
+    That of gate_proj and up_proj is the share of their own output that is dropped. A bias of down_proj makes up for the
+    mean of what is dropped: neurons are then chosen and replaced for the centred activations, and the error counts it.
 
     Args:
         projections: Under `gate_proj`, `up_proj` and `down_proj`.
@@ -149,7 +134,8 @@ def factorize_mlp(
         InputError: The MLP does not have so many neurons.
     """
     down = projections["down_proj"]
-    W, G = down.weight.to(torch.float64).numpy(), down.statistics.gram
+    W, metric = down.weight.to(torch.float64).numpy(), down.metric
+    G = metric.gram
     if kept is None:
         kept = keep_neurons(ridge_leverage(G, np.linalg.norm(W, axis=0), options.leverage_ridge), count)
     index = torch.from_numpy(kept)
@@ -162,5 +148,5 @@ def factorize_mlp(
         whole = part.weight.to(torch.float64).numpy()
         found[name] = measured("modular_rows", tensors, count, whole, part.statistics)
     tensors = {"weight": deployed(corrected_down(W, G, kept, options.ridge), dtype), "cols": index}
-    found["down_proj"] = measured("modular_columns", tensors, count, W, down.statistics)
+    found["down_proj"] = with_bias(measured("modular_columns", tensors, count, W, metric), down, dtype)
     return found

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from curconvert.calibration.statistics import InputStatistics
 from curconvert.factorization.gram import check_rank, deployed, measured, ridged
-from curconvert.factorization.low_rank import asvd, plain, svd_llm
+from curconvert.factorization.low_rank import asvd, fwsvd, plain, svd_llm
 from curconvert.factorization.types import Factorization
 
-Approximation = Literal["svd_llm", "asvd", "svd"]
+Approximation = Literal["svd_llm", "asvd", "fwsvd", "svd"]
 APPROXIMATIONS: tuple[str, ...] = get_args(Approximation)
 Matrix = NDArray[np.float64]
 
@@ -27,6 +27,7 @@ def factorize_two_factor(
     approximation: Approximation,
     ridge: float,
     dtype: torch.dtype,
+    fisher_rows: NDArray[np.float64] | None = None,
 ) -> Factorization:
     """Factorize one linear layer's weight into two thin factors.
 
@@ -38,6 +39,7 @@ def factorize_two_factor(
         approximation: Which rank-r approximation of W to store, see `low_rank`.
         ridge: λ of `H + λ diag(H)`; `svd_llm` only.
         dtype: Deployed dtype of A and B.
+        fisher_rows: f, (m,), Fisher information of each row of W; `fwsvd` only, which needs it.
 
     Raises:
         InputError: No (m, n) matrix has this rank.
@@ -48,6 +50,9 @@ def factorize_two_factor(
         A, B = svd_llm(W, ridged(statistics.gram, ridge), rank)
     elif approximation == "asvd":
         A, B = asvd(W, statistics.rms, rank)
+    elif approximation == "fwsvd":
+        assert fisher_rows is not None
+        A, B = fwsvd(W, fisher_rows, rank)
     else:
         A, B = plain(W, rank)
     A, B = balanced(A, B)

@@ -50,12 +50,14 @@ class Factorization:
         form: How the factors combine.
         shape: (m, n) of the matrix.
         tensors: Stored tensors by suffix, as `curconvert_runtime.forms` lists them: factors in the deployed dtype,
-            index vectors in int32; and `bias` where the form changes it.
+            index vectors in int32; and `bias` where it is another than the layer's.
         rank: r.
-        relative_output_error: `‖(W − Ŵ) H^½‖_F / ‖W H^½‖_F`.
+        relative_output_error: `sqrt(E‖(W x + b) − (Ŵ x + b')‖² / E‖W x‖²)`; where the bias b is kept that is
+            `‖(W − Ŵ) H^½‖_F / ‖W H^½‖_F`.
         relative_frobenius_error: `‖W − Ŵ‖_F / ‖W‖_F`.
         bound: Where the method certifies one.
         basis: Of the forms `interpolative` and `sparse_rows`.
+        corrected_bias: Whether the stored bias makes up for the mean of what is lost.
     """
 
     form: Form
@@ -66,6 +68,7 @@ class Factorization:
     relative_frobenius_error: float
     bound: ErrorBound | None = None
     basis: Basis | None = None
+    corrected_bias: bool = False
 
     def product(self) -> Tensor:
         """Multiply the stored factors out, (m, n) float64."""

@@ -25,7 +25,8 @@ class SweepOptions:
         window: Tokens per sequence of `text`.
         max_tokens: Most tokens taken from `text`.
         keep_artifacts: Whether the artifacts stay beside the table.
-        settings: Options of every conversion, see `ConvertOptions`: dtype, seed, ridge, rank_multiple, calibration.
+        settings: Options of every conversion, see `ConvertOptions`: dtype, seed, ridge, rank_multiple, self_text,
+            calibration.
     """
 
     keep: tuple[float, ...] = DEFAULT_KEEP

@@ -73,6 +73,8 @@ def sweep(
         raise BackendError(f"matplotlib cannot be imported ({error}); run: pip install 'curconvert[convert]'") from None
     import_onnxruntime("cpu")
     common = ConvertOptions.for_method("auto", **options.settings)
+    # Every method is calibrated on the same sequences.
+    options = replace(options, settings={**options.settings, "self_text": common.self_text})
     checkpoint = open_source(source)
     text = None if options.text is None else read_text(options.text)
     check_output(out, overwrite, (*inputs(checkpoint, common), *filter(None, [options.text])), SWEEP)
@@ -80,13 +82,12 @@ def sweep(
     possible = [asked for _, asked in wanted if asked is not None]
     if not possible:
         raise InputError(f"no point can be had; {wanted[0][0].folder}: {wanted[0][0].reason}")
-    prepared = prepare(checkpoint, common)
+    prepared = prepare(checkpoint, common, progress)
     with atomic_folder(out, overwrite, SWEEP) as work, scratch_beside(work) as scratch:
         original = Artifact.open(export(source, scratch / "original", progress=progress).path)
         windows = None if text is None else text_windows(original, text, options.window, options.max_tokens)
         (scratch / "evidence").mkdir()
-        measuring = next((asked for asked in possible if asked.form == "auto"), possible[0])
-        measured = measure(prepared, measuring, scratch / "evidence", progress)
+        measured = measure(prepared, possible, scratch / "evidence", progress)
         runner = _Runner(prepared, measured, original, windows, work if options.keep_artifacts else scratch, progress)
         points = []
         for done, (point, asked) in enumerate(wanted, 1):
@@ -210,7 +211,7 @@ def _text_name(options: SweepOptions, prepared: Prepared, windows: Ids | None) -
 
 def _common_options(common: ConvertOptions, prepared: Prepared) -> dict[str, object]:
     values = common.to_json()
-    shared = {name: values[name] for name in ("seed", "ridge", "rank_multiple", "calibration")}
+    shared = {name: values[name] for name in ("seed", "ridge", "rank_multiple", "self_text", "calibration")}
     return {"dtype": prepared.dtype, **shared}
 
 

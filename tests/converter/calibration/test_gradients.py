@@ -29,6 +29,8 @@ def test_samples_are_what_autograd_sees() -> None:
     assert samples["first"].inputs.shape == (24, 5)
     assert samples["second"].inputs.shape == (24, 4)
     np.testing.assert_allclose(samples["first"].fisher, expected.T @ expected / 24, rtol=1e-5)
+    squares = [np.outer(g, x) ** 2 for g, x in zip(expected, samples["first"].inputs, strict=True)]
+    np.testing.assert_allclose(samples["first"].fisher_rows, np.mean(squares, axis=0).sum(axis=1), rtol=1e-5)
 
 
 def test_nothing_is_watched_outside() -> None:

@@ -49,6 +49,43 @@ def test_gram_is_the_uncentred_mean_over_all_tokens() -> None:
     np.testing.assert_allclose(statistics.rms, expected, rtol=1e-12)
 
 
+def test_the_mean_makes_the_covariance() -> None:
+    """First moments over all tokens of unequal batches; centred second moments are NumPy's covariance."""
+    generator = torch.Generator().manual_seed(4)
+    batches = [torch.randn(shape, generator=generator) * 0.1 + 20 for shape in ((3, 5, 6), (7, 6))]
+    statistics = collect({"a": nn.Linear(6, 2)}, batches)["a",]
+    flat = np.concatenate([b.reshape(-1, 6).double().numpy() for b in batches])
+    np.testing.assert_allclose(statistics.mean, flat.mean(axis=0), rtol=1e-13)
+    np.testing.assert_allclose(statistics.centred.gram, np.cov(flat.T, bias=True), rtol=1e-8)
+    assert not statistics.centred.mean.any()
+
+
+def test_a_constant_feature_has_no_variance_at_all() -> None:
+    """Rounding of either sign would give the square root of a negative number."""
+    x = torch.randn(50, 6, generator=torch.Generator().manual_seed(5))
+    x[:, 1], x[:, 4] = 0.1, -1e4 / 3
+    centred = collect({"a": nn.Linear(6, 2)}, [x, x[:7]])["a",].centred
+    assert (centred.rms == 0).tolist() == [False, True, False, False, True, False]
+    assert not centred.gram[[1, 4]].any()
+    assert not centred.gram[:, [1, 4]].any()
+
+
+def test_products_are_exact_before_a_bias() -> None:
+    """A variance of 1e-8 of the second moment is lost in a float32 product, not in a float64 one."""
+    x = torch.randn(400, 3, generator=torch.Generator().manual_seed(6)) * 1e-2 + 100
+    expected = np.cov(x.double().numpy().T, bias=True)
+    errors = {}
+    for biased in (True, False):
+        linear = nn.Linear(3, 2, bias=biased)
+        collector = StatisticsCollector({"a": linear}, exact=False)
+        with collector.collecting():
+            linear(x)
+        ((_, statistics),) = collector.groups()
+        errors[biased] = np.abs(statistics.centred.gram - expected).max() / expected.max()
+    assert errors[True] < 1e-6
+    assert errors[False] > 1e-2
+
+
 def test_linears_that_are_called_with_one_tensor_share_its_gram() -> None:
     """In every batch, whatever else is called in between."""
     batches = [torch.randn(4, 6), torch.randn(2, 6)]

@@ -100,11 +100,11 @@ def test_scores_do_not_depend_on_positions() -> None:
 
 
 def test_energies_are_second_moments() -> None:
-    """Of W x + b for inputs without a mean."""
+    """Of W x + b, for inputs whose mean is not zero."""
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((400, 5))
-    x = np.concatenate([x, -x])
-    part = Projection(random_weight(0, 7, 5), InputStatistics(x.T @ x / len(x), len(x)), random_weight(1, 7, 1)[:, 0])
+    x = rng.standard_normal((400, 5)) + rng.standard_normal(5)
+    statistics = InputStatistics(x.T @ x / len(x), len(x), x.mean(0))
+    part = Projection(random_weight(0, 7, 5), statistics, random_weight(1, 7, 1)[:, 0])
     assert part.bias is not None
     outputs = x @ part.weight.numpy().T + part.bias.numpy()
     np.testing.assert_allclose(output_energies(part), (outputs**2).mean(0), rtol=1e-10)
@@ -223,7 +223,7 @@ def test_edge_cases_are_finite(kept: int) -> None:
     parts["o_proj"].weight[:, :24] = 0
     parts["v_proj"].weight[8:] = 0
     for gram in (parts["v_proj"].statistics.gram, np.zeros((HIDDEN, HIDDEN))):
-        edge = parts | {"v_proj": replace(parts["v_proj"], statistics=InputStatistics(gram, 9))}
+        edge = parts | {"v_proj": replace(parts["v_proj"], statistics=InputStatistics(gram, 9, np.zeros(len(gram))))}
         for factors in factorize_value_output(edge, HEADS, kept, 0.0, torch.float16).values():
             assert all(torch.isfinite(tensor).all() for tensor in factors.tensors.values())
             assert np.isfinite(factors.relative_output_error)

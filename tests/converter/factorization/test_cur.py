@@ -15,7 +15,8 @@ from curconvert.factorization.checked import factorize_checked
 from curconvert.factorization.cur import CUROptions, factorize_cur, link_matrix
 from curconvert.factorization.types import Factorization
 from curconvert.options import ConvertOptions
-from support.matrices import correlated
+from curconvert.planning import MatrixPlan
+from support.matrices import Stored, correlated, statistics_of
 
 Matrix = NDArray[np.float64]
 
@@ -118,7 +119,7 @@ def test_singular_problems_have_the_least_norm_solution(case: str) -> None:
 
 def statistics(seed: int, n: int) -> InputStatistics:
     x = np.random.default_rng(seed).standard_normal((4 * n, n)) * np.linspace(0.3, 3, n)
-    return InputStatistics(x.T @ x / len(x), len(x))
+    return statistics_of(x)
 
 
 def options(**values: Any) -> CUROptions:
@@ -216,14 +217,18 @@ def test_a_zero_weight_has_zero_error() -> None:
     assert (factors.relative_frobenius_error, factors.relative_output_error) == (0.0, 0.0)
 
 
-CONVERT = ConvertOptions.for_method("curing")
+def checked(weight: torch.Tensor, statistics: InputStatistics, dtype: torch.dtype) -> Factorization:
+    """Factorize as a conversion by `curing` does."""
+    plan = MatrixPlan("x.weight", (24, 18), "cur", 5)
+    stored: Any = Stored({"x.weight": weight})
+    return factorize_checked(plan, stored, statistics, ConvertOptions.for_method("curing"), dtype)
 
 
 def test_a_link_that_overflows_the_dtype_is_refused() -> None:
     """Tiny weights need a U that float16 cannot hold; the message names the tensor and the way out."""
     weight = random_weight(6) * 1e-6
     with pytest.raises(InputError, match=r"x\.weight: U does not fit float16; choose --dtype"):
-        factorize_checked("x.weight", weight, statistics(6, 18), 5, CONVERT, torch.float16)
+        checked(weight, statistics(6, 18), torch.float16)
 
 
 @pytest.mark.parametrize("dtype, value", [(torch.float16, 1e6), (torch.float16, -7e4), (torch.bfloat16, 3.4e38)])
@@ -232,7 +237,7 @@ def test_a_weight_that_overflows_the_dtype_is_refused(dtype: torch.dtype, value:
     weight = random_weight(7)
     weight[2, 3] = value
     with pytest.raises(InputError, match=r"x\.weight: .*does not fit b?float16; choose --dtype"):
-        factorize_checked("x.weight", weight, statistics(7, 18), 5, CONVERT, dtype)
+        checked(weight, statistics(7, 18), dtype)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -241,11 +246,11 @@ def test_a_damaged_weight_is_refused(value: float) -> None:
     weight = random_weight(8)
     weight[1, 1] = value
     with pytest.raises(InputError, match=r"x\.weight: holds NaN or infinity"):
-        factorize_checked("x.weight", weight, statistics(8, 18), 5, CONVERT, torch.float32)
+        checked(weight, statistics(8, 18), torch.float32)
 
 
 def test_inputs_that_overflow_are_refused() -> None:
     """A Gram matrix that is not finite means damage further up."""
-    stats = InputStatistics(np.full((18, 18), np.inf), 10)
+    stats = InputStatistics(np.full((18, 18), np.inf), 10, np.full(18, np.inf))
     with pytest.raises(InputError, match=r"x\.weight: its inputs overflow"):
-        factorize_checked("x.weight", random_weight(9), stats, 5, CONVERT, torch.float32)
+        checked(random_weight(9), stats, torch.float32)

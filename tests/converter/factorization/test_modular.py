@@ -8,18 +8,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curconvert.calibration.statistics import InputStatistics
 from curconvert.errors import InputError
 from curconvert.factorization.modular import (
     ModularOptions,
-    Projection,
     corrected_down,
     factorize_mlp,
     keep_neurons,
     ridge_leverage,
 )
+from curconvert.factorization.projection import Projection
 from curconvert.factorization.types import Factorization
-from support.matrices import correlated, dead, error_in, random_weight
+from support.matrices import correlated, dead, error_in, random_weight, statistics_of
 
 SEEDS = st.integers(0, 2**32 - 1)
 RIDGES = st.floats(1e-3, 1e3)
@@ -35,12 +34,11 @@ def activations(seed: int, tokens: int = 30) -> np.ndarray:
 def mlp(seed: int, biased: bool = False, dtype: torch.dtype = torch.float32) -> dict[str, Projection]:
     """The three linears of an MLP, with statistics of their inputs."""
     x, h = correlated(seed, HIDDEN), activations(seed)
-    hidden = InputStatistics(h.T @ h / len(h), len(h))
     bias = random_weight(seed + 3, NEURONS, 1, dtype)[:, 0] if biased else None
     return {
         "gate_proj": Projection(random_weight(seed, NEURONS, HIDDEN, dtype), x, bias),
         "up_proj": Projection(random_weight(seed + 1, NEURONS, HIDDEN, dtype), x, None if bias is None else 2 * bias),
-        "down_proj": Projection(random_weight(seed + 2, HIDDEN, NEURONS, dtype), hidden),
+        "down_proj": Projection(random_weight(seed + 2, HIDDEN, NEURONS, dtype), statistics_of(h)),
     }
 
 

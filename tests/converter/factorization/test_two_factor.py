@@ -10,6 +10,8 @@ from curconvert.errors import InputError
 from curconvert.factorization.two_factor import APPROXIMATIONS, Approximation, balanced, factorize_two_factor
 from support.matrices import EDGES, best_error, correlated, edge_case, error_in, random_weight
 
+FISHER = np.random.default_rng(9).uniform(0.1, 5, 24)
+
 
 def test_svd_llm_reports_the_least_output_error() -> None:
     """Relative to the norm of the layer's output."""
@@ -40,6 +42,16 @@ def test_each_approximation_is_the_best_in_its_own_measure(seed: int) -> None:
     assert min(found, key=lambda key: found[key].relative_frobenius_error) == "svd"
 
 
+def test_fwsvd_has_the_least_error_weighted_by_the_rows_information() -> None:
+    """What a generic SVD of diag(f)^½ W discards; no rank-6 matrix does better."""
+    weight, root = random_weight(8), np.sqrt(FISHER)[:, None]
+    found = factorize_two_factor("x.weight", weight, correlated(8), 6, "fwsvd", 1e-2, torch.float64, FISHER)
+    error = np.linalg.norm(root * (weight.numpy() - found.product().numpy()))
+    assert error == pytest.approx(np.linalg.norm(np.linalg.svd(root * weight.numpy(), compute_uv=False)[6:]), rel=1e-9)
+    plain = factorize_two_factor("x.weight", weight, correlated(8), 6, "svd", 1e-2, torch.float64)
+    assert error < 0.99 * np.linalg.norm(root * (weight.numpy() - plain.product().numpy()))
+
+
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
 def test_balancing_keeps_the_product_and_evens_the_norms(scale: float) -> None:
     """Powers of two: bit-equal product, norms of each pair within a factor of two."""
@@ -63,7 +75,7 @@ def test_large_weights_fit_half_precision() -> None:
 def test_factors_have_the_deployed_dtype_and_size(approximation: Approximation, dtype: torch.dtype) -> None:
     """A (m, r) and B (r, n), nothing else."""
     weight = random_weight(5, dtype=torch.bfloat16)
-    found = factorize_two_factor("x.weight", weight, correlated(5), 6, approximation, 1e-2, dtype)
+    found = factorize_two_factor("x.weight", weight, correlated(5), 6, approximation, 1e-2, dtype, FISHER)
     assert (found.form, found.rank, found.basis) == ("two_factor", 6, None)
     assert {suffix: (tensor.dtype, tuple(tensor.shape)) for suffix, tensor in found.tensors.items()} == {
         "A": (dtype, (24, 6)),
@@ -77,7 +89,7 @@ def test_edge_cases_are_finite_in_half_precision(approximation: Approximation, e
     """Singular weights and inputs, at full rank too."""
     weight, stats = edge_case(edge)
     for rank in (5, 18):
-        found = factorize_two_factor("x.weight", weight, stats, rank, approximation, 1e-2, torch.float16)
+        found = factorize_two_factor("x.weight", weight, stats, rank, approximation, 1e-2, torch.float16, FISHER)
         assert all(torch.isfinite(tensor).all() for tensor in found.tensors.values())
         assert np.isfinite(found.relative_output_error)
 

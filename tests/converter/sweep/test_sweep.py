@@ -15,10 +15,13 @@ from click.testing import CliRunner, Result
 from safetensors.numpy import save_file
 
 from curconvert import SourceOptions, convert, production
+from curconvert.allocation.budgets import options_for_size
 from curconvert.calibration.text import CalibrationOptions
+from curconvert.checkpoint import open_checkpoint
 from curconvert.cli import main
 from curconvert.errors import InputError, VerificationError
-from curconvert.options import ConvertOptions
+from curconvert.options import DEFAULT_SELF_TEXT, ConvertOptions
+from curconvert.planning import total_parameters
 from curconvert.sweep import run
 from curconvert.sweep.options import SweepOptions
 from curconvert.sweep.run import sweep
@@ -96,6 +99,22 @@ def test_one_calibration_serves_every_point(home: Path, tmp_path: Path) -> None:
     assert [int(row["parameters"]) for row in rows] == [p.parameters for p in result.points]
     assert list(rows[0]) == list(document["points"][0])
     assert (tmp_path / "out/sweep.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_one_pass_back_serves_all_methods_that_need_gradients(home: Path, tmp_path: Path) -> None:
+    """`fwsvd` beside `auto`: each artifact is the one that `convert` makes by itself."""
+    seen: Counter[tuple[str, int]] = Counter()
+    source = SourceOptions(str(home / "model"))
+    asked = options(home, keep=(0.8,), methods=("fwsvd", "auto"), keep_artifacts=True)
+    sweep(source, tmp_path / "out", asked, progress=lambda stage, done, _: seen.update([(stage, done)]))
+    assert seen["sensitivity", 3] == 1
+    checkpoint = open_checkpoint(home / "model")
+    for method in asked.methods:
+        size = int(0.8 * total_parameters(checkpoint))
+        settings = {"self_text": DEFAULT_SELF_TEXT, **asked.settings}
+        convert(source, tmp_path / method, options_for_size(checkpoint, method, size, **settings))
+        alone = (tmp_path / method / "model.safetensors").read_bytes()
+        assert alone == (tmp_path / f"out/{method}-0.8/model.safetensors").read_bytes()
 
 
 def test_on_a_text_fidelity_is_that_of_verify_against(home: Path, tmp_path: Path) -> None:

@@ -1,0 +1,97 @@
+"""Calibration text that the model writes itself.
+
+A calibration text of one kind says nothing about what the model knows beside it, and a compression that trusts the text
+throws that away. What the model itself writes shows it, without any other text: first tokens are taken from the given
+text, the rest is sampled from the model (LLM-QAT, arXiv 2305.17888; self-calibration, arXiv 2410.17170).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import DynamicCache
+
+from curconvert.blocks.skeleton import EMBEDDING, HEAD, build_skeleton, canonical_parameters, set_tensor
+from curconvert.calibration.text import CalibrationTokens, digest
+from curconvert.checkpoint.types import Checkpoint
+
+RESIDENT_BYTES = 4e9
+"""Most float32 weights that are held at once to sample: every token needs all of them."""
+
+Ids = NDArray[np.int64]
+
+
+def partly_sampled(
+    checkpoint: Checkpoint,
+    tokens: CalibrationTokens,
+    share: float,
+    seed: int,
+    progress: Callable[[str, int, int], None],
+) -> CalibrationTokens:
+    """Let the model write a share of the calibration and of the probe sequences, all but their first tokens.
+
+    Args:
+        checkpoint: The model. One that is too large to be held in memory leaves the text as it is, with a notice.
+        tokens: The given text.
+        share: 0 to 1; the sequences are spread evenly.
+        seed: Of the sampling.
+        progress: Called after each token.
+    """
+    size = 4 * sum(math.prod(info.shape) for info in checkpoint.tensors.values())
+    if share == 0:
+        return tokens
+    if size > RESIDENT_BYTES:
+        notice = (
+            f"calibrated on the given text alone: the model would need {size / 1e9:.1f} GB in float32 to write text "
+            f"itself, the limit is {RESIDENT_BYTES / 1e9:.0f}"
+        )
+        return replace(tokens, notices=(*tokens.notices, notice))
+    calibration, probes = tokens.calibration.copy(), tokens.probes.copy()
+    chosen = [_spread(len(rows), share) for rows in (calibration, probes)]
+    first = np.concatenate([rows[index, 0] for rows, index in zip((calibration, probes), chosen, strict=True)])
+    written = sample(checkpoint, first, calibration.shape[1], seed, progress)
+    calibration[chosen[0]], probes[chosen[1]] = np.split(written, [len(chosen[0])])
+    return replace(tokens, calibration=calibration, probes=probes, sha256=digest(calibration, probes))
+
+
+def sample(
+    checkpoint: Checkpoint, first: Ids, length: int, seed: int, progress: Callable[[str, int, int], None]
+) -> Ids:
+    """Sample sequences from the model at temperature 1.
+
+    Args:
+        checkpoint: The model; held in float32 while this runs.
+        first: The first token of each sequence, (sequences,).
+        length: Tokens of a sequence, the first included.
+        seed: Of the sampling.
+        progress: Called after each token.
+
+    Returns:
+        (sequences, length).
+    """
+    model = build_skeleton(checkpoint.config)
+    for name, owner, attribute in list(canonical_parameters(model)):
+        if name != HEAD or HEAD in checkpoint.tensors:
+            set_tensor(owner, attribute, checkpoint.read(name).to(torch.float32))
+    if HEAD not in checkpoint.tensors:
+        set_tensor(model.get_submodule("lm_head"), "weight", model.get_parameter(EMBEDDING))
+    generator = torch.Generator().manual_seed(seed)
+    cache = DynamicCache()
+    ids = torch.from_numpy(first.astype(np.int64))[:, None]
+    with torch.inference_mode():
+        for done in range(1, length):
+            logits = model(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True).logits[:, -1]
+            ids = torch.cat([ids, torch.multinomial(logits.softmax(-1), 1, generator=generator)], dim=1)
+            progress("sample", done, length - 1)
+    return np.asarray(ids.numpy())
+
+
+def _spread(count: int, share: float) -> NDArray[np.intp]:
+    """Return which of some sequences are sampled: evenly spread."""
+    steps = np.floor(share * np.arange(count + 1) + 1e-9)
+    return np.flatnonzero(np.diff(steps))
