@@ -25,9 +25,10 @@ import tasks
 from common import MODEL, MODEL_NAME, ROOT, machine, publish, table
 from numpy.typing import NDArray
 
-from curconvert import CalibrationOptions, SourceOptions, export
+from curconvert import CalibrationOptions, ConvertOptions, SourceOptions, export
 from curconvert.allocation.budgets import options_for_size
 from curconvert.checkpoint import open_checkpoint
+from curconvert.checkpoint.types import Checkpoint
 from curconvert.compress import silent
 from curconvert.errors import InputError
 from curconvert.planning import total_parameters
@@ -38,7 +39,9 @@ from curconvert_runtime.fidelity import exact_fidelity, text_windows
 from curconvert_runtime.session import Session
 
 ORIGINAL = "original"
-METHODS = ("auto", "modegpt", "neurons", "pifa", "svd-llm", "row-id", "cur", "asvd", "fwsvd", "svd", "curing")
+AUTO = ("auto", "auto-given")
+"""`auto`, and `auto` on the given text alone."""
+METHODS = (*AUTO, "modegpt", "neurons", "pifa", "svd-llm", "row-id", "cur", "asvd", "fwsvd", "svd", "curing")
 _PLOT = "quality.png"
 
 
@@ -98,14 +101,15 @@ def main() -> None:
     results = Results(options.results, setting)
     wanted = ["fidelity", *(["tasks"] if options.tasks else []), *(["windows"] if options.windows else [])]
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
-        bench = None
-        for method in options.methods:
-            missing = [t for t in targets if any(not results.has(method, t, kind) for kind in wanted)]
-            if not missing:
-                continue
-            bench = bench or Bench(Path(folder), source, options, wanted)
-            for point in bench.points(method, missing, checkpoint, calibration):
-                results.add({**results.points.get((method, point["target"]), {}), **point})
+        missing = {
+            method: [t for t in targets if any(not results.has(method, t, kind) for kind in wanted)]
+            for method in options.methods
+        }
+        missing = {method: sizes for method, sizes in missing.items() if sizes}
+        if missing:
+            bench = Bench(Path(folder), source, options, wanted)
+            for point in bench.points(missing, checkpoint, calibration):
+                results.add({**results.points.get((point["method"], point["target"]), {}), **point})
                 print(summary(point), file=sys.stderr)
     if options.publish:
         report(results, setting, options)
@@ -123,37 +127,45 @@ class Bench:
         self._windows, self._recorded = windows, Recorded(self._session(folder / ORIGINAL), windows, folder / "logits")
 
     def points(
-        self, method: str, targets: list[int], checkpoint: Any, calibration: CalibrationOptions
+        self, missing: dict[str, list[int]], checkpoint: Checkpoint, calibration: CalibrationOptions
     ) -> Iterator[dict[str, Any]]:
-        """Yield the numbers of a method at some sizes; the original is run once for all of them."""
-        if method == ORIGINAL:
+        """Yield the numbers of some methods at some sizes; the original is run once for all of them.
+
+        `auto` is calibrated by itself, on its own text: half of it is the model's.
+        """
+        if ORIGINAL in missing:
             found = self._evaluate(self._folder / ORIGINAL)
-            yield from ({"method": method, "target": t, "parameters": t, **found} for t in targets)
-            return
-        scratch = self._folder / f"{method}.scratch"
-        scratch.mkdir()
-        shared: tuple[Any, Any, float] | None = None
-        for target in targets:
-            head = {"method": method, "target": target}
-            try:
-                options = options_for_size(checkpoint, method, target, calibration=calibration)
+            yield from ({"method": ORIGINAL, "target": t, "parameters": t, **found} for t in missing[ORIGINAL])
+        groups = [[m for m in missing if m in AUTO], [m for m in missing if m not in (ORIGINAL, *AUTO)]]
+        for methods in filter(None, [[m] for m in groups[0]] + [groups[1]]):
+            scratch = Path(tempfile.mkdtemp(dir=self._folder))
+            wanted: dict[tuple[str, int], ConvertOptions] = {}
+            for method in methods:
+                for target in missing[method]:
+                    try:
+                        wanted[method, target] = _options(checkpoint, method, target, calibration)
+                    except InputError as error:
+                        yield {"method": method, "target": target, "reason": str(error)}
+            start = time.perf_counter()
+            asked = list(wanted.values())
+            prepared = prepare(checkpoint, asked[0], silent)
+            measured = measure(prepared, asked, scratch, silent)
+            passes = time.perf_counter() - start
+            for (method, target), options in wanted.items():
                 start = time.perf_counter()
-                if shared is None:
-                    prepared = prepare(checkpoint, options, silent)
-                    shared = prepared, measure(prepared, [options], scratch, silent), time.perf_counter() - start
-                    start = time.perf_counter()
-                prepared, measured, passes = shared
-                plan = decide(prepared, measured, options, silent)
-            except InputError as error:
-                yield {**head, "reason": str(error)}
-                continue
-            out = self._folder / f"{method}-{target}"
-            out.mkdir()
-            produce(out, prepared, measured, plan, options, None, silent)
-            seconds = time.perf_counter() - start
-            yield {**head, "parameters": plan.parameters_after, "seconds": [passes, seconds], **self._evaluate(out)}
-            shutil.rmtree(out)
-        shutil.rmtree(scratch)
+                try:
+                    plan = decide(prepared, measured, options, silent)
+                except InputError as error:
+                    yield {"method": method, "target": target, "reason": str(error)}
+                    continue
+                out = self._folder / f"{method}-{target}"
+                out.mkdir()
+                produce(out, prepared, measured, plan, options, None, silent)
+                seconds = [passes, time.perf_counter() - start]
+                head = {"method": method, "target": target, "parameters": plan.parameters_after, "seconds": seconds}
+                yield {**head, **self._evaluate(out)}
+                shutil.rmtree(out)
+            shutil.rmtree(scratch)
 
     def _evaluate(self, path: Path) -> dict[str, Any]:
         session = self._session(path)
@@ -180,6 +192,12 @@ class Bench:
     @staticmethod
     def _session(path: Path) -> Session:
         return load(path, graph="portable")  # the graph that `verify` compares
+
+
+def _options(checkpoint: Checkpoint, method: str, target: int, calibration: CalibrationOptions) -> ConvertOptions:
+    if method == "auto-given":
+        return options_for_size(checkpoint, "auto", target, calibration=calibration, self_text=0.0)
+    return options_for_size(checkpoint, method, target, calibration=calibration)
 
 
 def summary(point: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from transformers import DynamicCache
 
 from curconvert.allocation.backward import BackwardPass
 from curconvert.allocation.evidence import Evidence
+from curconvert.allocation.gathering import Gathering
 from curconvert.artifact.safetensors_writer import SafetensorsWriter
 from curconvert.blocks.heads import Heads, attention_heads
 from curconvert.blocks.modules import factored_linear
@@ -66,6 +67,7 @@ def run_original(
     tokens: CalibrationTokens,
     *,
     scores: Collection[str] = (),
+    gathering: Gathering | None = None,
     backward: BackwardPass | None = None,
     progress: Progress = silent,
 ) -> OriginalPass:
@@ -75,12 +77,13 @@ def run_original(
         checkpoint: The original.
         tokens: Calibration and probe sequences.
         scores: Names of layer scores to measure, see `curconvert.selection.scores`.
+        gathering: Keeps the statistics of linears' inputs.
         backward: Goes back through the model afterwards.
         progress: Called after each block.
     """
     stream = BlockStream(checkpoint)
     probes = _embed(stream, tokens.probes)
-    hidden = _embed(stream, tokens.calibration) if scores or backward else []
+    hidden = _embed(stream, tokens.calibration) if scores or gathering or backward else []
     scorers = {name: LayerScorer(name) for name in sorted(scores)}
     for index in range(stream.num_layers):
         with stream.block(index) as block:
@@ -88,6 +91,8 @@ def run_original(
             with ExitStack() as stack:
                 for scorer in scorers.values():
                     stack.enter_context(scorer.watching(block.layer))
+                if gathering:
+                    stack.enter_context(gathering.watching(block))
                 if backward:
                     backward.advance(block, hidden)
                 else:
@@ -130,7 +135,8 @@ def compress(
         options: Method and numerics.
         dtype: Deployed dtype.
         writer: Receives each tensor as soon as it is final.
-        evidence: What the original gave: all statistics where the form is `auto`. Otherwise inputs are collected here.
+        evidence: What the original gave. Statistics that it does not hold are collected here, and so are those of
+            inputs that come from compressed blocks.
         progress: Called after each block.
 
     Returns:
@@ -146,7 +152,8 @@ def compress(
         if name not in later:
             writer.write(name, checkpoint.read(name))
     last_layer = max(layer_of(name) for name in matrices) if matrices else -1
-    hidden = _embed(stream, tokens.calibration) if matrices and options.form != "auto" else []
+    known = evidence.has_statistics(matrices) and not options.sequential
+    hidden = [] if known else _embed(stream, tokens.calibration)
     probe = _ParityProbe(stream, tokens)
     heads = attention_heads(checkpoint.config) if any(m.form in SPARSE.values() for m in plan.matrices) else None
     reports: dict[str, Factorization] = {}
@@ -156,10 +163,17 @@ def compress(
             if targets:
                 if options.form == "auto":
                     found = factorize_allocated(targets, evidence, checkpoint, options, dtype)
-                    _install(block, found)
                 else:
+                    inputs = (
+                        {target.name: evidence.statistics(target.name) for target in targets}
+                        if known
+                        else _calibrate(block, targets, hidden, sequential=options.sequential)
+                    )
                     own = heads[index] if heads else None
-                    found = _compress_block(block, targets, hidden, checkpoint, options, dtype, own, evidence)
+                    found = _factorize_block(targets, inputs, checkpoint, options, dtype, own, evidence)
+                _install(block, found)
+                if options.sequential:
+                    block.advance(hidden)
                 for name, factors in found.items():
                     for suffix, tensor in factors.tensors.items():
                         writer.write(factor_name(name, suffix), tensor)
@@ -178,40 +192,37 @@ def factor_name(weight: str, suffix: str) -> str:
     return f"{weight.removesuffix('weight')}{suffix}"
 
 
-def _compress_block(
-    block: Block,
+def _calibrate(
+    block: Block, targets: list[MatrixPlan], hidden: list[Tensor], *, sequential: bool
+) -> dict[str, InputStatistics]:
+    """Collect one block's input statistics; `hidden` becomes the next block's input unless that is to be compressed."""
+    collector = StatisticsCollector({m.name: block.linears[m.name] for m in targets})
+    with collector.collecting():
+        if sequential:
+            for batch in hidden:
+                block.forward(batch)
+        else:
+            block.advance(hidden)
+    return {name: statistics for names, statistics in collector.groups() for name in names}
+
+
+def _factorize_block(
     targets: list[MatrixPlan],
-    hidden: list[Tensor],
+    inputs: Mapping[str, InputStatistics],
     checkpoint: Checkpoint,
     options: ConvertOptions,
     dtype: torch.dtype,
     heads: Heads | None,
     evidence: Evidence,
 ) -> dict[str, Factorization]:
-    """Calibrate, factorize and replace one block's targets; `hidden` becomes the next block's input."""
-    collector = StatisticsCollector({m.name: block.linears[m.name] for m in targets})
-    with collector.collecting():
-        if options.sequential:
-            for batch in hidden:
-                block.forward(batch)
-        else:
-            block.advance(hidden)
-    plans = {m.name: m for m in targets}
+    """Factorize one block's targets: matrices by themselves, and modules of several."""
     found: dict[str, Factorization] = {}
-    modules: dict[str, InputStatistics] = {}
-    for names, statistics in collector.groups():
-        for name in names:
-            if keeps_part(plans[name].form):
-                modules[name] = statistics
-            else:
-                rows = evidence.fisher_rows(name) if options.approximation == "fwsvd" else None
-                found[name] = factorize_checked(plans[name], checkpoint, statistics, options, dtype, rows)
-    parts = [plans[name] for name in modules]
-    found |= factorize_modules_checked(parts, modules, checkpoint, heads, options, dtype)
-    _install(block, found)
-    if options.sequential:
-        block.advance(hidden)
-    return found
+    for plan in targets:
+        if not keeps_part(plan.form):
+            rows = evidence.fisher_rows(plan.name) if options.approximation == "fwsvd" else None
+            found[plan.name] = factorize_checked(plan, checkpoint, inputs[plan.name], options, dtype, rows)
+    parts = [plan for plan in targets if keeps_part(plan.form)]
+    return found | factorize_modules_checked(parts, inputs, checkpoint, heads, options, dtype)
 
 
 def _install(block: Block, found: Mapping[str, Factorization]) -> None:

@@ -15,6 +15,7 @@ import torch
 from curconvert.allocation.backward import BackwardPass
 from curconvert.allocation.curves import Curve
 from curconvert.allocation.evidence import Evidence
+from curconvert.allocation.gathering import Gathering
 from curconvert.allocation.plans import targets_of, uniform_plan
 from curconvert.allocation.search import decide_plan
 from curconvert.allocation.sensitivity import Sensitivity
@@ -124,7 +125,15 @@ def measure(prepared: Prepared, wanted: Sequence[ConvertOptions], scratch: Path,
         backward = Sensitivity(checkpoint, targets_of(checkpoint, auto), auto, evidence, progress, rows)
     elif rows:
         backward = BackwardPass(rows, wanted[0].seed, evidence, progress)
-    original = run_original(checkpoint, prepared.tokens, scores=scores, backward=backward, progress=progress)
+    others = [options for options in wanted if options.form != "auto" and not options.sequential]
+    gathering: Gathering | None = None
+    if auto or len(others) > 1:  # one conversion calibrates while it compresses: only some layers may be its targets
+        targets = {name for options in (*others, *([auto] if auto else [])) for name in targets_of(checkpoint, options)}
+        # auto alone needs no exact products: each of its solves has a ridge, far above the rounding.
+        gathering = Gathering(targets, evidence, exact=bool(others))
+    original = run_original(
+        checkpoint, prepared.tokens, scores=scores, gathering=gathering, backward=backward, progress=progress
+    )
     return Measured(original, evidence, backward.curves if isinstance(backward, Sensitivity) else ())
 
 

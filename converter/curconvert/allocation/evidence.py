@@ -35,6 +35,10 @@ class Evidence:
         np.save(self._path("mean", leader), statistics.mean)
         self._leaders |= dict.fromkeys(names, (leader, statistics.tokens))
 
+    def has_statistics(self, names: Iterable[str]) -> bool:
+        """Tell whether the input statistics of all these linears are kept."""
+        return self._leaders.keys() >= set(names)
+
     def statistics(self, name: str) -> InputStatistics:
         """Return a linear's input statistics."""
         leader, tokens = self._leaders[name]

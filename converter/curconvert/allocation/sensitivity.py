@@ -16,11 +16,9 @@ from torch import Tensor
 from curconvert.allocation.backward import BackwardPass
 from curconvert.allocation.curves import Curve, interpolated
 from curconvert.allocation.evidence import Evidence
-from curconvert.blocks.stream import Block, BlockStream
+from curconvert.blocks.stream import BlockStream
 from curconvert.calibration.gradients import GradientSamples
-from curconvert.calibration.statistics import StatisticsCollector
 from curconvert.checkpoint.types import Checkpoint
-from curconvert.errors import InputError
 from curconvert.factorization.gram import ridged
 from curconvert.factorization.pruning import drop_neurons
 from curconvert.factorization.two_sided import DAMPING, damped, two_sided
@@ -65,19 +63,6 @@ class Sensitivity(BackwardPass):
     def wanted(self) -> Collection[str]:
         """Return the weight names whose linears need gradients."""
         return self._priced | self._rows
-
-    def advance(self, block: Block, hidden: list[Tensor]) -> None:
-        """Run one block of the pass forwards; `hidden` becomes the next block's input."""
-        linears = {name: block.linears[name] for name in block.linears if name in self._targets}
-        collector = StatisticsCollector(linears, exact=False)  # every solve here has a ridge, far above the rounding
-        with collector.collecting():
-            super().advance(block, hidden)
-        for names, statistics in collector.groups():
-            if not np.isfinite(statistics.gram).all():
-                raise InputError(
-                    f"{names[0]}: its inputs overflow on the calibration text; the checkpoint is damaged before it"
-                )
-            self._evidence.save_statistics(names, statistics)
 
     def finish(self, stream: BlockStream, hidden: list[Tensor]) -> None:
         """Go back from the logits to the first block, pricing every module."""

@@ -84,10 +84,7 @@ def test_one_calibration_serves_every_point(home: Path, tmp_path: Path) -> None:
         assert point.kl_exact is False
         assert (point.kl_mean or 0) > 0
         assert (point.decode_ratio or 0) > 0
-    settings = options(home).settings
-    convert(source, tmp_path / "alone", ConvertOptions.for_method("auto", keep=0.8, **settings))
-    alone = (tmp_path / "alone/model.safetensors").read_bytes()
-    assert alone == (tmp_path / "out/auto-0.8/model.safetensors").read_bytes()
+    assert converted_alone(home, tmp_path, "pifa") == (tmp_path / "out/pifa-0.8/model.safetensors").read_bytes()
 
     document = json.loads((tmp_path / "out/sweep.json").read_text(encoding="utf-8"))
     validate(document, "sweep-1.0")
@@ -101,20 +98,43 @@ def test_one_calibration_serves_every_point(home: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out/sweep.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
+def converted_alone(home: Path, tmp_path: Path, method: str) -> bytes:
+    """Return the weights that `convert` makes at 0.8, on the calibration text of a sweep."""
+    size = int(0.8 * total_parameters(open_checkpoint(home / "model")))
+    settings = {"self_text": DEFAULT_SELF_TEXT, **options(home).settings}
+    chosen = options_for_size(open_checkpoint(home / "model"), method, size, **settings)
+    convert(SourceOptions(str(home / "model")), tmp_path / method, chosen)
+    return (tmp_path / method / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("methods", [("auto",), ("fwsvd",), ("fwsvd", "svd-llm")])
+def test_artifacts_are_those_of_convert(methods: tuple[str, ...], home: Path, tmp_path: Path) -> None:
+    """Bit for bit, whether statistics are gathered once for all methods or as one needs them."""
+    asked = options(home, keep=(0.8,), methods=methods, keep_artifacts=True)
+    sweep(SourceOptions(str(home / "model")), tmp_path / "out", asked)
+    for method in methods:
+        swept = (tmp_path / f"out/{method}-0.8/model.safetensors").read_bytes()
+        assert converted_alone(home, tmp_path, method) == swept
+
+
 def test_one_pass_back_serves_all_methods_that_need_gradients(home: Path, tmp_path: Path) -> None:
-    """`fwsvd` beside `auto`: each artifact is the one that `convert` makes by itself."""
+    """`fwsvd` beside `auto`, and one calibration."""
     seen: Counter[tuple[str, int]] = Counter()
-    source = SourceOptions(str(home / "model"))
     asked = options(home, keep=(0.8,), methods=("fwsvd", "auto"), keep_artifacts=True)
-    sweep(source, tmp_path / "out", asked, progress=lambda stage, done, _: seen.update([(stage, done)]))
-    assert seen["sensitivity", 3] == 1
-    checkpoint = open_checkpoint(home / "model")
-    for method in asked.methods:
-        size = int(0.8 * total_parameters(checkpoint))
-        settings = {"self_text": DEFAULT_SELF_TEXT, **asked.settings}
-        convert(source, tmp_path / method, options_for_size(checkpoint, method, size, **settings))
-        alone = (tmp_path / method / "model.safetensors").read_bytes()
-        assert alone == (tmp_path / f"out/{method}-0.8/model.safetensors").read_bytes()
+    sweep(
+        SourceOptions(str(home / "model")), tmp_path / "out", asked,
+        progress=lambda stage, done, _: seen.update([(stage, done)]),
+    )  # fmt: skip
+    assert seen["sensitivity", 3] == seen["original", 3] == 1
+    # Beside a method that needs exact Gram matrices auto works with these, so its last bits are not those of convert.
+    alone = ConvertOptions.for_method("auto", keep=0.8, **options(home).settings)
+    convert(SourceOptions(str(home / "model")), tmp_path / "alone", alone)
+    swept, single = (Artifact.open(folder).manifest for folder in (tmp_path / "out/auto-0.8", tmp_path / "alone"))
+    assert swept["model"] == single["model"]
+    for first, second in zip(swept["matrices"], single["matrices"], strict=True):
+        assert (first["form"], first["rank"]) == (second["form"], second["rank"])
+        error = second["relative_output_error"]
+        assert first["relative_output_error"] == (None if error is None else pytest.approx(error, rel=1e-4, abs=1e-6))
 
 
 def test_on_a_text_fidelity_is_that_of_verify_against(home: Path, tmp_path: Path) -> None:

@@ -1,0 +1,44 @@
+"""Input statistics of the original model's linears, gathered in one pass for every size and method."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from curconvert.allocation.evidence import Evidence
+from curconvert.blocks.stream import Block
+from curconvert.calibration.statistics import StatisticsCollector
+from curconvert.errors import InputError
+
+
+class Gathering:
+    """Watches blocks of the original and keeps mean and Gram matrix of their linears' inputs.
+
+    Args:
+        targets: Weight names.
+        evidence: Receives the statistics.
+        exact: See `StatisticsCollector`.
+    """
+
+    def __init__(self, targets: Collection[str], evidence: Evidence, *, exact: bool) -> None:
+        self._targets, self._evidence, self._exact = frozenset(targets), evidence, exact
+
+    @contextmanager
+    def watching(self, block: Block) -> Iterator[None]:
+        """Watch every forward call of a block inside the context, then keep what was seen.
+
+        Raises:
+            InputError: An input overflows.
+        """
+        linears = {name: module for name, module in block.linears.items() if name in self._targets}
+        collector = StatisticsCollector(linears, exact=self._exact)
+        with collector.collecting():
+            yield
+        for names, statistics in collector.groups():
+            if not np.isfinite(statistics.gram).all():
+                raise InputError(
+                    f"{names[0]}: its inputs overflow on the calibration text; the checkpoint is damaged before it"
+                )
+            self._evidence.save_statistics(names, statistics)
