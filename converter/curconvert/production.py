@@ -28,7 +28,7 @@ from curconvert.calibration.text import BUILTIN, CalibrationTokens, load_tokens
 from curconvert.checkpoint.types import Checkpoint, Companions
 from curconvert.compress import OriginalPass, Progress, compress, run_original
 from curconvert.options import ConvertOptions
-from curconvert.planning import Plan, layer_of, make_plan
+from curconvert.planning import Plan, layer_of, linear_of, make_plan
 from curconvert.report.card import write_reports
 from curconvert.selection.layers import score_of, select_layers
 from curconvert.verification import verify_artifact
@@ -130,7 +130,8 @@ def measure(prepared: Prepared, wanted: Sequence[ConvertOptions], scratch: Path,
     if auto or len(others) > 1:  # one conversion calibrates while it compresses: only some layers may be its targets
         targets = {name for options in (*others, *([auto] if auto else [])) for name in targets_of(checkpoint, options)}
         # auto alone needs no exact products: each of its solves has a ridge, far above the rounding.
-        gathering = Gathering(targets, evidence, exact=bool(others))
+        ends = {name for name in targets if linear_of(name) == "down_proj"} if auto else set()
+        gathering = Gathering(targets, evidence, exact=bool(others), split=ends)
     original = run_original(
         checkpoint, prepared.tokens, scores=scores, gathering=gathering, backward=backward, progress=progress
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +27,17 @@ class Evidence:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._leaders: dict[str, tuple[str, int]] = {}
+        self._leaders: dict[str, str] = {}
+        self._tokens: dict[str, int] = {}
+        self._ridges: dict[str, float] = {}
 
     def save_statistics(self, names: Iterable[str], statistics: InputStatistics) -> None:
         """Keep mean and Gram matrix of some linears' common input."""
         leader, *_ = names = tuple(names)
-        np.save(self._path("gram", leader), statistics.gram)
-        np.save(self._path("mean", leader), statistics.mean)
-        self._leaders |= dict.fromkeys(names, (leader, statistics.tokens))
+        self._save_moments(leader, statistics)
+        if statistics.held_out is not None:
+            self._save_moments(f"{leader}.held_out", statistics.held_out)
+        self._leaders |= dict.fromkeys(names, leader)
 
     def has_statistics(self, names: Iterable[str]) -> bool:
         """Tell whether the input statistics of all these linears are kept."""
@@ -41,8 +45,17 @@ class Evidence:
 
     def statistics(self, name: str) -> InputStatistics:
         """Return a linear's input statistics."""
-        leader, tokens = self._leaders[name]
-        return InputStatistics(np.load(self._path("gram", leader)), tokens, np.load(self._path("mean", leader)))
+        leader, held_out = self._leaders[name], f"{self._leaders[name]}.held_out"
+        part = self._moments(held_out) if held_out in self._tokens else None
+        return replace(self._moments(leader), held_out=part)
+
+    def _save_moments(self, key: str, statistics: InputStatistics) -> None:
+        np.save(self._path("gram", key), statistics.gram)
+        np.save(self._path("mean", key), statistics.mean)
+        self._tokens[key] = statistics.tokens
+
+    def _moments(self, key: str) -> InputStatistics:
+        return InputStatistics(np.load(self._path("gram", key)), self._tokens[key], np.load(self._path("mean", key)))
 
     def save_fisher(self, name: str, fisher: Matrix) -> None:
         """Keep the second moment of the gradient at a linear's output, (out_features, out_features)."""
@@ -68,6 +81,14 @@ class Evidence:
         """Return the `count` neurons that are dropped last, ascending."""
         order: Indices = np.load(self._path("order", name))
         return np.sort(order[len(order) - count :])
+
+    def save_ridge(self, name: str, ridge: float) -> None:
+        """Keep the ridge that was chosen for a down_proj's refit."""
+        self._ridges[name] = ridge
+
+    def ridge(self, name: str) -> float:
+        """Return it."""
+        return self._ridges[name]
 
     def save_hidden(self, layer: int, batch: int, hidden: Tensor) -> None:
         """Keep the hidden states that enter a block."""

@@ -19,11 +19,14 @@ class Gathering:
     Args:
         targets: Weight names.
         evidence: Receives the statistics.
-        exact: See `StatisticsCollector`.
+        exact: See `StatisticsCollector`, as the next.
+        split: Names of linears of which a part of the tokens is held out.
     """
 
-    def __init__(self, targets: Collection[str], evidence: Evidence, *, exact: bool) -> None:
-        self._targets, self._evidence, self._exact = frozenset(targets), evidence, exact
+    def __init__(
+        self, targets: Collection[str], evidence: Evidence, *, exact: bool, split: Collection[str] = ()
+    ) -> None:
+        self._targets, self._evidence, self._exact, self._split = frozenset(targets), evidence, exact, split
 
     @contextmanager
     def watching(self, block: Block) -> Iterator[None]:
@@ -33,7 +36,7 @@ class Gathering:
             InputError: An input overflows.
         """
         linears = {name: module for name, module in block.linears.items() if name in self._targets}
-        collector = StatisticsCollector(linears, exact=self._exact)
+        collector = StatisticsCollector(linears, exact=self._exact, split=self._split)
         with collector.collecting():
             yield
         for names, statistics in collector.groups():

@@ -20,6 +20,7 @@ from curconvert.blocks.stream import BlockStream
 from curconvert.calibration.gradients import GradientSamples
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.factorization.gram import ridged
+from curconvert.factorization.modular import ModularOptions, held_out_ridge
 from curconvert.factorization.pruning import drop_neurons
 from curconvert.factorization.two_sided import DAMPING, damped, two_sided
 from curconvert.options import ConvertOptions
@@ -28,6 +29,7 @@ from curconvert_runtime.forms import MODULAR
 
 LEAST_NEURONS = 4  # an MLP keeps at least one neuron in so many
 _SHARES = (0.03, 0.06, 0.1, 0.17, 0.26, 0.4, 0.56, 0.75)  # dropped neurons at which costs are measured
+_TYPICAL = 0.75  # share of the neurons that stays where the ridge is chosen
 _STEPS = 32  # neurons are dropped in so many steps, those of a step together
 
 
@@ -107,14 +109,16 @@ class Sensitivity(BackwardPass):
         weight = self._checkpoint.read(down).to(torch.float64).numpy()
         total, multiple = weight.shape[1], self._options.rank_multiple
         gram, fisher = self._gram(down), damped(samples.fisher, DAMPING)
+        usual = ModularOptions(self._options.ridge, self._options.ridge)
+        typical = max(1, int(_TYPICAL * total))
+        ridge = held_out_ridge(weight, self._evidence.statistics(down), typical, usual)
+        self._evidence.save_ridge(down, ridge)
         least = min(total, max(1, total // LEAST_NEURONS // multiple * multiple))
         pending = [share * total for share in _SHARES]
         whole = _dots(samples, weight, slice(None))
         alive: NDArray[np.int32] = np.arange(total, dtype=np.int32)
         order, costs = [], {}
-        for kept, refitted in drop_neurons(
-            weight, gram, fisher, self._options.ridge, step=max(1, total // _STEPS), least=least
-        ):
+        for kept, refitted in drop_neurons(weight, gram, fisher, ridge, step=max(1, total // _STEPS), least=least):
             order.append(np.setdiff1d(alive, kept))
             alive = kept
             dropped = total - len(kept)

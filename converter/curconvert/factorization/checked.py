@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -99,12 +100,11 @@ def factorize_allocated(
     mlp = [plan for plan in plans if plan.form in MODULAR.values()]
     if mlp:
         inputs = {plan.name: evidence.statistics(plan.name) for plan in mlp}
-        (kept,) = (
-            evidence.kept(plan.name, plan.rank)
-            for plan in mlp
-            if plan.form == "modular_columns" and plan.rank is not None
-        )
-        found |= factorize_mlp_checked(mlp, inputs, checkpoint, options, dtype, kept)
+        (down,) = (plan for plan in mlp if plan.form == "modular_columns")
+        assert down.rank is not None
+        kept = evidence.kept(down.name, down.rank)
+        chosen = replace(options, ridge=evidence.ridge(down.name))
+        found |= factorize_mlp_checked(mlp, inputs, checkpoint, chosen, dtype, kept)
     return found
 
 

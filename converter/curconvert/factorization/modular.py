@@ -16,6 +16,7 @@ import scipy.linalg
 import torch
 from numpy.typing import NDArray
 
+from curconvert.calibration.statistics import InputStatistics
 from curconvert.errors import InputError
 from curconvert.factorization.gram import deployed, measured
 from curconvert.factorization.projection import Projection, with_bias
@@ -24,6 +25,8 @@ from curconvert.factorization.types import Factorization
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]
 Indices = NDArray[np.int32]
+RIDGES = (0.03, 0.1, 0.3, 1.0)
+"""Candidates of `held_out_ridge`, beside the one that is given."""
 _LEAST = 1e-10  # smallest relative ridge: a singular G stays solvable, far above its rounding errors
 
 
@@ -104,6 +107,32 @@ def corrected_down(weight: Matrix, gram: Matrix, kept: Indices, ridge: float) ->
     inner = inner / scales[:, None] / scales
     np.fill_diagonal(inner, np.diag(inner) + max(ridge, _LEAST))
     return np.asarray(own + scipy.linalg.solve(inner, missed.T, assume_a="pos", check_finite=False).T / scales)
+
+
+def held_out_ridge(weight: Matrix, statistics: InputStatistics, count: int, options: ModularOptions) -> float:
+    """Choose the ridge of `corrected_down` whose correction predicts best on held-out tokens, fitted to the others.
+
+    Args:
+        weight: W, (n, m), that of down_proj.
+        statistics: Of its input, with a part held out; without, the options' own ridge is returned.
+        count: Neurons to keep for the comparison, those of the largest leverage scores.
+        options: The ridge to choose where none predicts better, and that of the scores.
+
+    Returns:
+        One of `RIDGES`, or the options' own.
+    """
+    if statistics.held_out is None:
+        return options.ridge
+    # Uncentred, also before a bias: how much the correction can be trusted does not depend on the mean.
+    gram, unseen = statistics.rest.gram, statistics.held_out.gram
+    kept = keep_neurons(ridge_leverage(gram, np.linalg.norm(weight, axis=0), options.leverage_ridge), count)
+
+    def error(ridge: float) -> float:
+        lost = weight.copy()
+        lost[:, kept] -= corrected_down(weight, gram, kept, ridge)
+        return float(np.einsum("ij,ij->", lost @ unseen, lost))
+
+    return min((options.ridge, *RIDGES), key=error)
 
 
 def factorize_mlp(

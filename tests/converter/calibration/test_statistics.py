@@ -86,6 +86,29 @@ def test_products_are_exact_before_a_bias() -> None:
     assert errors[False] > 1e-2
 
 
+@pytest.mark.parametrize("count", [3, 8, 17])
+def test_every_eighth_batch_is_held_out_and_counted(count: int) -> None:
+    """Its own moments, those of the rest, and those of all."""
+    linear = nn.Linear(4, 2)
+    batches = [torch.randn(5, 4, generator=torch.Generator().manual_seed(i)) + i for i in range(count)]
+    collector = StatisticsCollector({"a": linear}, split=["a"])
+    with collector.collecting():
+        for batch in batches:
+            linear(batch)
+    ((_, found),) = collector.groups()
+    held = [batch for i, batch in enumerate(batches) if i % 8 == 7]
+    rest = [batch for i, batch in enumerate(batches) if i % 8 != 7]
+    for statistics, tokens in ((found, batches), (found.rest, rest), (found.held_out, held)):
+        if not tokens:
+            assert statistics is None
+            continue
+        assert statistics is not None
+        x = torch.cat(tokens).double().numpy()
+        assert statistics.tokens == len(x)
+        np.testing.assert_allclose(statistics.gram, x.T @ x / len(x), rtol=1e-12)
+        np.testing.assert_allclose(statistics.mean, x.mean(0), rtol=1e-12)
+
+
 def test_linears_that_are_called_with_one_tensor_share_its_gram() -> None:
     """In every batch, whatever else is called in between."""
     batches = [torch.randn(4, 6), torch.randn(2, 6)]

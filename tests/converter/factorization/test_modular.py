@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from curconvert.calibration.statistics import InputStatistics
 from curconvert.errors import InputError
+from curconvert.factorization.modular import RIDGES as RIDGE_CANDIDATES
 from curconvert.factorization.modular import (
     ModularOptions,
     corrected_down,
     factorize_mlp,
+    held_out_ridge,
     keep_neurons,
     ridge_leverage,
 )
@@ -195,3 +200,33 @@ def test_edge_cases_are_finite_in_half_precision(count: int) -> None:
         for factors in factorize(edge, count, ridge=0.0, dtype=torch.float16).values():
             assert all(torch.isfinite(tensor).all() for tensor in factors.tensors.values())
             assert np.isfinite(factors.relative_output_error)
+
+
+def held_out(h: np.ndarray, tokens: int) -> InputStatistics:
+    """Statistics of activations whose first tokens are held out."""
+    return replace(statistics_of(h), held_out=statistics_of(h[:tokens]))
+
+
+@pytest.mark.parametrize("tokens", [24, 4000])
+def test_the_ridge_is_the_one_that_predicts_unseen_tokens(tokens: int) -> None:
+    """By trying each on the tokens themselves: few call for a strong ridge, many for a weak one."""
+    rng = np.random.default_rng(0)
+    h = rng.standard_normal((tokens + 200, NEURONS)) @ rng.standard_normal((NEURONS, NEURONS))
+    W = random_weight(1, HIDDEN, NEURONS).double().numpy()
+    statistics, options = held_out(h, 200), ModularOptions(1e-2, 1e-3)
+    G = h[200:].T @ h[200:] / tokens
+    kept = keep_neurons(ridge_leverage(G, np.linalg.norm(W, axis=0), 1e-2), 9)
+
+    def unseen(ridge: float) -> float:
+        outputs = h[:200] @ W.T - h[:200, kept] @ corrected_down(W, G, kept, ridge).T
+        return float((outputs**2).sum())
+
+    chosen = held_out_ridge(W, statistics, 9, options)
+    assert chosen == min((1e-3, *RIDGE_CANDIDATES), key=unseen)
+    assert (chosen > 0.01) == (tokens == 24)
+
+
+def test_without_held_out_tokens_the_ridge_is_the_given_one() -> None:
+    """There is nothing to choose by."""
+    W = random_weight(1, HIDDEN, NEURONS).double().numpy()
+    assert held_out_ridge(W, statistics_of(activations(0)), 9, ModularOptions(1e-2, 0.07)) == 0.07
