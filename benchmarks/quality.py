@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -39,9 +40,25 @@ from curconvert_runtime.fidelity import exact_fidelity, text_windows
 from curconvert_runtime.session import Session
 
 ORIGINAL = "original"
-AUTO = ("auto", "auto-given")
-"""`auto`, and `auto` on the given text alone."""
-METHODS = (*AUTO, "modegpt", "neurons", "pifa", "svd-llm", "row-id", "cur", "asvd", "fwsvd", "svd", "curing")
+SEARCH = "auto-search"
+"""`auto` with `--max-kl`: it finds the size."""
+GIVEN = "auto-given"
+"""`auto` on the given text alone."""
+METHODS = (
+    "auto",
+    SEARCH,
+    GIVEN,
+    "modegpt",
+    "neurons",
+    "pifa",
+    "svd-llm",
+    "row-id",
+    "cur",
+    "asvd",
+    "fwsvd",
+    "svd",
+    "curing",
+)
 _PLOT = "quality.png"
 
 
@@ -102,7 +119,7 @@ def main() -> None:
     wanted = ["fidelity", *(["tasks"] if options.tasks else []), *(["windows"] if options.windows else [])]
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
         missing = {
-            method: [t for t in targets if any(not results.has(method, t, kind) for kind in wanted)]
+            method: [t for t in sizes_of(method, targets) if any(not results.has(method, t, kind) for kind in wanted)]
             for method in options.methods
         }
         missing = {method: sizes for method, sizes in missing.items() if sizes}
@@ -135,15 +152,16 @@ class Bench:
         """
         if ORIGINAL in missing:
             found = self._evaluate(self._folder / ORIGINAL)
-            yield from ({"method": ORIGINAL, "target": t, "parameters": t, **found} for t in missing[ORIGINAL])
-        groups = [[m for m in missing if m in AUTO], [m for m in missing if m not in (ORIGINAL, *AUTO)]]
-        for methods in filter(None, [[m] for m in groups[0]] + [groups[1]]):
+            yield {"method": ORIGINAL, "target": 0, "parameters": total_parameters(checkpoint), **found}
+        own = ({"auto", SEARCH}, {GIVEN})
+        rest = set(missing) - {ORIGINAL}.union(*own)
+        for methods in filter(None, ([m for m in missing if m in group] for group in (*own, rest))):
             scratch = Path(tempfile.mkdtemp(dir=self._folder))
             wanted: dict[tuple[str, int], ConvertOptions] = {}
             for method in methods:
                 for target in missing[method]:
                     try:
-                        wanted[method, target] = _options(checkpoint, method, target, calibration)
+                        wanted[method, target] = self._options_for(checkpoint, method, target, calibration)
                     except InputError as error:
                         yield {"method": method, "target": target, "reason": str(error)}
             start = time.perf_counter()
@@ -163,9 +181,19 @@ class Bench:
                 produce(out, prepared, measured, plan, options, None, silent)
                 seconds = [passes, time.perf_counter() - start]
                 head = {"method": method, "target": target, "parameters": plan.parameters_after, "seconds": seconds}
+                head["max_kl"] = options.max_kl
                 yield {**head, **self._evaluate(out)}
                 shutil.rmtree(out)
             shutil.rmtree(scratch)
+
+    def _options_for(
+        self, checkpoint: Checkpoint, method: str, target: int, calibration: CalibrationOptions
+    ) -> ConvertOptions:
+        if method == SEARCH:
+            return ConvertOptions.for_method("auto", max_kl=self._options.max_kl, calibration=calibration)
+        if method == GIVEN:
+            return options_for_size(checkpoint, "auto", target, calibration=calibration, self_text=0.0)
+        return options_for_size(checkpoint, method, target, calibration=calibration)
 
     def _evaluate(self, path: Path) -> dict[str, Any]:
         session = self._session(path)
@@ -194,10 +222,9 @@ class Bench:
         return load(path, graph="portable")  # the graph that `verify` compares
 
 
-def _options(checkpoint: Checkpoint, method: str, target: int, calibration: CalibrationOptions) -> ConvertOptions:
-    if method == "auto-given":
-        return options_for_size(checkpoint, "auto", target, calibration=calibration, self_text=0.0)
-    return options_for_size(checkpoint, method, target, calibration=calibration)
+def sizes_of(method: str, targets: list[int]) -> list[int]:
+    """Return the sizes at which a method is measured; 0 where it has one of its own."""
+    return [0] if method in (ORIGINAL, SEARCH) else targets
 
 
 def summary(point: dict[str, Any]) -> str:
@@ -215,8 +242,10 @@ def summary(point: dict[str, Any]) -> str:
 def report(results: Results, setting: dict[str, Any], options: argparse.Namespace) -> None:
     """Write the section and the plot."""
     points = [point for point in results.points.values() if "fidelity" in point]
-    targets = sorted({point["target"] for point in points if point["method"] != ORIGINAL}, reverse=True)
-    order = [method for method in METHODS if any(point["method"] == method for point in points)]
+    shown = [point for point in points if point["method"] not in (ORIGINAL, SEARCH)]
+    counts = Counter(point["target"] for point in shown)
+    targets = sorted((t for t, count in counts.items() if count > 2), reverse=True)
+    order = [method for method in METHODS if any(point["method"] == method for point in shown)]
     found = {(point["method"], point["target"]): point for point in results.points.values()}
 
     def rows(cell: Any) -> list[list[str]]:
@@ -247,12 +276,33 @@ Perplexity, and in brackets the share of positions where both models' first choi
 
 ![KL against parameters]({_PLOT})
 
+{_others(points, targets, setting)}
+
 {_thorough(points, setting)}
 
 Made by `python benchmarks/quality.py --text {options.text.name} --calibration {Path(options.calibration).name}
 --methods {" ".join(order)} --publish` (and `--tasks`, `--windows` for the last table).
 """,
     )
+
+
+def _others(points: list[dict[str, Any]], targets: list[int], setting: dict[str, Any]) -> str:
+    """List the sizes that `auto` alone was measured at, and the one that it found by itself."""
+    names = {"auto": "`--target-params {0}`", SEARCH: "`--max-kl {1}`", GIVEN: "`--target-params {0} --self-text 0`"}
+    chosen = [p for p in points if p["method"] in names and p["target"] not in targets]
+    rows = [
+        [
+            names[point["method"]].format(point["target"], point.get("max_kl")),
+            f"{point['parameters']:,}",
+            f"{point['parameters'] / setting['original']:.3f}",
+            f"{point['fidelity']['kl']['mean']:.4f} ± {point['fidelity']['kl']['standard_error']:.4f}",
+            f"{point['fidelity']['perplexity_compressed']:.2f}",
+            f"{point['fidelity']['top1']:.3f}",
+        ]
+        for point in sorted(chosen, key=lambda point: -point["parameters"])
+    ]
+    header = ["`auto`", "parameters", "kept", "KL", "perplexity", "same first choice"]
+    return f"`auto` at other sizes, and at the one that it finds for a divergence:\n\n{table(header, rows)}"
 
 
 def _thorough(points: list[dict[str, Any]], setting: dict[str, Any]) -> str:
@@ -307,6 +357,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--keep", type=float, nargs="+", default=[0.95, 0.9, 0.8, 0.7])
     parser.add_argument("--parameters", type=int, nargs="+", help="sizes of the whole model, instead of --keep")
     parser.add_argument("--methods", nargs="*", default=[*METHODS], choices=[ORIGINAL, *METHODS])
+    parser.add_argument("--max-kl", type=float, default=0.1, help=f"of {SEARCH}")
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--max-tokens", type=int, default=24 * 512)
     parser.add_argument("--tasks", type=Path, nargs="+", default=[], help="folders named blimp and piqa")
