@@ -199,10 +199,11 @@ class Bench:
         session = self._session(path)
         found: dict[str, Any] = {"fidelity": asdict(exact_fidelity(session, self._recorded, self._windows))}
         if "tasks" in self._wanted:
-            model = session.tokenizer
-            prefix = self._artifact.manifest["model"].get("bos_token_id", 0)
-            given = (session, model, prefix)
-            found["tasks"] = {name: tasks.accuracy(getattr(tasks, name)(*given, path)) for name, path in self._tasks()}
+            prefix = int(self._artifact.config["bos_token_id"])
+            blimp, piqa = self._options.tasks
+            pairs = tasks.blimp(session, session.tokenizer, blimp, prefix, self._options.pairs)
+            questions = tasks.piqa(session, session.tokenizer, piqa, prefix)
+            found["tasks"] = {"BLiMP": tasks.accuracy(pairs), "PIQA": tasks.accuracy(questions)}
         if "windows" in self._wanted:
             found["windows"] = {
                 str(size): tasks.perplexity(
@@ -213,9 +214,6 @@ class Bench:
             tokens = self._options.window_tokens
             found["window_text"] = "the whole text" if tokens >= 10**9 else f"its first {tokens:,} tokens"
         return found
-
-    def _tasks(self) -> list[tuple[str, Path]]:
-        return [(folder.name, folder) for folder in self._options.tasks]
 
     @staticmethod
     def _session(path: Path) -> Session:
@@ -321,7 +319,7 @@ def _thorough(points: list[dict[str, Any]], setting: dict[str, Any]) -> str:
         for point in chosen
     ]
     header = ["method", "kept", *(f"perplexity, {size}" for size in sizes), *names]
-    counts = ", ".join(f"{chosen[0]['tasks'][name]['count']:,} pairs of {name}" for name in names)
+    counts = " and ".join(f"{chosen[0]['tasks'][name]['count']:,} pairs of {name}" for name in names)
     return f"Perplexity by length of the window over {chosen[0]['window_text']}; accuracy on {counts}:\n\n" + table(
         header, cells
     )
@@ -360,7 +358,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--max-kl", type=float, default=0.1, help=f"of {SEARCH}")
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--max-tokens", type=int, default=24 * 512)
-    parser.add_argument("--tasks", type=Path, nargs="+", default=[], help="folders named blimp and piqa")
+    parser.add_argument("--tasks", type=Path, nargs=2, default=[], metavar=("BLIMP", "PIQA"), help="their folders")
+    parser.add_argument("--pairs", type=int, help="pairs of each of BLiMP's phenomena; default: all")
     parser.add_argument("--windows", type=int, nargs="+", default=[], help="windows for perplexity over the whole text")
     parser.add_argument("--window-tokens", type=int, default=10**9, help="tokens of the text for --windows")
     parser.add_argument("--results", type=Path, default=ROOT / ".cache" / "benchmarks" / "quality.jsonl")

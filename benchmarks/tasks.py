@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from curconvert_runtime.session import Session
+from curconvert_runtime.text import Tokenizer
 
 _TOKENS = 2048  # per batch: bounds its logits to 400 MB at a vocabulary of 49,152
 
@@ -30,7 +30,7 @@ def perplexity(session: Session, windows: NDArray[np.int64]) -> float:
     return math.exp(-float(np.mean(np.concatenate([row for batch in losses for row in batch]))))
 
 
-def blimp(session: Session, tokenizer: Tokenizer, folder: Path, prefix: int) -> list[bool]:
+def blimp(session: Session, tokenizer: Tokenizer, folder: Path, prefix: int, limit: int) -> list[bool]:
     """Tell for each minimal pair whether the grammatical sentence is more probable (Warstadt et al. 2020).
 
     Args:
@@ -38,10 +38,12 @@ def blimp(session: Session, tokenizer: Tokenizer, folder: Path, prefix: int) -> 
         tokenizer: Its tokenizer.
         folder: One `.jsonl` file for each phenomenon.
         prefix: Token that stands before each sentence, so that its first token counts.
+        limit: Pairs of each phenomenon, the first ones.
     """
-    pairs = [json.loads(line) for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()]
+    files = [path.read_text(encoding="utf-8").splitlines() for path in sorted(folder.glob("*.jsonl"))]
+    pairs = [json.loads(line) for lines in files for line in lines[:limit]]
     texts = [pair[key] for pair in pairs for key in ("sentence_good", "sentence_bad")]
-    rows = [[prefix, *tokenizer.encode(text, add_special_tokens=False).ids] for text in texts]
+    rows = [[prefix, *tokenizer.encode(text, add_special_tokens=False)] for text in texts]
     scores = _scores(session, rows, [1] * len(rows))
     return [bool(good > bad) for good, bad in zip(scores[::2], scores[1::2], strict=True)]
 
@@ -61,9 +63,9 @@ def piqa(session: Session, tokenizer: Tokenizer, folder: Path, prefix: int) -> l
     labels = [int(line) for line in (folder / "valid-labels.lst").read_text().split()]
     rows, starts = [], []
     for question in questions:
-        prompt = [prefix, *tokenizer.encode(f"Question: {question['goal']}\nAnswer:", add_special_tokens=False).ids]
+        prompt = [prefix, *tokenizer.encode(f"Question: {question['goal']}\nAnswer:", add_special_tokens=False)]
         for key in ("sol1", "sol2"):
-            rows.append([*prompt, *tokenizer.encode(f" {question[key].strip()}", add_special_tokens=False).ids])
+            rows.append([*prompt, *tokenizer.encode(f" {question[key].strip()}", add_special_tokens=False)])
             starts.append(len(prompt))
     scores = _scores(session, rows, starts)
     return [
@@ -80,7 +82,7 @@ def accuracy(correct: Sequence[bool]) -> dict[str, Any]:
 def _scores(session: Session, rows: list[list[int]], starts: list[int]) -> list[float]:
     """Sum each row's log-probabilities from its start on, rows of like length together."""
     scores = [0.0] * len(rows)
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     while order:
         step = max(1, _TOKENS // len(rows[order[0]]))
         part, order = order[:step], order[step:]

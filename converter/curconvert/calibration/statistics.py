@@ -84,8 +84,9 @@ class _Accumulator:
         if part is None or part.tokens == 0:
             return self._mean(None)
         found = part.result()
-        self.total += part.total
-        self.sum += part.sum
+        # By NumPy, in place: what was made in torch's inference mode cannot be changed outside of it.
+        self.total.numpy()[:] += part.total.numpy()
+        self.sum.numpy()[:] += part.sum.numpy()
         self.tokens += part.tokens
         return self._mean(found)
 

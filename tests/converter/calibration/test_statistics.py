@@ -92,7 +92,7 @@ def test_every_eighth_batch_is_held_out_and_counted(count: int) -> None:
     linear = nn.Linear(4, 2)
     batches = [torch.randn(5, 4, generator=torch.Generator().manual_seed(i)) + i for i in range(count)]
     collector = StatisticsCollector({"a": linear}, split=["a"])
-    with collector.collecting():
+    with collector.collecting(), torch.inference_mode():
         for batch in batches:
             linear(batch)
     ((_, found),) = collector.groups()
