@@ -25,10 +25,10 @@ FAMILIES = ("llama", "qwen2", "gemma2", "gemma3_text", "phi3", "olmo2", "granite
 
 
 def auto(folder: Path, **values: Any) -> ConvertOptions:
-    """Options for tiny models: multiples of 4, random token ids."""
+    """Options for tiny models: multiples of 4, random token ids, enough for a batch that is held out."""
     ids = folder / "ids.safetensors"
-    save_file({"input_ids": np.random.default_rng(0).integers(3, VOCABULARY, (40, 40))}, ids)
-    calibration = CalibrationOptions(source=str(ids), sequences=16, tokens_per_sequence=40, probe_sequences=4)
+    save_file({"input_ids": np.random.default_rng(0).integers(3, VOCABULARY, (80, 40))}, ids)
+    calibration = CalibrationOptions(source=str(ids), sequences=64, tokens_per_sequence=40, probe_sequences=4)
     return ConvertOptions.for_method(calibration=calibration, **{"rank_multiple": 4, **values})
 
 
