@@ -115,7 +115,7 @@ def allocated(plan: Plan, curves: Sequence[Curve], target: int) -> Plan:
         least = plan.parameters_before - dense + sum(float(curve.parameters.min()) for curve in curves)
         raise InputError(
             f"{target} parameters: the smallest sizes that are considered store {math.ceil(least)}; keep more, or "
-            "allow more --targets"
+            "let more linears be compressed"
         ) from error
     sizes = {
         name: (form, curve.sizes[index])
