@@ -50,11 +50,10 @@ def fidelity_cells(fidelity: Fidelity) -> list[str]:
     ]
 
 
-def publish(section: str, text: str) -> None:
-    """Print a section and put it in the place of the old one in docs/benchmarks.md."""
+def publish(section: str, text: str, document: Path = _DOCUMENT) -> None:
+    """Print a section and put it in the place of the old one in a document, docs/benchmarks.md by default."""
     print(text)
     begin, end = f"<!-- begin {section} -->", f"<!-- end {section} -->"
-    document = _DOCUMENT.read_text(encoding="utf-8")
-    before, _, rest = document.partition(begin)
+    before, _, rest = document.read_text(encoding="utf-8").partition(begin)
     _, _, after = rest.partition(end)
-    _DOCUMENT.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}", encoding="utf-8")
+    document.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}", encoding="utf-8")

@@ -257,12 +257,14 @@ def report(results: Results, setting: dict[str, Any], options: argparse.Namespac
     perplexities = table(header, rows(lambda f: f"{_short(f['perplexity_compressed'])} ({f['top1']:.3f})"))
     dense = points[0]["fidelity"]["perplexity_original"]
     draw([(m, [found[m, t] for t in targets if "fidelity" in found.get((m, t), {})]) for m in order])
+    publish("choices", _choices(found, targets, setting, dense), ROOT / "README.md")
     publish(
         "quality",
         f"""{MODEL_NAME}, {setting["original"]:,} parameters, float32. Columns: share of all parameters that is kept,
 embedding included. `auto` takes the size itself; any other method the density of all seven linears (`neurons`: of the
-three of the MLP) of every layer that gives the same size. Calibration: {setting["calibration"]}.
-Text: {setting["text"]}; the original's perplexity there is {dense:.2f}. {machine()}.
+three of the MLP) of every layer that gives the same size; `modegpt` rounds down to whole dimensions of every head, and
+–: not measured. Calibration: {setting["calibration"]}; half of the
+sequences of `auto` are written by the model from a first token of that text. Text: {setting["text"]}; the original's perplexity there is {dense:.2f}. {machine()}.
 
 KL(original ‖ compressed), nats per token, exact over the whole vocabulary, ± standard error over windows:
 
@@ -282,6 +284,42 @@ Made by `python benchmarks/quality.py --text {options.text.name} --calibration {
 --methods {" ".join(order)} --publish` (and `--tasks`, `--windows` for the last table).
 """,
     )
+
+
+_CHOICES = {
+    "auto": ("the best model for its bytes", "`--keep 0.9` (`--method auto`)"),
+    "neurons": ("smaller dense layers, no new operators", "`--method neurons`"),
+    "svd-llm": ("two plain products for each matrix", "`--method svd-llm`"),
+    "row-id": ("rows that are the original's, bit for bit", "`--method row-id`"),
+    "curing": ("the paper's C·U·R, to compare with", "`--method curing`"),
+}
+
+
+def _choices(
+    found: dict[tuple[str, int], dict[str, Any]], targets: list[int], setting: dict[str, Any], dense: float
+) -> str:
+    """Return README's table: which method for what."""
+
+    def cell(method: str, target: int) -> str:
+        point = found.get((method, target), {}).get("fidelity")
+        return f"{point['kl']['mean']:.3f}, {_short(point['perplexity_compressed'])}" if point else "–"
+
+    shown = [t for t in targets if t / setting["original"] > 0.75]
+    rows = [[*words, *(cell(method, t) for t in shown)] for method, words in _CHOICES.items()]
+    header = ["you want", "take", *(f"{t / setting['original']:.0%} of all parameters" for t in shown)]
+    search = found.get((SEARCH, 0))
+    asked = (
+        f" `--max-kl {search['max_kl']}` finds {search['parameters'] / setting['original']:.1%} of the parameters; "
+        f"its KL on this text, which the search never sees, is {search['fidelity']['kl']['mean']:.3f}."
+        if search
+        else ""
+    )
+    return f"""Which method for what: KL to the original in nats per token, and perplexity; the original's is {dense:.2f}.
+{MODEL_NAME}, float32, {setting["text"]}, calibrated on {setting["calibration"]}. Nothing is trained.
+
+{table(header, rows)}
+
+`auto` spreads the budget by itself; the others keep one density everywhere.{asked}"""
 
 
 def _others(points: list[dict[str, Any]], targets: list[int], setting: dict[str, Any]) -> str:
