@@ -264,7 +264,8 @@ def report(results: Results, setting: dict[str, Any], options: argparse.Namespac
 embedding included. `auto` takes the size itself; any other method the density of all seven linears (`neurons`: of the
 three of the MLP) of every layer that gives the same size; `modegpt` rounds down to whole dimensions of every head, and
 –: not measured. Calibration: {setting["calibration"]}; half of the
-sequences of `auto` are written by the model from a first token of that text. Text: {setting["text"]}; the original's perplexity there is {dense:.2f}. {machine()}.
+sequences of `auto` are written by the model from a first token of that text.
+Text: {setting["text"]}; the original's perplexity there is {dense:.2f}. {machine()}.
 
 KL(original ‖ compressed), nats per token, exact over the whole vocabulary, ± standard error over windows:
 
@@ -314,7 +315,7 @@ def _choices(
         if search
         else ""
     )
-    return f"""Which method for what: KL to the original in nats per token, and perplexity; the original's is {dense:.2f}.
+    return f"""Which method for what: KL to the original, nats per token, and perplexity; the original's is {dense:.2f}.
 {MODEL_NAME}, float32, {setting["text"]}, calibrated on {setting["calibration"]}. Nothing is trained.
 
 {table(header, rows)}
