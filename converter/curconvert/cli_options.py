@@ -11,12 +11,10 @@ import click
 _Command = Callable[..., None]
 
 
-class FilePath(click.ParamType):
+class FilePath(click.Path):
     """A path in which `~` is the home folder, also where a shell leaves that to us (`--output=~/out`)."""
 
-    name = "path"
-
-    def convert(self, value: str | Path, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Return the path, which need not exist."""
         try:
             return Path(value).expanduser()
