@@ -17,6 +17,7 @@ import click
 
 from curconvert import render
 from curconvert.cli_options import (
+    FilePath,
     calibration_options,
     method_options,
     numeric_options,
@@ -92,7 +93,7 @@ def main() -> None:
     """
 
 
-_out = click.option("--output", "-o", "out", required=True, type=click.Path(path_type=Path), help="Folder to create.")
+_out = click.option("--output", "-o", "out", required=True, type=FilePath(), help="Folder to create.")
 _overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing artifact.")
 
 
@@ -140,7 +141,7 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[st
 
 @main.command()
 @source_options
-@click.option("--output", "-o", "out", required=True, type=click.Path(path_type=Path), help="Folder to create.")
+@click.option("--output", "-o", "out", required=True, type=FilePath(), help="Folder to create.")
 @click.option(
     "--keep",
     default="0.95,0.9,0.8,0.7",
@@ -155,7 +156,7 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[st
     callback=_names,
     help="Methods of convert; others than auto get the density of all linears that gives the same size.",
 )
-@click.option("--text", type=click.Path(path_type=Path), help="UTF-8 text to measure on; KL is then exact.")
+@click.option("--text", type=FilePath(), help="UTF-8 text to measure on; KL is then exact.")
 @click.option("--window", type=int, default=512, show_default=True, help="Tokens per window of --text.")
 @click.option("--max-tokens", type=int, default=16384, show_default=True, help="Tokens of --text at most.")
 @click.option("--keep-artifacts", is_flag=True, help="Keep each artifact, in METHOD-KEEP beside the table.")
@@ -231,13 +232,13 @@ def export(
 
 
 @main.command()
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("artifact", type=FilePath())
 @thresholds
 @click.option("--against", help=f"The original: an exported folder, or (with the convert extra) {_MODEL_SOURCES}.")
-@click.option("--text", type=click.Path(path_type=Path), help="UTF-8 text to measure on; needs --against.")
+@click.option("--text", type=FilePath(), help="UTF-8 text to measure on; needs --against.")
 @click.option("--window", type=int, default=512, show_default=True, help="Tokens per window of --text.")
 @click.option("--max-tokens", type=int, default=16384, show_default=True, help="Tokens of --text at most.")
-@click.option("--junit", type=click.Path(path_type=Path), help="Write the checks as JUnit XML to this file.")
+@click.option("--junit", type=FilePath(), help="Write the checks as JUnit XML to this file.")
 @click.option("--torch/--no-torch", default=None, help="Compare with transformers too. [when it is installed]")
 @click.option("--provider", default="cpu", show_default=True, help="cpu or cuda; no silent fallback.")
 @click.option("--threads", type=int, help="Threads of onnxruntime.")
@@ -264,7 +265,7 @@ def verify(
 
 
 @main.command()
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("artifact", type=FilePath())
 @_common
 def inspect(artifact: Path, as_json: bool, quiet: bool) -> None:
     """Show what ARTIFACT holds, after checking that it is intact."""
@@ -278,7 +279,7 @@ def inspect(artifact: Path, as_json: bool, quiet: bool) -> None:
 
 
 @main.command()
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("artifact", type=FilePath())
 @click.option("--prompt", "-p", multiple=True, help="Text to continue; repeat for a batch; standard input without it.")
 @click.option("--max-new-tokens", type=int, default=128, show_default=True)
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")

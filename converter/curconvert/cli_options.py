@@ -11,6 +11,17 @@ import click
 _Command = Callable[..., None]
 
 
+class FilePath(click.Path):
+    """A path in which `~` is the home folder, also where a shell leaves that to us (`--output=~/out`)."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the path, which need not exist."""
+        try:
+            return Path(value).expanduser()
+        except RuntimeError as error:
+            self.fail(f"{value}: {error}", param, ctx)
+
+
 def _stacked(*decorators: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
     """Make one decorator of several; the help shows the last one first."""
 
@@ -34,9 +45,7 @@ source_options = _stacked(
     click.option(
         "--config-set", multiple=True, metavar="KEY=VALUE", callback=_pairs, help="Set or override a config value."
     ),
-    click.option(
-        "--config", type=click.Path(path_type=Path), help="config.json for a lone file that has none beside it."
-    ),
+    click.option("--config", type=FilePath(), help="config.json for a lone file that has none beside it."),
     click.argument("model"),
 )
 

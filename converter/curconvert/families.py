@@ -83,9 +83,9 @@ def family_of(config: Mapping[str, Any]) -> Family:
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
-        raise InputError(f"config: model_type is {model_type!r}, expected one of {', '.join(SUPPORTED_FAMILIES)}")
+        raise InputError(f"config: model_type is {model_type!r:.60}, expected one of {', '.join(SUPPORTED_FAMILIES)}")
     if model_type not in SUPPORTED_FAMILIES:
         raise UnsupportedError(
-            f"config: model_type {model_type!r} is not supported; supported are {', '.join(SUPPORTED_FAMILIES)}"
+            f"config: model_type {model_type!r:.60} is not supported; supported are {', '.join(SUPPORTED_FAMILIES)}"
         )
     return SUPPORTED_FAMILIES[model_type]

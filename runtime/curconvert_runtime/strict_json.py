@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from curconvert_runtime.errors import IntegrityError
 
 MAX_BYTES = 16 * 2**20
+MAX_DEPTH = 100  # far above any model file, and far below where copying or printing a value overflows the stack
 
 
 def _pairs(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -33,8 +34,18 @@ def _refuse_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is not JSON")
 
 
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        parts = (part.values() if isinstance(part, dict) else part for part in level if isinstance(part, dict | list))
+        level = [child for part in parts for child in part if isinstance(child, dict | list)]
+        if not level:
+            return
+    raise ValueError("nested too deeply")
+
+
 def loads(text: str | bytes) -> Any:
-    """Parse JSON, refusing what readers disagree on: duplicate keys, NaN, Infinity, numbers beyond float64.
+    """Parse JSON, refusing what readers disagree on: duplicate keys, NaN, Infinity, huge numbers, deep nesting.
 
     Raises:
         ValueError: Not UTF-8, or not such JSON.
@@ -42,9 +53,11 @@ def loads(text: str | bytes) -> Any:
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8")
-        return json.loads(text, object_pairs_hook=_pairs, parse_float=_finite, parse_constant=_refuse_constant)
+        value = json.loads(text, object_pairs_hook=_pairs, parse_float=_finite, parse_constant=_refuse_constant)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    _check_depth(value)
+    return value
 
 
 def parse(data: bytes, where: str) -> dict[str, Any]:

@@ -13,32 +13,18 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from curconvert import production
 from curconvert.cli import main
 from curconvert_runtime.verification import VerifyOptions
 from curconvert_schemas import validate
 from support.checkpoints import edit_config, edit_tensors
+from support.command_line import call, refused
 from support.families import make_checkpoint
 from support.tiny_runs import add_tokenizer, token_file
 
 COMMON = ("--rank", "8", "--layers", "all", "--calibration-tokens", "24", "--probe-sequences", "2")
-
-
-def call(*arguments: str | Path, text: str | None = None) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments], input=text)
-
-
-def refused(result: Result, code: int, *parts: str) -> None:
-    """Check that a call failed with one line on stderr and nothing on stdout."""
-    assert result.exit_code == code, result.output
-    assert result.stdout == ""
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("error: ")
-    for part in parts:
-        assert part in lines[0]
 
 
 @pytest.fixture(scope="module")
@@ -129,39 +115,6 @@ def test_options_reach_the_conversion(model: Path, tmp_path: Path) -> None:
         "dtype": "float16", "targets": ["down_proj"], "layers": "1", "sequential": True,
     } == options  # fmt: skip
     assert options["calibration"]["seed"] == 7
-
-
-BAD_OPTIONS = [
-    (("--rank", "0"), "--rank 0"),
-    (("--rank", "-2"), "--rank -2"),
-    (("--layers", "7"), "--layers 7"),
-    (("--layers", "angular:2"), "--layers angular:2"),
-    (("--targets", "q_porj"), "q_porj"),
-    (("--targets", ""), "--targets is empty"),
-    (("--select", "svd"), "--select 'svd'"),
-    (("--method", "magic"), "--method 'magic'"),
-    (("--dtype", "int4"), "--dtype 'int4'"),
-    (("--ridge", "nan"), "--ridge nan"),
-    (("--seed", "-1"), "-1"),
-    (("--calibration", "missing.txt"), "missing.txt"),
-    (("--calibration-tokens", "1"), "tokens_per_sequence"),
-    (("--calibration-tokens", "12"), "too short"),
-    (("--max-kl", "nan"), "max-kl"),
-    (("--max-kl", "-1"), "max-kl"),
-    (("--config-set", "hidden_size=33"), "hidden size (33)"),
-    (("--rank", "13", "--targets", "q_proj"), "no selected matrix"),
-]
-
-
-@pytest.mark.parametrize("arguments, part", BAD_OPTIONS, ids=[" ".join(a) for a, _ in BAD_OPTIONS])
-def test_bad_options_exit_2_in_one_line(home: Path, tmp_path: Path, arguments: tuple[str, ...], part: str) -> None:
-    """Nothing is left behind."""
-    out = tmp_path / "out"
-    result = call(
-        "convert", home / "model", "-o", out, *COMMON, "--calibration", home / "ids.safetensors", "--quiet", *arguments
-    )
-    refused(result, 2, part.replace("max-kl", ""))
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("command", ["verfy", "convrt", "inspct", "plna", "exprot"])

@@ -38,6 +38,7 @@ def test_sound_json_reads_as_usual(value: dict[str, object]) -> None:
         "\ufeff{}",
         "null",
         '{"a": ' + "[" * 10**5 + "]" * 10**5 + "}",
+        '{"a": ' + "[" * 100 + "]" * 100 + "}",
         '{"a": ' * 10**5,
     ],
 )

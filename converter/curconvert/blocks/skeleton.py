@@ -41,12 +41,12 @@ def build_skeleton(config: Mapping[str, Any]) -> nn.Module:
             model: nn.Module = AutoModelForCausalLM.from_config(
                 model_config, attn_implementation="eager", dtype=torch.float32
             )
+        _rebuild_buffers(model)
     except (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError, OverflowError, AttributeError) as error:
-        message = " ".join(str(error).split())
+        message = " ".join(str(error).split())[:300]
         raise InputError(
             f"config.json: transformers cannot build this {config['model_type']} model: {message}"
         ) from error
-    _rebuild_buffers(model)
     for layer in model.get_submodule("model.layers").children():
         for path, parts in family.fused.items():
             _split(layer, path, parts, family.part_sizes(config, path))

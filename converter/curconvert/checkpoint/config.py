@@ -8,7 +8,7 @@ has all of them, and they agree.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -26,7 +26,7 @@ _INTEGERS: Mapping[str, int] = {
     "vocab_size": _WIDTH_LIMIT,
     "hidden_size": _WIDTH_LIMIT,
     "intermediate_size": _WIDTH_LIMIT,
-    "num_hidden_layers": 10_000,
+    "num_hidden_layers": 1_000,
     "num_attention_heads": 65_536,
     "num_key_value_heads": 65_536,
     "head_dim": 65_536,
@@ -35,7 +35,7 @@ _INTEGERS: Mapping[str, int] = {
     "sliding_window": 2**31 - 1,
 }
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-_POSITIVE = ("rms_norm_eps", "rope_theta", "rope_local_base_freq")
+_POSITIVE = ("rms_norm_eps", "rope_theta", "rope_local_base_freq", "partial_rotary_factor", "query_pre_attn_scalar")
 _ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 _ROPE_POSITIVE = (
     "rope_theta",
@@ -129,8 +129,16 @@ def normalise_config(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
     scaling = values.get("rope_scaling")
     if scaling and "su" in (scaling.get("type"), scaling.get("rope_type")):
         values["rope_scaling"] = {**scaling, "type": "longrope", "rope_type": "longrope"}  # its name in early Phi-3s
+    for key in _special_tokens_outside(values):
+        raise InputError(
+            f"{source}: {key} is {values[key]!r:.60}, outside the vocabulary of {values['vocab_size']}; "
+            f"correct it or pass --config-set {key}=null"
+        )
+    for key in ("rope_scaling", "rope_parameters"):
+        _check_rope(values.get(key) or {}, source)  # transformers builds tables by it, and only warns of a wrong type
     config = _complete(values, source)
-    _check_special_tokens(config, values, source)
+    for key in _special_tokens_outside(config):
+        config[key] = None  # a default of the family, for a larger vocabulary
     if config.get("num_key_value_heads") is None:
         config["num_key_value_heads"] = config["num_attention_heads"]
     if config.get("head_dim") is None:
@@ -164,36 +172,31 @@ def _validate(values: Mapping[str, Any], source: str) -> None:
                 raise InputError(f"{source}: {key} is missing; add it, or pass --config-set {key}=…")
             continue
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= limit:
-            raise InputError(f"{source}: {key} is {value!r}, expected an integer from 1 to {limit}")
+            raise InputError(f"{source}: {key} is {value!r:.60}, expected an integer from 1 to {limit}")
     for key in _POSITIVE:
         value = values.get(key)
         if value is not None and not _is_positive(value):
-            raise InputError(f"{source}: {key} is {value!r}, expected a positive number")
+            raise InputError(f"{source}: {key} is {value!r:.60}, expected a positive number")
     tied = values.get("tie_word_embeddings")
     if tied is not None and not isinstance(tied, bool):
-        raise InputError(f"{source}: tie_word_embeddings is {tied!r}, expected true or false")
+        raise InputError(f"{source}: tie_word_embeddings is {tied!r:.60}, expected true or false")
     for key in ("dtype", "torch_dtype"):
         if not isinstance(values.get(key, ""), str | None):
             raise InputError(f"{source}: {key} is {values[key]!r:.60}, expected a name such as float32")
     for key in ("rope_scaling", "rope_parameters"):
         value = values.get(key)
         if value is not None and not isinstance(value, dict):
-            raise InputError(f"{source}: {key} is {value!r}, expected an object")
+            raise InputError(f"{source}: {key} is {value!r:.60}, expected an object")
 
 
-def _check_special_tokens(config: dict[str, Any], given: Mapping[str, Any], source: str) -> None:
-    """Drop default token ids that a small vocabulary does not have; refuse given ones that it does not have."""
+def _special_tokens_outside(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the special tokens that the vocabulary does not have."""
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = config.get(key)
         ids = value if isinstance(value, list) else [value]
-        if all(isinstance(number, int) and number < config["vocab_size"] for number in ids if number is not None):
-            continue
-        if given.get(key) is not None:
-            raise InputError(
-                f"{source}: {key} is {value!r}, outside the vocabulary of {config['vocab_size']}; "
-                f"correct it or pass --config-set {key}=null"
-            )
-        config[key] = None
+        limit = config["vocab_size"]  # -1 is an old way to say that there is none
+        if not all(isinstance(number, int) and -1 <= number < limit for number in ids if number is not None):
+            yield key
 
 
 def _is_positive(value: Any) -> bool:
@@ -208,26 +211,37 @@ def _complete(values: Mapping[str, Any], source: str) -> dict[str, Any]:
         config = AutoConfig.for_model(values["model_type"], **deepcopy(arguments))
         completed: dict[str, Any] = config.to_dict()
     except (StrictDataclassError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
-        raise InputError(f"{source}: transformers refuses this config: {' '.join(str(error).split())}") from None
+        raise InputError(f"{source}: transformers refuses this config: {' '.join(str(error).split())[:300]}") from None
     head_dim = getattr(config, "head_dim", None)
     dropped = [key for key in _NOISE if key not in values]
     return {key: value for key, value in completed.items() if key not in dropped} | {"head_dim": head_dim}
+
+
+def _check_rope(parameters: Mapping[str, Any], source: str) -> None:
+    """Check the rope of a model, or of each of its layer types."""
+    for part in parameters.values() if "full_attention" in parameters else [parameters]:
+        if not isinstance(part, dict):
+            raise InputError(f"{source}: rope_parameters holds {part!r:.60}, expected objects by layer type")
+        kind = part.get("rope_type", part.get("type", "default"))
+        if kind not in _ROPE_TYPES:
+            expected = ", ".join(_ROPE_TYPES)
+            raise UnsupportedError(f"{source}: rope type {kind!r:.60} is not supported, expected {expected}")
+        for key, value in part.items():
+            numbers = value if key in ("short_factor", "long_factor") and isinstance(value, list) else [value]
+            if key in _ROPE_POSITIVE and not all(map(_is_positive, numbers)):
+                raise InputError(f"{source}: {key} of the rope is {value!r:.60}, expected a positive number")
+            if key == "partial_rotary_factor" and value > 1:  # its table would be as large as the number says
+                raise InputError(f"{source}: {key} of the rope is {value!r:.60}, expected a share of at most 1")
 
 
 def _both_dialects(config: dict[str, Any], source: str) -> dict[str, Any]:
     parameters = deepcopy(config.get("rope_parameters")) or {}
     nested = "full_attention" in parameters
     for part in parameters.values() if nested else [parameters]:
-        if not isinstance(part, dict):
-            raise InputError(f"{source}: rope_parameters holds {part!r:.60}, expected objects by layer type")
-        part.pop("type", None)  # the older spelling of rope_type, which is present by now
-        kind = part.get("rope_type", "default")
-        if kind not in _ROPE_TYPES:
-            raise UnsupportedError(f"{source}: rope type {kind!r} is not supported, expected {', '.join(_ROPE_TYPES)}")
-        for key, value in {"rope_theta": None, **part}.items():
-            numbers = value if key in ("short_factor", "long_factor") and isinstance(value, list) else [value]
-            if key in _ROPE_POSITIVE and not all(map(_is_positive, numbers)):
-                raise InputError(f"{source}: {key} of the rope is {value!r:.60}, expected a positive number")
+        if isinstance(part, dict):
+            part.pop("type", None)  # the older spelling of rope_type, which is present by now
+            part.setdefault("rope_theta", None)
+    _check_rope(parameters, source)
     full = parameters["full_attention"] if nested else parameters
     scaling = {key: value for key, value in full.items() if key not in ("rope_theta", "partial_rotary_factor")}
     if config["model_type"] == "phi3" and scaling["rope_type"] == "longrope":

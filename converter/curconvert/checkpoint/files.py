@@ -14,7 +14,7 @@ from typing import Any
 from curconvert.errors import InputError
 from curconvert_runtime import strict_json
 
-JSON_LIMIT = 10_000_000
+CONFIG_LIMIT = 250_000  # a config has some kilobytes; ten times the memory of its text goes into copies
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def regular_file(path: Path) -> Path:
     return path
 
 
-def load_json_object(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
+def load_json_object(path: Path, limit: int = CONFIG_LIMIT) -> dict[str, Any]:
     """Read a JSON object strictly (see `strict_json.loads`) from a regular file of at most `limit` bytes."""
     size = regular_file(path).stat().st_size
     if size > limit:

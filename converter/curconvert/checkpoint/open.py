@@ -26,7 +26,7 @@ from curconvert.checkpoint.safetensors_file import (
     read_header,
     read_index,
 )
-from curconvert.checkpoint.strict import EMBEDDING, HEAD, check_tensors, resolve_tying
+from curconvert.checkpoint.strict import EMBEDDING, HEAD, check_layers, check_tensors, resolve_tying
 from curconvert.checkpoint.types import ByteRange, Checkpoint, Companions, SourceKind, TensorInfo
 from curconvert.errors import InputError, UnsupportedError
 from curconvert.families import Family, family_of
@@ -197,6 +197,7 @@ def _complete(storage: _Storage, raw: Mapping[str, Any]) -> Checkpoint:
     config["tie_word_embeddings"] = resolve_tying(tensors, config["tie_word_embeddings"], storage.read, source)
     if config["tie_word_embeddings"]:
         tensors.pop(HEAD, None)
+    check_layers(tensors, config["num_hidden_layers"], source)
     # transformers adds keys to the nested rope objects that it is given.
     check_tensors(tensors, expected_tensors(deepcopy(config)), source)
     if not config.get("dtype"):

@@ -17,7 +17,8 @@ from curconvert_runtime import strict_json
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
-INDEX_LIMIT = 100_000_000
+# For some 20 000 tensors. Parsed, such text takes twenty times its size, so more would be slow and fill the memory.
+HEADER_LIMIT = INDEX_LIMIT = 2_000_000
 
 DTYPES: Mapping[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _QUANTISED_SUFFIXES = (".qweight", ".qzeros", ".scales", ".g_idx", ".weight_scale", ".weight_scale_inv", ".absmax")
@@ -34,10 +35,15 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     """
     regular_file(path)
     try:
-        with safe_open(path, framework="numpy"):
-            pass
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
+            if length > HEADER_LIMIT:
+                raise InputError(
+                    f"{path}: the header's length is {length} bytes, expected at most {HEADER_LIMIT}; "
+                    "the file is damaged or holds no language model"
+                )
+            with safe_open(path, framework="numpy"):
+                pass
             header = strict_json.loads(file.read(length))
     except SafetensorError as error:
         raise InputError(f"{path}: not a valid safetensors file: {_one_line(error)}") from None
@@ -100,18 +106,18 @@ def read_index(folder: ModelFolder) -> tuple[tuple[Path, ...], dict[str, TensorI
     for name, shard in weight_map.items():
         if not _is_plain_name(shard):
             raise InputError(
-                f"{path}: tensor {name!r} is in {shard!r}, expected the name of a .safetensors file beside"
+                f"{path}: tensor {name!r:.200} is in {shard!r:.60}, expected the name of a .safetensors file beside"
             )
     shards = {shard: folder.regular(shard) for shard in sorted(set(weight_map.values()))}
     for shard, file in shards.items():
         if file is None:
-            raise InputError(f"{path}: shard {shard} is missing from the folder")
+            raise InputError(f"{path}: shard {shard:.200} is missing from the folder")
     files = tuple(file for file in shards.values() if file is not None)
     tensors = read_headers(files)
     for name, shard in weight_map.items():
         location = tensors[name].location if name in tensors else None
         if location is None or location.file.name != shard:
-            raise InputError(f"{path}: tensor {name} is not in {shard}, where the index places it")
+            raise InputError(f"{path}: tensor {name:.200} is not in {shard:.200}, where the index places it")
     if extra := sorted(tensors.keys() - weight_map.keys()):
         raise InputError(f"{path}: tensor {extra[0]} is in a shard but not in the index ({len(extra)} such tensors)")
     return files, tensors
@@ -152,4 +158,4 @@ def map_tensor(info: TensorInfo) -> torch.Tensor:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -16,6 +16,20 @@ HEAD = "lm_head.weight"
 logger = logging.getLogger(__name__)
 
 
+def check_layers(tensors: Mapping[str, TensorInfo], layers: int, source: str) -> None:
+    """Refuse a config with more layers than are stored, before time and memory go into building them.
+
+    Raises:
+        InputError: A layer has no tensor.
+    """
+    stored = {name.split(".")[2] for name in tensors if name.startswith("model.layers.")}
+    missing = [number for number in range(layers) if str(number) not in stored]
+    if missing:
+        raise InputError(
+            f"{source}: all tensors model.layers.{missing[0]}.* are missing; the config says num_hidden_layers {layers}"
+        )
+
+
 def check_tensors(
     tensors: Mapping[str, TensorInfo], expected: Mapping[str, tuple[int, ...]], source: str = "checkpoint"
 ) -> None:
