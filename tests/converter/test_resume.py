@@ -226,6 +226,23 @@ def test_a_run_that_died_after_it_had_published_is_not_continued(
     assert len(run(model.folder, out, options)) == 12
 
 
+def test_a_run_that_dies_while_it_cleans_up_has_published(tmp_path: Path, model: TinyModel, tokens: Path) -> None:
+    """The output is complete, and what is left of the work stands in nobody's way."""
+    out, options = tmp_path / "out", asked("cur", tokens)
+    total = convert_in_a_process(model.folder, tmp_path / "whole", options)
+    assert total is not None
+    left = []
+    for before_the_end in range(4):
+        assert convert_in_a_process(model.folder, out, options, total - before_the_end) is None
+        assert files_of(out) == files_of(tmp_path / "whole")
+        left.append(len(list(workspace_of(out).iterdir())))
+        shutil.rmtree(out)
+    assert left[0] == 0
+    assert left[-1] > 0
+    assert len(run(model.folder, out, options)) == 12
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "whole"}
+
+
 def test_a_folder_that_is_not_ours_is_left_alone(tmp_path: Path, model: TinyModel, tokens: Path) -> None:
     """Whatever its name."""
     folder = workspace_of(tmp_path / "out")

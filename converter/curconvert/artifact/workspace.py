@@ -144,8 +144,10 @@ def _clear(folder: Path) -> None:
 
 
 def _remove(folder: Path, created: list[Path]) -> None:
-    (folder / JOURNAL).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # what cannot be deleted must not hide how the work ended
+        _clear(folder)
+        (folder / _LOCK).unlink()  # last: by it the folder is known as ours
+        folder.rmdir()
     for parent in created:
         with suppress(OSError):  # not empty: it holds the published folder
             parent.rmdir()
