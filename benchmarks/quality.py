@@ -33,7 +33,7 @@ from curconvert.checkpoint.types import Checkpoint
 from curconvert.compress import silent
 from curconvert.errors import InputError
 from curconvert.planning import total_parameters
-from curconvert.production import decide, measure, prepare, produce
+from curconvert.production import decide, measure, prepare, produce, sampled
 from curconvert_runtime import load
 from curconvert_runtime.artifact import Artifact
 from curconvert_runtime.fidelity import exact_fidelity, text_windows
@@ -166,7 +166,7 @@ class Bench:
                         yield {"method": method, "target": target, "reason": str(error)}
             start = time.perf_counter()
             asked = list(wanted.values())
-            prepared = prepare(checkpoint, asked[0], silent)
+            prepared = sampled(prepare(checkpoint, asked[0]), asked[0], silent)
             measured = measure(prepared, asked, scratch, silent)
             passes = time.perf_counter() - start
             for (method, target), options in wanted.items():

@@ -27,7 +27,7 @@ from curconvert.compress import silent
 from curconvert.factorization.gram import ridged, solve_right
 from curconvert.factorization.two_sided import DAMPING, damped, two_sided
 from curconvert.planning import decoder_linears, layer_of, linear_of, rank_for_density
-from curconvert.production import measure, prepare
+from curconvert.production import measure, prepare, sampled
 
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj")
 DENSITIES = (0.9, 0.7, 0.5)
@@ -84,7 +84,7 @@ def main() -> None:
     options = ConvertOptions.for_method("auto", targets=KINDS, calibration=calibration)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        prepared = prepare(checkpoint, options, silent)
+        prepared = sampled(prepare(checkpoint, options), options, silent)
         evidence = measure(prepared, [options], Path(folder), silent).evidence
         names = {(linear_of(name), layer_of(name)): name for name in decoder_linears(checkpoint)}
         layers = int(checkpoint.config["num_hidden_layers"])

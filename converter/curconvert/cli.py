@@ -28,6 +28,7 @@ from curconvert.cli_options import (
     to_source,
 )
 from curconvert.errors import BackendError, CurConvertError, InputError
+from curconvert.interruption import Interrupted, stoppable
 from curconvert_runtime import __version__
 
 _MODEL_SOURCES = "a .safetensors or .gguf file, a Hugging Face folder, or a hub id"
@@ -104,24 +105,36 @@ _overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing
 @thresholds
 @_overwrite
 @click.option("--no-verify", is_flag=True, help="Publish without running the verification.")
+@click.option(
+    "--resume/--no-resume",
+    default=True,
+    show_default=True,
+    help="Go on from where an interrupted run of the same conversion stopped, or drop its work.",
+)
 @_common
 def convert(
     model: str, config: Path | None, config_set: dict[str, str], revision: str | None, out: Path, overwrite: bool,
-    no_verify: bool, as_json: bool, quiet: bool, max_kl: float | None, min_top1: float | None,
+    no_verify: bool, resume: bool, as_json: bool, quiet: bool, max_kl: float | None, min_top1: float | None,
     max_ppl_ratio: float | None, max_parity: float, **method: Any,
 ) -> None:  # fmt: skip
     """Compress MODEL into a verified artifact: a .safetensors or .gguf file, a Hugging Face folder, or a hub id."""
     _require_converter()
+    from curconvert.artifact.workspace import RESUME, workspace_of
     from curconvert.pipeline import convert as run
     from curconvert_runtime.verification import VerifyOptions
 
     options = to_options(method, max_kl)
     gates = None if no_verify else VerifyOptions(max_kl, min_top1, max_ppl_ratio, max_parity)
-    with render.progress(quiet) as progress:
-        result = run(
-            to_source(model, config, config_set, revision), out, options,
-            overwrite=overwrite, verification=gates, progress=progress,
-        )  # fmt: skip
+    try:
+        with render.progress(quiet) as bars, stoppable(bars, announce=not quiet) as progress:
+            result = run(
+                to_source(model, config, config_set, revision), out, options,
+                overwrite=overwrite, resume=resume, verification=gates, progress=progress,
+            )  # fmt: skip
+    except Interrupted as stop:
+        kept = workspace_of(out).exists()
+        message = f"interrupted; {RESUME}" if kept else "interrupted; nothing was written"
+        _fail(message, stop.exit_code, debug=False)
     if as_json:
         click.echo(json.dumps(render.conversion_json(result)))
     elif not quiet:

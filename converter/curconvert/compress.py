@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from curconvert.allocation.backward import BackwardPass
 from curconvert.allocation.evidence import Evidence
 from curconvert.allocation.gathering import Gathering
+from curconvert.artifact.journal import UNRECORDED, Journal, State
 from curconvert.artifact.safetensors_writer import SafetensorsWriter
 from curconvert.blocks.heads import Heads, attention_heads
 from curconvert.blocks.modules import factored_linear
@@ -25,6 +25,7 @@ from curconvert.checkpoint.types import Checkpoint
 from curconvert.factorization.checked import factorize_allocated, factorize_checked, factorize_modules_checked
 from curconvert.factorization.types import Factorization
 from curconvert.options import ConvertOptions
+from curconvert.parity_probe import ParityProbe
 from curconvert.planning import MatrixPlan, Plan, bias_of, layer_of
 from curconvert.selection.scores import LayerScorer
 from curconvert_runtime.forms import SPARSE, keeps_part
@@ -32,8 +33,6 @@ from curconvert_runtime.probes import (
     CompressedProbe,
     OriginalOutputs,
     fidelity_probe,
-    parity_batch,
-    sample_vocabulary,
 )
 
 Progress = Callable[[str, int, int], None]
@@ -70,6 +69,7 @@ def run_original(
     gathering: Gathering | None = None,
     backward: BackwardPass | None = None,
     progress: Progress = silent,
+    journal: Journal = UNRECORDED,
 ) -> OriginalPass:
     """Stream the original model over the probes, and over the calibration tokens where something is asked of them.
 
@@ -80,12 +80,19 @@ def run_original(
         gathering: Keeps the statistics of linears' inputs.
         backward: Goes back through the model afterwards.
         progress: Called after each block.
+        journal: Keeps each block.
     """
     stream = BlockStream(checkpoint)
-    probes = _embed(stream, tokens.probes)
+    probes = _embed(stream, tokens.probes)  # also what a resumed pass needs: masks and positions
     hidden = _embed(stream, tokens.calibration) if scores or gathering or backward else []
     scorers = {name: LayerScorer(name) for name in sorted(scores)}
-    for index in range(stream.num_layers):
+    done = 0
+    if state := journal.recall("original"):
+        done, probes, hidden = state.data["blocks"], state.restored("probes"), state.restored("hidden")
+        for name, scorer in scorers.items():
+            scorer.scores.extend(state.data["scores"][name])
+    durable = [part.commit for part in (gathering, backward) if part]
+    for index in range(done, stream.num_layers):
         with stream.block(index) as block:
             block.advance(probes)
             with ExitStack() as stack:
@@ -97,6 +104,9 @@ def run_original(
                     backward.advance(block, hidden)
                 else:
                     block.advance(hidden)
+        found = {name: scorer.scores for name, scorer in scorers.items()}
+        carried = {"probes": probes, "hidden": hidden}
+        journal.record("original", State({"blocks": index + 1, "scores": found}, carried), durable)
         progress("original", index + 1, stream.num_layers)
     outputs = _probe_outputs(stream, probes, tokens.probes)
     if backward:
@@ -125,6 +135,7 @@ def compress(
     writer: SafetensorsWriter,
     evidence: Evidence,
     progress: Progress = silent,
+    journal: Journal = UNRECORDED,
 ) -> tuple[dict[str, Factorization], CompressedProbe]:
     """Factorize the planned matrices block by block and write every tensor of the artifact's decoder blocks.
 
@@ -138,6 +149,7 @@ def compress(
         evidence: What the original gave. Statistics that it does not hold are collected here, and so are those of
             inputs that come from compressed blocks.
         progress: Called after each block.
+        journal: Keeps each block.
 
     Returns:
         Reports of the factorized matrices (their tensors released), and the compressed model's parity probe.
@@ -147,17 +159,21 @@ def compress(
     later = set(matrices)
     if options.full_metric:
         later |= {bias_of(name) for name, matrix in matrices.items() if matrix.form not in SPARSE.values()}
-    # First, because a value that cannot be stored is named here; in the block loop it would only be felt.
-    for name in checkpoint.tensors:
-        if name not in later:
-            writer.write(name, checkpoint.read(name))
     last_layer = max(layer_of(name) for name in matrices) if matrices else -1
     known = evidence.has_statistics(matrices) and not options.sequential
     hidden = [] if known else _embed(stream, tokens.calibration)
-    probe = _ParityProbe(stream, tokens)
+    probe = ParityProbe(stream, tokens)
     heads = attention_heads(checkpoint.config) if any(m.form in SPARSE.values() for m in plan.matrices) else None
     reports: dict[str, Factorization] = {}
-    for index in range(stream.num_layers):
+    done = 0
+    if state := journal.recall("compress"):
+        done, hidden = state.data["blocks"], state.restored("hidden")
+        reports = {name: Factorization.from_json(report) for name, report in state.data["reports"].items()}
+        probe.restore(state)
+        writer.resume(state.data["written"])
+    # First, because a value that cannot be stored is named here; in the block loop it would only be felt.
+    _write_all_but(later.union(writer.written), checkpoint, writer)
+    for index in range(done, stream.num_layers):
         with stream.block(index) as block:
             targets = [matrices[name] for name in block.linears if name in matrices]
             if targets:
@@ -183,8 +199,17 @@ def compress(
             else:
                 hidden.clear()
             probe.advance(block, stream.num_layers)
+        rows = {name: report.to_json() for name, report in reports.items()}
+        data = {"blocks": index + 1, "reports": rows, "written": writer.written}
+        journal.record("compress", State(data, {"hidden": hidden, **probe.state()}), [writer.flush])
         progress("compress", index + 1, stream.num_layers)
     return reports, probe.result(stream)
+
+
+def _write_all_but(names: Collection[str], checkpoint: Checkpoint, writer: SafetensorsWriter) -> None:
+    for name in checkpoint.tensors:
+        if name not in names:
+            writer.write(name, checkpoint.read(name))
 
 
 def factor_name(weight: str, suffix: str) -> str:
@@ -242,6 +267,8 @@ def divergence(
     dtype: torch.dtype,
     evidence: Evidence,
     progress: Progress = silent,
+    journal: Journal = UNRECORDED,
+    stage: str = "search",
 ) -> float:
     """Compress in memory only, and return the mean KL(original ‖ compressed) on the probes, nats per token.
 
@@ -254,15 +281,24 @@ def divergence(
         dtype: Deployed dtype.
         evidence: Statistics of the original.
         progress: Called after each block.
+        journal: Keeps each block, and the result.
+        stage: Name of this plan's trial in the journal.
     """
+    state = journal.recall(stage)
+    if state and "divergence" in state.data:
+        return float(state.data["divergence"])
     stream, reference = BlockStream(checkpoint, dtype), BlockStream(checkpoint)
     hidden = _embed(stream, tokens.probes)
+    done = 0
+    if state:
+        done, hidden = state.data["blocks"], state.restored("hidden")
     matrices = {m.name: m for m in plan.matrices if m.form != "dense"}
-    for index in range(stream.num_layers):
+    for index in range(done, stream.num_layers):
         with stream.block(index) as block:
             targets = [matrices[name] for name in block.linears if name in matrices]
             _install(block, factorize_allocated(targets, evidence, checkpoint, options, dtype))
             block.advance(hidden)
+        journal.record(stage, State({"blocks": index + 1}, {"hidden": hidden}))
         progress("search", index + 1, stream.num_layers)
     total, rows = 0.0, 0
     for ours, theirs in zip(hidden, original.states, strict=True):
@@ -272,53 +308,8 @@ def divergence(
             q = stream.logits(mine[None]).log_softmax(-1)
             total += float((p.exp() * (p - q)).sum(dtype=torch.float64))
             rows += len(mine)
+    journal.record(stage, State({"divergence": total / rows}))
     return total / rows
-
-
-class _ParityProbe:
-    """Carries the parity sequences through the compressed model, one at a time, so that nothing is padded."""
-
-    def __init__(self, stream: BlockStream, tokens: CalibrationTokens) -> None:
-        self.ids, self.lengths = parity_batch(tokens.probes)
-        rows = [
-            torch.from_numpy(row[:length].astype(np.int64))[None]
-            for row, length in zip(self.ids, self.lengths, strict=True)
-        ]
-        self.hidden = [stream.embed(row) for row in rows]
-        self.keys: dict[int, list[Tensor]] = {}
-
-    def advance(self, block: Block, num_layers: int) -> None:
-        """Run one block, keeping the first and the last one's keys."""
-        if block.index not in (0, num_layers - 1):
-            self.hidden = [block.forward(row) for row in self.hidden]
-            return
-        caches = [DynamicCache() for _ in self.hidden]
-        self.hidden = [block.forward(row, cache) for row, cache in zip(self.hidden, caches, strict=True)]
-        self.keys[block.index] = [cache.layers[block.index].keys[0] for cache in caches]
-
-    def result(self, stream: BlockStream) -> CompressedProbe:
-        """Collect what the artifact keeps."""
-        logits = [stream.logits(row)[0] for row in self.hidden]
-        vocabulary = sample_vocabulary(logits[0].shape[-1])
-        width = self.ids.shape[1]
-        first, last = self.keys[min(self.keys)], self.keys[max(self.keys)]
-        return CompressedProbe(
-            ids=self.ids,
-            lengths=self.lengths,
-            vocabulary=vocabulary,
-            logits=_padded([row[:, vocabulary] for row in logits], width, axis=0),
-            first_key=_padded(first, width, axis=1),
-            last_key=_padded(last, width, axis=1),
-        )
-
-
-def _padded(rows: list[Tensor], width: int, axis: int) -> NDArray[np.float32]:
-    arrays = []
-    for row in rows:
-        pad = [(0, 0)] * row.ndim
-        pad[axis] = (0, width - row.shape[axis])
-        arrays.append(np.pad(row.to(torch.float32).numpy(), pad))
-    return np.stack(arrays)
 
 
 def _embed(stream: BlockStream, ids: NDArray[np.int64]) -> list[Tensor]:

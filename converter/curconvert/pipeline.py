@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from curconvert.artifact.folder import atomic_folder, check_output
+from curconvert.allocation.plans import targets_of
+from curconvert.artifact.folder import atomic_folder, check_output, publish
 from curconvert.artifact.manifest import build_manifest, seal
 from curconvert.artifact.model_files import tensor_specs, write_model_files
 from curconvert.artifact.safetensors_writer import SafetensorsWriter
+from curconvert.artifact.space import check_space, needed_bytes
+from curconvert.artifact.workspace import workspace
 from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.compress import Progress, silent
+from curconvert.fingerprint import fingerprint
 from curconvert.options import DTYPES, ConvertOptions, SourceOptions, check_choice
 from curconvert.planning import Plan
 from curconvert.production import (
@@ -22,7 +26,7 @@ from curconvert.production import (
     peak_memory,
     prepare,
     produce,
-    scratch_beside,
+    sampled,
     stored_dtype,
     torch_dtype,
 )
@@ -66,30 +70,41 @@ def convert(
     options: ConvertOptions,
     *,
     overwrite: bool = False,
+    resume: bool = True,
     verification: VerifyOptions | None = None,
     progress: Progress = silent,
 ) -> Conversion:
     """Compress a checkpoint into a verified artifact.
+
+    A run that is interrupted leaves a journal beside the output, in `.NAME.curconvert`: the same call goes on from it.
 
     Args:
         source: The checkpoint.
         out: The folder to publish; it appears complete, or not at all.
         options: What to do.
         overwrite: Replace an existing artifact.
+        resume: Go on from an interrupted run's journal where there is one; otherwise it is dropped.
         verification: Gates that the artifact must pass before it is published; None leaves verification out.
-        progress: Called as work goes on.
+        progress: Called as work goes on, after each step that is recorded: what it raises loses nothing of the work.
 
     Raises:
         CurConvertError: Its subclass says whose fault it is; `out` is then untouched.
     """
     checkpoint = open_source(source)
     check_output(out, overwrite, inputs(checkpoint, options))
-    first_plan(checkpoint, options)  # refuses what cannot work before any tensor is read
-    prepared = prepare(checkpoint, options, progress)
-    with atomic_folder(out, overwrite) as work, scratch_beside(work) as scratch:
-        measured = measure(prepared, [options], scratch, progress)
-        decided = decide(prepared, measured, options, progress)
-        report, peak = produce(work, prepared, measured, decided, options, verification, progress)
+    first = first_plan(checkpoint, options)  # refuses what cannot work before any tensor is read
+    given = prepare(checkpoint, options)
+    targets = targets_of(checkpoint, options)
+    check_space(out, needed_bytes(checkpoint, first, options, given.torch_dtype.itemsize, targets))
+    identity = fingerprint(checkpoint, given.companions, given.tokens, options)
+    with workspace(out, identity, resume=resume) as space:
+        prepared = sampled(given, options, progress, space.journal)
+        measured = measure(prepared, [options], space.evidence, progress, space.journal)
+        decided = decide(prepared, measured, options, progress, space.journal)
+        report, peak = produce(
+            space.artifact, prepared, measured, decided, options, verification, progress, space.journal
+        )  # fmt: skip
+        publish(space.artifact, out, overwrite)
     return Conversion(out, decided, prepared.tokens.notices, report, peak)
 
 

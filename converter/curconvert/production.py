@@ -6,7 +6,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ from curconvert.allocation.gathering import Gathering
 from curconvert.allocation.plans import targets_of, uniform_plan
 from curconvert.allocation.search import decide_plan
 from curconvert.allocation.sensitivity import Sensitivity
+from curconvert.artifact.journal import UNRECORDED, Journal, State
 from curconvert.artifact.manifest import build_manifest, seal
 from curconvert.artifact.model_files import tensor_specs, write_model_files
 from curconvert.artifact.safetensors_writer import SafetensorsWriter, save_tensors
 from curconvert.blocks.skeleton import EMBEDDING
 from curconvert.calibration.sampled import partly_sampled
-from curconvert.calibration.text import BUILTIN, CalibrationTokens, load_tokens
+from curconvert.calibration.text import BUILTIN, CalibrationTokens, digest, load_tokens
 from curconvert.checkpoint.types import Checkpoint, Companions
 from curconvert.compress import OriginalPass, Progress, compress, run_original
 from curconvert.options import ConvertOptions
@@ -88,13 +89,12 @@ def first_plan(checkpoint: Checkpoint, options: ConvertOptions) -> Plan:
     return make_plan(checkpoint, options)
 
 
-def prepare(checkpoint: Checkpoint, options: ConvertOptions, progress: Progress) -> Prepared:
-    """Read the calibration text, and let the model write its share of it.
+def prepare(checkpoint: Checkpoint, options: ConvertOptions) -> Prepared:
+    """Read the calibration text.
 
     Args:
         checkpoint: The original.
-        options: Names the text, the share and the deployed dtype; the method does not matter.
-        progress: Called after each token that is written.
+        options: Names the text and the deployed dtype; the method does not matter.
 
     Raises:
         CurConvertError: The text, or the model's tokenizer, does not do.
@@ -102,19 +102,47 @@ def prepare(checkpoint: Checkpoint, options: ConvertOptions, progress: Progress)
     companions = checkpoint.companions()
     tokenizer = companions.written.get(TOKENIZER) or companions.copied.get(TOKENIZER)
     tokens = load_tokens(options.calibration, tokenizer, vocab_size=checkpoint.tensors[EMBEDDING].shape[0])
-    tokens = partly_sampled(checkpoint, tokens, options.self_text, options.seed, progress)
     parity_batch(tokens.probes)  # refuses sequences too short to verify on
     return Prepared(checkpoint, companions, tokens, deployed_dtype(checkpoint, options))
 
 
-def measure(prepared: Prepared, wanted: Sequence[ConvertOptions], scratch: Path, progress: Progress) -> Measured:
+def sampled(prepared: Prepared, options: ConvertOptions, progress: Progress, journal: Journal = UNRECORDED) -> Prepared:
+    """Let the model write its share of the calibration text.
+
+    Args:
+        prepared: The model and the given text.
+        options: The share, and the seed of the sampling.
+        progress: Called after each token that is written.
+        journal: Keeps the text.
+    """
+    if state := journal.recall("sample"):
+        calibration, probes = (ids.numpy() for ids in state.restored("ids"))
+        tokens = replace(
+            prepared.tokens, calibration=calibration, probes=probes, sha256=digest(calibration, probes),
+            notices=tuple(state.data["notices"]),
+        )  # fmt: skip
+    else:
+        tokens = partly_sampled(prepared.checkpoint, prepared.tokens, options.self_text, options.seed, progress)
+        ids = [torch.from_numpy(part) for part in (tokens.calibration, tokens.probes)]
+        journal.record("sample", State({"notices": tokens.notices}, {"ids": ids}))
+    return replace(prepared, tokens=tokens)
+
+
+def measure(
+    prepared: Prepared,
+    wanted: Sequence[ConvertOptions],
+    scratch: Path,
+    progress: Progress,
+    journal: Journal = UNRECORDED,
+) -> Measured:
     """Run the original model once forwards and, where gradients are needed, once back.
 
     Args:
         prepared: The model and its text.
         wanted: Options of every conversion that the result shall serve; their sizes do not matter.
-        scratch: An empty folder that outlives the result's use.
+        scratch: A folder that outlives the result's use: empty, or as an interrupted run has left it.
         progress: Called after each block.
+        journal: Keeps each block.
     """
     checkpoint, evidence = prepared.checkpoint, Evidence(scratch)
     scores = {score for score in (score_of(options.layers) for options in wanted) if score}
@@ -122,9 +150,9 @@ def measure(prepared: Prepared, wanted: Sequence[ConvertOptions], scratch: Path,
     auto = next((options for options in wanted if options.form == "auto"), None)
     backward: BackwardPass | None = None
     if auto:
-        backward = Sensitivity(checkpoint, targets_of(checkpoint, auto), auto, evidence, progress, rows)
+        backward = Sensitivity(checkpoint, targets_of(checkpoint, auto), auto, evidence, progress, rows, journal)
     elif rows:
-        backward = BackwardPass(rows, wanted[0].seed, evidence, progress)
+        backward = BackwardPass(rows, wanted[0].seed, evidence, progress, journal)
     others = [options for options in wanted if options.form != "auto" and not options.sequential]
     gathering: Gathering | None = None
     if auto or len(others) > 1:  # one conversion calibrates while it compresses: only some layers may be its targets
@@ -133,8 +161,9 @@ def measure(prepared: Prepared, wanted: Sequence[ConvertOptions], scratch: Path,
         ends = {name for name in targets if linear_of(name) == "down_proj"} if auto else set()
         gathering = Gathering(targets, evidence, exact=bool(others), split=ends)
     original = run_original(
-        checkpoint, prepared.tokens, scores=scores, gathering=gathering, backward=backward, progress=progress
-    )
+        checkpoint, prepared.tokens, scores=scores, gathering=gathering, backward=backward, progress=progress,
+        journal=journal,
+    )  # fmt: skip
     return Measured(original, evidence, backward.curves if isinstance(backward, Sensitivity) else ())
 
 
@@ -147,7 +176,13 @@ def _fisher_targets(checkpoint: Checkpoint, options: ConvertOptions) -> set[str]
     return {name for name in targets_of(checkpoint, options) if layer_of(name) in layers}
 
 
-def decide(prepared: Prepared, measured: Measured, options: ConvertOptions, progress: Progress) -> Plan:
+def decide(
+    prepared: Prepared,
+    measured: Measured,
+    options: ConvertOptions,
+    progress: Progress,
+    journal: Journal = UNRECORDED,
+) -> Plan:
     """Decide form and rank of every matrix.
 
     Args:
@@ -155,6 +190,7 @@ def decide(prepared: Prepared, measured: Measured, options: ConvertOptions, prog
         measured: What the original gave, for options of this form.
         options: The size.
         progress: Called after each block of a search.
+        journal: Keeps each block of a search.
 
     Raises:
         InputError: The size cannot be had.
@@ -166,7 +202,7 @@ def decide(prepared: Prepared, measured: Measured, options: ConvertOptions, prog
         return make_plan(checkpoint, options, select_layers(options.layers, num_layers, scores))
     return decide_plan(
         checkpoint, first_plan(checkpoint, options), measured.curves, prepared.tokens, original, options,
-        prepared.torch_dtype, measured.evidence, progress,
+        prepared.torch_dtype, measured.evidence, progress, journal,
     )  # fmt: skip
 
 
@@ -178,17 +214,19 @@ def produce(
     options: ConvertOptions,
     verification: VerifyOptions | None,
     progress: Progress,
+    journal: Journal = UNRECORDED,
 ) -> tuple[VerificationReport | None, int | None]:
     """Fill a folder with the artifact, and verify it.
 
     Args:
-        work: An empty folder.
+        work: A folder: empty, or as an interrupted run has left it.
         prepared: The model and its text.
         measured: What the original gave.
         decided: Form and rank of every matrix.
         options: Method and numerics.
         verification: Gates that the artifact must pass; None leaves verification out.
         progress: Called as work goes on.
+        journal: Keeps each block.
 
     Returns:
         The verification, and the most resident memory before it.
@@ -198,7 +236,9 @@ def produce(
     """
     checkpoint, tokens, dtype = prepared.checkpoint, prepared.tokens, prepared.torch_dtype
     with SafetensorsWriter(work, tensor_specs(checkpoint, decided, dtype)) as writer:
-        reports, parity = compress(checkpoint, decided, tokens, options, dtype, writer, measured.evidence, progress)
+        reports, parity = compress(
+            checkpoint, decided, tokens, options, dtype, writer, measured.evidence, progress, journal
+        )  # fmt: skip
         writer.finish()
     probes = pack_probes(tokens.probes, measured.original.outputs, parity)
     save_tensors(work / "probes.safetensors", {name: torch.from_numpy(v) for name, v in probes.items()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 import torch
 from click.testing import Result
 
-from curconvert import production
+from curconvert import pipeline, production
 from curconvert.cli import main
 from curconvert_runtime.verification import VerifyOptions
 from curconvert_schemas import validate
@@ -181,56 +182,94 @@ def test_a_damaged_checkpoint_leaves_nothing(model: Path, tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ids.safetensors", "model"]
 
 
-def test_ctrl_c_exits_130_and_leaves_nothing(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the middle of the block loop."""
-
-    def interrupted(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(production, "compress", interrupted)
-    refused(convert(model, tmp_path / "out"), 130, "interrupted; nothing was written")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ids.safetensors", "model"]
-
-
 _SLOW_MODEL = """
 import signal, sys, time
 # A job in the background of a script is started with SIGINT ignored, and Python then leaves it so.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from curconvert import production
+from curconvert.artifact.journal import Journal
 from curconvert.cli import main
-def wait(*_, **__):
-    print("waiting", flush=True)
-    time.sleep(60)
-production.compress = wait
+real, seconds = Journal.record, float(sys.argv.pop(1))
+def record(journal, stage, *rest):
+    real(journal, stage, *rest)
+    if stage == "compress":
+        print("waiting", flush=True)
+        time.sleep(seconds)
+Journal.record = record
 main(sys.argv[1:])
 """
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_leaves_nothing(home: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
-    """A real process, killed while it holds a half-written folder."""
-    arguments = [home / "model", "-o", tmp_path / "out", *COMMON, "--calibration", home / "ids.safetensors", "-q"]
+def slow_conversion(home: Path, out: Path, seconds: float, *more: str) -> subprocess.Popen[bytes]:
+    """Start a real process that waits after each compressed block, and return when it does so first."""
+    arguments = [home / "model", "-o", out, *COMMON, "--calibration", home / "ids.safetensors", *more]
     process = subprocess.Popen(
-        [sys.executable, "-c", _SLOW_MODEL, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+        [sys.executable, "-c", _SLOW_MODEL, str(seconds), *map(str, arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == b"waiting\n"
     time.sleep(0.1)
+    return process
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_after_the_block_in_work(home: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
+    """A real process: nothing is published, one line says how to go on, and the same command does."""
+    out = tmp_path / "out"
+    process = slow_conversion(home, out, 0.5, "--quiet")
+    process.send_signal(number)
+    stdout, errors = process.communicate(timeout=30)
+    assert process.returncode == code, errors
+    assert errors == b"error: interrupted; run the same command again to continue\n"
+    assert stdout == b""  # it did not come to the second block
+    assert {path.name for path in tmp_path.iterdir()} == {".out.curconvert"}
+    again = slow_conversion(home, out, 0)
+    stdout, errors = again.communicate(timeout=60)
+    assert again.returncode == 0, errors
+    assert stdout.count(b"waiting") == 1  # beside the one that was read: two blocks of three
+    resumed, whole = ({p.name: p.read_bytes() for p in folder.iterdir()} for folder in (out, home / "out"))
+    assert resumed == whole
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_second_signal_stops_at_once(home: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
+    """In the middle of a step; meanwhile no other run gets at the output."""
+    process = slow_conversion(home, tmp_path / "out", 60)
+    arguments = (home / "model", "-o", tmp_path / "out", *COMMON, "--calibration", home / "ids.safetensors")
+    refused(call(*arguments, "--quiet"), 2, f"another conversion is writing it (process {process.pid})")
+    process.send_signal(number)
+    assert process.stderr is not None
+    while b"a second signal stops at once" not in process.stderr.readline():
+        assert process.poll() is None
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == code, errors
     assert b"Traceback" not in errors
+    assert b"error: interrupted; run the same command again to continue\n" in errors
+    refused(call(*arguments, "--quiet", "--seed", "3"), 2, "another option", "seed", "--no-resume")
+    assert call(*arguments, "--quiet", "--seed", "3", "--no-resume").exit_code == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
+
+
+def test_a_signal_before_there_is_work_to_keep(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was written, and the line says so."""
+    monkeypatch.setattr(pipeline, "fingerprint", lambda *_: [os.kill(os.getpid(), signal.SIGTERM) for _ in range(2)])
+    result = call(
+        "convert", home / "model", "-o", tmp_path / "out", *COMMON, "--calibration", home / "ids.safetensors", "-q"
+    )
+    refused(result, 143, "interrupted; nothing was written")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_is_one_line(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An OSError of the system is no traceback."""
+    """It says how to go on."""
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(production, "compress", full)
-    refused(convert(model, tmp_path / "out"), 2, "No space left on device")
+    refused(convert(model, tmp_path / "out"), 6, "no space left on the disk", "run the same command again")
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

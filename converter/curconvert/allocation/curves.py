@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +51,20 @@ class Curve:
         # Measured on a sample, so noisy: a smaller size is never taken to be better than a larger one.
         rising = np.maximum.accumulate([0.0, *(costs[size] for size in sizes)])
         return cls(dict(forms), (0, *sizes), np.array([dense, *(numbers[size] for size in sizes)], float), rising)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON, exactly."""
+        return {
+            "forms": dict(self.forms),
+            "sizes": list(self.sizes),
+            "parameters": self.parameters.tolist(),
+            "costs": self.costs.tolist(),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Curve:
+        """Read it back."""
+        return cls(value["forms"], tuple(value["sizes"]), np.array(value["parameters"]), np.array(value["costs"]))
 
 
 def interpolated(costs: Mapping[int, float], whole: int, multiple: int) -> dict[int, float]:

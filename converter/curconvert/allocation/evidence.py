@@ -2,34 +2,49 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from curconvert.artifact.durable import fsync, replace_text, save_array
 from curconvert.calibration.statistics import InputStatistics
 
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]
 Indices = NDArray[np.int32]
+_INDEX = "index.json"
 
 
 class Evidence:
     """Statistics of every linear, by weight name, and the hidden states that enter each block.
 
     Args:
-        folder: An empty folder that outlives this object's use.
+        folder: A folder that outlives this object's use: empty, or one in which evidence was committed.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._leaders: dict[str, str] = {}
-        self._tokens: dict[str, int] = {}
-        self._ridges: dict[str, float] = {}
+        self._fresh: set[Path] = set()
+        path = folder / _INDEX
+        index = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        self._leaders: dict[str, str] = index.get("leaders", {})
+        self._tokens: dict[str, int] = index.get("tokens", {})
+        self._ridges: dict[str, float] = index.get("ridges", {})
+
+    def commit(self) -> None:
+        """Bring everything that is kept to the disk, so that another process can go on with it."""
+        for path in self._fresh:
+            fsync(path)
+        self._fresh.clear()
+        index = {"leaders": self._leaders, "tokens": self._tokens, "ridges": self._ridges}
+        replace_text(self._folder / _INDEX, json.dumps(index))
 
     def save_statistics(self, names: Iterable[str], statistics: InputStatistics) -> None:
         """Keep mean and Gram matrix of some linears' common input."""
@@ -50,8 +65,8 @@ class Evidence:
         return replace(self._moments(leader), held_out=part)
 
     def _save_moments(self, key: str, statistics: InputStatistics) -> None:
-        np.save(self._path("gram", key), statistics.gram)
-        np.save(self._path("mean", key), statistics.mean)
+        self._save("gram", key, statistics.gram)
+        self._save("mean", key, statistics.mean)
         self._tokens[key] = statistics.tokens
 
     def _moments(self, key: str) -> InputStatistics:
@@ -59,7 +74,7 @@ class Evidence:
 
     def save_fisher(self, name: str, fisher: Matrix) -> None:
         """Keep the second moment of the gradient at a linear's output, (out_features, out_features)."""
-        np.save(self._path("fisher", name), fisher)
+        self._save("fisher", name, fisher)
 
     def fisher(self, name: str) -> Matrix:
         """Return it."""
@@ -67,7 +82,7 @@ class Evidence:
 
     def save_fisher_rows(self, name: str, rows: Vector) -> None:
         """Keep the Fisher information of each row of a weight, (out_features,)."""
-        np.save(self._path("rows", name), rows)
+        self._save("rows", name, rows)
 
     def fisher_rows(self, name: str) -> Vector:
         """Return it."""
@@ -75,7 +90,7 @@ class Evidence:
 
     def save_order(self, name: str, order: Indices) -> None:
         """Keep the order in which the neurons before a down_proj are dropped, all of them, first dropped first."""
-        np.save(self._path("order", name), order)
+        self._save("order", name, order)
 
     def kept(self, name: str, count: int) -> Indices:
         """Return the `count` neurons that are dropped last, ascending."""
@@ -92,14 +107,22 @@ class Evidence:
 
     def save_hidden(self, layer: int, batch: int, hidden: Tensor) -> None:
         """Keep the hidden states that enter a block."""
-        np.save(self._path("hidden", f"{layer}.{batch}"), hidden.numpy())
+        self._save("hidden", f"{layer}.{batch}", hidden.numpy())
 
-    def take_hidden(self, layer: int, batch: int) -> Tensor:
-        """Return them and give their space back."""
+    def hidden(self, layer: int, batch: int) -> Tensor:
+        """Return them."""
+        return torch.from_numpy(np.load(self._path("hidden", f"{layer}.{batch}")))
+
+    def drop_hidden(self, layer: int, batch: int) -> None:
+        """Give their space back."""
         path = self._path("hidden", f"{layer}.{batch}")
-        hidden = torch.from_numpy(np.load(path))
-        path.unlink()
-        return hidden
+        path.unlink(missing_ok=True)
+        self._fresh.discard(path)
+
+    def _save(self, kind: str, name: str, array: NDArray[Any]) -> None:
+        path = self._path(kind, name)
+        save_array(path, array)
+        self._fresh.add(path)
 
     def _path(self, kind: str, name: str) -> Path:
         return self._folder / f"{kind}.{name}.npy"

@@ -28,6 +28,10 @@ class Gathering:
     ) -> None:
         self._targets, self._evidence, self._exact, self._split = frozenset(targets), evidence, exact, split
 
+    def commit(self) -> None:
+        """Bring what was kept to the disk."""
+        self._evidence.commit()
+
     @contextmanager
     def watching(self, block: Block) -> Iterator[None]:
         """Watch every forward call of a block inside the context, then keep what was seen.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ import torch
 from curconvert.allocation.curves import Curve
 from curconvert.allocation.evidence import Evidence
 from curconvert.allocation.plans import allocated, predicted_cost, target_parameters
+from curconvert.artifact.journal import Journal
 from curconvert.calibration.text import CalibrationTokens
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.compress import OriginalPass, Progress, divergence
@@ -33,6 +35,7 @@ def decide_plan(
     dtype: torch.dtype,
     evidence: Evidence,
     progress: Progress,
+    journal: Journal,
 ) -> Plan:
     """Decide the size of every module.
 
@@ -46,6 +49,7 @@ def decide_plan(
         dtype: Deployed dtype.
         evidence: Statistics of the original.
         progress: Called after each block of a search.
+        journal: Keeps each block of a search, and each trial's divergence.
 
     Raises:
         InputError: The budget cannot be had.
@@ -53,8 +57,13 @@ def decide_plan(
     if options.max_kl is None:
         return allocated(plan, curves, target_parameters(checkpoint, options, dtype.itemsize))
 
+    trials = itertools.count(1)
+
     def measure(candidate: Plan) -> float:
-        found = divergence(checkpoint, candidate, tokens, original, options, dtype, evidence, progress)
+        stage = f"search-{next(trials)}"
+        found = divergence(
+            checkpoint, candidate, tokens, original, options, dtype, evidence, progress, journal, stage
+        )  # fmt: skip
         logger.info("%d parameters: KL %.4f", candidate.parameters_after, found)
         return found
 

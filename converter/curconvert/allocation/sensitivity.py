@@ -6,7 +6,8 @@ Forwards collects the Gram matrix of every linear's input. Backwards prices the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from curconvert.allocation.backward import BackwardPass
 from curconvert.allocation.curves import Curve, interpolated
 from curconvert.allocation.evidence import Evidence
+from curconvert.artifact.journal import UNRECORDED, Journal
 from curconvert.blocks.stream import BlockStream
 from curconvert.calibration.gradients import GradientSamples
 from curconvert.checkpoint.types import Checkpoint
@@ -43,6 +45,7 @@ class Sensitivity(BackwardPass):
         evidence: Receives what the compression needs later.
         progress: Called after each block of the way back.
         rows: Weight names whose rows' Fisher information is wanted as well.
+        journal: Keeps each block of the way back.
 
     Attributes:
         curves: One per module, after `finish`.
@@ -56,8 +59,9 @@ class Sensitivity(BackwardPass):
         evidence: Evidence,
         progress: Callable[[str, int, int], None],
         rows: Collection[str] = (),
+        journal: Journal = UNRECORDED,
     ) -> None:
-        super().__init__(rows, options.seed, evidence, progress)
+        super().__init__(rows, options.seed, evidence, progress, journal)
         self._checkpoint, self._targets, self._options = checkpoint, frozenset(targets), options
         self._priced = frozenset(name for name in targets if not _is_wide(name))
         self.curves: list[Curve] = []
@@ -77,6 +81,14 @@ class Sensitivity(BackwardPass):
         if name in self._priced:
             self._evidence.save_fisher(name, samples.fisher)
             self._price(name, samples.centred(self._evidence.statistics(name).mean) if self._biased(name) else samples)
+
+    def found(self) -> dict[str, Any]:
+        """Return the curves so far."""
+        return {"curves": [curve.to_json() for curve in self.curves]}
+
+    def restore(self, found: Mapping[str, Any]) -> None:
+        """Take them over."""
+        self.curves = [Curve.from_json(curve) for curve in found["curves"]]
 
     def _biased(self, name: str) -> bool:
         return bias_of(name) in self._checkpoint.tensors

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from curconvert.artifact.durable import fsync
 from curconvert.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -94,19 +95,12 @@ def atomic_folder(out: Path, overwrite: bool = False, kind: Kind = ARTIFACT) -> 
     Raises:
         InputError: Something that must not be replaced has appeared at `out` in the meantime.
     """
-    out = out.resolve()
-    created = [folder for folder in out.parents if not folder.exists()]
+    out, created = out.resolve(), missing_parents(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
     try:
         yield work
-        work.chmod(0o777 & ~_umask())
-        for path in work.iterdir():
-            _fsync(path)
-        _fsync(work)
-        check_output(out, overwrite, kind=kind)
-        _publish(work, out)
-        _fsync(out.parent)
+        publish(work, out, overwrite, kind)
     finally:
         shutil.rmtree(work, ignore_errors=True)
         for folder in created:
@@ -114,7 +108,34 @@ def atomic_folder(out: Path, overwrite: bool = False, kind: Kind = ARTIFACT) -> 
                 folder.rmdir()
 
 
-def _publish(work: Path, out: Path) -> None:
+def missing_parents(out: Path) -> list[Path]:
+    """Return the folders around an output that are not there yet, the innermost first."""
+    return [folder for folder in out.resolve().parents if not folder.exists()]
+
+
+def publish(work: Path, out: Path, overwrite: bool = False, kind: Kind = ARTIFACT) -> None:
+    """Make a finished folder the output: to the disk first, then by one rename.
+
+    Args:
+        work: On the same file system.
+        out: The output; what it replaces is put back if anything goes wrong.
+        overwrite: Whether an existing folder of this kind may be replaced.
+        kind: What is published.
+
+    Raises:
+        InputError: Something that must not be replaced is at `out`.
+    """
+    out = out.resolve()
+    work.chmod(0o777 & ~_umask())
+    for path in work.iterdir():
+        fsync(path)
+    fsync(work)
+    check_output(out, overwrite, kind=kind)
+    _rename(work, out)
+    fsync(out.parent)
+
+
+def _rename(work: Path, out: Path) -> None:
     if not out.exists() or not any(out.iterdir()):
         work.rename(out)
         return
@@ -134,11 +155,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -47,9 +47,7 @@ def build_manifest(
         "source": {
             "kind": checkpoint.kind,
             "name": checkpoint.path.name,
-            "files": [
-                {"name": file.name, "size": file.stat().st_size, "sha256": sha256(file)} for file in checkpoint.files
-            ],
+            "files": source_files(checkpoint),
         },
         "model": {
             "model_type": config["model_type"],
@@ -77,6 +75,11 @@ def build_manifest(
         "graphs": GRAPHS,
         "metrics": None,
     }
+
+
+def source_files(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """Return name, size and sha256 of each file that holds weights."""
+    return [{"name": file.name, "size": file.stat().st_size, "sha256": sha256(file)} for file in checkpoint.files]
 
 
 def _matrix(plan: MatrixPlan, report: Factorization | None) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class SafetensorsWriter:
     def __init__(
         self, folder: Path, specs: Iterable[TensorSpec], stem: str = "model", shard_bytes: int = SHARD_BYTES
     ) -> None:
-        """Create the files at full size.
+        """Create the files at full size, or open those that an interrupted run has created.
 
         Args:
             folder: Where the file (or the shards and their index) go.
@@ -97,7 +97,7 @@ class SafetensorsWriter:
         encoded = json.dumps(header, separators=(",", ":")).encode()
         encoded += b" " * (-len(encoded) % 8)
         start = 8 + len(encoded)
-        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        handle = os.open(path, os.O_CREAT | os.O_NOFOLLOW | os.O_RDWR, 0o666)
         self._handles[path] = handle
         self.files.append(path)
         _write_all(handle, len(encoded).to_bytes(8, "little") + encoded, 0)
@@ -128,6 +128,20 @@ class SafetensorsWriter:
             offset += len(data)
         self._missing.discard(name)
 
+    @property
+    def written(self) -> list[str]:
+        """Names of the tensors that are in their places."""
+        return sorted(self._specs.keys() - self._missing)
+
+    def resume(self, written: Iterable[str]) -> None:
+        """Take tensors as written: by an interrupted run, whose files these are."""
+        self._missing.difference_update(written)
+
+    def flush(self) -> None:
+        """Bring what is written to the disk."""
+        for handle in self._handles.values():
+            os.fsync(handle)
+
     def finish(self) -> None:
         """Flush to disk.
 
@@ -136,8 +150,7 @@ class SafetensorsWriter:
         """
         if self._missing:
             raise ValueError(f"never written: {', '.join(sorted(self._missing)[:5])}")
-        for handle in self._handles.values():
-            os.fsync(handle)
+        self.flush()
 
     def __enter__(self) -> Self:
         return self

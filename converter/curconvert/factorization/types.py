@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -69,6 +69,17 @@ class Factorization:
     bound: ErrorBound | None = None
     basis: Basis | None = None
     corrected_bias: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all but the tensors as JSON, exactly."""
+        return asdict(replace(self, tensors={}))
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Factorization:
+        """Read it back, without tensors."""
+        m, n = value["shape"]
+        bound = value["bound"]
+        return cls(**{**value, "shape": (m, n), "bound": None if bound is None else ErrorBound(**bound)})
 
     def product(self) -> Tensor:
         """Multiply the stored factors out, (m, n) float64."""

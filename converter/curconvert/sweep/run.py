@@ -29,6 +29,7 @@ from curconvert.production import (
     measure,
     prepare,
     produce,
+    sampled,
     scratch_beside,
 )
 from curconvert.sweep.options import SweepOptions
@@ -82,7 +83,7 @@ def sweep(
     possible = [asked for _, asked in wanted if asked is not None]
     if not possible:
         raise InputError(f"no point can be had; {wanted[0][0].folder}: {wanted[0][0].reason}")
-    prepared = prepare(checkpoint, common, progress)
+    prepared = sampled(prepare(checkpoint, common), common, progress)
     with atomic_folder(out, overwrite, SWEEP) as work, scratch_beside(work) as scratch:
         original = Artifact.open(export(source, scratch / "original", progress=progress).path)
         windows = None if text is None else text_windows(original, text, options.window, options.max_tokens)

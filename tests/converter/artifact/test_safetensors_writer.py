@@ -177,11 +177,37 @@ def test_another_shape_than_announced_is_noticed(tmp_path: Path) -> None:
         writer.write("w", torch.ones(3, 2))
 
 
-def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
-    """Other weights may be mapped from it."""
-    write(tmp_path, tensors())
-    with pytest.raises(FileExistsError):
+@pytest.mark.parametrize("settings", [{}, {"shard_bytes": 40}])
+def test_an_interrupted_file_is_gone_on_with(tmp_path: Path, settings: dict[str, int]) -> None:
+    """What was written before stays, what was not is still missed, and the bytes are those of one go."""
+    content = tensors()
+    for folder in ("whole", "parts"):
+        (tmp_path / folder).mkdir()
+    write(tmp_path / "whole", content, **settings)
+    specs = [TensorSpec(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in content.items()]
+    first, rest = list(content)[:4], list(content)[4:]
+    with SafetensorsWriter(tmp_path / "parts", specs, **settings) as writer:  # type: ignore[arg-type]
+        for name in first:
+            writer.write(name, content[name])
+        assert writer.written == sorted(first)
+    with SafetensorsWriter(tmp_path / "parts", specs, **settings) as writer:  # type: ignore[arg-type]
+        writer.resume(first)
+        with pytest.raises(ValueError, match="never written"):
+            writer.finish()
+        for name in rest:
+            writer.write(name, content[name])
+        writer.finish()
+    found = [{path.name: path.read_bytes() for path in (tmp_path / part).iterdir()} for part in ("whole", "parts")]
+    assert found[0] == found[1]
+
+
+def test_a_link_is_not_written_through(tmp_path: Path) -> None:
+    """Other weights may lie behind it."""
+    (tmp_path / "other").write_bytes(b"other")
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / "other")
+    with pytest.raises(OSError, match=r"model\.safetensors"):
         write(tmp_path, tensors())
+    assert (tmp_path / "other").read_bytes() == b"other"
 
 
 def test_save_tensors_writes_a_small_file(tmp_path: Path) -> None:

@@ -1,0 +1,60 @@
+"""Signals: the first one stops a conversion after the step in work, the second one at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+Progress = Callable[[str, int, int], None]
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal has stopped the work.
+
+    Attributes:
+        exit_code: 128 and the signal's number, as shells have it.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+@contextmanager
+def stoppable(progress: Progress, *, announce: bool) -> Iterator[Progress]:
+    """Yield a progress callback that raises `Interrupted` after SIGINT or SIGTERM; another signal raises it at once.
+
+    A callback is called when a step is finished and recorded, so nothing of the work is lost there.
+
+    Args:
+        progress: Called first.
+        announce: Say on stderr that the first signal was heard.
+    """
+    pending: list[int] = []
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if pending:
+            raise Interrupted(number)
+        pending.append(number)
+        # Not print: a signal may come while the same stream is being written to.
+        if announce:
+            os.write(2, b"\nstopping after the step in work; a second signal stops at once\n")
+
+    def report(stage: str, done: int, total: int) -> None:
+        progress(stage, done, total)
+        if pending:
+            raise Interrupted(pending[0])
+
+    # Ignored signals stay so: a script's background jobs are started with SIGINT ignored.
+    before = {number: signal.getsignal(number) for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN}
+    try:
+        for number in before:
+            signal.signal(number, handle)
+        yield report
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

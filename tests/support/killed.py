@@ -1,0 +1,54 @@
+"""Conversions in processes of their own, which may be killed at any instant at which they touch the disk."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from curconvert.options import ConvertOptions, SourceOptions
+from curconvert.pipeline import convert
+
+_CALLS = ("fsync", "pwrite", "replace", "unlink", "rename", "rmdir", "mkdir")
+
+
+def _run(source: str, out: Path, options: ConvertOptions, kill_at: int, report: Any) -> None:
+    torch.set_num_threads(1)
+    count = 0
+
+    def counted(real: Any) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments, **named)
+
+        return call
+
+    for name in _CALLS:
+        setattr(os, name, counted(getattr(os, name)))
+    convert(SourceOptions(source), out, options)
+    report.send(count)
+
+
+def convert_in_a_process(source: Path, out: Path, options: ConvertOptions, kill_at: int = 0) -> int | None:
+    """Convert, or be killed by SIGKILL before the given call that changes the disk.
+
+    Returns:
+        How many such calls there were; None if the process was killed.
+    """
+    # A server that has imported everything and computed nothing: a fork of it starts at once.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["curconvert.pipeline", "curconvert_runtime.verification"])
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_run, args=(str(source), out, options, kill_at, sender))
+    process.start()
+    sender.close()
+    process.join(120)
+    assert process.exitcode in (0, -signal.SIGKILL), process.exitcode
+    return receiver.recv() if process.exitcode == 0 else None
