@@ -232,6 +232,11 @@ BAD: dict[str, tuple[Damage, int, tuple[str, ...]]] = {
         ("up_proj", "[32, 48]", "[48, 32]"),
     ),
     "empty-tensor": (tensors(lambda stored: stored.update({NORM: torch.ones(0)})), 2, (NORM, "[0]")),
+    "long-name": (
+        tensors(lambda stored: stored.update({"x" * 5000: torch.ones(2)})),
+        2,
+        ("model.safetensors", "name has 5000 characters"),
+    ),
     # dtypes
     "fp8": (cast(Q_PROJ, torch.float8_e4m3fn), 5, (Q_PROJ, "F8_E4M3")),
     "int8": (cast(Q_PROJ, torch.int8), 5, (Q_PROJ, "I8")),
@@ -262,6 +267,7 @@ BAD: dict[str, tuple[Damage, int, tuple[str, ...]]] = {
     "index-number": (place(3), 2, ("index.json", NORM)),
     "index-pickle": (place("pytorch_model.bin"), 2, ("index.json", "pytorch_model.bin")),
     "index-long-name": (index(lambda weight_map, _: weight_map.update({"x" * 10_000: FIRST})), 2, ("is not in", FIRST)),
+    "index-long-shard": (place("x" * 300 + ".safetensors"), 2, ("index.json", NORM, "expected the name")),
     "index-no-shard": (place("gone.safetensors"), 2, ("gone.safetensors", "missing")),
     "index-wrong-shard": (
         index(

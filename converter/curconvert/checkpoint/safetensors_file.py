@@ -20,6 +20,8 @@ SINGLE_NAME = "model.safetensors"
 # For some 20 000 tensors. Parsed, such text takes twenty times its size, so more would be slow and fill the memory.
 HEADER_LIMIT = INDEX_LIMIT = 2_000_000
 
+NAME_LIMIT = 200  # characters of the name of a tensor or a shard; messages repeat it
+
 DTYPES: Mapping[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _QUANTISED_SUFFIXES = (".qweight", ".qzeros", ".scales", ".g_idx", ".weight_scale", ".weight_scale_inv", ".absmax")
 
@@ -56,6 +58,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 
 def _tensor_info(path: Path, name: str, entry: Mapping[str, Any], data_start: int) -> TensorInfo:
+    if len(name) > NAME_LIMIT:
+        raise InputError(f"{path}: a tensor's name has {len(name)} characters, expected at most {NAME_LIMIT}")
     dtype = entry["dtype"]
     if name.endswith(_QUANTISED_SUFFIXES):
         raise UnsupportedError(f"{path}: tensor {name} belongs to a quantised checkpoint; use the unquantised one")
@@ -130,6 +134,7 @@ def _is_plain_name(value: object) -> bool:
         and value.endswith(".safetensors")
         and not any(character in value for character in "/\\:\0")
         and not value.startswith("..")
+        and len(value) <= NAME_LIMIT
     )
 
 
