@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -297,14 +298,18 @@ def test_an_empty_output_is_filled(home: Path) -> None:
 def test_an_output_without_permission_is_refused(home: Path, allowed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether the system says so beforehand or only when the folder is made."""
 
-    def denied(*_: object, **__: object) -> None:
-        raise PermissionError(13, "Permission denied", str(home / "locked"))
+    made = Path.mkdir
+
+    def denied(path: Path, *arguments: Any, **options: Any) -> None:
+        if home / "locked" in path.parents:
+            raise PermissionError(13, "Permission denied", str(path))
+        made(path, *arguments, **options)
 
     (home / "locked").mkdir()
     before = snapshot(home)
     # The super-user, as whom tests may run, is refused nothing.
     if allowed == "access":
-        monkeypatch.setattr("curconvert.artifact.folder.tempfile.mkdtemp", denied)
+        monkeypatch.setattr(Path, "mkdir", denied)
     else:
         monkeypatch.setattr("curconvert.artifact.folder.os.access", lambda *_: False)
     refused(call(*convert(home, out=home / "locked" / "made")), 2, str(home / "locked"), "ermission")
