@@ -25,8 +25,9 @@ from curconvert.factorization.types import Factorization
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]
 Indices = NDArray[np.int32]
-RIDGES = (0.03, 0.1, 0.3, 1.0)
+RIDGES = (0.1, 0.3, 1.0)
 """Candidates of `held_out_ridge`, beside the one that is given."""
+_OUTPUTS = 64  # outputs that are compared to choose it: a mean over so many is as telling as over all
 _LEAST = 1e-10  # smallest relative ridge: a singular G stays solvable, far above its rounding errors
 
 
@@ -127,9 +128,11 @@ def held_out_ridge(weight: Matrix, statistics: InputStatistics, count: int, opti
     gram, unseen = statistics.rest.gram, statistics.held_out.gram
     kept = keep_neurons(ridge_leverage(gram, np.linalg.norm(weight, axis=0), options.leverage_ridge), count)
 
+    outputs = weight[:: -(-len(weight) // _OUTPUTS)]
+
     def error(ridge: float) -> float:
-        lost = weight.copy()
-        lost[:, kept] -= corrected_down(weight, gram, kept, ridge)
+        lost = outputs.copy()
+        lost[:, kept] -= corrected_down(outputs, gram, kept, ridge)
         return float(np.einsum("ij,ij->", lost @ unseen, lost))
 
     return min((options.ridge, *RIDGES), key=error)
