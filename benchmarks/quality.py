@@ -344,7 +344,7 @@ def _others(points: list[dict[str, Any]], targets: list[int], setting: dict[str,
 
 def _thorough(points: list[dict[str, Any]], setting: dict[str, Any]) -> str:
     chosen = [point for point in points if "tasks" in point and "windows" in point]
-    if not chosen:
+    if all(point["method"] == ORIGINAL for point in chosen):
         return ""
     chosen.sort(key=lambda point: ([ORIGINAL, *METHODS].index(point["method"]), -point["parameters"]))
     names, sizes = list(chosen[0]["tasks"]), list(chosen[0]["windows"])
