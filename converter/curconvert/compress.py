@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -28,15 +28,13 @@ from curconvert.options import ConvertOptions
 from curconvert.parity_probe import ParityProbe
 from curconvert.planning import MatrixPlan, Plan, bias_of, layer_of
 from curconvert.selection.scores import LayerScorer
+from curconvert_runtime.fidelity import Progress
 from curconvert_runtime.forms import SPARSE, keeps_part
 from curconvert_runtime.probes import (
     CompressedProbe,
     OriginalOutputs,
     fidelity_probe,
 )
-
-Progress = Callable[[str, int, int], None]
-"""Called with the stage, the units done and the units in all."""
 
 _BATCH = 8  # sequences per forward pass: enough to keep the matmuls busy, few enough to stay small
 _LOGIT_ROWS = 32  # positions whose full-vocabulary log-probabilities are held at once

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
 
-Progress = Callable[[str, int, int], None]
+if TYPE_CHECKING:  # numpy, which it needs, would slow every command down
+    from curconvert_runtime.fidelity import Progress
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 

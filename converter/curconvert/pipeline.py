@@ -14,7 +14,7 @@ from curconvert.artifact.space import check_space, needed_bytes
 from curconvert.artifact.workspace import workspace
 from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.types import Checkpoint
-from curconvert.compress import Progress, silent
+from curconvert.compress import silent
 from curconvert.fingerprint import fingerprint
 from curconvert.options import DTYPES, ConvertOptions, SourceOptions, check_choice
 from curconvert.planning import Plan
@@ -31,6 +31,7 @@ from curconvert.production import (
     torch_dtype,
 )
 from curconvert.report.card import write_reports
+from curconvert_runtime.fidelity import Progress
 from curconvert_runtime.report import VerificationReport
 from curconvert_runtime.verification import VerifyOptions
 

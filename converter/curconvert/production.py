@@ -27,12 +27,13 @@ from curconvert.blocks.skeleton import EMBEDDING
 from curconvert.calibration.sampled import partly_sampled
 from curconvert.calibration.text import BUILTIN, CalibrationTokens, digest, load_tokens
 from curconvert.checkpoint.types import Checkpoint, Companions
-from curconvert.compress import OriginalPass, Progress, compress, run_original
+from curconvert.compress import OriginalPass, compress, run_original
 from curconvert.options import ConvertOptions
 from curconvert.planning import Plan, layer_of, linear_of, make_plan
 from curconvert.report.card import write_reports
 from curconvert.selection.layers import score_of, select_layers
 from curconvert.verification import verify_artifact
+from curconvert_runtime.fidelity import Progress
 from curconvert_runtime.probes import pack_probes, parity_batch
 from curconvert_runtime.report import VerificationReport
 from curconvert_runtime.verification import VerifyOptions

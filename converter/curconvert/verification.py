@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from curconvert.artifact.folder import MANIFEST
 from curconvert.errors import BackendError
+from curconvert_runtime.fidelity import Progress
 from curconvert_runtime.report import VerificationReport
 from curconvert_runtime.verification import VerifyOptions, verify
-
-Progress = Callable[[str, int, int], None]
 
 
 def verify_artifact(

@@ -6,7 +6,7 @@ tokens sampled from the model from block to block, so that only one block is in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from curconvert.blocks.stream import Block, BlockStream
 from curconvert.calibration.gradients import GradientCollector, GradientSamples
 from curconvert.errors import InputError
 from curconvert.planning import layer_of
+from curconvert_runtime.fidelity import Progress
 
 GRADIENT_TOKENS = 4096  # costs are means over so many tokens: noisy by percents, where choices differ by factors
 _STAGE = "sensitivity"
@@ -40,7 +41,7 @@ class BackwardPass:
         rows: Collection[str],
         seed: int,
         evidence: Evidence,
-        progress: Callable[[str, int, int], None],
+        progress: Progress,
         journal: Journal = UNRECORDED,
     ) -> None:
         self._rows, self._seed = frozenset(rows), seed

@@ -58,10 +58,15 @@ class Evidence:
         """Tell whether the input statistics of all these linears are kept."""
         return self._leaders.keys() >= set(names)
 
-    def statistics(self, name: str) -> InputStatistics:
-        """Return a linear's input statistics."""
+    def statistics(self, name: str, *, split: bool = False) -> InputStatistics:
+        """Return a linear's input statistics.
+
+        Args:
+            name: Its weight.
+            split: Read those of the held-out part too, where there is one.
+        """
         leader, held_out = self._leaders[name], f"{self._leaders[name]}.held_out"
-        part = self._moments(held_out) if held_out in self._tokens else None
+        part = self._moments(held_out) if split and held_out in self._tokens else None
         return replace(self._moments(leader), held_out=part)
 
     def _save_moments(self, key: str, statistics: InputStatistics) -> None:

@@ -15,10 +15,11 @@ from curconvert.allocation.plans import allocated, predicted_cost, target_parame
 from curconvert.artifact.journal import Journal
 from curconvert.calibration.text import CalibrationTokens
 from curconvert.checkpoint.types import Checkpoint
-from curconvert.compress import OriginalPass, Progress, divergence
+from curconvert.compress import OriginalPass, divergence
 from curconvert.errors import InputError
 from curconvert.options import ConvertOptions
 from curconvert.planning import Plan
+from curconvert_runtime.fidelity import Progress
 
 logger = logging.getLogger(__name__)
 _TRIALS = 5  # compressions that a search may measure

@@ -1,12 +1,12 @@
 """How much each size of each module would cost: one pass forwards through the original, one back.
 
-Forwards collects the Gram matrix of every linear's input. Backwards prices the sizes of each module by
+Forwards, `gathering` keeps the Gram matrix of every linear's input. Backwards, the sizes of each module are priced by
 `½ E[(gᵀ Δy)²]`, the divergence to second order, token by token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,15 +20,18 @@ from curconvert.allocation.evidence import Evidence
 from curconvert.artifact.journal import UNRECORDED, Journal
 from curconvert.blocks.stream import BlockStream
 from curconvert.calibration.gradients import GradientSamples
+from curconvert.calibration.statistics import InputStatistics
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.factorization.gram import ridged
 from curconvert.factorization.modular import ModularOptions, held_out_ridge
 from curconvert.factorization.pruning import drop_neurons
 from curconvert.factorization.two_sided import DAMPING, damped, two_sided
 from curconvert.options import ConvertOptions
-from curconvert.planning import bias_of
+from curconvert.planning import bias_of, linear_of
+from curconvert_runtime.fidelity import Progress
 from curconvert_runtime.forms import MODULAR
 
+Matrix = NDArray[np.float64]
 LEAST_NEURONS = 4  # an MLP keeps at least one neuron in so many
 _SHARES = (0.03, 0.06, 0.1, 0.17, 0.26, 0.4, 0.56, 0.75)  # dropped neurons at which costs are measured
 _TYPICAL = 0.75  # share of the neurons that stays where the ridge is chosen
@@ -57,7 +60,7 @@ class Sensitivity(BackwardPass):
         targets: Collection[str],
         options: ConvertOptions,
         evidence: Evidence,
-        progress: Callable[[str, int, int], None],
+        progress: Progress,
         rows: Collection[str] = (),
         journal: Journal = UNRECORDED,
     ) -> None:
@@ -80,7 +83,7 @@ class Sensitivity(BackwardPass):
         super().take(name, samples)
         if name in self._priced:
             self._evidence.save_fisher(name, samples.fisher)
-            self._price(name, samples.centred(self._evidence.statistics(name).mean) if self._biased(name) else samples)
+            self._price(name, samples)
 
     def found(self) -> dict[str, Any]:
         """Return the curves so far."""
@@ -90,40 +93,38 @@ class Sensitivity(BackwardPass):
         """Take them over."""
         self.curves = [Curve.from_json(curve) for curve in found["curves"]]
 
-    def _biased(self, name: str) -> bool:
-        return bias_of(name) in self._checkpoint.tensors
-
-    def _gram(self, name: str) -> NDArray[np.float64]:
-        """Return the Gram matrix in which factors will be best: a bias will carry the mean."""
-        statistics = self._evidence.statistics(name)
-        return statistics.centred.gram if self._biased(name) else statistics.gram
-
     def _price(self, name: str, samples: GradientSamples) -> None:
-        if not name.endswith("down_proj.weight"):
-            self.curves.append(self._matrix_curve(name, samples))
+        statistics = self._evidence.statistics(name, split=True)
+        metric = statistics
+        if bias_of(name) in self._checkpoint.tensors:  # it will carry the mean
+            samples, metric = samples.centred(statistics.mean), statistics.centred
+        if linear_of(name) != "down_proj":
+            self.curves.append(self._matrix_curve(name, samples, metric.gram))
             return
         names = {linear: name.replace("down_proj", linear) for linear in MODULAR}
         if self._targets.issuperset(names.values()):
-            self.curves.append(self._mlp_curve(names, samples))
+            self.curves.append(self._mlp_curve(names, samples, metric.gram, statistics))
 
-    def _matrix_curve(self, name: str, samples: GradientSamples) -> Curve:
+    def _matrix_curve(self, name: str, samples: GradientSamples, gram: Matrix) -> Curve:
         weight = self._checkpoint.read(name).to(torch.float64).numpy()
-        gram = ridged(self._gram(name), self._options.ridge)
+        gram = ridged(gram, self._options.ridge)
         costs = two_sided(weight, gram, damped(samples.fisher, DAMPING)).costs(samples.inputs, samples.gradients)
         multiple = self._options.rank_multiple
         shape = (weight.shape[0], weight.shape[1])
         sizes = range(multiple, min(shape), multiple)
         return Curve.of({name: "interpolative"}, [shape], {size: float(costs[size]) for size in sizes})
 
-    def _mlp_curve(self, names: dict[str, str], samples: GradientSamples) -> Curve:
+    def _mlp_curve(
+        self, names: dict[str, str], samples: GradientSamples, gram: Matrix, statistics: InputStatistics
+    ) -> Curve:
         """Price an MLP with fewer neurons, and keep the order in which they are dropped."""
         down = names["down_proj"]
         weight = self._checkpoint.read(down).to(torch.float64).numpy()
         total, multiple = weight.shape[1], self._options.rank_multiple
-        gram, fisher = self._gram(down), damped(samples.fisher, DAMPING)
+        fisher = damped(samples.fisher, DAMPING)
         usual = ModularOptions(self._options.ridge, self._options.ridge)
         typical = max(1, int(_TYPICAL * total))
-        ridge = held_out_ridge(weight, self._evidence.statistics(down), typical, usual)
+        ridge = held_out_ridge(weight, statistics, typical, usual)
         self._evidence.save_ridge(down, ridge)
         least = min(total, max(1, total // LEAST_NEURONS // multiple * multiple))
         pending = [share * total for share in _SHARES]
@@ -146,7 +147,7 @@ class Sensitivity(BackwardPass):
 
 def _is_wide(name: str) -> bool:
     """Tell whether a linear needs no gradients: gate and up are priced by what down makes of them."""
-    return MODULAR.get(name.split(".")[-2]) == "modular_rows"
+    return MODULAR.get(linear_of(name)) == "modular_rows"
 
 
 def _dots(

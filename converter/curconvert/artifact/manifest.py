@@ -17,7 +17,7 @@ from curconvert.factorization.types import Factorization
 from curconvert.options import ConvertOptions
 from curconvert.planning import MatrixPlan, Plan, total_parameters
 from curconvert_runtime import __version__
-from curconvert_runtime.hashing import sha256
+from curconvert_runtime.hashing import cached_sha256, sha256
 from curconvert_schemas import validate
 
 FORMAT_VERSION = "1.0"
@@ -79,7 +79,10 @@ def build_manifest(
 
 def source_files(checkpoint: Checkpoint) -> list[dict[str, Any]]:
     """Return name, size and sha256 of each file that holds weights."""
-    return [{"name": file.name, "size": file.stat().st_size, "sha256": sha256(file)} for file in checkpoint.files]
+    return [
+        {"name": file.name, "size": file.stat().st_size, "sha256": cached_sha256(file.resolve())}
+        for file in checkpoint.files
+    ]
 
 
 def _matrix(plan: MatrixPlan, report: Factorization | None) -> dict[str, Any]:

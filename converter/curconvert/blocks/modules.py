@@ -86,7 +86,20 @@ class TwoFactorLinear(nn.Module):
         return nn.functional.linear(nn.functional.linear(x, self.B), self.A, self.bias)
 
 
-class SparseRowsLinear(nn.Module):
+class _IndexedLinear(nn.Module):
+    """A smaller weight, (rows, columns), and the int64 vector `order` that puts it in its place."""
+
+    bias: Tensor | None
+    order: Tensor
+
+    def __init__(self, weight: Tensor, order: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.register_buffer("order", order.to(torch.int64))
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+
+class SparseRowsLinear(_IndexedLinear):
     """`y = [W x; 0][order] + b`: some outputs are computed, the others are their bias.
 
     Attributes:
@@ -95,22 +108,13 @@ class SparseRowsLinear(nn.Module):
         bias: (out_features,) or None.
     """
 
-    bias: Tensor | None
-    order: Tensor
-
-    def __init__(self, weight: Tensor, order: Tensor, bias: Tensor | None = None) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.register_buffer("order", order.to(torch.int64))
-        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, in_features) to (…, out_features)."""
         y = nn.functional.pad(nn.functional.linear(x, self.weight), (0, 1)).index_select(-1, self.order)
         return y if self.bias is None else y + self.bias
 
 
-class SparseColumnsLinear(nn.Module):
+class SparseColumnsLinear(_IndexedLinear):
     """`y = W x[order] + b`: some inputs are read.
 
     Attributes:
@@ -118,15 +122,6 @@ class SparseColumnsLinear(nn.Module):
         order: (rank,) int64, the inputs.
         bias: (out_features,) or None.
     """
-
-    bias: Tensor | None
-    order: Tensor
-
-    def __init__(self, weight: Tensor, order: Tensor, bias: Tensor | None = None) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.register_buffer("order", order.to(torch.int64))
-        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, in_features) to (…, out_features)."""

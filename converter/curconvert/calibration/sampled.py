@@ -8,7 +8,6 @@ text, the rest is sampled from the model (LLM-QAT, arXiv 2305.17888; self-calibr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +18,7 @@ from transformers import DynamicCache
 from curconvert.blocks.skeleton import EMBEDDING, HEAD, build_skeleton, canonical_parameters, set_tensor
 from curconvert.calibration.text import CalibrationTokens, digest
 from curconvert.checkpoint.types import Checkpoint
+from curconvert_runtime.fidelity import Progress
 
 RESIDENT_BYTES = 4e9
 """Most float32 weights that are held at once to sample: every token needs all of them."""
@@ -31,7 +31,7 @@ def partly_sampled(
     tokens: CalibrationTokens,
     share: float,
     seed: int,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> CalibrationTokens:
     """Let the model write a share of the calibration and of the probe sequences, all but their first tokens.
 
@@ -59,9 +59,7 @@ def partly_sampled(
     return replace(tokens, calibration=calibration, probes=probes, sha256=digest(calibration, probes))
 
 
-def sample(
-    checkpoint: Checkpoint, first: Ids, length: int, seed: int, progress: Callable[[str, int, int], None]
-) -> Ids:
+def sample(checkpoint: Checkpoint, first: Ids, length: int, seed: int, progress: Progress) -> Ids:
     """Sample sequences from the model at temperature 1.
 
     Args:

@@ -15,7 +15,7 @@ from curconvert.allocation.budgets import options_for_size
 from curconvert.artifact.folder import SWEEP, atomic_folder, check_output
 from curconvert.artifact.manifest import environment
 from curconvert.checkpoint.types import Checkpoint
-from curconvert.compress import Progress, silent
+from curconvert.compress import silent
 from curconvert.errors import BackendError, CurConvertError, InputError, UnsupportedError
 from curconvert.options import ConvertOptions, SourceOptions
 from curconvert.pipeline import export, open_source
@@ -38,7 +38,7 @@ from curconvert.sweep.table import PLOT, Point, Sweep, fidelity_fields, write_ta
 from curconvert_runtime import __version__
 from curconvert_runtime.artifact import Artifact
 from curconvert_runtime.backend import import_onnxruntime, installed_versions
-from curconvert_runtime.fidelity import exact_fidelity, text_windows
+from curconvert_runtime.fidelity import Progress, exact_fidelity, text_windows
 from curconvert_runtime.metrics import Fidelity
 from curconvert_runtime.session import load
 from curconvert_runtime.verification import VerifyOptions, read_text
