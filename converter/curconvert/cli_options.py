@@ -80,6 +80,7 @@ method_options = _stacked(
     click.option("--link", help="Metric of U: plain, diagonal or full."),
     click.option("--importance", help="Matrix to select on: output, wanda, activation or weight."),
     click.option("--select", "selector", help="Rows and columns by deim, qdeim, qr, leverage or random."),
+    click.option("--exact-svd", is_flag=True, help="Full SVD for deim, qdeim and leverage: slow, and CURing's own."),
     click.option("--targets", help="all, or some of q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj."),
     click.option(
         "--layers", help="angular[:N], influence[:N], rank[:N], all, or numbers and ranges such as 3,8-12. [angular]"

@@ -219,7 +219,8 @@ def _calibrate(
     block: Block, targets: list[MatrixPlan], hidden: list[Tensor], *, sequential: bool
 ) -> dict[str, InputStatistics]:
     """Collect one block's input statistics; `hidden` becomes the next block's input unless that is to be compressed."""
-    collector = StatisticsCollector({m.name: block.linears[m.name] for m in targets})
+    tokens = sum(batch.shape[0] * batch.shape[1] for batch in hidden)
+    collector = StatisticsCollector({m.name: block.linears[m.name] for m in targets}, tokens=tokens)
     with collector.collecting():
         if sequential:
             for batch in hidden:

@@ -160,7 +160,9 @@ def measure(
         targets = {name for options in (*others, *([auto] if auto else [])) for name in targets_of(checkpoint, options)}
         # auto alone needs no exact products: each of its solves has a ridge, far above the rounding.
         ends = {name for name in targets if linear_of(name) == "down_proj"} if auto else set()
-        gathering = Gathering(targets, evidence, exact=bool(others), split=ends)
+        gathering = Gathering(
+            targets, evidence, exact=bool(others), tokens=prepared.tokens.calibration.size, split=ends
+        )
     original = run_original(
         checkpoint, prepared.tokens, scores=scores, gathering=gathering, backward=backward, progress=progress,
         journal=journal,

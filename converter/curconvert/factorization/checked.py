@@ -208,7 +208,7 @@ def _read(
     for part, tensor in parts.items():
         if not bool(torch.isfinite(tensor.to(dtype)).all()):
             raise InputError(not_finite(part, tensor, dtype))
-    if not np.isfinite(statistics.gram).all():
+    if not statistics.finite:
         raise InputError(f"{name}: its inputs overflow on the calibration text; the checkpoint is damaged before it")
     return Projection(parts[name], statistics, parts.get(bias_of(name)) if corrected else None)
 
@@ -246,7 +246,7 @@ def _factorize(
     assert rank is not None
     if options.form == "interpolative":
         basis = cast("Basis", options.approximation)
-        return factorize_interpolative(name, weight, statistics, rank, basis, options.ridge, dtype)
+        return factorize_interpolative(name, weight, statistics, rank, basis, options.ridge, dtype, options.seed)
     if options.form == "two_factor":
         approximation = cast("Approximation", options.approximation)
         return factorize_two_factor(name, weight, statistics, rank, approximation, options.ridge, dtype, fisher_rows)
@@ -256,5 +256,6 @@ def _factorize(
         link=cast("Link", options.link),
         ridge=options.ridge,
         seed=options.seed,
+        exact_svd=options.exact_svd,
     )
     return factorize_cur(name, weight, statistics, rank, cur, dtype)
