@@ -207,7 +207,7 @@ def compress(
 def _write_all_but(names: Collection[str], checkpoint: Checkpoint, writer: SafetensorsWriter) -> None:
     for name in checkpoint.tensors:
         if name not in names:
-            writer.write(name, checkpoint.read(name))
+            writer.copy(name, checkpoint.read(name), checkpoint.tensors[name])
 
 
 def factor_name(weight: str, suffix: str) -> str:

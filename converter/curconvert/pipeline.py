@@ -131,7 +131,7 @@ def export(
     with atomic_folder(out, overwrite) as work:
         with SafetensorsWriter(work, tensor_specs(checkpoint, None, torch_dtype(dtype))) as writer:
             for done, name in enumerate(checkpoint.tensors, 1):
-                writer.write(name, checkpoint.read(name))
+                writer.copy(name, checkpoint.read(name), checkpoint.tensors[name])
                 progress("export", done, len(checkpoint.tensors))
             writer.finish()
         write_model_files(work, checkpoint, companions, dtype, writer.tensors, {})

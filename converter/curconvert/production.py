@@ -29,7 +29,7 @@ from curconvert.calibration.text import BUILTIN, CalibrationTokens, digest, load
 from curconvert.checkpoint.types import Checkpoint, Companions
 from curconvert.compress import OriginalPass, compress, run_original
 from curconvert.options import ConvertOptions
-from curconvert.planning import Plan, layer_of, linear_of, make_plan
+from curconvert.planning import Plan, keeps_inputs, layer_of, linear_of, make_plan
 from curconvert.report.card import write_reports
 from curconvert.selection.layers import score_of, select_layers
 from curconvert.verification import verify_artifact
@@ -156,7 +156,9 @@ def measure(
         backward = BackwardPass(rows, wanted[0].seed, evidence, progress, journal)
     others = [options for options in wanted if options.form != "auto" and not options.sequential]
     gathering: Gathering | None = None
-    if auto or len(others) > 1:  # one conversion calibrates while it compresses: only some layers may be its targets
+    # One conversion calibrates while it compresses, because only some layers may be its targets; but where the inputs
+    # themselves are kept, that is cheaper than to run the model again.
+    if auto or len(others) > 1 or (others and keeps_inputs(checkpoint, others[0])):
         targets = {name for options in (*others, *([auto] if auto else [])) for name in targets_of(checkpoint, options)}
         # auto alone needs no exact products: each of its solves has a ridge, far above the rounding.
         ends = {name for name in targets if linear_of(name) == "down_proj"} if auto else set()

@@ -11,6 +11,7 @@ from curconvert.chunked import ChunkedMatrix
 Matrix = NDArray[np.float64]
 
 _STEPS = 3  # applications of S Sᵀ; measured on real weights: fewer give other DEIM points, more the same ones
+_DEPENDENT = 1e-6  # ratio of pivots below which a second pass of CholeskyQR would not make up for the first
 _EXTRA = 16  # width of a block beyond the rank
 
 
@@ -51,7 +52,7 @@ def randomised_bases(matrix: ChunkedMatrix, rank: int, rng: np.random.Generator)
     space, images = block, matrix.left_times(block.T)
     for _ in range(_STEPS):
         block = matrix.times(np.ascontiguousarray(images[-width:].T))
-        # Where nothing new is found QR would return what the space has already: this little noise is new, and else lost.
+        # Where nothing new is found, QR would return what the space has already: this noise is new, and harmless.
         noise = np.finfo(np.float64).eps * (np.linalg.norm(block) or 1.0) * rng.standard_normal(block.shape)
         block = block - space @ (space.T @ block) + noise
         for _ in range(2):
@@ -66,5 +67,20 @@ def randomised_bases(matrix: ChunkedMatrix, rank: int, rng: np.random.Generator)
 
 
 def _orthonormal(matrix: Matrix) -> Matrix:
-    basis, _ = scipy.linalg.qr(matrix, mode="economic", check_finite=False)
-    return np.asarray(basis)
+    """Return an orthonormal basis of the columns, those of QR up to signs.
+
+    By Cholesky factors of Gram matrices, twice (CholeskyQR2, Fukaya et al. 2014): products of large matrices, several
+    times faster than Householder's QR, which serves where the columns are nearly dependent.
+    """
+    basis = matrix
+    for _ in range(2):
+        try:
+            root = scipy.linalg.cholesky(basis.T @ basis, lower=True, check_finite=False)
+        except np.linalg.LinAlgError:
+            root = np.zeros((1, 1))
+        pivots = np.diag(root)
+        if pivots.min() <= _DEPENDENT * pivots.max():
+            basis, _ = scipy.linalg.qr(matrix, mode="economic", check_finite=False)
+            return np.asarray(basis)
+        basis = scipy.linalg.solve_triangular(root, basis.T, lower=True, check_finite=False).T
+    return np.ascontiguousarray(basis)
