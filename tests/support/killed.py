@@ -89,5 +89,5 @@ def command_in_a_process(arguments: Sequence[str | Path], seconds: float | None 
 def _warm() -> multiprocessing.context.ForkServerContext:
     """Return a server that has imported everything and computed nothing: a fork of it starts at once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["curconvert.pipeline", "curconvert.verification", "curconvert.parity"])
+    context.set_forkserver_preload(["curconvert.pipeline", "curconvert.parity", "mobius", "jsonschema", "onnxruntime"])
     return context

@@ -47,10 +47,9 @@ def connected(address: str | None, workers: int) -> Iterator[RayExecutor]:
     try:
         ray.init(address or "local", **settings)
     except (RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
+        hint = "check its address, and Ray's token where it asks for one" if address else "see Ray's logs in /tmp/ray"
         where = address or "on this machine"
-        raise BackendError(
-            f"Ray {where}: no cluster ({_last_line(error)}); check it, or use --executor local"
-        ) from error
+        raise BackendError(f"Ray {where}: no cluster ({_last_line(error)}); {hint}, or use --executor local") from error
     finally:
         if main:
             signal.signal(signal.SIGTERM, handler)

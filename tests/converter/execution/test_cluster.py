@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import signal
+import socket
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,7 +27,7 @@ from curconvert.options import SourceOptions
 from curconvert.pipeline import convert
 from support.families import TinyModel, make_checkpoint
 from support.tasks import Dies, Fails, Sleeps, Threads, WaitsForItsDeath, kill_the_first
-from support.tiny_runs import tiny_options, token_file
+from support.tiny_runs import LENGTH, tiny_options, token_file
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "cur": {},
@@ -145,15 +150,6 @@ def test_an_error_of_a_task_comes_back_as_it_is(cluster: Executor) -> None:
     assert str(raised.value) == "x.weight: U does not fit float16"
 
 
-def test_a_task_that_kills_its_workers_is_given_up(cluster: Executor) -> None:
-    """After its retries, with one line."""
-    with pytest.raises(
-        BackendError, match=r"lost a factorization, 3 retries included .*use --executor local"
-    ) as raised:
-        cluster.map([Dies()])
-    assert "\n" not in str(raised.value)
-
-
 @pytest.mark.parametrize("error", [ValueError("boom"), ModuleNotFoundError("No module named 'curconvert'")])
 def test_a_fault_of_a_worker_says_what_a_node_needs(cluster: Executor, error: Exception) -> None:
     """In one line."""
@@ -169,3 +165,54 @@ def test_a_worker_of_another_kind_is_refused(cluster: Executor, monkeypatch: pyt
     monkeypatch.setattr(cluster_module, "_environment", lambda: here | {"numpy": "0.1"})
     with pytest.raises(BackendError, match=rf"has numpy {here['numpy']}, the driver has 0\.1"):
         cluster_module.RayExecutor().map([Sleeps(0.0)])
+
+
+def test_a_task_that_kills_its_workers_is_given_up(cluster: Executor) -> None:
+    """After its retries, with one line."""
+    with pytest.raises(
+        BackendError, match=r"lost a factorization, 3 retries included .*use --executor local"
+    ) as raised:
+        cluster.map([Dies()])
+    assert "\n" not in str(raised.value)
+
+
+@pytest.fixture
+def running_cluster() -> Iterator[tuple[str, dict[str, str]]]:
+    """A cluster that somebody has started, as Ray's manual says: its address, and the environment of its users."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    path = os.pathsep.join(path for path in sys.path if path)
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
+    settings = {**os.environ, "PYTHONPATH": path, **token}
+    ray = Path(sys.executable).with_name("ray")
+    start = [ray, "start", "--head", "--port=0", "--num-cpus=2", "--include-dashboard=false", "--block"]
+    head = subprocess.Popen([*start, f"--ray-client-server-port={port}"], env=settings, stdout=subprocess.DEVNULL)
+    try:
+        for _ in range(120):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.5)
+        yield f"ray://127.0.0.1:{port}", settings
+    finally:
+        head.terminate()
+        head.wait(60)
+
+
+def test_a_running_cluster_changes_no_byte(
+    tmp_path: Path, model: TinyModel, tokens: Path, running_cluster: tuple[str, dict[str, str]]
+) -> None:
+    """By its address, from the command line."""
+    address, settings = running_cluster
+    options = ("--rank", "8", "--layers", "all", "--calibration", tokens, "--calibration-sequences", "12")
+    sizes = ("--calibration-tokens", str(LENGTH), "--probe-sequences", "2", "--no-verify", "--quiet")
+    runs = {
+        executor: subprocess.Popen(
+            [sys.executable, "-m", "curconvert", model.folder, "-o", tmp_path / name, *options, *sizes,
+             "--executor", executor],
+            env=settings,
+        )
+        for name, executor in (("ray", address), ("local", "local"))
+    }  # fmt: skip
+    assert {executor: run.wait(120) for executor, run in runs.items()} == {address: 0, "local": 0}
+    assert files_of(tmp_path / "ray") == files_of(tmp_path / "local")
