@@ -139,6 +139,24 @@ def to_source(model: str, config: Path | None, config_set: dict[str, str], revis
     return SourceOptions(model, config, config_set, revision)
 
 
+def to_execution(executor: str, workers: int | None) -> Any:
+    """Make the execution's options of those of a command."""
+    from curconvert.execution.executor import ExecutionOptions
+
+    return ExecutionOptions(executor, workers)
+
+
+execution_options = _stacked(
+    click.option("--workers", type=int, help="Matrices factorized at the same time. [the cores at hand]"),
+    click.option(
+        "--executor",
+        default="local",
+        show_default=True,
+        help="Where matrices are factorized: local, ray (a cluster for this run) or ray://HOST:PORT. Same bytes.",
+    ),
+)
+
+
 thresholds = _stacked(
     click.option(
         "--max-parity",

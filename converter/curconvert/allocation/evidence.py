@@ -61,16 +61,16 @@ class Evidence:
         """Tell whether the input statistics of all these linears are kept."""
         return self._leaders.keys() >= set(names)
 
-    def statistics(self, name: str, *, split: bool = False) -> InputStatistics:
-        """Return a linear's input statistics.
-
-        Args:
-            name: Its weight.
-            split: Read those of the held-out part too, where there is one.
-        """
+    def statistics(self, name: str) -> InputStatistics:
+        """Return a linear's input statistics, with those of the held-out part where there is one."""
         leader, held_out = self._leaders[name], f"{self._leaders[name]}.held_out"
-        part = self._moments(held_out) if split and held_out in self._tokens else None
-        return replace(self._moments(leader), held_out=part)
+        return replace(self._moments(leader), held_out=self._moments(held_out) if held_out in self._tokens else None)
+
+    def statistics_of(self, names: Iterable[str]) -> dict[str, InputStatistics]:
+        """Return input statistics by name, without held-out parts; linears that share an input share the object."""
+        leaders = {name: self._leaders[name] for name in names}
+        found = {leader: self._moments(leader) for leader in dict.fromkeys(leaders.values())}
+        return {name: found[leader] for name, leader in leaders.items()}
 
     def _save_moments(self, key: str, statistics: InputStatistics) -> None:
         if statistics.samples is None:

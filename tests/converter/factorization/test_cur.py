@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from curconvert.calibration.statistics import InputStatistics
 from curconvert.chunked import ChunkedMatrix
 from curconvert.errors import InputError
-from curconvert.factorization.checked import factorize_checked
+from curconvert.factorization.checked import matrix_task
 from curconvert.factorization.cur import CUROptions, factorize_cur, link_matrix
 from curconvert.factorization.metrics import FullMetric
 from curconvert.factorization.types import Factorization
@@ -237,7 +237,7 @@ def checked(weight: torch.Tensor, statistics: InputStatistics, dtype: torch.dtyp
     """Factorize as a conversion by `curing` does."""
     plan = MatrixPlan("x.weight", (24, 18), "cur", 5)
     stored: Any = Stored({"x.weight": weight})
-    return factorize_checked(plan, stored, statistics, ConvertOptions.for_method("curing"), dtype)
+    return matrix_task(plan, stored, statistics, ConvertOptions.for_method("curing"), dtype).run()["x.weight"]
 
 
 def test_a_link_that_overflows_the_dtype_is_refused() -> None:
