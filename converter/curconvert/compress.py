@@ -29,7 +29,7 @@ from curconvert.parity_probe import ParityProbe
 from curconvert.planning import MatrixPlan, Plan, bias_of, layer_of
 from curconvert.selection.scores import LayerScorer
 from curconvert_runtime.fidelity import Progress
-from curconvert_runtime.forms import SPARSE, keeps_part
+from curconvert_runtime.forms import SPARSE, factor_name, keeps_part
 from curconvert_runtime.probes import (
     CompressedProbe,
     OriginalOutputs,
@@ -190,7 +190,8 @@ def compress(
                     block.advance(hidden)
                 for name, factors in found.items():
                     for suffix, tensor in factors.tensors.items():
-                        writer.write(factor_name(name, suffix), tensor)
+                        if matrices[name].stores(suffix):
+                            writer.write(factor_name(name, suffix), tensor)
                     reports[name] = replace(factors, tensors={})
             elif index < last_layer:
                 block.advance(hidden)
@@ -208,11 +209,6 @@ def _write_all_but(names: Collection[str], checkpoint: Checkpoint, writer: Safet
     for name in checkpoint.tensors:
         if name not in names:
             writer.write(name, checkpoint.read(name))
-
-
-def factor_name(weight: str, suffix: str) -> str:
-    """Name of a factor: `….q_proj.weight` and `C` give `….q_proj.C`."""
-    return f"{weight.removesuffix('weight')}{suffix}"
 
 
 def _calibrate(

@@ -106,6 +106,7 @@ class ConvertOptions:
         sequential: Calibrate each block on the outputs of the compressed blocks before it.
         self_text: Share of the calibration sequences that the model writes itself: `curconvert.calibration.sampled`.
         dtype: Deployed dtype; None keeps the checkpoint's (float32 for quantised GGUF).
+        share: Let neighbouring layers' matrices have one basis where it pays; `auto` only.
         seed: Seeds every random choice, together with the tensor's name.
         calibration: The text.
     """
@@ -129,6 +130,7 @@ class ConvertOptions:
     ridge: float = 1e-2
     self_text: float = 0.0
     dtype: str | None = None
+    share: bool = False
     seed: int = 0
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
 
@@ -180,6 +182,8 @@ class ConvertOptions:
         self._check_targets()
         if self.form == "auto" and (self.layers != "all" or self.sequential):
             raise InputError("--layers and --sequential: --method auto chooses among all layers by itself")
+        if self.share and self.form != "auto":
+            raise InputError(f"--share: belongs to --method auto, not to {self.method}")
 
     def _check_targets(self) -> None:
         if not self.targets:

@@ -23,6 +23,7 @@ from curconvert.factorization.gram import ridged
 from curconvert.factorization.interpolative import factorize_interpolative, interpolative_from
 from curconvert.factorization.modular import Indices, ModularOptions, factorize_mlp
 from curconvert.factorization.projection import Projection, with_bias
+from curconvert.factorization.shared import factorize_shared
 from curconvert.factorization.two_factor import Approximation, factorize_two_factor
 from curconvert.factorization.two_sided import DAMPING, damped, two_sided
 from curconvert.factorization.types import Basis, Factorization
@@ -89,7 +90,9 @@ def factorize_allocated(
     """
     found = {}
     for plan in plans:
-        if plan.form == "interpolative" and plan.rank is not None:
+        if plan.shared is not None:
+            found[plan.name] = _factorize_shared(plan, evidence, checkpoint, options, dtype)
+        elif plan.form == "interpolative" and plan.rank is not None:
             projection = _read(plan.name, checkpoint, evidence.statistics(plan.name), dtype)
             with _lapack(plan.name):
                 metric = projection.metric
@@ -106,6 +109,24 @@ def factorize_allocated(
         chosen = replace(options, ridge=evidence.ridge(down.name))
         found |= factorize_mlp_checked(mlp, inputs, checkpoint, chosen, dtype, kept)
     return found
+
+
+def _factorize_shared(
+    plan: MatrixPlan, evidence: Evidence, checkpoint: Checkpoint, options: ConvertOptions, dtype: torch.dtype
+) -> Factorization:
+    """Factorize both matrices of a pair, and return the planned one's factors: with the same numbers at either block.
+
+    So nothing has to be kept from one block to the next.
+    """
+    assert plan.shared is not None
+    assert plan.rank is not None
+    names = plan.shared.matrices
+    projections = [_read(name, checkpoint, evidence.statistics(name), dtype) for name in names]
+    with _lapack(plan.name):
+        fishers = [evidence.fisher(name) for name in names]
+        pair = factorize_shared(projections, fishers, plan.rank, options.ridge, dtype)
+    own = names.index(plan.name)
+    return _stored(plan.name, pair[own], projections[own], dtype)
 
 
 def factorize_mlp_checked(
