@@ -1,31 +1,32 @@
 """Which neighbouring layers' matrices have one R: after an allocation, and within its budget.
 
-A pair is worth it where both matrices together cost less with one basis than with two in as many stored numbers. The
-costs compared are K-FAC's, `½ tr(F ΔW H ΔWᵀ)`, exact for the factors that will be stored; a matrix's are scaled so that
-the size that was allocated to it costs what was measured token by token. The pairs then take part in a second
-allocation as modules of their own.
+A pair is worth it where both matrices with one basis cost less than each with its own, at the price per parameter that
+the allocation has found. The costs compared are K-FAC's, `½ tr(F ΔW H ΔWᵀ)`, exact for the factors that would be
+stored, brought to the scale of what was measured token by token. The pairs then take part in a second allocation as
+modules of their own.
 """
 
 from __future__ import annotations
 
-import bisect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from curconvert.allocation.curves import Curve
+from curconvert.allocation.curves import Curve, price_of
 from curconvert.allocation.evidence import Evidence
-from curconvert.allocation.plans import allocated, predicted_cost
+from curconvert.allocation.plans import allocated, budget_of, predicted_cost
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.factorization.projection import Projection
 from curconvert.factorization.shared import Metric, shared_basis, shared_pivots
 from curconvert.options import ConvertOptions
 from curconvert.planning import MatrixPlan, Plan, bias_of, layer_of, linear_of
-from curconvert_runtime.forms import Shared, parameters
+from curconvert_runtime.forms import Shared
 
 Read = Callable[[str], Metric]
+Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,12 @@ class Pair:
     """Two matrices that may have one R.
 
     Attributes:
-        matrices: Their weight names, the first layer's first.
+        names: Weight names, the first layer's first.
         curve: Of both together on one basis.
-        gain: What sharing saves at the size that is allocated to them, nats per token; negative where it costs.
+        gain: What sharing saves at the price of a parameter, nats per token; negative where it costs.
     """
 
-    matrices: tuple[str, str]
+    names: tuple[str, str]
     curve: Curve
     gain: float
 
@@ -64,23 +65,23 @@ def with_sharing(
         projection = Projection(checkpoint.read(name), evidence.statistics(name), bias)
         return Metric.of(projection, evidence.fisher(name), options.ridge)
 
-    costs = _allocated_costs(separate, curves)
+    size = separate.parameters_after
+    price = price_of(curves, budget_of(separate, curves, size))
+    single = {next(iter(curve.forms)): curve for curve in curves if len(curve.forms) == 1}
     pairs = []
-    for chain in _chains([matrix for matrix in separate.matrices if matrix.name in costs]):
-        offered = [_offer(pair, costs, read, options.rank_multiple) for pair in itertools.pairwise(chain)]
+    for chain in _chains([matrix for matrix in separate.matrices if matrix.name in single]):
+        offered = [_offer(names, single, read, price, options) for names in itertools.pairwise(chain)]
         pairs += [offered[index] for index in matching([pair.gain for pair in offered])]
     while pairs:
-        joined = [
-            *(c for c in curves if not any(c.forms.keys() & set(p.matrices) for p in pairs)),
-            *(p.curve for p in pairs),
-        ]
-        plan = allocated(separate, joined, separate.parameters_after)
+        taken = {name for pair in pairs for name in pair.names}
+        joined = [curve for curve in curves if not taken & curve.forms.keys()] + [pair.curve for pair in pairs]
+        plan = allocated(separate, joined, size)
         if predicted_cost(joined, plan) >= predicted_cost(curves, separate):
-            return separate
-        rows = {pair.matrices: _divided(pair, plan, read) for pair in pairs}
-        sound = [pair for pair in pairs if rows[pair.matrices] is not None]
+            break
+        divided = {pair.names: _divided(pair, plan, read) for pair in pairs}
+        sound = [pair for pair in pairs if all(divided[pair.names].values())]
         if len(sound) == len(pairs):
-            return _marked(plan, {pair: found for pair, found in rows.items() if found})
+            return _marked(plan, divided)
         pairs = sound
     return separate
 
@@ -101,20 +102,10 @@ def matching(gains: Sequence[float]) -> list[int]:
     return best[-1][1]
 
 
-def _allocated_costs(plan: Plan, curves: Sequence[Curve]) -> dict[str, float]:
-    """Return what each interpolative matrix costs at its rank, nats per token."""
-    by_name = {name: curve for curve in curves for name in curve.forms}
-    return {
-        matrix.name: float(by_name[matrix.name].costs[by_name[matrix.name].sizes.index(matrix.rank)])
-        for matrix in plan.matrices
-        if matrix.form == "interpolative" and matrix.rank is not None
-    }
-
-
-def _chains(matrices: Sequence[MatrixPlan]) -> list[list[MatrixPlan]]:
+def _chains(matrices: Sequence[MatrixPlan]) -> list[list[str]]:
     """Return the runs of matrices of one kind in consecutive layers, any two of which have no more rows than columns.
 
-    With as many rows as columns a common basis has nothing to save: it is as large as what it stands for.
+    With more rows a common basis has little to save: it is as large as what it stands for.
     """
     chains: list[list[MatrixPlan]] = []
     for matrix in sorted(matrices, key=lambda matrix: (linear_of(matrix.name), layer_of(matrix.name))):
@@ -128,47 +119,57 @@ def _chains(matrices: Sequence[MatrixPlan]) -> list[list[MatrixPlan]]:
             chains[-1].append(matrix)
         else:
             chains.append([matrix])
-    return chains
+    return [[matrix.name for matrix in chain] for chain in chains]
 
 
-def _offer(pair: tuple[MatrixPlan, MatrixPlan], costs: Mapping[str, float], read: Read, multiple: int) -> Pair:
+def _offer(
+    names: tuple[str, str], single: Mapping[str, Curve], read: Read, price: float, options: ConvertOptions
+) -> Pair:
     """Price a pair on one basis, at every size."""
-    metrics = [read(matrix.name) for matrix in pair]
-    basis, total = shared_basis(metrics).rows, np.zeros(1)
-    for metric, matrix in zip(metrics, pair, strict=True):
-        alone = float(metric.best_costs()[matrix.rank])
-        total = total + metric.costs_within(basis) * (costs[matrix.name] / alone if alone > 0 else 1.0)
-    stacked = (len(basis), basis.shape[1])
-    budget = sum(matrix.parameters_after for matrix in pair)
-    ranks = range(1, len(basis) - 1)  # each matrix keeps a row of its own outside R
-    rank = bisect.bisect_right(ranks, budget, key=lambda rank: parameters("interpolative", stacked, rank))
-    names = (pair[0].name, pair[1].name)
-    sizes = {size: float(total[size]) for size in range(multiple, len(basis) - 1, multiple)}
-    curve = Curve.of({names[0]: "interpolative"}, [stacked], sizes)
-    gain = sum(costs[name] for name in names) - float(total[rank])
-    return Pair(names, replace(curve, forms=dict.fromkeys(names, "interpolative")), gain)
+    metrics = [read(name) for name in names]
+    rows = shared_basis(metrics).rows
+    parts = [_as_measured(metric, rows, single[name]) for metric, name in zip(metrics, names, strict=True)]
+    total = np.sum(parts, axis=0)
+    sizes = range(options.rank_multiple, len(rows) - 1, options.rank_multiple)  # each keeps a row outside R
+    # Its numbers are those of both matrices, one on top of the other, in one interpolative form.
+    curve = Curve.of({names[0]: "interpolative"}, [(len(rows), rows.shape[1])], {size: total[size] for size in sizes})
+    alone = sum(_least(single[name], price) for name in names)
+    both = replace(curve, forms=dict.fromkeys(names, "interpolative"))
+    return Pair(names, both, alone - _least(curve, price))
 
 
-def _divided(pair: Pair, plan: Plan, read: Read) -> tuple[int, int] | None:
-    """Return how many rows of R are each matrix's; None where one has all of its rows there, or none.
+def _least(curve: Curve, price: float) -> float:
+    return float((curve.costs + price * curve.parameters).min())
 
-    (0, 0) stands for a pair that stays dense.
+
+def _as_measured(metric: Metric, rows: Vector, curve: Curve) -> Vector:
+    """Return what a matrix costs within a basis, for each of its leading parts, nats per token.
+
+    A change that K-FAC holds for as dear as that of some rank of the matrix by itself costs what that rank was
+    measured to cost.
     """
-    rank = next(matrix.rank for matrix in plan.matrices if matrix.name == pair.matrices[0])
+    alone, costs = metric.best_costs()[list(curve.sizes[1:])], metric.costs_within(rows)
+    known = alone > 0
+    if not known.any():
+        return costs
+    ratio = curve.costs[1:][known] / alone[known]
+    return np.asarray(costs * np.interp(np.log(np.maximum(costs, alone[known][0])), np.log(alone[known]), ratio))
+
+
+def _divided(pair: Pair, plan: Plan, read: Read) -> dict[str, int]:
+    """Return how many rows of R are each matrix's, 0 where all are or none; nothing where the pair stays dense."""
+    rank = next(matrix.rank for matrix in plan.matrices if matrix.name == pair.names[0])
     if rank is None:
-        return 0, 0
-    metrics = [read(name) for name in pair.matrices]
-    first, second = (len(rows) for rows in shared_pivots(shared_basis(metrics), rank)[0])
-    sound = 0 < first < len(metrics[0].weight) and 0 < second < len(metrics[1].weight)
-    return (first, second) if sound else None
-
-
-def _marked(plan: Plan, pairs: Mapping[tuple[str, str], tuple[int, int]]) -> Plan:
-    """Return a plan in which pairs share."""
-    shared = {
-        name: Shared(names, rows)
-        for names, counts in pairs.items()
-        for name, rows in zip(names, counts, strict=True)
-        if rows
+        return {}
+    metrics = [read(name) for name in pair.names]
+    rows = shared_pivots(shared_basis(metrics), rank)[0]
+    return {
+        name: len(own) if len(own) < len(metric.weight) else 0
+        for name, own, metric in zip(pair.names, rows, metrics, strict=True)
     }
-    return replace(plan, matrices=tuple(replace(m, shared=shared.get(m.name)) for m in plan.matrices))
+
+
+def _marked(plan: Plan, divided: Mapping[tuple[str, str], Mapping[str, int]]) -> Plan:
+    """Return a plan in which pairs share."""
+    shared = {name: Shared(names, rows) for names, own in divided.items() for name, rows in own.items()}
+    return replace(plan, matrices=tuple(replace(matrix, shared=shared.get(matrix.name)) for matrix in plan.matrices))

@@ -114,7 +114,9 @@ class SharedBasis:
 
 def shared_basis(metrics: Sequence[Metric]) -> SharedBasis:
     """Find the common bases of matrices of one width."""
-    traces = [float(np.trace(metric.gram)) or 1.0 for metric in metrics]
+    found = [float(np.trace(metric.gram)) for metric in metrics]
+    least = _NEGLIGIBLE * max(found) or 1.0  # of a layer without inputs, on which nothing depends
+    traces = [max(trace, least) for trace in found]
     mean = np.mean([metric.gram / trace for metric, trace in zip(metrics, traces, strict=True)], axis=0)
     fisher = scipy.linalg.block_diag(*(metric.fisher * trace for metric, trace in zip(metrics, traces, strict=True)))
     rows = two_sided(np.concatenate([metric.weight for metric in metrics]), mean, fisher).right
