@@ -127,7 +127,7 @@ def _offer(
 ) -> Pair:
     """Price a pair on one basis, at every size."""
     metrics = [read(name) for name in names]
-    rows = shared_basis(metrics).rows
+    rows = shared_basis(*metrics).rows
     parts = [_as_measured(metric, rows, single[name]) for metric, name in zip(metrics, names, strict=True)]
     total = np.sum(parts, axis=0)
     sizes = range(options.rank_multiple, len(rows) - 1, options.rank_multiple)  # each keeps a row outside R
@@ -162,7 +162,7 @@ def _divided(pair: Pair, plan: Plan, read: Read) -> dict[str, int]:
     if rank is None:
         return {}
     metrics = [read(name) for name in pair.names]
-    rows = shared_pivots(shared_basis(metrics), rank)[0]
+    rows = shared_pivots(shared_basis(*metrics), rank)[0]
     return {
         name: len(own) if len(own) < len(metric.weight) else 0
         for name, own, metric in zip(pair.names, rows, metrics, strict=True)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from curconvert.factorization.gram import ridged
 from curconvert.factorization.projection import Projection
-from curconvert.factorization.shared import Metric, factorize_shared, shared_basis
+from curconvert.factorization.shared import Metric, _Pencil, best_basis, factorize_shared, shared_basis
 from curconvert.factorization.two_sided import DAMPING, damped
 from support.matrices import EDGES, correlated, edge_case, random_weight
 
@@ -54,7 +54,7 @@ def least(metric: Metric, basis: Matrix) -> float:
 def test_costs_of_every_rank_are_those_of_least_squares(seed: int) -> None:
     """One factorization prices all leading parts of a basis, and none costs nothing but the whole."""
     pair = metrics(seed, (1.0, 50.0))
-    basis = shared_basis(pair)
+    basis = shared_basis(*pair)
     for metric in pair:
         found = metric.costs_within(basis.rows)
         assert found.shape == (sum(ROWS) + 1,)
@@ -79,7 +79,7 @@ def test_with_one_common_input_the_basis_is_the_best_there_is() -> None:
     root = np.linalg.cholesky(first.gram)
     stacked = np.concatenate([np.linalg.cholesky(metric.fisher).T @ metric.weight @ root for metric in pair])
     sigma = np.linalg.svd(stacked, compute_uv=False)
-    basis = shared_basis(pair)
+    basis = shared_basis(*pair)
     for rank in (1, 5, 12):
         found = sum(float(metric.costs_within(basis.rows)[rank]) for metric in pair)
         assert found == pytest.approx(0.5 * (sigma[rank:] ** 2).sum(), rel=1e-7)
@@ -90,7 +90,7 @@ def test_with_one_common_input_the_basis_is_the_best_there_is() -> None:
 def test_the_bound_holds_and_the_left_factors_improve_on_it(seed: int, scales: tuple[float, float]) -> None:
     """In the own metrics, at every rank, however much the inputs differ."""
     pair = metrics(seed, scales)
-    basis = shared_basis(pair)
+    basis = shared_basis(*pair)
     costs = sum(metric.costs_within(basis.rows) for metric in pair)
     for rank in range(sum(ROWS)):
         assert costs[rank] <= basis.bound(rank) * (1 + 1e-9)
@@ -101,7 +101,7 @@ def test_the_scale_of_one_layers_inputs_does_not_matter() -> None:
     """Inputs a hundred times as large with gradients a hundredth: the same layer in other units, the same basis."""
     first, second = metrics(5)
     other = Metric(second.weight, second.gram * 1e4, second.fisher / 1e4)
-    one, two = shared_basis([first, second]).rows[:5], shared_basis([first, other]).rows[:5]
+    one, two = shared_basis(first, second).rows[:5], shared_basis(first, other).rows[:5]
     together = np.linalg.svd(np.concatenate([one / np.linalg.norm(one), two / np.linalg.norm(two)]), compute_uv=False)
     assert together[5] < 1e-9 * together[0]
 
@@ -124,7 +124,7 @@ def test_what_is_stored_is_the_best_on_the_basis(rank: int, bias: bool) -> None:
     pair = projections(0, bias)
     found = factorize_shared(pair, FISHERS, rank, 1e-2, torch.float64)
     wanted = [Metric.of(projection, fisher, 1e-2) for projection, fisher in zip(pair, FISHERS, strict=True)]
-    basis = shared_basis(wanted).rows[:rank]
+    _, basis = shared_basis(*wanted).factors(rank)
     for factors, metric in zip(found, wanted, strict=True):
         assert cost(metric, factors.product().numpy()) == pytest.approx(least(metric, basis), rel=1e-8)
     R = found[0].tensors["R"]
@@ -144,6 +144,43 @@ def test_what_is_stored_is_the_best_on_the_basis(rank: int, bias: bool) -> None:
     assert numbers == rank * (N + sum(ROWS) - rank)
 
 
+@pytest.mark.parametrize("scales", [(1.0, 1.0), (1.0, 1e4)])
+@pytest.mark.parametrize("rank", [3, 9, 13])
+def test_turns_never_raise_the_cost(rank: int, scales: tuple[float, float]) -> None:
+    """What is stored costs less than what sharing is decided by."""
+    pair = metrics(8, scales)
+    basis = shared_basis(*pair)
+    A, B = basis.factors(rank)
+    np.testing.assert_allclose(A.T @ A, np.eye(rank), atol=1e-12)
+    products = np.split(A @ B, [ROWS[0]])
+    stored = sum(cost(metric, product) for metric, product in zip(pair, products, strict=True))
+    decided = sum(float(metric.costs_within(basis.rows)[rank]) for metric in pair)
+    assert stored < 0.999 * decided
+
+
+def test_a_basis_is_the_best_for_its_left_factors() -> None:
+    """Against one large least-squares problem for all of its numbers at once; dead inputs keep theirs."""
+    dead = [2, 5]
+    pair = metrics(9)
+    for metric in pair:
+        metric.gram[dead] = metric.gram[:, dead] = 0
+    first, second = shared_basis(*pair).metrics
+    rng = np.random.default_rng(0)
+    A, B = np.linalg.qr(rng.standard_normal((sum(ROWS), 4)))[0], rng.standard_normal((4, N))
+    found = best_basis((first, second), A, B, _Pencil.of(first.gram, second.gram))
+    np.testing.assert_allclose(found[:, dead], B[:, dead], atol=1e-9)
+    system, target = [], []
+    for metric, left in zip((first, second), np.split(A, [ROWS[0]]), strict=True):
+        values, vectors = np.linalg.eigh(metric.gram)
+        right = vectors * np.sqrt(np.maximum(values, 0))
+        root = np.linalg.cholesky(metric.fisher).T
+        system.append(np.kron(root @ left, right.T))
+        target.append((root @ metric.weight @ right).ravel())
+    expected = np.linalg.lstsq(np.concatenate(system), np.concatenate(target), rcond=1e-12)[0].reshape(4, N)
+    live = [column for column in range(N) if column not in dead]
+    np.testing.assert_allclose(found[:, live], expected[:, live], rtol=1e-3, atol=1e-4)
+
+
 def test_equal_matrices_share_without_loss() -> None:
     """The second one is free: one basis of rank r is as good as two."""
     (projection, _), fisher = projections(2), FISHERS[0]
@@ -161,7 +198,7 @@ def test_edges_give_finite_factors_and_costs(name: str) -> None:
         both = [Projection(each, moments) for each, moments in pair]
         fishers = [gradients(0, 8), np.zeros((8, 8))]
         metrics = [Metric.of(one, fisher, 1e-2) for one, fisher in zip(both, fishers, strict=True)]
-        basis = shared_basis(metrics)
+        basis = shared_basis(*metrics)
         for metric in metrics:
             costs = metric.costs_within(basis.rows)
             assert np.isfinite(costs).all()
@@ -186,7 +223,7 @@ def test_a_layer_without_inputs_leaves_the_basis_to_the_other() -> None:
     """The other one is then as good as alone."""
     first, second = metrics(6)
     silent = Metric(first.weight, np.zeros((N, N)), first.fisher)
-    basis = shared_basis([silent, second]).rows
+    basis = shared_basis(silent, second).rows
     np.testing.assert_allclose(
         second.costs_within(basis)[: ROWS[1] + 1], second.best_costs(), rtol=1e-6, atol=1e-9 * second.best_costs()[0]
     )
