@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import torch
 
 from curconvert.allocation.sharing import matching
 from curconvert.errors import InputError
@@ -20,7 +19,7 @@ from curconvert_runtime import Artifact
 from curconvert_runtime.forms import Shared, multiply, parameters, tensor_names
 from curconvert_runtime.onnx_external import external_tensors
 from curconvert_runtime.verification import VerifyOptions
-from support.checkpoints import edit_tensors
+from support.checkpoints import make_layers_alike
 from support.families import make_checkpoint
 from support.tiny_runs import manifest_of, stored_tensors, tiny_options, token_file
 
@@ -44,18 +43,9 @@ def test_the_chosen_pairs_are_the_best_of_all_choices(seed: int) -> None:
 
 
 def alike(folder: Path, model_type: str, **settings: Any) -> Path:
-    """Make a checkpoint whose layers have nearly the same keys and values: sharing is sure to pay."""
+    """Make a checkpoint in which sharing is sure to pay."""
     make_checkpoint(folder, model_type, num_hidden_layers=LAYERS, **settings)
-
-    def copy(tensors: dict[str, torch.Tensor]) -> None:
-        generator = torch.Generator().manual_seed(0)
-        for kind in ("self_attn.k_proj", "self_attn.v_proj", "self_attn.qkv_proj"):
-            first = tensors.get(f"model.layers.0.{kind}.weight")
-            for layer in range(1, LAYERS) if first is not None else ():
-                noise = 0.02 * torch.randn(first.shape, generator=generator) * first.std()
-                tensors[f"model.layers.{layer}.{kind}.weight"] = (first + noise).to(first.dtype)
-
-    edit_tensors(folder, copy)
+    make_layers_alike(folder)
     return folder
 
 
