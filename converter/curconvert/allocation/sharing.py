@@ -61,9 +61,7 @@ def with_sharing(
     """
 
     def read(name: str) -> Metric:
-        bias = checkpoint.read(bias_of(name)) if bias_of(name) in checkpoint.tensors else None
-        projection = Projection(checkpoint.read(name), evidence.statistics(name), bias)
-        return Metric.of(projection, evidence.fisher(name), options.ridge)
+        return metric_of(name, checkpoint, evidence, options.ridge)
 
     size = separate.parameters_after
     price = price_of(curves, budget_of(separate, curves, size))
@@ -84,6 +82,20 @@ def with_sharing(
             return _marked(plan, divided)
         pairs = sound
     return separate
+
+
+def metric_of(name: str, checkpoint: Checkpoint, evidence: Evidence, ridge: float) -> Metric:
+    """Read a linear and what its errors cost.
+
+    Args:
+        name: Its weight.
+        checkpoint: The original.
+        evidence: Statistics of the original.
+        ridge: λ of `H + λ diag(H)`.
+    """
+    bias = checkpoint.read(bias_of(name)) if bias_of(name) in checkpoint.tensors else None
+    projection = Projection(checkpoint.read(name), evidence.statistics(name), bias)
+    return Metric.of(projection, evidence.fisher(name), ridge)
 
 
 def matching(gains: Sequence[float]) -> list[int]:
