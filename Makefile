@@ -18,7 +18,7 @@ clients: .venv-optimum/.stamp
 .venv/.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[convert,cpu]' --group test --group check
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[convert,cluster,cpu]' --group test --group check
 	touch $@
 
 # Checks the hash each time and downloads only when it differs.

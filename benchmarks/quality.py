@@ -206,13 +206,9 @@ class Bench:
             found["tasks"] = {"BLiMP": tasks.accuracy(pairs), "PIQA": tasks.accuracy(questions)}
         if "windows" in self._wanted:
             found["windows"] = {
-                str(size): tasks.perplexity(
-                    session, text_windows(self._artifact, self._text, size, self._options.window_tokens)
-                )
-                for size in self._options.windows
+                name: tasks.perplexity(session, text_windows(self._artifact, self._text, size, tokens))
+                for name, size, tokens in self._options.windows
             }
-            tokens = self._options.window_tokens
-            found["window_text"] = "the whole text" if tokens >= 10**9 else f"its first {tokens:,} tokens"
         return found
 
     @staticmethod
@@ -359,9 +355,7 @@ def _thorough(points: list[dict[str, Any]], setting: dict[str, Any]) -> str:
     ]
     header = ["method", "kept", *(f"perplexity, {size}" for size in sizes), *names]
     counts = " and ".join(f"{chosen[0]['tasks'][name]['count']:,} pairs of {name}" for name in names)
-    return f"Perplexity by length of the window over {chosen[0]['window_text']}; accuracy on {counts}:\n\n" + table(
-        header, cells
-    )
+    return f"Perplexity by windows of the same text; accuracy ± standard error on {counts}:\n\n" + table(header, cells)
 
 
 def draw(lines: list[tuple[str, list[dict[str, Any]]]]) -> None:
@@ -385,6 +379,13 @@ def _short(number: float) -> str:
     return f"{number:.2f}" if number < 1000 else f"{number:.1e}"
 
 
+def window(text: str) -> tuple[str, int, int]:
+    """Read `1024` or `512:24576`: a name for the table, the window's tokens, and how many of the text's."""
+    size, _, tokens = text.partition(":")
+    name = f"windows of {size}, " + (f"first {int(tokens):,} tokens" if tokens else "whole text")
+    return name, int(size), int(tokens or 10**9)
+
+
 def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -399,8 +400,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--max-tokens", type=int, default=24 * 512)
     parser.add_argument("--tasks", type=Path, nargs=2, default=[], metavar=("BLIMP", "PIQA"), help="their folders")
     parser.add_argument("--pairs", type=int, help="pairs of each of BLiMP's phenomena; default: all")
-    parser.add_argument("--windows", type=int, nargs="+", default=[], help="windows for perplexity over the whole text")
-    parser.add_argument("--window-tokens", type=int, default=10**9, help="tokens of the text for --windows")
+    parser.add_argument(
+        "--windows", type=window, nargs="+", default=[], metavar="SIZE[:TOKENS]",
+        help="windows for perplexity, over the whole text or its first tokens",
+    )  # fmt: skip
     parser.add_argument("--results", type=Path, default=ROOT / ".cache" / "benchmarks" / "quality.jsonl")
     parser.add_argument("--scratch", type=Path, help="folder for temporary files; the original's logits take gigabytes")
     parser.add_argument("--publish", action="store_true", help="write docs/benchmarks.md and the plot from --results")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from curconvert.calibration.text import CalibrationOptions
+    from curconvert.execution.executor import ExecutionOptions
     from curconvert.options import ConvertOptions, SourceOptions
     from curconvert.pipeline import Conversion, convert, export, plan
 
@@ -13,6 +14,7 @@ __all__ = [
     "CalibrationOptions",
     "Conversion",
     "ConvertOptions",
+    "ExecutionOptions",
     "SourceOptions",
     "convert",
     "export",
@@ -22,6 +24,7 @@ __all__ = [
 _HOMES = {
     "CalibrationOptions": "curconvert.calibration.text",
     "ConvertOptions": "curconvert.options",
+    "ExecutionOptions": "curconvert.execution.executor",
     "SourceOptions": "curconvert.options",
 }
 

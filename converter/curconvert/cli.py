@@ -19,11 +19,13 @@ from curconvert import render
 from curconvert.cli_options import (
     FilePath,
     calibration_options,
+    execution_options,
     method_options,
     numeric_options,
     source_options,
     thresholds,
     to_calibration,
+    to_execution,
     to_options,
     to_source,
 )
@@ -32,7 +34,18 @@ from curconvert.interruption import Interrupted, stoppable
 from curconvert_runtime import __version__
 
 _MODEL_SOURCES = "a .safetensors or .gguf file, a Hugging Face folder, or a hub id"
-_HEAVY = ("torch", "transformers", "safetensors", "scipy", "onnx", "onnx_ir", "mobius", "gguf", "huggingface_hub")
+_HEAVY = (
+    "torch",
+    "transformers",
+    "safetensors",
+    "scipy",
+    "onnx",
+    "onnx_ir",
+    "mobius",
+    "gguf",
+    "huggingface_hub",
+    "threadpoolctl",
+)
 
 
 class _DefaultGroup(click.Group):
@@ -103,6 +116,7 @@ _overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing
 @_out
 @method_options
 @thresholds
+@execution_options
 @_overwrite
 @click.option("--no-verify", is_flag=True, help="Publish without running the verification.")
 @click.option(
@@ -115,7 +129,7 @@ _overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing
 def convert(
     model: str, config: Path | None, config_set: dict[str, str], revision: str | None, out: Path, overwrite: bool,
     no_verify: bool, resume: bool, as_json: bool, quiet: bool, max_kl: float | None, min_top1: float | None,
-    max_ppl_ratio: float | None, max_parity: float, **method: Any,
+    max_ppl_ratio: float | None, max_parity: float, executor: str, workers: int | None, **method: Any,
 ) -> None:  # fmt: skip
     """Compress MODEL into a verified artifact: a .safetensors or .gguf file, a Hugging Face folder, or a hub id."""
     _require_converter()
@@ -129,7 +143,8 @@ def convert(
         with render.progress(quiet) as bars, stoppable(bars, announce=not quiet) as progress:
             result = run(
                 to_source(model, config, config_set, revision), out, options,
-                overwrite=overwrite, resume=resume, verification=gates, progress=progress,
+                overwrite=overwrite, resume=resume, verification=gates,
+                execution=to_execution(executor, workers), progress=progress,
             )  # fmt: skip
     except Interrupted as stop:
         kept = workspace_of(out).exists()
@@ -175,12 +190,13 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[st
 @click.option("--keep-artifacts", is_flag=True, help="Keep each artifact, in METHOD-KEEP beside the table.")
 @calibration_options
 @numeric_options
+@execution_options
 @click.option("--overwrite", is_flag=True, help="Replace an existing sweep.")
 @_common
 def sweep(
     model: str, config: Path | None, config_set: dict[str, str], revision: str | None, out: Path, overwrite: bool,
     keep: tuple[float, ...], methods: tuple[str, ...], text: Path | None, window: int, max_tokens: int,
-    keep_artifacts: bool, as_json: bool, quiet: bool, **values: Any,
+    keep_artifacts: bool, executor: str, workers: int | None, as_json: bool, quiet: bool, **values: Any,
 ) -> None:  # fmt: skip
     """Measure MODEL at many sizes from one calibration: a table and a plot of quality, bytes and decode speed."""
     _require_converter("matplotlib")
@@ -192,8 +208,9 @@ def sweep(
     options = SweepOptions(keep, methods, text, window, max_tokens, keep_artifacts, settings)
     with render.progress(quiet) as progress:
         result = run(
-            to_source(model, config, config_set, revision), out, options, overwrite=overwrite, progress=progress
-        )
+            to_source(model, config, config_set, revision), out, options,
+            overwrite=overwrite, execution=to_execution(executor, workers), progress=progress,
+        )  # fmt: skip
     if as_json:
         click.echo(json.dumps({"path": str(result.path), **result.to_json()}))
     elif not quiet:

@@ -81,6 +81,7 @@ method_options = _stacked(
     click.option("--link", help="Metric of U: plain, diagonal or full."),
     click.option("--importance", help="Matrix to select on: output, wanda, activation or weight."),
     click.option("--select", "selector", help="Rows and columns by deim, qdeim, qr, leverage or random."),
+    click.option("--exact-svd", is_flag=True, help="Full SVD for deim, qdeim and leverage: slow, and CURing's own."),
     click.option("--targets", help="all, or some of q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj."),
     click.option(
         "--layers", help="angular[:N], influence[:N], rank[:N], all, or numbers and ranges such as 3,8-12. [angular]"
@@ -137,6 +138,24 @@ def to_source(model: str, config: Path | None, config_set: dict[str, str], revis
     from curconvert.options import SourceOptions
 
     return SourceOptions(model, config, config_set, revision)
+
+
+def to_execution(executor: str, workers: int | None) -> Any:
+    """Make the execution's options of those of a command."""
+    from curconvert.execution.executor import ExecutionOptions
+
+    return ExecutionOptions(executor, workers)
+
+
+execution_options = _stacked(
+    click.option("--workers", type=int, help="Matrices factorized at the same time. [the cores at hand]"),
+    click.option(
+        "--executor",
+        default="local",
+        show_default=True,
+        help="Where matrices are factorized: local, ray (a cluster for this run) or ray://HOST:PORT. Same bytes.",
+    ),
+)
 
 
 thresholds = _stacked(

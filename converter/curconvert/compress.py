@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -16,20 +16,21 @@ from curconvert.allocation.evidence import Evidence
 from curconvert.allocation.gathering import Gathering
 from curconvert.artifact.journal import UNRECORDED, Journal, State
 from curconvert.artifact.safetensors_writer import SafetensorsWriter
-from curconvert.blocks.heads import Heads, attention_heads
+from curconvert.blocks.heads import attention_heads
 from curconvert.blocks.modules import factored_linear
 from curconvert.blocks.stream import Block, BlockStream
 from curconvert.calibration.statistics import InputStatistics, StatisticsCollector
 from curconvert.calibration.text import CalibrationTokens
 from curconvert.checkpoint.types import Checkpoint
-from curconvert.factorization.checked import factorize_allocated, factorize_checked, factorize_modules_checked
+from curconvert.execution.executor import Executor
+from curconvert.factorization.checked import FactorTask, allocated_tasks, block_tasks
 from curconvert.factorization.types import Factorization
 from curconvert.options import ConvertOptions
 from curconvert.parity_probe import ParityProbe
 from curconvert.planning import MatrixPlan, Plan, bias_of, layer_of
 from curconvert.selection.scores import LayerScorer
 from curconvert_runtime.fidelity import Progress
-from curconvert_runtime.forms import SPARSE, factor_name, keeps_part
+from curconvert_runtime.forms import SPARSE, factor_name
 from curconvert_runtime.probes import (
     CompressedProbe,
     OriginalOutputs,
@@ -132,6 +133,7 @@ def compress(
     dtype: torch.dtype,
     writer: SafetensorsWriter,
     evidence: Evidence,
+    executor: Executor,
     progress: Progress = silent,
     journal: Journal = UNRECORDED,
 ) -> tuple[dict[str, Factorization], CompressedProbe]:
@@ -146,6 +148,7 @@ def compress(
         writer: Receives each tensor as soon as it is final.
         evidence: What the original gave. Statistics that it does not hold are collected here, and so are those of
             inputs that come from compressed blocks.
+        executor: Factorizes.
         progress: Called after each block.
         journal: Keeps each block.
 
@@ -176,15 +179,16 @@ def compress(
             targets = [matrices[name] for name in block.linears if name in matrices]
             if targets:
                 if options.form == "auto":
-                    found = factorize_allocated(targets, evidence, checkpoint, options, dtype)
+                    tasks = allocated_tasks(targets, evidence, checkpoint, options, dtype)
                 else:
                     inputs = (
-                        {target.name: evidence.statistics(target.name) for target in targets}
+                        evidence.statistics_of(target.name for target in targets)
                         if known
                         else _calibrate(block, targets, hidden, sequential=options.sequential)
                     )
                     own = heads[index] if heads else None
-                    found = _factorize_block(targets, inputs, checkpoint, options, dtype, own, evidence)
+                    tasks = block_tasks(targets, inputs, checkpoint, own, options, dtype, evidence)
+                found = _factorize(executor, tasks)
                 _install(block, found)
                 if options.sequential:
                     block.advance(hidden)
@@ -208,14 +212,15 @@ def compress(
 def _write_all_but(names: Collection[str], checkpoint: Checkpoint, writer: SafetensorsWriter) -> None:
     for name in checkpoint.tensors:
         if name not in names:
-            writer.write(name, checkpoint.read(name))
+            writer.copy(name, checkpoint.read(name), checkpoint.tensors[name])
 
 
 def _calibrate(
     block: Block, targets: list[MatrixPlan], hidden: list[Tensor], *, sequential: bool
 ) -> dict[str, InputStatistics]:
     """Collect one block's input statistics; `hidden` becomes the next block's input unless that is to be compressed."""
-    collector = StatisticsCollector({m.name: block.linears[m.name] for m in targets})
+    tokens = sum(batch.shape[0] * batch.shape[1] for batch in hidden)
+    collector = StatisticsCollector({m.name: block.linears[m.name] for m in targets}, tokens=tokens)
     with collector.collecting():
         if sequential:
             for batch in hidden:
@@ -225,23 +230,9 @@ def _calibrate(
     return {name: statistics for names, statistics in collector.groups() for name in names}
 
 
-def _factorize_block(
-    targets: list[MatrixPlan],
-    inputs: Mapping[str, InputStatistics],
-    checkpoint: Checkpoint,
-    options: ConvertOptions,
-    dtype: torch.dtype,
-    heads: Heads | None,
-    evidence: Evidence,
-) -> dict[str, Factorization]:
-    """Factorize one block's targets: matrices by themselves, and modules of several."""
-    found: dict[str, Factorization] = {}
-    for plan in targets:
-        if not keeps_part(plan.form):
-            rows = evidence.fisher_rows(plan.name) if options.approximation == "fwsvd" else None
-            found[plan.name] = factorize_checked(plan, checkpoint, inputs[plan.name], options, dtype, rows)
-    parts = [plan for plan in targets if keeps_part(plan.form)]
-    return found | factorize_modules_checked(parts, inputs, checkpoint, heads, options, dtype)
+def _factorize(executor: Executor, tasks: Iterable[FactorTask]) -> dict[str, Factorization]:
+    """Factorize one block's targets side by side."""
+    return {name: factors for found in executor.map(tasks) for name, factors in found.items()}
 
 
 def _install(block: Block, found: Mapping[str, Factorization]) -> None:
@@ -260,6 +251,7 @@ def divergence(
     options: ConvertOptions,
     dtype: torch.dtype,
     evidence: Evidence,
+    executor: Executor,
     progress: Progress = silent,
     journal: Journal = UNRECORDED,
     stage: str = "search",
@@ -274,6 +266,7 @@ def divergence(
         options: Method and numerics.
         dtype: Deployed dtype.
         evidence: Statistics of the original.
+        executor: Factorizes.
         progress: Called after each block.
         journal: Keeps each block, and the result.
         stage: Name of this plan's trial in the journal.
@@ -290,7 +283,8 @@ def divergence(
     for index in range(done, stream.num_layers):
         with stream.block(index) as block:
             targets = [matrices[name] for name in block.linears if name in matrices]
-            _install(block, factorize_allocated(targets, evidence, checkpoint, options, dtype))
+            tasks = allocated_tasks(targets, evidence, checkpoint, options, dtype)
+            _install(block, _factorize(executor, tasks))
             block.advance(hidden)
         journal.record(stage, State({"blocks": index + 1}, {"hidden": hidden}))
         progress("search", index + 1, stream.num_layers)

@@ -13,7 +13,7 @@ from curconvert.errors import InputError
 from curconvert.factorization.cur import LINKS
 from curconvert.factorization.two_factor import APPROXIMATIONS
 from curconvert.factorization.types import Basis
-from curconvert.selection.indices import IMPORTANCES, SELECTORS
+from curconvert.selection.indices import BASIS_SELECTORS, IMPORTANCES, SELECTORS
 from curconvert_runtime.forms import MODULAR
 
 DType = Literal["float32", "float16", "bfloat16"]
@@ -102,6 +102,7 @@ class ConvertOptions:
         selector: See `curconvert.selection.indices`; `cur` only, as the next two.
         importance: See `curconvert.selection.indices`.
         link: Metric in which U is optimal.
+        exact_svd: Take the singular vectors of `deim`, `qdeim` and `leverage` from a full SVD.
         ridge: λ of `H + λ diag(H)`, wherever the Gram matrix is solved with.
         sequential: Calibrate each block on the outputs of the compressed blocks before it.
         self_text: Share of the calibration sequences that the model writes itself: `curconvert.calibration.sampled`.
@@ -124,6 +125,7 @@ class ConvertOptions:
     selector: str | None = None
     importance: str | None = None
     link: str | None = None
+    exact_svd: bool = False
     sequential: bool = False
     layers: str = "angular"
     targets: tuple[str, ...] = DEFAULT_TARGETS
@@ -172,6 +174,9 @@ class ConvertOptions:
                 raise InputError(f"{option} {value}: belongs to --method cur and curing, not to {self.method}")
         if self.importance == "output" and self.selector != "qr":
             raise InputError(f"--importance output goes with --select qr, not {self.selector}")
+        if self.exact_svd and self.selector not in BASIS_SELECTORS:
+            expected = ", ".join(BASIS_SELECTORS)
+            raise InputError(f"--exact-svd: there is nothing to take singular vectors for; use --select {expected}")
         if self.form in _APPROXIMATIONS:
             check_choice("approximation", str(self.approximation), _APPROXIMATIONS[self.form])
         if self.dtype is not None:

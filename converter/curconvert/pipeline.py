@@ -15,6 +15,7 @@ from curconvert.artifact.workspace import workspace
 from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.compress import silent
+from curconvert.execution.executor import ExecutionOptions, executing
 from curconvert.fingerprint import fingerprint
 from curconvert.options import DTYPES, ConvertOptions, SourceOptions, check_choice
 from curconvert.planning import Plan
@@ -34,6 +35,8 @@ from curconvert.report.card import write_reports
 from curconvert_runtime.fidelity import Progress
 from curconvert_runtime.report import VerificationReport
 from curconvert_runtime.verification import VerifyOptions
+
+_LOCAL = ExecutionOptions()
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ def convert(
     overwrite: bool = False,
     resume: bool = True,
     verification: VerifyOptions | None = None,
+    execution: ExecutionOptions = _LOCAL,
     progress: Progress = silent,
 ) -> Conversion:
     """Compress a checkpoint into a verified artifact.
@@ -86,11 +90,13 @@ def convert(
         overwrite: Replace an existing artifact.
         resume: Go on from an interrupted run's journal where there is one; otherwise it is dropped.
         verification: Gates that the artifact must pass before it is published; None leaves verification out.
+        execution: Where matrices are factorized; it changes no byte, and an interrupted run may go on with another.
         progress: Called as work goes on, after each step that is recorded: what it raises loses nothing of the work.
 
     Raises:
         CurConvertError: Its subclass says whose fault it is; `out` is then untouched.
     """
+    execution.check_installed()
     checkpoint = open_source(source)
     check_output(out, overwrite, inputs(checkpoint, options))
     first = first_plan(checkpoint, options)  # refuses what cannot work before any tensor is read
@@ -98,12 +104,12 @@ def convert(
     targets = targets_of(checkpoint, options)
     check_space(out, needed_bytes(checkpoint, first, options, given.torch_dtype.itemsize, targets))
     identity = fingerprint(checkpoint, given.companions, given.tokens, options)
-    with workspace(out, identity, resume=resume) as space:
+    with workspace(out, identity, resume=resume) as space, executing(execution) as executor:
         prepared = sampled(given, options, progress, space.journal)
         measured = measure(prepared, [options], space.evidence, progress, space.journal)
-        decided = decide(prepared, measured, options, progress, space.journal)
+        decided = decide(prepared, measured, options, executor, progress, space.journal)
         report, peak = produce(
-            space.artifact, prepared, measured, decided, options, verification, progress, space.journal
+            space.artifact, prepared, measured, decided, options, executor, verification, progress, space.journal
         )  # fmt: skip
         publish(space.artifact, out, overwrite)
     return Conversion(out, decided, prepared.tokens.notices, report, peak)
@@ -131,7 +137,7 @@ def export(
     with atomic_folder(out, overwrite) as work:
         with SafetensorsWriter(work, tensor_specs(checkpoint, None, torch_dtype(dtype))) as writer:
             for done, name in enumerate(checkpoint.tensors, 1):
-                writer.write(name, checkpoint.read(name))
+                writer.copy(name, checkpoint.read(name), checkpoint.tensors[name])
                 progress("export", done, len(checkpoint.tensors))
             writer.finish()
         write_model_files(work, checkpoint, companions, dtype, writer.tensors, {}, {})

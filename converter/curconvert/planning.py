@@ -240,6 +240,12 @@ def uniform_density(checkpoint: Checkpoint, shapes: Collection[tuple[int, int]],
     return 1 - (total_parameters(checkpoint) - target) / numbers if numbers else 0.0
 
 
+def keeps_inputs(checkpoint: Checkpoint, options: ConvertOptions) -> bool:
+    """Tell whether the first pass keeps every linear's inputs: layers are chosen by it, and the tokens are few."""
+    tokens = options.calibration.sequences * options.calibration.tokens_per_sequence
+    return score_of(options.layers) is not None and tokens < int(checkpoint.config["hidden_size"])
+
+
 def assemble(
     checkpoint: Checkpoint,
     options: ConvertOptions,

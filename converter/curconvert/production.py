@@ -28,8 +28,9 @@ from curconvert.calibration.sampled import partly_sampled
 from curconvert.calibration.text import BUILTIN, CalibrationTokens, digest, load_tokens
 from curconvert.checkpoint.types import Checkpoint, Companions
 from curconvert.compress import OriginalPass, compress, run_original
+from curconvert.execution.executor import Executor
 from curconvert.options import ConvertOptions
-from curconvert.planning import Plan, layer_of, linear_of, make_plan
+from curconvert.planning import Plan, keeps_inputs, layer_of, linear_of, make_plan
 from curconvert.report.card import write_reports
 from curconvert.selection.layers import score_of, select_layers
 from curconvert.verification import verify_artifact
@@ -156,11 +157,15 @@ def measure(
         backward = BackwardPass(rows, wanted[0].seed, evidence, progress, journal)
     others = [options for options in wanted if options.form != "auto" and not options.sequential]
     gathering: Gathering | None = None
-    if auto or len(others) > 1:  # one conversion calibrates while it compresses: only some layers may be its targets
+    # One conversion calibrates while it compresses, because only some layers may be its targets; but where the inputs
+    # themselves are kept, that is cheaper than to run the model again.
+    if auto or len(others) > 1 or (others and keeps_inputs(checkpoint, others[0])):
         targets = {name for options in (*others, *([auto] if auto else [])) for name in targets_of(checkpoint, options)}
         # auto alone needs no exact products: each of its solves has a ridge, far above the rounding.
         ends = {name for name in targets if linear_of(name) == "down_proj"} if auto else set()
-        gathering = Gathering(targets, evidence, exact=bool(others), split=ends)
+        gathering = Gathering(
+            targets, evidence, exact=bool(others), tokens=prepared.tokens.calibration.size, split=ends
+        )
     original = run_original(
         checkpoint, prepared.tokens, scores=scores, gathering=gathering, backward=backward, progress=progress,
         journal=journal,
@@ -181,6 +186,7 @@ def decide(
     prepared: Prepared,
     measured: Measured,
     options: ConvertOptions,
+    executor: Executor,
     progress: Progress,
     journal: Journal = UNRECORDED,
 ) -> Plan:
@@ -190,6 +196,7 @@ def decide(
         prepared: The model and its text.
         measured: What the original gave, for options of this form.
         options: The size.
+        executor: Factorizes for a search.
         progress: Called after each block of a search.
         journal: Keeps each block of a search.
 
@@ -203,7 +210,7 @@ def decide(
         return make_plan(checkpoint, options, select_layers(options.layers, num_layers, scores))
     return decide_plan(
         checkpoint, first_plan(checkpoint, options), measured.curves, prepared.tokens, original, options,
-        prepared.torch_dtype, measured.evidence, progress, journal,
+        prepared.torch_dtype, measured.evidence, executor, progress, journal,
     )  # fmt: skip
 
 
@@ -213,6 +220,7 @@ def produce(
     measured: Measured,
     decided: Plan,
     options: ConvertOptions,
+    executor: Executor,
     verification: VerifyOptions | None,
     progress: Progress,
     journal: Journal = UNRECORDED,
@@ -225,6 +233,7 @@ def produce(
         measured: What the original gave.
         decided: Form and rank of every matrix.
         options: Method and numerics.
+        executor: Factorizes.
         verification: Gates that the artifact must pass; None leaves verification out.
         progress: Called as work goes on.
         journal: Keeps each block.
@@ -238,7 +247,7 @@ def produce(
     checkpoint, tokens, dtype = prepared.checkpoint, prepared.tokens, prepared.torch_dtype
     with SafetensorsWriter(work, tensor_specs(checkpoint, decided, dtype)) as writer:
         reports, parity = compress(
-            checkpoint, decided, tokens, options, dtype, writer, measured.evidence, progress, journal
+            checkpoint, decided, tokens, options, dtype, writer, measured.evidence, executor, progress, journal
         )  # fmt: skip
         writer.finish()
     probes = pack_probes(tokens.probes, measured.original.outputs, parity)

@@ -18,7 +18,7 @@ from curconvert.calibration.statistics import InputStatistics
 from curconvert.calibration.text import load_tokens
 from curconvert.checkpoint import open_checkpoint
 from curconvert.compress import silent
-from curconvert.factorization.checked import factorize_allocated
+from curconvert.factorization.checked import allocated_tasks
 from curconvert.options import LINEARS
 from curconvert.parity import check_slices, torch_parity
 from curconvert.planning import MatrixPlan
@@ -178,7 +178,8 @@ def test_the_price_of_a_rank_is_that_of_factors_and_bias(tmp_path: Path, qwen2: 
     sensitivity.take(name, GradientSamples(x, g))
     (curve,) = sensitivity.curves
     plan = MatrixPlan(name, (32, 32), "interpolative", 12)
-    found = factorize_allocated([plan], evidence, checkpoint, options, torch.float32)[name]
+    (task,) = allocated_tasks([plan], evidence, checkpoint, options, torch.float32)
+    found = task.run()[name]
     weight, bias = (checkpoint.read(part).double().numpy() for part in (name, name.replace("weight", "bias")))
     difference = wide @ (weight - found.product().numpy()).T + bias - found.tensors["bias"].double().numpy()
     expected = 0.5 * np.mean((g * difference).sum(axis=1) ** 2)

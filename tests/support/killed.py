@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.context
 import os
 import signal
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from curconvert.cli import main
 from curconvert.options import ConvertOptions, SourceOptions
 from curconvert.pipeline import convert
 
@@ -42,9 +46,7 @@ def convert_in_a_process(source: Path, out: Path, options: ConvertOptions, kill_
     Returns:
         How many such calls there were; None if the process was killed.
     """
-    # A server that has imported everything and computed nothing: a fork of it starts at once.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["curconvert.pipeline", "curconvert_runtime.verification"])
+    context = _warm()
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(str(source), out, options, kill_at, sender))
     process.start()
@@ -52,3 +54,40 @@ def convert_in_a_process(source: Path, out: Path, options: ConvertOptions, kill_
     process.join(120)
     assert process.exitcode in (0, -signal.SIGKILL), process.exitcode
     return receiver.recv() if process.exitcode == 0 else None
+
+
+def _command(arguments: Sequence[str], started: Any) -> None:
+    torch.set_num_threads(1)
+    started.send(None)
+    main(arguments)
+
+
+def command_in_a_process(arguments: Sequence[str | Path], seconds: float | None = None) -> float | None:
+    """Run the command line, or kill it by SIGKILL after some time.
+
+    Args:
+        arguments: Of the command.
+        seconds: From its first line of code on; None lets it come to its end.
+
+    Returns:
+        Seconds that it took; None if it was killed.
+    """
+    context = _warm()
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_command, args=([str(argument) for argument in arguments], sender))
+    process.start()
+    receiver.recv()
+    start = time.monotonic()
+    process.join(120 if seconds is None else seconds)
+    took = time.monotonic() - start
+    process.kill()
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL), process.exitcode
+    return took if process.exitcode == 0 else None
+
+
+def _warm() -> multiprocessing.context.ForkServerContext:
+    """Return a server that has imported everything and computed nothing: a fork of it starts at once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["curconvert.pipeline", "curconvert.parity", "mobius", "jsonschema", "onnxruntime"])
+    return context

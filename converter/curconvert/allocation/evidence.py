@@ -36,6 +36,7 @@ class Evidence:
         index = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         self._leaders: dict[str, str] = index.get("leaders", {})
         self._tokens: dict[str, int] = index.get("tokens", {})
+        self._sampled: set[str] = set(index.get("sampled", ()))
         self._ridges: dict[str, float] = index.get("ridges", {})
 
     def commit(self) -> None:
@@ -43,11 +44,13 @@ class Evidence:
         for path in self._fresh:
             fsync(path)
         self._fresh.clear()
-        index = {"leaders": self._leaders, "tokens": self._tokens, "ridges": self._ridges}
+        index = {
+            "leaders": self._leaders, "tokens": self._tokens, "ridges": self._ridges, "sampled": sorted(self._sampled)
+        }  # fmt: skip
         replace_text(self._folder / _INDEX, json.dumps(index))
 
     def save_statistics(self, names: Iterable[str], statistics: InputStatistics) -> None:
-        """Keep mean and Gram matrix of some linears' common input."""
+        """Keep mean and Gram matrix, or samples, of some linears' common input."""
         leader, *_ = names = tuple(names)
         self._save_moments(leader, statistics)
         if statistics.held_out is not None:
@@ -58,24 +61,32 @@ class Evidence:
         """Tell whether the input statistics of all these linears are kept."""
         return self._leaders.keys() >= set(names)
 
-    def statistics(self, name: str, *, split: bool = False) -> InputStatistics:
-        """Return a linear's input statistics.
-
-        Args:
-            name: Its weight.
-            split: Read those of the held-out part too, where there is one.
-        """
+    def statistics(self, name: str) -> InputStatistics:
+        """Return a linear's input statistics, with those of the held-out part where there is one."""
         leader, held_out = self._leaders[name], f"{self._leaders[name]}.held_out"
-        part = self._moments(held_out) if split and held_out in self._tokens else None
-        return replace(self._moments(leader), held_out=part)
+        return replace(self._moments(leader), held_out=self._moments(held_out) if held_out in self._tokens else None)
+
+    def statistics_of(self, names: Iterable[str]) -> dict[str, InputStatistics]:
+        """Return input statistics by name, without held-out parts; linears that share an input share the object."""
+        leaders = {name: self._leaders[name] for name in names}
+        found = {leader: self._moments(leader) for leader in dict.fromkeys(leaders.values())}
+        return {name: found[leader] for name, leader in leaders.items()}
 
     def _save_moments(self, key: str, statistics: InputStatistics) -> None:
-        self._save("gram", key, statistics.gram)
+        if statistics.samples is None:
+            self._save("gram", key, statistics.gram)
+        else:
+            self._save("samples", key, statistics.samples)
+            self._sampled.add(key)
         self._save("mean", key, statistics.mean)
         self._tokens[key] = statistics.tokens
 
     def _moments(self, key: str) -> InputStatistics:
-        return InputStatistics(np.load(self._path("gram", key)), self._tokens[key], np.load(self._path("mean", key)))
+        held = np.load(self._path("samples" if key in self._sampled else "gram", key))
+        mean = np.load(self._path("mean", key))
+        if key in self._sampled:
+            return InputStatistics(None, self._tokens[key], mean, samples=held)
+        return InputStatistics(held, self._tokens[key], mean)
 
     def save_fisher(self, name: str, fisher: Matrix) -> None:
         """Keep the second moment of the gradient at a linear's output, (out_features, out_features)."""

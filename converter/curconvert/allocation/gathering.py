@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
-import numpy as np
-
 from curconvert.allocation.evidence import Evidence
 from curconvert.blocks.stream import Block
 from curconvert.calibration.statistics import StatisticsCollector
@@ -20,13 +18,15 @@ class Gathering:
         targets: Weight names.
         evidence: Receives the statistics.
         exact: See `StatisticsCollector`, as the next.
+        tokens: How many will be seen.
         split: Names of linears of which a part of the tokens is held out.
     """
 
     def __init__(
-        self, targets: Collection[str], evidence: Evidence, *, exact: bool, split: Collection[str] = ()
+        self, targets: Collection[str], evidence: Evidence, *, exact: bool, tokens: int, split: Collection[str] = ()
     ) -> None:
-        self._targets, self._evidence, self._exact, self._split = frozenset(targets), evidence, exact, split
+        self._targets, self._evidence = frozenset(targets), evidence
+        self._exact, self._tokens, self._split = exact, tokens, split
 
     def commit(self) -> None:
         """Bring what was kept to the disk."""
@@ -40,11 +40,11 @@ class Gathering:
             InputError: An input overflows.
         """
         linears = {name: module for name, module in block.linears.items() if name in self._targets}
-        collector = StatisticsCollector(linears, exact=self._exact, split=self._split)
+        collector = StatisticsCollector(linears, exact=self._exact, split=self._split, tokens=self._tokens)
         with collector.collecting():
             yield
         for names, statistics in collector.groups():
-            if not np.isfinite(statistics.gram).all():
+            if not statistics.finite:
                 raise InputError(
                     f"{names[0]}: its inputs overflow on the calibration text; the checkpoint is damaged before it"
                 )

@@ -18,6 +18,7 @@ from curconvert.calibration.text import CalibrationTokens
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.compress import OriginalPass, divergence
 from curconvert.errors import InputError
+from curconvert.execution.executor import Executor
 from curconvert.options import ConvertOptions
 from curconvert.planning import Plan
 from curconvert_runtime.fidelity import Progress
@@ -36,6 +37,7 @@ def decide_plan(
     options: ConvertOptions,
     dtype: torch.dtype,
     evidence: Evidence,
+    executor: Executor,
     progress: Progress,
     journal: Journal,
 ) -> Plan:
@@ -50,6 +52,7 @@ def decide_plan(
         options: The budget.
         dtype: Deployed dtype.
         evidence: Statistics of the original.
+        executor: Factorizes for a search.
         progress: Called after each block of a search.
         journal: Keeps each block of a search, and each trial's divergence.
 
@@ -68,7 +71,7 @@ def decide_plan(
     def measure(candidate: Plan) -> float:
         stage = f"search-{next(trials)}"
         found = divergence(
-            checkpoint, candidate, tokens, original, options, dtype, evidence, progress, journal, stage
+            checkpoint, candidate, tokens, original, options, dtype, evidence, executor, progress, journal, stage
         )  # fmt: skip
         logger.info("%d parameters: KL %.4f", candidate.parameters_after, found)
         return found

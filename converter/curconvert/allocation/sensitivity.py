@@ -94,7 +94,7 @@ class Sensitivity(BackwardPass):
         self.curves = [Curve.from_json(curve) for curve in found["curves"]]
 
     def _price(self, name: str, samples: GradientSamples) -> None:
-        statistics = self._evidence.statistics(name, split=True)
+        statistics = self._evidence.statistics(name)
         metric = statistics
         if bias_of(name) in self._checkpoint.tensors:  # it will carry the mean
             samples, metric = samples.centred(statistics.mean), statistics.centred

@@ -6,10 +6,11 @@ and each tensor to its place when it is ready.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -113,20 +114,51 @@ class SafetensorsWriter:
         Raises:
             InputError: A value is not finite, in the source or once it is rounded to the deployed dtype.
         """
-        spec, location = self._specs[name], self.tensors[name].location
-        if tuple(tensor.shape) != spec.shape:
-            raise ValueError(f"{name}: shape {tuple(tensor.shape)}, announced {spec.shape}")
+        location = self.tensors[name].location
         assert location is not None
         offset = location.offset
-        for part in torch.split(tensor.contiguous().reshape(-1), _CHUNK):
-            deployed = part.to(spec.dtype)
-            if deployed.is_floating_point() and not bool(torch.isfinite(deployed).all()):
-                raise InputError(not_finite(name, part, spec.dtype))
+        for deployed in self._checked(name, tensor):
             # A view of bytes, since NumPy has no bfloat16.
             data: memoryview = deployed.view(torch.uint8).numpy().data
             _write_all(self._handles[location.file], data, offset)
             offset += len(data)
         self._missing.discard(name)
+
+    def copy(self, name: str, tensor: Tensor, source: TensorInfo) -> None:
+        """Write one tensor from another file, from file to file where its dtype stays.
+
+        Args:
+            name: Its name.
+            tensor: Its values, mapped from the file: they are checked, and written where the dtype changes.
+            source: Where they lie.
+
+        Raises:
+            InputError: As `write`.
+        """
+        found, location = source.location, self.tensors[name].location
+        assert location is not None
+        if found is None or tensor.dtype != self._specs[name].dtype or not hasattr(os, "copy_file_range"):
+            self.write(name, tensor)
+            return
+        for _ in self._checked(name, tensor):
+            pass
+        with found.file.open("rb") as file:
+            copied = _copy_all(file.fileno(), self._handles[location.file], found.offset, location)
+        if copied:
+            self._missing.discard(name)
+        else:
+            self.write(name, tensor)
+
+    def _checked(self, name: str, tensor: Tensor) -> Iterator[Tensor]:
+        """Yield a tensor's values in their announced dtype, a few megabytes at a time."""
+        spec = self._specs[name]
+        if tuple(tensor.shape) != spec.shape:
+            raise ValueError(f"{name}: shape {tuple(tensor.shape)}, announced {spec.shape}")
+        for part in torch.split(tensor.contiguous().reshape(-1), _CHUNK):
+            deployed = part.to(spec.dtype)
+            if deployed.is_floating_point() and not bool(torch.isfinite(deployed).all()):
+                raise InputError(not_finite(name, part, spec.dtype))
+            yield deployed
 
     @property
     def written(self) -> list[str]:
@@ -193,6 +225,27 @@ def not_finite(name: str, part: Tensor, dtype: torch.dtype) -> str:
 def _file(info: TensorInfo) -> Path:
     assert info.location is not None
     return info.location.file
+
+
+def _copy_all(source: int, target: int, offset: int, location: ByteRange) -> bool:
+    """Copy bytes inside the kernel, which shares blocks where the file system can; False where it cannot copy at all.
+
+    Some file systems, and copies across two of them on older kernels, are refused; the caller then writes.
+    """
+    done = 0
+    while done < location.length:
+        try:
+            count = os.copy_file_range(
+                source, target, location.length - done, offset + done, location.offset + done
+            )  # fmt: skip
+        except OSError as error:
+            if error.errno in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
+                return False
+            raise
+        if count == 0:  # the source has become shorter
+            return False
+        done += count
+    return True
 
 
 def _write_all(handle: int, data: bytes | memoryview, offset: int) -> None:

@@ -12,11 +12,11 @@ from curconvert.blocks.skeleton import EMBEDDING
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.errors import BackendError
 from curconvert.options import ConvertOptions
-from curconvert.planning import Plan, linear_of
+from curconvert.planning import Plan, keeps_inputs, layer_of, linear_of
 from curconvert_runtime.probes import TOP_TOKENS
 
 _REST = 64 * 10**6  # graphs, reports, index vectors: far less for any model seen
-_COMMON_INPUT = ("k_proj", "v_proj", "up_proj")  # their input is that of a linear before them
+_COMMON_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}  # linears of one input
 
 
 def needed_bytes(
@@ -43,7 +43,13 @@ def needed_bytes(
     states = 4 * hidden * layers * min(calibration, GRADIENT_TOKENS + 8 * length) if backward else 0
     shapes = {name: checkpoint.tensors[name].shape for name in targets}
     matrices = _auto_bytes({name: (m, n) for name, (m, n) in shapes.items()}) if options.form == "auto" else 0
-    return stored * itemsize + records + answers + states + matrices + _REST
+    inputs = 0
+    if keeps_inputs(checkpoint, options):
+        distinct = {
+            (layer_of(name), _COMMON_INPUT.get(linear_of(name), linear_of(name))): n for name, (_, n) in shapes.items()
+        }
+        inputs = 4 * calibration * sum(distinct.values())
+    return stored * itemsize + records + answers + states + matrices + inputs + _REST
 
 
 def _auto_bytes(shapes: Mapping[str, tuple[int, int]]) -> int:

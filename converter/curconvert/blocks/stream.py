@@ -14,6 +14,7 @@ from transformers import DynamicCache
 
 from curconvert.blocks.modules import ChunkedHead, SplitLinear
 from curconvert.blocks.skeleton import EMBEDDING, HEAD, build_skeleton, canonical_parameters, set_tensor
+from curconvert.checkpoint.safetensors_file import prefetch
 from curconvert.checkpoint.types import Checkpoint
 
 LAYERS = "model.layers"
@@ -167,6 +168,8 @@ class BlockStream:
         for name, owner, attribute in owners:
             # A copy, so that the mapped file is touched once and a replaced weight is freed at once.
             set_tensor(owner, attribute, self._round(self._checkpoint.read(name)).to(torch.float32, copy=True))
+        if index + 1 < self.num_layers:  # the next block is read while this one is in work
+            prefetch(self._checkpoint.tensors[name] for name in self._names(index + 1))
         block = Block(index, layer, self._kwargs[index])
         originals = dict(block.linears)
         try:
@@ -178,6 +181,9 @@ class BlockStream:
             for _, owner, attribute in owners:
                 set_tensor(owner, attribute, getattr(owner, attribute).to("meta"))
             _release_freed_memory()
+
+    def _names(self, index: int) -> Iterator[str]:
+        return (name for name, _, _ in canonical_parameters(self._layers[index], f"{LAYERS}.{index}."))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Apply the final norm and the lm_head (with the family's scaling and soft cap).

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from curconvert.chunked import ChunkedMatrix
+
 HELD_OUT = 8  # every so many batches one is held out, where that is asked for
+Matrix = NDArray[np.float64]
 _CONSTANT = 1e-12  # share of a second moment below which a variance is rounding, in float64
 
 
@@ -19,17 +24,33 @@ _CONSTANT = 1e-12  # share of a second moment below which a variance is rounding
 class InputStatistics:
     """What calibration knows about a linear layer's input.
 
+    The Gram matrix is held as it is, or as the inputs themselves where these are smaller: then T tokens of n features
+    take T·n numbers instead of n², and products with the Gram matrix go through them.
+
     Attributes:
-        gram: `E[x xᵀ]` over the calibration tokens, uncentred, (in_features, in_features) float64.
+        second_moment: `E[x xᵀ]` over the calibration tokens, uncentred, (in_features, in_features) float64; None
+            where `samples` stand for it.
         tokens: Number of tokens averaged over.
         mean: `μ = E[x]`, (in_features,) float64.
         held_out: Of a part of these tokens, to choose settings on; None where none was held out.
+        samples: Every input, (tokens, in_features) float32; None where there is a second moment.
     """
 
-    gram: NDArray[np.float64]
+    second_moment: Matrix | None
     tokens: int
     mean: NDArray[np.float64]
     held_out: InputStatistics | None = None
+    samples: NDArray[np.float32] | None = None
+
+    @cached_property
+    def gram(self) -> Matrix:
+        """`H = E[x xᵀ]`, (in_features, in_features) float64; computed on first use where samples stand for it."""
+        if self.second_moment is not None:
+            return self.second_moment
+        total = np.zeros((len(self.mean), len(self.mean)))
+        for _, part in self._inputs.chunks():
+            total += part.T @ part
+        return total / self.tokens
 
     @property
     def rest(self) -> InputStatistics:
@@ -41,10 +62,25 @@ class InputStatistics:
         gram = (self.tokens * self.gram - part.tokens * part.gram) / tokens
         return InputStatistics(gram, tokens, (self.tokens * self.mean - part.tokens * part.mean) / tokens)
 
+    @cached_property
+    def diagonal(self) -> NDArray[np.float64]:
+        """Mean square of each input feature, (in_features,): the diagonal of H."""
+        if self.second_moment is not None:
+            return np.diag(self.second_moment)
+        total = np.zeros(len(self.mean))
+        for _, part in self._inputs.chunks():
+            total += np.einsum("ij,ij->j", part, part)
+        return total / self.tokens
+
     @property
     def rms(self) -> NDArray[np.float64]:
-        """Root mean square of each input feature, (in_features,): `sqrt(diag E[x xᵀ])`."""
-        return np.sqrt(np.diag(self.gram))
+        """Root mean square of each input feature, (in_features,)."""
+        return np.sqrt(self.diagonal)
+
+    @property
+    def finite(self) -> bool:
+        """Whether no input overflowed."""
+        return bool(np.isfinite(self.gram if self.samples is None else self.samples).all())
 
     @property
     def centred(self) -> InputStatistics:
@@ -53,6 +89,78 @@ class InputStatistics:
         constant = np.diag(gram) <= _CONSTANT * np.diag(self.gram)
         gram[constant, :] = gram[:, constant] = 0.0
         return InputStatistics(gram, self.tokens, np.zeros_like(self.mean))
+
+    def times(self, matrix: Matrix) -> Matrix:
+        """Return `H M`.
+
+        Args:
+            matrix: M, (in_features, k) float64.
+        """
+        if self.second_moment is not None:
+            return np.asarray(self.second_moment @ matrix)
+        found = np.zeros_like(matrix)
+        for _, part in self._inputs.chunks():
+            found += part.T @ (part @ matrix)
+        return found / self.tokens
+
+    def energy(self, matrix: Matrix) -> float:
+        """Return `E‖M x‖² = tr(M H Mᵀ)`.
+
+        Args:
+            matrix: M, (k, in_features) float64.
+        """
+        if self.samples is None:
+            return max(float(np.vdot(matrix @ self.gram, matrix)), 0.0)
+        return squares(self.outputs(matrix))
+
+    def outputs(self, matrix: Matrix) -> NDArray[np.float32]:
+        """Return `M Xᵀ / √T`, (k, T), whose squares sum up to `E‖M x‖²`; where samples are held.
+
+        In float32: such sums are only reported, and 1e-6 of them is exact enough.
+
+        Args:
+            matrix: M, (k, in_features) float64.
+        """
+        assert self.samples is not None
+        return np.asarray((matrix / np.sqrt(self.tokens)).astype(np.float32) @ self.samples.T)
+
+    @property
+    def _inputs(self) -> ChunkedMatrix:
+        assert self.samples is not None
+        return ChunkedMatrix(torch.from_numpy(self.samples))
+
+
+def squares(matrix: NDArray[np.floating[Any]]) -> float:
+    """Sum the squares of a matrix, in float64."""
+    return float(np.einsum("ij,ij->", matrix, matrix, dtype=np.float64))
+
+
+class _Moments(Protocol):
+    """Takes in batches of an input."""
+
+    def add(self, x: Tensor) -> None:
+        """Take a batch, (…, in_features)."""
+
+    def result(self) -> InputStatistics:
+        """Return the statistics of all batches."""
+
+
+class _Samples:
+    """Keeps every input, in memory that is taken once."""
+
+    def __init__(self, tokens: int, size: int) -> None:
+        self._held = np.empty((tokens, size), np.float32)
+        self._count = 0
+
+    def add(self, x: Tensor) -> None:
+        flat = x.reshape(-1, x.shape[-1]).numpy()
+        self._held[self._count : self._count + len(flat)] = flat
+        self._count += len(flat)
+
+    def result(self) -> InputStatistics:
+        held = self._held[: self._count]
+        mean = held.sum(axis=0, dtype=np.float64) / max(self._count, 1)
+        return InputStatistics(None, self._count, mean, samples=held)
 
 
 class _Accumulator:
@@ -105,13 +213,21 @@ class StatisticsCollector:
         exact: Multiply in float64: the products may feed solves whose condition is the square of the data's. Otherwise
             each batch's product is float32, and faster, except before a bias: its centred Gram matrix is a difference.
         split: Names of linears for which every eighth batch is held out.
+        tokens: How many will come in all. Inputs of more features than that are kept themselves; None keeps none.
     """
 
-    def __init__(self, linears: dict[str, nn.Module], *, exact: bool = True, split: Collection[str] = ()) -> None:
-        self._exact, self._split = exact, frozenset(split)
+    def __init__(
+        self,
+        linears: dict[str, nn.Module],
+        *,
+        exact: bool = True,
+        split: Collection[str] = (),
+        tokens: int | None = None,
+    ) -> None:
+        self._exact, self._split, self._tokens = exact, frozenset(split), tokens
         self._linears = linears
         self._leader: dict[str, str] = {}
-        self._accumulators: dict[str, _Accumulator] = {}
+        self._accumulators: dict[str, _Moments] = {}
         self._last: tuple[Tensor, str] | None = None
 
     @contextmanager
@@ -135,11 +251,15 @@ class StatisticsCollector:
             self._leader[name] = name
             if name not in self._accumulators:
                 exact = self._exact or getattr(module, "bias", None) is not None
-                dtype = torch.float64 if exact else torch.float32
-                self._accumulators[name] = _Accumulator(x.shape[-1], dtype, split=name in self._split)
+                self._accumulators[name] = self._moments(name, x.shape[-1], exact=exact)
             self._accumulators[name].add(x)
 
         return hook
+
+    def _moments(self, name: str, size: int, *, exact: bool) -> _Moments:
+        if self._tokens is not None and self._tokens < size and name not in self._split:
+            return _Samples(self._tokens, size)
+        return _Accumulator(size, torch.float64 if exact else torch.float32, split=name in self._split)
 
     def groups(self) -> Iterable[tuple[tuple[str, ...], InputStatistics]]:
         """Yield the names that share an input, with its statistics."""

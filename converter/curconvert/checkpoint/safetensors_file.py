@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -160,6 +162,19 @@ def map_tensor(info: TensorInfo) -> torch.Tensor:
     dtype = DTYPES[info.dtype]
     count = location.length // dtype.itemsize
     return torch.frombuffer(mapping, dtype=dtype, count=count, offset=location.offset - start).view(info.shape)
+
+
+def prefetch(tensors: Iterable[TensorInfo]) -> None:
+    """Ask the system to read tensors' bytes into its cache, and do not wait for it."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    for info in tensors:
+        if location := info.location:
+            with (
+                contextlib.suppress(OSError),
+                location.file.open("rb") as file,
+            ):  # whoever reads it will say what is wrong
+                os.posix_fadvise(file.fileno(), location.offset, location.length, os.POSIX_FADV_WILLNEED)
 
 
 def _one_line(error: BaseException) -> str:

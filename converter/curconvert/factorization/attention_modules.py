@@ -92,8 +92,7 @@ def factorize_query_key(
         part, rows = projections[name], _places(dimensions, heads.count(name), heads.head_dim)
         weight = part.weight.to(dtype).index_select(0, torch.from_numpy(rows))
         tensors = {"weight": weight, **_row_indices(rows, len(part.weight))}
-        whole = part.weight.to(torch.float64).numpy()
-        found[name] = measured("sparse_rows", tensors, len(rows), whole, part.statistics, basis="rows")
+        found[name] = measured("sparse_rows", tensors, len(rows), part.weight, part.statistics, basis="rows")
     return found
 
 
@@ -166,8 +165,8 @@ def factorize_value_output(
     v_tensors = {"weight": deployed(np.concatenate(values), dtype), **_row_indices(rows, len(V))}
     o_tensors = {"weight": deployed(np.concatenate(columns, axis=1), dtype), "order": torch.from_numpy(order)}
     return {
-        "v_proj": measured("sparse_rows", v_tensors, len(rows), V, v_proj.statistics, basis="subspace"),
-        "o_proj": measured("sparse_columns", o_tensors, len(order), W, o_proj.statistics),
+        "v_proj": measured("sparse_rows", v_tensors, len(rows), v_proj.weight, v_proj.statistics, basis="subspace"),
+        "o_proj": measured("sparse_columns", o_tensors, len(order), o_proj.weight, o_proj.statistics),
     }
 
 

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
-import scipy.linalg
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from curconvert.calibration.statistics import InputStatistics
-from curconvert.factorization.gram import measured, ridged, solve_right
+from curconvert.chunked import ChunkedMatrix
+from curconvert.factorization.gram import least_squares, measured, right_inverse, solve_right
+from curconvert.factorization.metrics import DiagonalMetric, FullMetric
 from curconvert.factorization.types import ErrorBound, Factorization
 from curconvert.selection.indices import (
     Importance,
+    Metric,
     Selection,
     Selector,
     importance_matrix,
     leading_rows,
     select_rows_columns,
+    tensor_rng,
 )
 
 Link = Literal["plain", "diagonal", "full"]
@@ -40,7 +42,8 @@ class CUROptions:
         importance: The matrix that the selector works on.
         link: Metric in which U is optimal: `plain` (Frobenius), `diagonal` (per-feature RMS), `full` (Gram matrix).
         ridge: λ of `H + λ diag(H)` in the full solve.
-        seed: With the tensor's name, seeds the random selectors.
+        seed: With the tensor's name, seeds everything random.
+        exact_svd: See `select_rows_columns`.
     """
 
     selector: Selector
@@ -48,50 +51,44 @@ class CUROptions:
     link: Link
     ridge: float
     seed: int
+    exact_svd: bool = False
 
 
-def tensor_rng(seed: int, name: str) -> np.random.Generator:
-    """Return a generator that depends on the seed and the tensor's name alone, not on the order of work."""
-    digest = hashlib.sha256(f"{seed}\0{name}".encode()).digest()
-    return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
-
-
-def link_matrix(weight: Matrix, C: Matrix, R: Matrix, gram: Matrix | None) -> Matrix:
+def link_matrix(weight: ChunkedMatrix, C: Matrix, R: Matrix, metric: Metric | None) -> Matrix:
     """Solve `min_U ‖(W − C U R) H^½‖_F`: `U* = C⁺ W H Rᵀ (R H Rᵀ)⁺`.
 
     Args:
         weight: W, (m, n).
         C: (m, r).
         R: (r, n).
-        gram: H, (n, n) symmetric positive semi-definite; None stands for the identity.
+        metric: H, (n, n); None stands for the identity.
 
     Returns:
         U, (r, r). Rank-deficient C or R give the least-norm solution.
     """
-    if gram is None:
-        projected = weight @ scipy.linalg.pinv(R)
+    if metric is None:
+        projected = weight.times(right_inverse(R))
     else:
-        weighted = gram @ R.T
-        projected = solve_right(weight @ weighted, R @ weighted)
-    link, *_ = scipy.linalg.lstsq(C, projected, check_finite=False)
-    return np.asarray(link)
+        weighted = metric.times(R.T)
+        projected = solve_right(weight.times(weighted), R @ weighted)
+    return least_squares(C, projected)
 
 
-def _metric(statistics: InputStatistics, link: Link, ridge: float) -> Matrix | None:
-    if link == "plain":
+def _metric(statistics: InputStatistics, options: CUROptions) -> Metric | None:
+    if options.link == "plain":
         return None
-    if link == "diagonal":
-        return np.diag(np.diag(statistics.gram))
-    return ridged(statistics.gram, ridge)
+    return DiagonalMetric(statistics) if options.link == "diagonal" else FullMetric(statistics, options.ridge)
 
 
-def _select(name: str, W: Matrix, statistics: InputStatistics, rank: int, options: CUROptions) -> Selection:
-    importance = importance_matrix(W, statistics.rms, options.importance)
-    chosen = select_rows_columns(importance, rank, options.selector, tensor_rng(options.seed, name))
+def _select(name: str, weight: Tensor, statistics: InputStatistics, rank: int, options: CUROptions) -> Selection:
+    importance = importance_matrix(weight, statistics.rms, options.importance)
+    rng = tensor_rng(options.seed, name)
+    chosen = select_rows_columns(importance, rank, options.selector, rng, exact_svd=options.exact_svd)
     if options.importance != "output":
         return chosen
     # What R keeps is outputs, and how well outputs predict one another depends on the whole Gram matrix.
-    return replace(chosen, rows=leading_rows(W @ ridged(statistics.gram, options.ridge) @ W.T, rank))
+    rows = leading_rows(ChunkedMatrix(weight), FullMetric(statistics, options.ridge), rank, rng)
+    return replace(chosen, rows=rows)
 
 
 def factorize_cur(
@@ -110,16 +107,14 @@ def factorize_cur(
         options: Selection and link.
         dtype: Deployed dtype of C, U and R.
     """
-    deployed = weight.to(dtype)
-    W = weight.to(torch.float64).numpy()
-    chosen = _select(name, W, statistics, rank, options)
+    deployed, W = weight.to(dtype), ChunkedMatrix(weight)
+    chosen = _select(name, weight, statistics, rank, options)
     rows, columns = torch.from_numpy(chosen.rows), torch.from_numpy(chosen.columns)
     C, R = deployed[:, columns.long()].contiguous(), deployed[rows.long()].contiguous()
-    U = torch.from_numpy(
-        link_matrix(W, C.double().numpy(), R.double().numpy(), _metric(statistics, options.link, options.ridge))
-    ).to(dtype)
+    link = link_matrix(W, C.double().numpy(), R.double().numpy(), _metric(statistics, options))
+    U = torch.from_numpy(link).to(dtype)
     bound = None
     if chosen.eta_rows is not None and chosen.eta_columns is not None and chosen.sigma_next is not None:
         bound = ErrorBound(chosen.eta_rows, chosen.eta_columns, chosen.sigma_next, _BOUND_MATRICES[options.importance])
     tensors = {"C": C, "U": U, "R": R, "rows": rows, "cols": columns}
-    return measured("cur", tensors, rank, W, statistics, bound=bound)
+    return measured("cur", tensors, rank, weight, statistics, bound=bound)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import scipy.linalg
@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from curconvert.calibration.statistics import InputStatistics
+from curconvert.calibration.statistics import InputStatistics, squares
+from curconvert.chunked import ChunkedMatrix
 from curconvert.errors import InputError
 from curconvert.factorization.types import Basis, ErrorBound, Factorization, Form
 
@@ -48,6 +49,36 @@ def solve_right(numerator: Matrix, gram: Matrix) -> Matrix:
     return np.asarray((numerator @ vectors / values[kept]) @ vectors.T)
 
 
+def least_squares(A: Matrix, B: Matrix) -> Matrix:
+    """Solve `min_X ‖A X − B‖_F` by QR, or with the least norm where the columns of A are dependent.
+
+    Args:
+        A: (m, r), m ≥ r.
+        B: (m, k).
+
+    Returns:
+        X, (r, k).
+    """
+    basis, triangle = scipy.linalg.qr(A, mode="economic", check_finite=False)
+    if _dependent(triangle):
+        found, *_ = scipy.linalg.lstsq(A, B, check_finite=False)
+        return np.asarray(found)
+    return np.asarray(scipy.linalg.solve_triangular(triangle, basis.T @ B, check_finite=False))
+
+
+def right_inverse(R: Matrix) -> Matrix:
+    """Return the pseudo-inverse of a wide matrix, (n, r) of (r, n), by QR where its rows are independent."""
+    basis, triangle = scipy.linalg.qr(R.T, mode="economic", check_finite=False)
+    if _dependent(triangle):
+        return np.asarray(scipy.linalg.pinv(R, check_finite=False))
+    return np.asarray(scipy.linalg.solve_triangular(triangle, basis.T, check_finite=False).T)
+
+
+def _dependent(triangle: Matrix) -> bool:
+    pivots = np.abs(np.diag(triangle))
+    return bool(pivots.min() <= len(pivots) * np.finfo(np.float64).eps * pivots.max())
+
+
 def output_norm(matrix: Matrix, gram: Matrix) -> float:
     """`‖M H^½‖_F = sqrt(tr(M H Mᵀ))`."""
     return float(np.sqrt(max(np.einsum("ij,ij->", matrix @ gram, matrix), 0.0)))
@@ -67,7 +98,7 @@ def measured(
     form: Form,
     tensors: Mapping[str, Tensor],
     rank: int,
-    weight: Matrix,
+    weight: Tensor,
     statistics: InputStatistics,
     *,
     bound: ErrorBound | None = None,
@@ -79,25 +110,63 @@ def measured(
         form: See `curconvert_runtime.forms`.
         tensors: Factors in the deployed dtype and indices in int32.
         rank: r.
-        weight: W, (m, n), unrounded.
+        weight: W, (m, n), any float dtype, unrounded.
         statistics: Of the layer's input; errors are in its own metric, without a ridge.
         bound: Passed on.
         basis: Passed on.
     """
     stored = {suffix: tensor.contiguous() for suffix, tensor in tensors.items()}
+    shape = (weight.shape[0], weight.shape[1])
+    totals = np.zeros(4)
     with np.errstate(invalid="ignore", over="ignore"):  # factors that overflowed are the caller's to refuse
-        error = weight - Factorization(form, _shape(weight), stored, rank, 0.0, 0.0).product().numpy()
-        output, frobenius = output_norm(error, statistics.gram), float(np.linalg.norm(error))
+        for part in _errors(Factorization(form, shape, stored, rank, 0.0, 0.0), ChunkedMatrix(weight), statistics):
+            totals += part
     return Factorization(
         form=form,
-        shape=_shape(weight),
+        shape=shape,
         tensors=stored,
         rank=rank,
-        relative_output_error=_ratio(output, output_norm(weight, statistics.gram)),
-        relative_frobenius_error=_ratio(frobenius, float(np.linalg.norm(weight))),
+        relative_output_error=_ratio(totals[0], totals[1]),
+        relative_frobenius_error=_ratio(totals[2], totals[3]),
         bound=bound,
         basis=basis,
     )
+
+
+def _errors(
+    factors: Factorization, weight: ChunkedMatrix, statistics: InputStatistics
+) -> Iterator[tuple[float, float, float, float]]:
+    """Yield of some rows at a time: squared output error and output, squared error and weight."""
+    thin = _thin(factors)
+    if thin is None:
+        whole = factors.product().numpy()
+        for rows, part in weight.chunks():
+            error = part - whole[rows]
+            yield statistics.energy(error), statistics.energy(part), squares(error), squares(part)
+        return
+    left, right = thin
+    common = None if statistics.samples is None else statistics.outputs(right)
+    for rows, part in weight.chunks():
+        error = part - left[rows] @ right
+        if common is None:
+            energies = statistics.energy(error), statistics.energy(part)
+        else:  # the outputs of the factors cost little beside those of the weight, which are needed anyway
+            outputs = statistics.outputs(part)
+            energies = squares(outputs - left[rows].astype(np.float32) @ common), squares(outputs)
+        yield *energies, squares(error), squares(part)
+
+
+def _thin(factors: Factorization) -> tuple[Matrix, Matrix] | None:
+    """Return two factors, (m, r) and (r, n), of which a matrix is the product; None for the forms that keep a part."""
+    wide = {suffix: tensor.to(torch.float64).numpy() for suffix, tensor in factors.tensors.items()}
+    if factors.form == "cur":
+        return wide["C"], wide["U"] @ wide["R"]
+    if factors.form == "two_factor":
+        return wide["A"], wide["B"]
+    if factors.form == "interpolative":
+        left = np.concatenate([np.eye(factors.rank), wide["T"]])[factors.tensors["order"].numpy()]
+        return left, wide["R"]
+    return None
 
 
 def deployed(matrix: Matrix, dtype: torch.dtype) -> Tensor:
@@ -105,9 +174,5 @@ def deployed(matrix: Matrix, dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(matrix)).to(dtype)
 
 
-def _shape(weight: Matrix) -> tuple[int, int]:
-    return weight.shape[0], weight.shape[1]
-
-
-def _ratio(error: float, norm: float) -> float:
-    return error / norm if norm > 0 else 0.0
+def _ratio(error: float, whole: float) -> float:
+    return float(np.sqrt(error / whole)) if whole > 0 else 0.0

@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from curconvert.calibration.statistics import InputStatistics
+from curconvert.chunked import ChunkedMatrix
 from curconvert.factorization.gram import check_rank, deployed, measured, ridged, solve_right
 from curconvert.factorization.low_rank import svd_llm
+from curconvert.factorization.metrics import FullMetric
 from curconvert.factorization.types import Basis, Factorization
-from curconvert.selection.indices import leading_rows, pivoted_qr
+from curconvert.selection.indices import Metric, leading_rows, pivoted_qr, tensor_rng
 
 Matrix = NDArray[np.float64]
 Indices = NDArray[np.int32]
@@ -20,12 +22,19 @@ _LARGEST = 2.0  # |T|; every swap more than doubles |det A[I]|, so there are few
 
 
 def factorize_interpolative(
-    name: str, weight: Tensor, statistics: InputStatistics, rank: int, basis: Basis, ridge: float, dtype: torch.dtype
+    name: str,
+    weight: Tensor,
+    statistics: InputStatistics,
+    rank: int,
+    basis: Basis,
+    ridge: float,
+    dtype: torch.dtype,
+    seed: int = 0,
 ) -> Factorization:
     """Factorize one linear layer's weight into r rows and the coefficients that make the other rows of them.
 
     Args:
-        name: Tensor name, for messages.
+        name: Tensor name.
         weight: W, (m, n), any float dtype.
         statistics: Of the layer's input.
         rank: 1 ≤ r ≤ min(m, n).
@@ -34,18 +43,21 @@ def factorize_interpolative(
             (PIFA, arXiv 2501.19090).
         ridge: λ of `H + λ diag(H)`.
         dtype: Deployed dtype of R and T.
+        seed: With the name, seeds the sketch of very many outputs.
 
     Raises:
         InputError: No (m, n) matrix has this rank.
     """
     check_rank(name, weight.shape, rank)
-    W, H = weight.to(torch.float64).numpy(), ridged(statistics.gram, ridge)
     if basis == "subspace":
-        return interpolative_from(weight, *svd_llm(W, H, rank), statistics, dtype)
-    rows = leading_rows(W @ H @ W.T, rank)
+        best = svd_llm(weight.to(torch.float64).numpy(), ridged(statistics.gram, ridge), rank)
+        return interpolative_from(weight, *best, statistics, dtype)
+    metric = FullMetric(statistics, ridge)
+    rows = leading_rows(ChunkedMatrix(weight), metric, rank, tensor_rng(seed, name))
     R = weight.to(dtype)[torch.from_numpy(rows).long()]
-    T = interpolation(W[_others(rows, len(W))], R.to(torch.float64).numpy(), H)
-    return _assembled(W, rows, R, T, statistics, basis, dtype)
+    others = torch.from_numpy(_others(rows, len(weight)))
+    T = interpolation(ChunkedMatrix(weight[others]), R.to(torch.float64).numpy(), metric)
+    return _assembled(weight, rows, R, T, statistics, basis, dtype)
 
 
 def interpolative_from(
@@ -62,32 +74,38 @@ def interpolative_from(
     """
     rows, T = spanning_rows(A)
     R = deployed(A[rows] @ B, dtype)
-    return _assembled(weight.to(torch.float64).numpy(), rows, R, T, statistics, "subspace", dtype)
+    return _assembled(weight, rows, R, T, statistics, "subspace", dtype)
 
 
 def _assembled(
-    W: Matrix, rows: Indices, R: Tensor, T: Matrix, statistics: InputStatistics, basis: Basis, dtype: torch.dtype
+    weight: Tensor,
+    rows: Indices,
+    R: Tensor,
+    T: Matrix,
+    statistics: InputStatistics,
+    basis: Basis,
+    dtype: torch.dtype,
 ) -> Factorization:
-    others, rank = _others(rows, len(W)), len(rows)
-    order = np.empty(len(W), dtype=np.int32)
-    order[rows], order[others] = np.arange(rank), np.arange(rank, len(W))
+    m, rank = len(weight), len(rows)
+    order = np.empty(m, dtype=np.int32)
+    order[rows], order[_others(rows, m)] = np.arange(rank), np.arange(rank, m)
     tensors = {"R": R, "T": deployed(T, dtype), "rows": torch.from_numpy(rows), "order": torch.from_numpy(order)}
-    return measured("interpolative", tensors, rank, W, statistics, basis=basis)
+    return measured("interpolative", tensors, rank, weight, statistics, basis=basis)
 
 
-def interpolation(others: Matrix, R: Matrix, gram: Matrix) -> Matrix:
+def interpolation(others: ChunkedMatrix, R: Matrix, metric: Metric) -> Matrix:
     """Solve `min_T ‖(W' − T R) H^½‖_F`: `T = W' H Rᵀ (R H Rᵀ)⁺`.
 
     Args:
         others: W', (m − r, n).
         R: (r, n).
-        gram: H, (n, n) symmetric positive semi-definite.
+        metric: H, (n, n).
 
     Returns:
         T, (m − r, r). Rank-deficient R or H give the least-norm solution.
     """
-    weighted = gram @ R.T
-    return solve_right(others @ weighted, R @ weighted)
+    weighted = metric.times(R.T)
+    return solve_right(others.times(weighted), R @ weighted)
 
 
 def spanning_rows(basis: Matrix) -> tuple[Indices, Matrix]:

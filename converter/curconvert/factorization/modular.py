@@ -177,8 +177,7 @@ def factorize_mlp(
         tensors = {"weight": part.weight.to(dtype).index_select(0, index), "rows": index}
         if part.bias is not None:
             tensors["bias"] = part.bias.to(dtype).index_select(0, index)
-        whole = part.weight.to(torch.float64).numpy()
-        found[name] = measured("modular_rows", tensors, count, whole, part.statistics)
+        found[name] = measured("modular_rows", tensors, count, part.weight, part.statistics)
     tensors = {"weight": deployed(corrected_down(W, G, kept, options.ridge), dtype), "cols": index}
-    found["down_proj"] = with_bias(measured("modular_columns", tensors, count, W, metric), down, dtype)
+    found["down_proj"] = with_bias(measured("modular_columns", tensors, count, down.weight, metric), down, dtype)
     return found

@@ -232,6 +232,6 @@ def factorize_shared(
             "rows": torch.from_numpy(own),
             "order": torch.from_numpy(order),
         }
-        found.append(measured("interpolative", tensors, rank, metric.weight, projection.metric, basis="subspace"))
+        found.append(measured("interpolative", tensors, rank, projection.weight, projection.metric, basis="subspace"))
         row, place = row + len(others), place + len(own)
     return found

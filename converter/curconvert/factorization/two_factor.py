@@ -56,7 +56,7 @@ def factorize_two_factor(
     else:
         A, B = plain(W, rank)
     A, B = balanced(A, B)
-    return measured("two_factor", {"A": deployed(A, dtype), "B": deployed(B, dtype)}, rank, W, statistics)
+    return measured("two_factor", {"A": deployed(A, dtype), "B": deployed(B, dtype)}, rank, weight, statistics)
 
 
 def balanced(A: Matrix, B: Matrix) -> tuple[Matrix, Matrix]:

@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 from scipy.linalg.lapack import dpstrf
+from torch import Tensor
+
+from curconvert.chunked import ChunkedMatrix
+from curconvert.selection.bases import exact_bases, randomised_bases
 
 Selector = Literal["deim", "qdeim", "qr", "leverage", "random"]
 Importance = Literal["output", "wanda", "activation", "weight"]
 SELECTORS: tuple[str, ...] = get_args(Selector)
 IMPORTANCES: tuple[str, ...] = get_args(Importance)
 _OVERSAMPLING = 32  # extra sketch rows; the pivots of the leading `rank` hardly depend on it beyond this
+_EXACT_OUTPUTS = 4096  # up to which the output Gram matrix is formed
 
 Matrix = NDArray[np.float64]
 Indices = NDArray[np.int32]
+
+
+class Metric(Protocol):
+    """A symmetric positive semi-definite matrix H, (n, n), known by its products."""
+
+    def times(self, matrix: Matrix) -> Matrix:
+        """Return `H M`, (n, k)."""
+
+
+class RootedMetric(Metric, Protocol):
+    """One that can be sketched."""
+
+    def sketch(self, size: int, rng: np.random.Generator) -> Matrix:
+        """Return `S Ω` with `H = S Sᵀ` and Ω Gaussian, (n, size)."""
 
 
 @dataclass(frozen=True)
@@ -40,18 +60,24 @@ class Selection:
     sigma_next: float | None = None
 
 
-def importance_matrix(weight: Matrix, rms: NDArray[np.float64], importance: Importance) -> Matrix:
+def tensor_rng(seed: int, name: str) -> np.random.Generator:
+    """Return a generator that depends on the seed and the tensor's name alone, not on the order of work."""
+    digest = hashlib.sha256(f"{seed}\0{name}".encode()).digest()
+    return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
+
+
+def importance_matrix(weight: Tensor, rms: NDArray[np.float64], importance: Importance) -> ChunkedMatrix:
     """Scale a weight by how strongly its inputs are driven.
 
     Args:
-        weight: W, (m, n).
+        weight: W, (m, n), any float dtype.
         rms: a, (n,), root mean square of each input feature.
         importance: `wanda`: |W|∘a (CURing, after Wanda, arXiv 2306.11695); `activation`: W∘a; `weight`: W;
             `output`: W∘a, for the columns (its rows are chosen by `leading_rows`).
     """
     if importance == "weight":
-        return weight
-    return (np.abs(weight) if importance == "wanda" else weight) * rms
+        return ChunkedMatrix(weight)
+    return ChunkedMatrix(weight, absolute=importance == "wanda", scale=rms)
 
 
 def deim(basis: Matrix) -> Indices:
@@ -78,28 +104,35 @@ def pivoted_qr(matrix: Matrix, rank: int) -> Indices:
     return np.asarray(pivots[:rank], dtype=np.int32)
 
 
-def _sketched_columns(matrix: Matrix, rank: int, rng: np.random.Generator) -> Indices:
-    """Column pivots of a Gaussian sketch of the rows (Voronin & Martinsson, arXiv 1412.8447)."""
-    size = rank + _OVERSAMPLING
-    if size < matrix.shape[0]:
-        matrix = rng.standard_normal((size, matrix.shape[0])) @ matrix
-    return pivoted_qr(matrix, rank)
+def _sketched(matrix: ChunkedMatrix, rank: int, rng: np.random.Generator) -> tuple[Indices, Indices]:
+    """Row and column pivots of Gaussian sketches of the columns and rows (Voronin & Martinsson, arXiv 1412.8447)."""
+    (m, n), size = matrix.shape, rank + _OVERSAMPLING
+    narrow = matrix.times(rng.standard_normal((size, n)).T) if size < n else matrix.dense()
+    low = matrix.left_times(rng.standard_normal((size, m))) if size < m else matrix.dense()
+    return pivoted_qr(narrow.T, rank), pivoted_qr(low, rank)
 
 
-def leading_rows(output_gram: Matrix, rank: int) -> Indices:
+def leading_rows(weight: ChunkedMatrix, metric: RootedMetric, rank: int, rng: np.random.Generator) -> Indices:
     """Choose the outputs greedily: each time the one that those chosen before it predict worst.
 
     These are the column pivots of QR of `(W S)ᵀ`, `H = S Sᵀ`, and equally the pivots of the Cholesky factorization of
-    the output Gram matrix, which LAPACK (dpstrf) computes without a root of H.
+    the output Gram matrix `W H Wᵀ`, which LAPACK (dpstrf) computes without a root of H. Above `_EXACT_OUTPUTS` outputs
+    that matrix would cost more than all else, and QR takes the pivots of a Gaussian sketch of `(W S)ᵀ` instead.
 
     Args:
-        output_gram: `W H Wᵀ`, (m, m).
+        weight: W, (m, n).
+        metric: H, (n, n).
         rank: r ≤ m. Beyond the numerical rank the choice is arbitrary but valid.
+        rng: Draws the sketch.
 
     Returns:
         (r,) distinct, in the order of choice.
     """
-    _, pivots, _, _ = dpstrf(output_gram)
+    m, size = weight.shape[0], rank + _OVERSAMPLING
+    if m > max(_EXACT_OUTPUTS, size):
+        return pivoted_qr(weight.times(metric.sketch(size, rng)).T, rank)
+    W = weight.dense()
+    _, pivots, _, _ = dpstrf(W @ metric.times(W.T))
     return np.asarray(pivots[:rank] - 1, dtype=np.int32)
 
 
@@ -108,31 +141,37 @@ def _leverage(basis: Matrix) -> Indices:
     return np.argsort(-scores, kind="stable")[: basis.shape[1]].astype(np.int32)
 
 
-_BASIS_SELECTORS: Mapping[str, Callable[[Matrix], Indices]] = {
+BASIS_SELECTORS: Mapping[str, Callable[[Matrix], Indices]] = {
     "deim": deim,
     "qdeim": lambda basis: pivoted_qr(basis.T, basis.shape[1]),  # Drmač & Gugercin, arXiv 1505.00370
     "leverage": _leverage,  # the largest leverage scores of Mahoney & Drineas 2009, without sampling
 }
 
 
-def select_rows_columns(matrix: Matrix, rank: int, selector: Selector, rng: np.random.Generator) -> Selection:
+def select_rows_columns(
+    matrix: ChunkedMatrix, rank: int, selector: Selector, rng: np.random.Generator, *, exact_svd: bool = False
+) -> Selection:
     """Choose `rank` rows and `rank` columns of an importance matrix.
 
     Args:
-        matrix: (m, n) float64, from `importance_matrix`.
+        matrix: (m, n), from `importance_matrix`.
         rank: 1 ≤ rank ≤ min(m, n).
         selector: How to choose.
-        rng: Used by `qr` (its sketch) and `random`.
+        rng: Used by `qr` (its sketch), `random`, and for randomised singular vectors.
+        exact_svd: Take the singular vectors of `deim`, `qdeim` and `leverage` from a full SVD, as CURing does, and
+            report the numbers of DEIM's bound; otherwise they come from a block Krylov space.
     """
     m, n = matrix.shape
     if selector == "random":
         rows, columns = (rng.choice(size, rank, replace=False).astype(np.int32) for size in (m, n))
         return Selection(rows, columns)
     if selector == "qr":
-        return Selection(_sketched_columns(matrix.T, rank, rng), _sketched_columns(matrix, rank, rng))
-    left, sigma, right = scipy.linalg.svd(matrix, full_matrices=False, check_finite=False)
-    left, right = np.ascontiguousarray(left[:, :rank]), np.ascontiguousarray(right[:rank].T)
-    choose = _BASIS_SELECTORS[selector]
+        return Selection(*_sketched(matrix, rank, rng))
+    choose = BASIS_SELECTORS[selector]
+    if not exact_svd:
+        left, right = randomised_bases(matrix, rank, rng)
+        return Selection(choose(left), choose(right))
+    left, right, sigma_next = exact_bases(matrix.dense(), rank)
     rows, columns = choose(left), choose(right)
     if selector != "deim":
         return Selection(rows, columns)
@@ -141,5 +180,5 @@ def select_rows_columns(matrix: Matrix, rank: int, selector: Selector, rng: np.r
         columns,
         eta_rows=float(1 / np.linalg.svd(left[rows], compute_uv=False)[-1]),
         eta_columns=float(1 / np.linalg.svd(right[columns], compute_uv=False)[-1]),
-        sigma_next=float(sigma[rank]) if rank < len(sigma) else 0.0,
+        sigma_next=sigma_next,
     )

@@ -17,6 +17,7 @@ from curconvert.artifact.manifest import environment
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.compress import silent
 from curconvert.errors import BackendError, CurConvertError, InputError, UnsupportedError
+from curconvert.execution.executor import ExecutionOptions, Executor, executing
 from curconvert.options import ConvertOptions, SourceOptions
 from curconvert.pipeline import export, open_source
 from curconvert.planning import total_parameters
@@ -44,6 +45,7 @@ from curconvert_runtime.session import load
 from curconvert_runtime.verification import VerifyOptions, read_text
 
 Ids = NDArray[np.int64]
+_LOCAL = ExecutionOptions()
 
 
 def sweep(
@@ -52,6 +54,7 @@ def sweep(
     options: SweepOptions,
     *,
     overwrite: bool = False,
+    execution: ExecutionOptions = _LOCAL,
     progress: Progress = silent,
 ) -> Sweep:
     """Publish the table and the plot of a model at many sizes.
@@ -63,6 +66,7 @@ def sweep(
         out: The folder to publish; it appears complete, or not at all.
         options: The points, and what they are measured on.
         overwrite: Replace an existing sweep.
+        execution: Where matrices are factorized; it changes no byte of an artifact.
         progress: Called as work goes on.
 
     Raises:
@@ -73,6 +77,7 @@ def sweep(
     except ImportError as error:
         raise BackendError(f"matplotlib cannot be imported ({error}); run: pip install 'curconvert[convert]'") from None
     import_onnxruntime("cpu")
+    execution.check_installed()
     common = ConvertOptions.for_method("auto", **options.settings)
     # Every method is calibrated on the same sequences.
     options = replace(options, settings={**options.settings, "self_text": common.self_text})
@@ -84,12 +89,17 @@ def sweep(
     if not possible:
         raise InputError(f"no point can be had; {wanted[0][0].folder}: {wanted[0][0].reason}")
     prepared = sampled(prepare(checkpoint, common), common, progress)
-    with atomic_folder(out, overwrite, SWEEP) as work, scratch_beside(work) as scratch:
+    with (
+        atomic_folder(out, overwrite, SWEEP) as work,
+        scratch_beside(work) as scratch,
+        executing(execution) as executor,
+    ):
         original = Artifact.open(export(source, scratch / "original", progress=progress).path)
         windows = None if text is None else text_windows(original, text, options.window, options.max_tokens)
         (scratch / "evidence").mkdir()
         measured = measure(prepared, possible, scratch / "evidence", progress)
-        runner = _Runner(prepared, measured, original, windows, work if options.keep_artifacts else scratch, progress)
+        home = work if options.keep_artifacts else scratch
+        runner = _Runner(prepared, measured, original, windows, home, executor, progress)
         points = []
         for done, (point, asked) in enumerate(wanted, 1):
             points.append(point if asked is None else runner.point(point, asked))
@@ -122,6 +132,7 @@ class _Runner:
         original: Its export.
         windows: Token ids to measure fidelity on; None takes what the verification found.
         home: Gets the artifacts.
+        executor: Factorizes.
         progress: Called as work goes on.
     """
 
@@ -132,24 +143,26 @@ class _Runner:
         original: Artifact,
         windows: Ids | None,
         home: Path,
+        executor: Executor,
         progress: Progress,
     ) -> None:
         self._prepared, self._measured, self._original = prepared, measured, original
-        self._windows, self._home, self._progress = windows, home, progress
+        self._windows, self._home, self._executor, self._progress = windows, home, executor, progress
         self.setup = DecodeSetup.of(original)
 
     def point(self, point: Point, options: ConvertOptions) -> Point:
         """Return the point with its numbers, or with the reason why it has none."""
         try:
-            decided = decide(self._prepared, self._measured, options, self._progress)
+            decided = decide(self._prepared, self._measured, options, self._executor, self._progress)
         except (InputError, UnsupportedError) as error:
             return replace(point, status="impossible", reason=str(error))
         folder = self._home / point.folder
         try:
             with atomic_folder(folder) as work:
                 report, _ = produce(
-                    work, self._prepared, self._measured, decided, options, VerifyOptions(), self._progress
-                )
+                    work, self._prepared, self._measured, decided, options, self._executor, VerifyOptions(),
+                    self._progress,
+                )  # fmt: skip
             assert report is not None
             measured = report.fidelity if self._windows is None else self._exact(folder, self._windows)
             assert measured is not None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import stat
 from pathlib import Path
@@ -10,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from curconvert.artifact.safetensors_writer import SafetensorsWriter, TensorSpec, save_tensors
+from curconvert.checkpoint.safetensors_file import DTYPES, map_tensor, read_header
 from curconvert.errors import InputError
 
 
@@ -214,3 +217,61 @@ def test_save_tensors_writes_a_small_file(tmp_path: Path) -> None:
     """The one-call form for probes."""
     save_tensors(tmp_path / "probes.safetensors", tensors())
     assert_same(load_file(tmp_path / "probes.safetensors"), tensors())
+
+
+def copied(source: Path, folder: Path, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    """Copy every tensor of a file with `copy`, the first one last so that places do not agree by chance."""
+    infos = {name: info for name, info in read_header(source).items() if info.dtype in DTYPES}
+    mapped = {name: map_tensor(info) for name, info in infos.items()}
+    specs = [TensorSpec(name, dtype or tensor.dtype, tuple(tensor.shape)) for name, tensor in mapped.items()]
+    with SafetensorsWriter(folder, specs, "copy") as writer:
+        for name in sorted(mapped, reverse=True):
+            writer.copy(name, mapped[name], infos[name])
+        writer.finish()
+    return load_file(folder / "copy.safetensors")
+
+
+@pytest.mark.parametrize("kernel", ["copies", "refuses", "copies a little", "has no such call"])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_tensors_are_copied_from_file_to_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: str, dtype: torch.dtype | None
+) -> None:
+    """The same bytes, whatever the kernel can do; another dtype is converted as `write` does."""
+    content = {name: t for name, t in tensors().items() if t.is_floating_point() and t.numel()}
+    write(tmp_path, content)
+    real, calls = os.copy_file_range, []
+
+    def call(source: int, target: int, count: int, *offsets: int) -> int:
+        calls.append(count)
+        if kernel == "refuses":
+            raise OSError(errno.EXDEV, "two file systems")
+        return real(source, target, min(count, 5) if kernel == "copies a little" else count, *offsets)
+
+    monkeypatch.setattr(os, "copy_file_range", call)
+    if kernel == "has no such call":
+        monkeypatch.delattr(os, "copy_file_range")
+    found = copied(tmp_path / "model.safetensors", tmp_path, dtype)
+    assert found.keys() == content.keys()
+    for name, tensor in content.items():
+        assert torch.equal(found[name], tensor.to(dtype or tensor.dtype)), name
+    assert bool(calls) == (kernel != "has no such call")  # a bfloat16 tensor stays one
+
+
+def test_a_copied_tensor_is_checked_like_a_written_one(tmp_path: Path) -> None:
+    """NaN is named although the bytes would not pass through this process."""
+    write(tmp_path, {"good": torch.ones(3)})
+    save_file({"bad": torch.tensor([1.0, math.nan])}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="bad: holds NaN or infinity"):
+        copied(tmp_path / "model.safetensors", tmp_path)
+
+
+def test_a_full_disk_is_an_error_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other refusal of the kernel is taken for "cannot copy"."""
+
+    def full(*_: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write(tmp_path, {"x": torch.ones(3)})
+    monkeypatch.setattr(os, "copy_file_range", full)
+    with pytest.raises(OSError, match="No space left"):
+        copied(tmp_path / "model.safetensors", tmp_path)

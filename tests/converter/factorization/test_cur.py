@@ -10,9 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from curconvert.calibration.statistics import InputStatistics
+from curconvert.chunked import ChunkedMatrix
 from curconvert.errors import InputError
-from curconvert.factorization.checked import factorize_checked
+from curconvert.factorization.checked import matrix_task
 from curconvert.factorization.cur import CUROptions, factorize_cur, link_matrix
+from curconvert.factorization.metrics import FullMetric
 from curconvert.factorization.types import Factorization
 from curconvert.options import ConvertOptions
 from curconvert.planning import MatrixPlan
@@ -42,6 +44,12 @@ def vectorised(W: Matrix, C: Matrix, R: Matrix, gram: Matrix) -> Matrix:
     return np.asarray(solution.reshape(C.shape[1], R.shape[0]))
 
 
+def link(W: Matrix, C: Matrix, R: Matrix, gram: Matrix | None) -> Matrix:
+    """The closed form, in the metric of a Gram matrix."""
+    metric = None if gram is None else FullMetric(InputStatistics(gram, 1, np.zeros(len(gram))), 0.0)
+    return link_matrix(ChunkedMatrix(torch.from_numpy(W)), C, R, metric)
+
+
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("metric", ["plain", "diagonal", "full"])
 def test_link_equals_the_vectorised_least_squares(seed: int, metric: str) -> None:
@@ -49,7 +57,7 @@ def test_link_equals_the_vectorised_least_squares(seed: int, metric: str) -> Non
     W, C, R, gram = problem(seed)
     H = {"plain": None, "diagonal": np.diag(np.diag(gram)), "full": gram}[metric]
     expected = vectorised(W, C, R, np.eye(W.shape[1]) if H is None else H)
-    np.testing.assert_allclose(link_matrix(W, C, R, H), expected, rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose(link(W, C, R, H), expected, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -72,7 +80,7 @@ def test_output_importance_takes_the_rows_that_predict_the_others(seed: int) -> 
 def test_link_satisfies_the_normal_equations(seed: int) -> None:
     """The residual is orthogonal to C on the left and to R in the metric on the right."""
     W, C, R, gram = problem(seed, 30, 20, 7)
-    residual = W - C @ link_matrix(W, C, R, gram) @ R
+    residual = W - C @ link(W, C, R, gram) @ R
     assert np.abs(C.T @ residual @ gram @ R.T).max() < 1e-9
 
 
@@ -80,7 +88,7 @@ def test_no_perturbation_of_the_link_is_better() -> None:
     """A minimum, not only a stationary point."""
     W, C, R, gram = problem(0)
     root, rng = square_root(gram), np.random.default_rng(0)
-    U = link_matrix(W, C, R, gram)
+    U = link(W, C, R, gram)
 
     def error(candidate: Matrix) -> float:
         return float(np.linalg.norm((W - C @ candidate @ R) @ root))
@@ -110,7 +118,7 @@ def test_singular_problems_have_the_least_norm_solution(case: str) -> None:
     """Rank-deficient factors and metrics give a finite U that is as good as the best and no larger."""
     W, C, R, gram = singular_cases()[case]
     root = square_root(gram)
-    U, best = link_matrix(W, C, R, gram), vectorised(W, C, R, gram)
+    U, best = link(W, C, R, gram), vectorised(W, C, R, gram)
     assert np.isfinite(U).all()
     error, least = (np.linalg.norm((W - C @ u @ R) @ root) for u in (U, best))
     assert error <= least + 1e-7 * (1 + np.linalg.norm(W @ root))
@@ -124,7 +132,15 @@ def statistics(seed: int, n: int) -> InputStatistics:
 
 def options(**values: Any) -> CUROptions:
     return CUROptions(
-        **{"selector": "deim", "importance": "weight", "link": "plain", "ridge": 1e-2, "seed": 0, **values}
+        **{
+            "selector": "deim",
+            "importance": "weight",
+            "link": "plain",
+            "ridge": 1e-2,
+            "seed": 0,
+            "exact_svd": True,
+            **values,
+        }
     )
 
 
@@ -221,7 +237,7 @@ def checked(weight: torch.Tensor, statistics: InputStatistics, dtype: torch.dtyp
     """Factorize as a conversion by `curing` does."""
     plan = MatrixPlan("x.weight", (24, 18), "cur", 5)
     stored: Any = Stored({"x.weight": weight})
-    return factorize_checked(plan, stored, statistics, ConvertOptions.for_method("curing"), dtype)
+    return matrix_task(plan, stored, statistics, ConvertOptions.for_method("curing"), dtype).run()["x.weight"]
 
 
 def test_a_link_that_overflows_the_dtype_is_refused() -> None:

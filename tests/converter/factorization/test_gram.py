@@ -61,7 +61,7 @@ def test_errors_are_those_of_the_stored_tensors() -> None:
     A, B = random_weight(4, 24, 5, torch.float16), random_weight(5, 5, 18, torch.float16)
     W = weight.numpy()
     error = W - A.double().numpy() @ B.double().numpy()
-    found = measured("two_factor", {"A": A, "B": B}, 5, W, stats)
+    found = measured("two_factor", {"A": A, "B": B}, 5, weight, stats)
     expected = error_in(stats.gram, error) / error_in(stats.gram, W)
     assert found.relative_output_error == pytest.approx(expected, rel=1e-10)
     assert found.relative_frobenius_error == pytest.approx(np.linalg.norm(error) / np.linalg.norm(W), rel=1e-12)
@@ -70,7 +70,7 @@ def test_errors_are_those_of_the_stored_tensors() -> None:
 def test_stored_tensors_are_contiguous() -> None:
     """Other layouts write wrong bytes."""
     A, B = random_weight(0, 5, 24).T, random_weight(1, 18, 5).T
-    found = measured("two_factor", {"A": A, "B": B}, 5, random_weight(2).numpy(), dead(correlated(0), 1))
+    found = measured("two_factor", {"A": A, "B": B}, 5, random_weight(2), dead(correlated(0), 1))
     assert all(tensor.is_contiguous() for tensor in found.tensors.values())
 
 

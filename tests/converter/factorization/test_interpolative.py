@@ -10,9 +10,11 @@ import scipy.linalg
 import torch
 from numpy.typing import NDArray
 
+from curconvert.chunked import ChunkedMatrix
 from curconvert.errors import InputError
 from curconvert.factorization.interpolative import factorize_interpolative, spanning_rows
 from curconvert.factorization.low_rank import svd_llm
+from curconvert.factorization.metrics import FullMetric
 from curconvert.factorization.types import Basis
 from curconvert.selection.indices import leading_rows
 from support.matrices import EDGES, best_error, correlated, edge_case, error_in, random_weight
@@ -24,9 +26,11 @@ SHAPES = [(24, 18), (18, 24), (20, 20)]
 @pytest.mark.parametrize("shape", SHAPES)
 def test_rows_are_the_pivots_of_qr_of_the_weighted_rows(shape: tuple[int, int]) -> None:
     """Pivoted Cholesky of W H Wᵀ chooses what column-pivoted QR of (W S)ᵀ does, in its order."""
-    W, H = random_weight(0, *shape).numpy(), correlated(0, shape[1]).gram
-    _, pivots = scipy.linalg.qr((W @ np.linalg.cholesky(H)).T, mode="r", pivoting=True)
-    assert leading_rows(W @ H @ W.T, 9).tolist() == pivots[:9].tolist()
+    weight, metric = random_weight(0, *shape), FullMetric(correlated(0, shape[1]), 0.0)
+    root = np.linalg.cholesky(metric.statistics.gram)
+    _, pivots = scipy.linalg.qr((weight.double().numpy() @ root).T, mode="r", pivoting=True)
+    found = leading_rows(ChunkedMatrix(weight), metric, 9, np.random.default_rng(0))
+    assert found.tolist() == pivots[:9].tolist()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])

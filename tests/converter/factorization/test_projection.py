@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from curconvert.allocation.evidence import Evidence
 from curconvert.errors import InputError
-from curconvert.factorization.checked import factorize_allocated, factorize_checked
+from curconvert.factorization.checked import allocated_tasks, matrix_task
 from curconvert.factorization.modular import ModularOptions, factorize_mlp
 from curconvert.factorization.projection import Projection
 from curconvert.factorization.types import Factorization
@@ -44,7 +44,7 @@ def factorize(
     stored: Any = Stored({"x.weight": weight} if bias is None else {"x.weight": weight, "x.bias": bias})
     plan = MatrixPlan("x.weight", (24, 18), FORMS.get(method, "two_factor"), RANK)  # type: ignore[arg-type]
     options = ConvertOptions.for_method(method, rank=RANK, ridge=0.0)
-    return factorize_checked(plan, stored, statistics_of(x), options, dtype, np.ones(24))
+    return matrix_task(plan, stored, statistics_of(x), options, dtype, np.ones(24)).run()["x.weight"]
 
 
 def output_error(factors: Factorization, weight: torch.Tensor, bias: torch.Tensor, x: Matrix) -> float:
@@ -148,7 +148,8 @@ def test_the_two_sided_optimum_is_centred_too(tmp_path: Path) -> None:
     stored: Any = Stored({"x.weight": weight, "x.bias": bias})
     plan = MatrixPlan("x.weight", (24, 18), "interpolative", RANK)
     options = ConvertOptions.for_method("auto", keep=0.5, ridge=0.0)
-    found = factorize_allocated([plan], evidence, stored, options, torch.float64)["x.weight"]
+    (task,) = allocated_tasks([plan], evidence, stored, options, torch.float64)
+    found = task.run()["x.weight"]
     metric = np.linalg.cholesky(fisher + 0.1 * np.mean(np.diag(fisher)) * np.eye(24))
     y = x @ weight.numpy().T
     difference = y + bias.numpy() - x @ found.product().numpy().T - found.tensors["bias"].numpy()

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from curconvert.factorization.cur import tensor_rng
-from curconvert.selection.indices import SELECTORS, Selection, deim, importance_matrix, select_rows_columns
+from curconvert.chunked import ChunkedMatrix
+from curconvert.selection.indices import (
+    SELECTORS,
+    Selection,
+    deim,
+    importance_matrix,
+    select_rows_columns,
+    tensor_rng,
+)
 
 Matrix = NDArray[np.float64]
 
@@ -36,8 +44,11 @@ def decaying_matrix(seed: int, m: int = 40, n: int = 30, rate: float = 0.6) -> M
     return np.asarray(left * rate ** np.arange(k) @ right.T)
 
 
-def choose(matrix: Matrix, rank: int, selector: str, name: str = "x", seed: int = 0) -> Selection:
-    return select_rows_columns(matrix, rank, selector, tensor_rng(seed, name))  # type: ignore[arg-type]
+def choose(
+    matrix: Matrix, rank: int, selector: str, name: str = "x", seed: int = 0, *, exact_svd: bool = False
+) -> Selection:
+    chunked, rng = ChunkedMatrix(torch.from_numpy(matrix)), tensor_rng(seed, name)
+    return select_rows_columns(chunked, rank, selector, rng, exact_svd=exact_svd)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("size, rank", [(5, 1), (30, 7), (64, 64), (200, 50)])
@@ -71,7 +82,7 @@ def test_deim_does_not_depend_on_the_signs_of_the_vectors() -> None:
 def test_deim_reports_the_numbers_of_its_bound() -> None:
     """η_p, η_q and σ_{r+1} equal their definitions."""
     matrix = decaying_matrix(1)
-    chosen = choose(matrix, 6, "deim")
+    chosen = choose(matrix, 6, "deim", exact_svd=True)
     left, sigma, right = np.linalg.svd(matrix)
     assert chosen.sigma_next == pytest.approx(sigma[6], rel=1e-9)
     assert chosen.eta_rows == pytest.approx(np.linalg.norm(np.linalg.inv(left[chosen.rows, :6]), 2), rel=1e-9)
@@ -80,7 +91,7 @@ def test_deim_reports_the_numbers_of_its_bound() -> None:
 
 def test_the_bound_of_a_full_rank_choice_is_zero() -> None:
     """Nothing follows the last singular value."""
-    assert choose(decaying_matrix(1, 9, 6), 6, "deim").sigma_next == 0.0
+    assert choose(decaying_matrix(1, 9, 6), 6, "deim", exact_svd=True).sigma_next == 0.0
 
 
 def greedy_columns(matrix: Matrix, count: int) -> list[int]:
@@ -187,7 +198,7 @@ def test_indices_are_distinct_and_in_range(
 
 def test_importance_matrices_are_what_they_are_called() -> None:
     """wanda is |W|∘a, activation is W∘a, weight is W."""
-    weight, rms = np.array([[1.0, -2.0], [-3.0, 4.0]]), np.array([10.0, 0.5])
-    assert importance_matrix(weight, rms, "wanda").tolist() == [[10.0, 1.0], [30.0, 2.0]]
-    assert importance_matrix(weight, rms, "activation").tolist() == [[10.0, -1.0], [-30.0, 2.0]]
-    assert importance_matrix(weight, rms, "weight").tolist() == weight.tolist()
+    weight, rms = torch.tensor([[1.0, -2.0], [-3.0, 4.0]]), np.array([10.0, 0.5])
+    assert importance_matrix(weight, rms, "wanda").dense().tolist() == [[10.0, 1.0], [30.0, 2.0]]
+    assert importance_matrix(weight, rms, "activation").dense().tolist() == [[10.0, -1.0], [-30.0, 2.0]]
+    assert importance_matrix(weight, rms, "weight").dense().tolist() == weight.tolist()

@@ -1,0 +1,231 @@
+"""Scale: a Llama-shaped checkpoint of any size, generated with decaying spectra, converted, with time and memory.
+
+Each conversion is a process of its own; its stages are timed, and its peak resident memory is the system's figure for
+that process (`VmHWM`). The weights are random, so nothing here says anything about quality. What is verified is the
+artifact's integrity, and that every C, R and untouched tensor has the original's bits; the graphs are not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import ROOT, machine, publish, table
+from safetensors.torch import load_file, save_file
+
+from curconvert import CalibrationOptions, ConvertOptions, SourceOptions
+from curconvert.artifact.safetensors_writer import SafetensorsWriter, TensorSpec
+from curconvert.options import LINEARS
+from curconvert.parity import check_slices
+from curconvert.pipeline import convert
+from curconvert.planning import layer_of
+
+# hidden, intermediate, layers, heads, key-value heads, head size, tied: Llama 3.2 1B and 3B, Llama 3.1 8B.
+SHAPES = {
+    "1B": (2048, 8192, 16, 32, 8, 64, True),
+    "3B": (3072, 8192, 28, 24, 8, 128, True),
+    "8B": (4096, 14336, 32, 32, 8, 128, False),
+}
+VOCABULARY = 128_256
+SHARDS = 4
+SETTINGS: dict[str, dict[str, Any]] = {
+    "headline": {"method": "curing", "rank": 256, "layers": "angular:10"},
+    "all linears": {"method": "curing", "rank": 256, "layers": "all", "targets": LINEARS},
+}
+SEQUENCES, LENGTH, PROBES = 16, 128, 4
+_COMPONENTS = 256  # of each generated matrix; below them lies noise
+
+
+def config_of(name: str) -> dict[str, Any]:
+    """Return the `config.json` of a shape."""
+    hidden, intermediate, layers, heads, kv_heads, head_dim, tied = SHAPES[name]
+    return {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden,
+        "intermediate_size": intermediate, "num_hidden_layers": layers, "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads, "head_dim": head_dim, "vocab_size": VOCABULARY, "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 131_072, "rope_theta": 500_000.0, "hidden_act": "silu", "attention_bias": False,
+        "mlp_bias": False, "tie_word_embeddings": tied, "torch_dtype": "bfloat16", "bos_token_id": 128_000,
+        "eos_token_id": 128_001,
+        "rope_scaling": {
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    }  # fmt: skip
+
+
+def shapes_of(name: str) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor, by name."""
+    hidden, intermediate, layers, heads, kv_heads, head_dim, tied = SHAPES[name]
+    found: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (VOCABULARY, hidden),
+        "model.norm.weight": (hidden,),
+    }
+    if not tied:
+        found["lm_head.weight"] = (VOCABULARY, hidden)
+    for layer in range(layers):
+        stem = f"model.layers.{layer}"
+        found |= {
+            f"{stem}.input_layernorm.weight": (hidden,),
+            f"{stem}.post_attention_layernorm.weight": (hidden,),
+            f"{stem}.self_attn.q_proj.weight": (heads * head_dim, hidden),
+            f"{stem}.self_attn.k_proj.weight": (kv_heads * head_dim, hidden),
+            f"{stem}.self_attn.v_proj.weight": (kv_heads * head_dim, hidden),
+            f"{stem}.self_attn.o_proj.weight": (hidden, heads * head_dim),
+            f"{stem}.mlp.gate_proj.weight": (intermediate, hidden),
+            f"{stem}.mlp.up_proj.weight": (intermediate, hidden),
+            f"{stem}.mlp.down_proj.weight": (hidden, intermediate),
+        }
+    return found
+
+
+def generate(folder: Path, name: str) -> Path:
+    """Write a checkpoint of a shape: bfloat16, sharded, a tensor at a time."""
+    folder.mkdir(parents=True)
+    shapes = shapes_of(name)
+    (folder / "config.json").write_text(json.dumps(config_of(name), indent=1), encoding="utf-8")
+    specs = [TensorSpec(tensor, torch.bfloat16, shape) for tensor, shape in shapes.items()]
+    largest = sum(spec.nbytes for spec in specs) // SHARDS + 2 * VOCABULARY * SHAPES[name][0]
+    with SafetensorsWriter(folder, specs, shard_bytes=largest) as writer:
+        for number, (tensor, shape) in enumerate(shapes.items()):
+            writer.write(tensor, decaying(shape, torch.Generator().manual_seed(number)).to(torch.bfloat16))
+        writer.finish()
+    return folder
+
+
+def decaying(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """Return a matrix whose singular values fall like those of trained ones: i^-½ over noise; ones for a norm."""
+    if len(shape) == 1:
+        return torch.ones(shape)
+    m, n = shape
+    noise = 0.01 * torch.randn(m, n, generator=generator)
+    if m == VOCABULARY:
+        return noise
+    left, right = (torch.randn(size, _COMPONENTS, generator=generator) for size in (m, n))
+    scale = 0.01 * torch.arange(1, _COMPONENTS + 1) ** -0.5
+    columns = torch.exp(0.3 * torch.randn(n, generator=generator))  # features of different strength
+    return noise.addmm_(left * scale, right.T).mul_(columns)
+
+
+def tokens_of(path: Path) -> None:
+    """Write token ids, frequent ones more often, as text has them."""
+    ids = np.random.default_rng(0).zipf(1.2, (SEQUENCES + PROBES, LENGTH))
+    save_file({"input_ids": torch.from_numpy(np.minimum(ids, VOCABULARY - 1))}, path)
+
+
+def convert_here(source: Path, tokens: Path, out: Path, name: str) -> dict[str, Any]:
+    """Convert in this process; return seconds by stage, peak memory and parameters."""
+    setting = SETTINGS[name]
+    sequences = load_file(tokens)["input_ids"].shape
+    calibration = CalibrationOptions(
+        str(tokens), sequences=sequences[0] - PROBES, tokens_per_sequence=sequences[1], probe_sequences=PROBES
+    )
+    options = ConvertOptions.for_method(calibration=calibration, **setting)
+    start = last = time.perf_counter()
+    stages: dict[str, float] = {}
+
+    def progress(stage: str, _done: int, _total: int) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        stages[stage] = stages.get(stage, 0.0) + now - last
+        last = now
+
+    result = convert(SourceOptions(str(source)), out, options, progress=progress)
+    end = time.perf_counter()
+    assert result.plan is not None
+    return {
+        "seconds": end - start,
+        "stages": {**stages, "graphs, hashes, reports": end - last},
+        "peak": result.peak_memory_bytes,
+        "parameters": [result.plan.parameters_before, result.plan.parameters_after],
+        "block": 4 * sum(m.parameters_before for m in result.plan.matrices if layer_of(m.name) == 0),
+    }
+
+
+def measure(folder: Path, shape: str, setting: str) -> dict[str, Any]:
+    """Convert in a process of its own, check what it wrote, and drop it."""
+    source, out = folder / shape, folder / "out"
+    command = [sys.executable, __file__, "--convert", setting, "--scratch", str(folder), "--shapes", shape]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
+    start = time.perf_counter()
+    # This opens the artifact, which is refused if any byte differs from its manifest.
+    failed = [check.name for check in check_slices(out, source) if not check.passed]
+    if failed:
+        raise SystemExit(f"{shape}, {setting}: {', '.join(failed)}")
+    shutil.rmtree(out)
+    return {"shape": shape, "setting": setting, **found, "written": size, "check": time.perf_counter() - start}
+
+
+def main() -> None:
+    """Generate, convert, check, publish."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", default=[*SHAPES], choices=[*SHAPES])
+    parser.add_argument("--settings", nargs="+", default=[*SETTINGS], choices=[*SETTINGS])
+    parser.add_argument("--scratch", type=Path, required=True, help="folder for checkpoints and outputs: 40 GB for 8B")
+    parser.add_argument("--results", type=Path, default=ROOT / ".cache" / "benchmarks" / "scale.jsonl")
+    parser.add_argument("--convert", choices=[*SETTINGS], help=argparse.SUPPRESS)
+    parser.add_argument("--publish", action="store_true", help="write docs/benchmarks.md from --results")
+    given = parser.parse_args()
+    tokens = given.scratch / "tokens.safetensors"
+    if given.convert:
+        print(json.dumps(convert_here(given.scratch / given.shapes[0], tokens, given.scratch / "out", given.convert)))
+        return
+    tokens_of(tokens)
+    for shape in given.shapes:
+        if not (given.scratch / shape).exists():
+            generate(given.scratch / shape, shape)
+        for setting in given.settings:
+            point = measure(given.scratch, shape, setting)
+            print(json.dumps(point), file=sys.stderr)
+            given.results.parent.mkdir(parents=True, exist_ok=True)
+            with given.results.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(point) + "\n")
+    if given.publish:
+        report([json.loads(line) for line in given.results.read_text(encoding="utf-8").splitlines()])
+
+
+def report(points: list[dict[str, Any]]) -> None:
+    """Write the section: the latest result of each shape and setting."""
+    latest = {(point["setting"], point["shape"]): point for point in points}
+    stages = list(dict.fromkeys(stage for point in points for stage in point["stages"]))
+    rows = [
+        [
+            setting, shape, f"{point['parameters'][0] / 1e9:.2f} → {point['parameters'][1] / 1e9:.2f}",
+            f"{point['seconds']:.0f}", *(f"{point['stages'].get(stage, 0):.0f}" for stage in stages),
+            f"{1e9 * point['seconds'] / point['parameters'][0]:.0f}", f"{point['block'] / 1e9:.2f}",
+            f"{point['peak'] / 1e9:.2f}", f"{point['written'] / 1e9:.1f}",
+        ]
+        for setting in SETTINGS for shape in SHAPES if (point := latest.get((setting, shape)))
+    ]  # fmt: skip
+    header = [
+        "setting", "shape", "parameters, 10⁹", "seconds", *stages, "seconds per 10⁹ parameters",
+        "a block in float32, GB", "peak memory, GB", "written, GB",
+    ]  # fmt: skip
+    publish(
+        "scale",
+        f"""Generated Llama-shaped checkpoints (bfloat16, {SHARDS} shards, decaying spectra), `curing` at rank 256:
+*headline* is q/k/gate of 10 layers chosen by angular distance, *all linears* all seven of every layer. {SEQUENCES} ×
+{LENGTH} calibration tokens, {PROBES} probe sequences. Peak memory is the process's, torch included. Of each result
+every byte was checked against the manifest, and every C, R and untouched tensor against the original, bit for bit; the
+graphs were written, but not run at these sizes. {machine()}.
+
+{table(header, rows)}
+
+Made by `python benchmarks/scale.py --scratch FOLDER --publish`.
+""",
+    )
+
+
+if __name__ == "__main__":
+    main()

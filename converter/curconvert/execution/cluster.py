@@ -1,0 +1,132 @@
+"""Tasks on a Ray cluster. Weights and statistics travel through its object store."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from curconvert.artifact.manifest import environment
+from curconvert.calibration.statistics import InputStatistics
+from curconvert.errors import BackendError, CurConvertError
+from curconvert.execution.threads import blas_kernels, compute, one_blas_thread
+from curconvert_runtime import __version__
+
+if TYPE_CHECKING:
+    from curconvert.execution.executor import Task
+
+_Result = TypeVar("_Result")
+_RETRIES = 3  # of a task whose worker died
+
+
+@contextmanager
+def connected(address: str | None, workers: int) -> Iterator[RayExecutor]:
+    """Yield an executor on a cluster.
+
+    Args:
+        address: `ray://HOST:PORT` of a running cluster; None starts one on this machine and stops it in the end.
+        workers: CPUs of a cluster that is started here.
+
+    Raises:
+        BackendError: The cluster does not start, or does not answer.
+    """
+    # Neither Ray's usage reports nor a handler of SIGTERM in the place of the conversion's own.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    handler = signal.getsignal(signal.SIGTERM)
+    main = threading.current_thread() is threading.main_thread()
+    settings: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    if address is None:
+        settings |= {"num_cpus": workers, "include_dashboard": False}
+    try:
+        ray.init(address or "local", **settings)
+    except (RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
+        hint = "check its address, and Ray's token where it asks for one" if address else "see Ray's logs in /tmp/ray"
+        where = address or "on this machine"
+        raise BackendError(f"Ray {where}: no cluster ({_last_line(error)}); {hint}, or use --executor local") from error
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, handler)
+    try:
+        yield RayExecutor()
+    finally:
+        ray.shutdown()
+
+
+class RayExecutor:
+    """Runs tasks on the connected cluster, each on one of its CPUs."""
+
+    def __init__(self) -> None:
+        self._expected = _environment()
+        self._remote: Any = ray.remote(num_cpus=1, max_retries=_RETRIES)(_compute_from)
+
+    def map(self, tasks: Iterable[Task[_Result]]) -> list[_Result]:
+        """Run tasks and return their results in order; see `Executor.map`.
+
+        A task whose worker dies is run again, on another worker.
+        """
+        stored: dict[int, tuple[InputStatistics, Any]] = {}
+
+        def passed(value: Any) -> Any:
+            """Put statistics into the object store, once for all tasks that share them; Ray itself does the rest."""
+            if not isinstance(value, InputStatistics):
+                return value
+            if id(value) not in stored:
+                stored[id(value)] = value, ray.put(value)  # kept, so that no other object gets its number
+            return stored[id(value)][1]
+
+        try:
+            references = [
+                self._remote.remote(
+                    self._expected, type(task), **{name: passed(value) for name, value in vars(task).items()}
+                )
+                for task in tasks
+            ]
+            return list(ray.get(references))
+        except RayTaskError as error:
+            if isinstance(error.cause, CurConvertError):
+                raise error.cause from None
+            raise BackendError(
+                f"a factorization failed on the Ray cluster ({_last_line(error.cause)}); "
+                f"every node needs curconvert[convert,cluster] {__version__}, installed as here"
+            ) from error
+        except (RayError, ConnectionError) as error:
+            raise BackendError(
+                f"the Ray cluster lost a factorization, {_RETRIES} retries included ({_last_line(error)}); "
+                "look for workers out of memory, or use --executor local"
+            ) from error
+
+
+def _compute_from(expected: Mapping[str, str], kind: Callable[..., Task[_Result]], **values: Any) -> _Result:
+    """Run a task in a worker, from its class and fields.
+
+    Raises:
+        BackendError: The worker would compute other bytes than the driver.
+    """
+    for name, found in _environment().items():
+        if found != expected[name]:
+            raise BackendError(
+                f"a Ray worker on {os.uname().nodename} has {name} {found}, the driver has {expected[name]}: "
+                "the result would have other bytes; make all nodes alike, or use --executor local"
+            )
+    with one_blas_thread():
+        return compute(kind(**values))
+
+
+def _last_line(error: BaseException) -> str:
+    """Return an error's kind and what it says in the end: Ray's own messages begin with tracebacks."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[-1].strip()}"
+
+
+def _environment() -> dict[str, str]:
+    """Return what the bytes of a factorization depend on besides the task."""
+    packages = {name: metadata.version(name) for name in ("numpy", "scipy")}
+    kept = {name: value for name, value in environment().items() if name != "threads"}
+    return {"curconvert": __version__, **packages, **kept, "BLAS kernels": blas_kernels()}

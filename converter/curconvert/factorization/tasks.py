@@ -1,0 +1,241 @@
+"""What a planned matrix or module needs to be factorized, and its way to the factors: no file is read here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from curconvert.blocks.heads import Heads
+from curconvert.calibration.statistics import InputStatistics
+from curconvert.errors import BackendError, InputError
+from curconvert.factorization.attention_modules import factorize_query_key, factorize_value_output
+from curconvert.factorization.cur import CUROptions, Link, factorize_cur
+from curconvert.factorization.gram import ridged
+from curconvert.factorization.interpolative import factorize_interpolative, interpolative_from
+from curconvert.factorization.modular import Indices, ModularOptions, factorize_mlp
+from curconvert.factorization.projection import Projection, with_bias
+from curconvert.factorization.shared import factorize_shared
+from curconvert.factorization.two_factor import Approximation, factorize_two_factor
+from curconvert.factorization.two_sided import DAMPING, damped, two_sided
+from curconvert.factorization.types import Basis, Factorization
+from curconvert.options import ConvertOptions
+from curconvert.planning import MatrixPlan
+from curconvert.selection.indices import Importance, Selector
+
+Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class MatrixTask:
+    """One matrix by a method's own rule.
+
+    Attributes:
+        plan: With its rank.
+        weight: W, (out_features, in_features), any float dtype.
+        bias: To be corrected, (out_features,); None where there is none, or it shall stay as it is.
+        statistics: Of the input.
+        options: Method and numerics.
+        dtype: Deployed dtype.
+        fisher_rows: Fisher information of each row, (out_features,); `fwsvd` only.
+    """
+
+    plan: MatrixPlan
+    weight: Tensor
+    bias: Tensor | None
+    statistics: InputStatistics
+    options: ConvertOptions
+    dtype: torch.dtype
+    fisher_rows: Vector | None = None
+
+    def run(self) -> dict[str, Factorization]:
+        """Return the factors, with their bias, by the weight's name.
+
+        Raises:
+            InputError: A factor does not fit the deployed dtype.
+            BackendError: A LAPACK routine did not converge.
+        """
+        projection = Projection(self.weight, self.statistics, self.bias)
+        with _lapack(self.plan.name):
+            factors = self._factorize(projection.metric)
+        return {self.plan.name: _stored(self.plan.name, factors, projection, self.dtype)}
+
+    def _factorize(self, metric: InputStatistics) -> Factorization:
+        """Dispatch on the form; ConvertOptions has checked that the choices belong to it."""
+        name, rank, weight, options, dtype = self.plan.name, self.plan.rank, self.weight, self.options, self.dtype
+        assert rank is not None
+        if options.form == "interpolative":
+            basis = cast("Basis", options.approximation)
+            return factorize_interpolative(name, weight, metric, rank, basis, options.ridge, dtype, options.seed)
+        if options.form == "two_factor":
+            approximation = cast("Approximation", options.approximation)
+            return factorize_two_factor(
+                name, weight, metric, rank, approximation, options.ridge, dtype, self.fisher_rows
+            )  # fmt: skip
+        cur = CUROptions(
+            selector=cast("Selector", options.selector),
+            importance=cast("Importance", options.importance),
+            link=cast("Link", options.link),
+            ridge=options.ridge,
+            seed=options.seed,
+            exact_svd=options.exact_svd,
+        )
+        return factorize_cur(name, weight, metric, rank, cur, dtype)
+
+
+@dataclass(frozen=True)
+class AllocatedTask:
+    """One matrix of an allocation: interpolative factors that are best for the inputs and for the loss.
+
+    Attributes:
+        plan: With its rank.
+        weight: W, (out_features, in_features), any float dtype.
+        bias: (out_features,); None where there is none.
+        statistics: Of the input.
+        fisher: Second moment of the gradient at the output, (out_features, out_features).
+        ridge: λ of `H + λ diag(H)`.
+        dtype: Deployed dtype.
+    """
+
+    plan: MatrixPlan
+    weight: Tensor
+    bias: Tensor | None
+    statistics: InputStatistics
+    fisher: Matrix
+    ridge: float
+    dtype: torch.dtype
+
+    def run(self) -> dict[str, Factorization]:
+        """Return the factors, with their bias, by the weight's name; raises as `MatrixTask.run`."""
+        assert self.plan.rank is not None
+        projection = Projection(self.weight, self.statistics, self.bias)
+        with _lapack(self.plan.name):
+            metric = projection.metric
+            gram, fisher = ridged(metric.gram, self.ridge), damped(self.fisher, DAMPING)
+            best = two_sided(self.weight.to(torch.float64).numpy(), gram, fisher).factors(self.plan.rank)
+            factors = interpolative_from(self.weight, *best, metric, self.dtype)
+        return {self.plan.name: _stored(self.plan.name, factors, projection, self.dtype)}
+
+
+@dataclass(frozen=True)
+class SharedTask:
+    """One of two layers' matrices of an allocation that have one basis.
+
+    Attributes:
+        plan: Of the one that is wanted, with its rank and both names.
+        projections: Of both, in that order.
+        fishers: Second moment of the gradient at each one's output, (out_features, out_features).
+        ridge: λ of `H + λ diag(H)`.
+        dtype: Deployed dtype.
+    """
+
+    plan: MatrixPlan
+    projections: Sequence[Projection]
+    fishers: Sequence[Matrix]
+    ridge: float
+    dtype: torch.dtype
+
+    def run(self) -> dict[str, Factorization]:
+        """Return the wanted one's factors, with their bias, by its name; raises as `MatrixTask.run`."""
+        name, rank, shared = self.plan.name, self.plan.rank, self.plan.shared
+        assert rank is not None
+        assert shared is not None
+        with _lapack(name):
+            pair = factorize_shared(self.projections, self.fishers, rank, self.ridge, self.dtype)
+        own = shared.matrices.index(name)
+        return {name: _stored(name, pair[own], self.projections[own], self.dtype)}
+
+
+@dataclass(frozen=True)
+class MLPTask:
+    """The three linears of an MLP, which keep the same neurons.
+
+    Attributes:
+        names: Weight name of each linear.
+        projections: Of each linear.
+        rank: Neurons to keep.
+        ridge: λ, see `ModularOptions`.
+        dtype: Deployed dtype.
+        kept: Neurons to keep, ascending; None decides by ridge leverage.
+    """
+
+    names: Mapping[str, str]
+    projections: Mapping[str, Projection]
+    rank: int
+    ridge: float
+    dtype: torch.dtype
+    kept: Indices | None = None
+
+    def run(self) -> dict[str, Factorization]:
+        """Return the three factorizations by weight name; raises as `MatrixTask.run`."""
+        ridges = ModularOptions(leverage_ridge=self.ridge, ridge=self.ridge)
+        with _lapack(self.names["down_proj"]):
+            found = factorize_mlp(self.projections, self.rank, ridges, self.dtype, self.kept)
+        return _named(found, self.names, self.dtype)
+
+
+@dataclass(frozen=True)
+class HeadsTask:
+    """Two linears of an attention whose heads keep the same dimensions: queries and keys, or values and outputs.
+
+    Attributes:
+        names: Weight name of each linear.
+        projections: Of each linear.
+        heads: The layer's.
+        kept: Dimensions of each head to keep.
+        ridge: λ; values and outputs only.
+        dtype: Deployed dtype.
+    """
+
+    names: Mapping[str, str]
+    projections: Mapping[str, Projection]
+    heads: Heads
+    kept: int
+    ridge: float
+    dtype: torch.dtype
+
+    def run(self) -> dict[str, Factorization]:
+        """Return the two factorizations by weight name; raises as `MatrixTask.run`."""
+        with _lapack(next(iter(self.names.values()))):
+            if "q_proj" in self.names:
+                found = factorize_query_key(self.projections, self.heads, self.kept, self.dtype)
+            else:
+                found = factorize_value_output(self.projections, self.heads, self.kept, self.ridge, self.dtype)
+        return _named(found, self.names, self.dtype)
+
+
+def _stored(name: str, factors: Factorization, projection: Projection, dtype: torch.dtype) -> Factorization:
+    """Complete factors with their bias, refusing values that do not fit the deployed dtype."""
+    factors = with_bias(factors, projection, dtype)
+    _check_fit(name, factors, dtype)
+    return factors
+
+
+def _named(
+    found: Mapping[str, Factorization], names: Mapping[str, str], dtype: torch.dtype
+) -> dict[str, Factorization]:
+    """Check a module's factors, and return them by weight name."""
+    for linear, factors in found.items():
+        _check_fit(names[linear], factors, dtype)
+    return {names[linear]: factors for linear, factors in found.items()}
+
+
+@contextmanager
+def _lapack(name: str) -> Iterator[None]:
+    try:
+        yield
+    except np.linalg.LinAlgError as error:
+        raise BackendError(f"{name}: LAPACK failed ({error}); try another --method or --select") from error
+
+
+def _check_fit(name: str, factors: Factorization, dtype: torch.dtype) -> None:
+    for suffix, tensor in factors.tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"{name}: {suffix} does not fit {str(dtype)[6:]}; choose --dtype bfloat16 or float32")
