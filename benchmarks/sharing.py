@@ -21,7 +21,7 @@ from curconvert import CalibrationOptions, ConvertOptions
 from curconvert.allocation.sharing import metric_of
 from curconvert.checkpoint import open_checkpoint
 from curconvert.compress import silent
-from curconvert.factorization.shared import Metric, shared_basis
+from curconvert.factorization.shared import Metric, SharedBasis, shared_basis
 from curconvert.planning import decoder_linears, layer_of, linear_of, rank_for_density
 from curconvert.production import measure, prepare, sampled
 
@@ -41,12 +41,12 @@ def alone(metric: Metric, density: float) -> float:
     return float(metric.best_costs()[rank_for_density("interpolative", (m, n), density)])
 
 
-def together(pair: tuple[Metric, Metric], density: float) -> float:
+def together(basis: SharedBasis, density: float) -> float:
     """Return the summed cost of both matrices with one basis, in the same density."""
-    rows, n = sum(len(metric.weight) for metric in pair), pair[0].weight.shape[1]
-    A, B = shared_basis(*pair).factors(rank_for_density("interpolative", (rows, n), density))
-    products = np.split(A @ B, [len(pair[0].weight)])
-    return sum(cost(metric, product) for metric, product in zip(pair, products, strict=True))
+    m, n = basis.rows.shape
+    A, B = basis.factors(rank_for_density("interpolative", (m, n), density))
+    products = np.split(A @ B, [len(basis.metrics[0].weight)])
+    return sum(cost(metric, product) for metric, product in zip(basis.metrics, products, strict=True))
 
 
 def main() -> None:
@@ -67,10 +67,11 @@ def main() -> None:
         for kind in KINDS:
             wanted = [names[kind, layer] for layer in range(layers)]
             metrics = [metric_of(name, checkpoint, evidence, options.ridge) for name in wanted]
+            bases = [shared_basis(*pair) for pair in itertools.pairwise(metrics)]
             for density in DENSITIES:
                 costs = [alone(metric, density) for metric in metrics]
                 apart = [first + second for first, second in itertools.pairwise(costs)]
-                ratios = np.array([together(pair, density) for pair in itertools.pairwise(metrics)]) / np.array(apart)
+                ratios = np.array([together(basis, density) for basis in bases]) / np.array(apart)
                 rows.append([
                     kind, f"{density}", f"{np.median(ratios):.1f}", f"{ratios.min():.2f} to {ratios.max():.0f}",
                     f"{int((ratios < 1).sum())} of {len(ratios)}",
