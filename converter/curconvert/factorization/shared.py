@@ -5,10 +5,10 @@ B is stored once, so r(n + m₁ + m₂ − r) numbers in interpolative form hold
 The basis. Each matrix has its own metric, `½ tr(F ΔW H ΔWᵀ)` (`two_sided`); only with a common H would the stacked
 matrix have a best basis. H̄ is the mean of both H, each divided by its trace t, and F takes t over, which changes no
 cost. In that metric a truncated SVD of `[(t₁F₁)^½ W₁; (t₂F₂)^½ W₂] H̄^½` is best (Eckart–Young), and as `H/t ≤ 2 H̄`
-both matrices together cost no more than `Σ_{j>r} σ_j²` in their own metrics: `SharedBasis.bound`.
+both matrices together cost no more than `Σ_{j>r} σ_j²` in their own metrics.
 From there left factors and basis are improved by turns, each the best for the other in the own metrics; no turn raises
-the cost. Sharing is decided by the cost after the first turn (`Metric.costs_within`), which is known for all ranks at
-once: within the bound, and not below what is stored in the end.
+the cost. Sharing is decided by the cost after the first half-turn (`Metric.costs_within`), which is known for all ranks
+at once: at most that bound, and at least what is stored in the end.
 """
 
 from __future__ import annotations
@@ -104,16 +104,10 @@ class SharedBasis:
     Attributes:
         metrics: The matrices, of one width n, each with `tr H = 1`.
         rows: (M, n), M their number of rows together: the leading r of them are the basis to start from at rank r.
-        energies: σ² of each row, (M,), in the common metric.
     """
 
     metrics: tuple[Metric, Metric]
     rows: Matrix
-    energies: Vector
-
-    def bound(self, rank: int) -> float:
-        """Return what both matrices together cost at most."""
-        return float(self.energies[rank:].sum())
 
     def factors(self, rank: int) -> tuple[Matrix, Matrix]:
         """Return (A, B) of the matrices on top of each other: A (M, r) with orthonormal columns, B (r, n)."""
@@ -177,8 +171,7 @@ def shared_basis(first: Metric, second: Metric) -> SharedBasis:
     one, two = (metric.scaled(max(trace, least)) for metric, trace in zip((first, second), traces, strict=True))
     mean = (one.gram + two.gram) / 2
     fisher = scipy.linalg.block_diag(one.fisher, two.fisher)
-    rows = two_sided(np.concatenate([one.weight, two.weight]), mean, fisher).right
-    return SharedBasis((one, two), rows, np.einsum("ij,ij->i", rows @ mean, rows))
+    return SharedBasis((one, two), two_sided(np.concatenate([one.weight, two.weight]), mean, fisher).right)
 
 
 def shared_pivots(basis: SharedBasis, rank: int) -> tuple[list[NDArray[np.int32]], Matrix, Matrix]:
