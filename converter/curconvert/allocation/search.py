@@ -61,7 +61,7 @@ def decide_plan(
     """
 
     def shared(separate: Plan) -> Plan:
-        return with_sharing(separate, curves, checkpoint, evidence, options) if options.share else separate
+        return with_sharing(separate, curves, checkpoint, evidence, options, executor) if options.share else separate
 
     if options.max_kl is None:
         return shared(allocated(plan, curves, target_parameters(checkpoint, options, dtype.itemsize)))

@@ -9,7 +9,7 @@ modules of their own.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,13 +19,14 @@ from curconvert.allocation.curves import Curve, price_of
 from curconvert.allocation.evidence import Evidence
 from curconvert.allocation.plans import allocated, budget_of, predicted_cost
 from curconvert.checkpoint.types import Checkpoint
+from curconvert.execution.executor import Executor
 from curconvert.factorization.projection import Projection
 from curconvert.factorization.shared import Metric, shared_basis, shared_pivots
+from curconvert.factorization.tasks import lapack
 from curconvert.options import ConvertOptions
 from curconvert.planning import MatrixPlan, Plan, bias_of, layer_of, linear_of
 from curconvert_runtime.forms import Shared
 
-Read = Callable[[str], Metric]
 Vector = NDArray[np.float64]
 
 
@@ -45,7 +46,12 @@ class Pair:
 
 
 def with_sharing(
-    separate: Plan, curves: Sequence[Curve], checkpoint: Checkpoint, evidence: Evidence, options: ConvertOptions
+    separate: Plan,
+    curves: Sequence[Curve],
+    checkpoint: Checkpoint,
+    evidence: Evidence,
+    options: ConvertOptions,
+    executor: Executor,
 ) -> Plan:
     """Let neighbouring layers share where it pays, and allocate again.
 
@@ -55,32 +61,41 @@ def with_sharing(
         checkpoint: The original.
         evidence: Statistics of the original.
         options: Ridge and multiples.
+        executor: Prices pairs.
 
     Returns:
         The plan as it is where nothing is gained.
     """
 
-    def read(name: str) -> Metric:
-        return metric_of(name, checkpoint, evidence, options.ridge)
+    def read(names: tuple[str, str]) -> tuple[Metric, Metric]:
+        first, second = (metric_of(name, checkpoint, evidence, options.ridge) for name in names)
+        return first, second
 
     size = separate.parameters_after
     price = price_of(curves, budget_of(separate, curves, size))
     single = {next(iter(curve.forms)): curve for curve in curves if len(curve.forms) == 1}
-    pairs = []
-    for chain in _chains([matrix for matrix in separate.matrices if matrix.name in single]):
-        offered = [_offer(names, single, read, price, options) for names in itertools.pairwise(chain)]
-        pairs += [offered[index] for index in matching([pair.gain for pair in offered])]
+    chains = [[*itertools.pairwise(chain)] for chain in _chains([m for m in separate.matrices if m.name in single])]
+    offered = executor.map(
+        OfferTask(names, read(names), (single[names[0]], single[names[1]]), price, options.rank_multiple)
+        for chain in chains
+        for names in chain
+    )
+    found = iter(offered)
+    pairs = [pair for chain in chains for pair in matching([next(found) for _ in chain])]
     while pairs:
         taken = {name for pair in pairs for name in pair.names}
         joined = [curve for curve in curves if not taken & curve.forms.keys()] + [pair.curve for pair in pairs]
         plan = allocated(separate, joined, size)
         if predicted_cost(joined, plan) >= predicted_cost(curves, separate):
             break
-        divided = {pair.names: _divided(pair, plan, read) for pair in pairs}
-        sound = [pair for pair in pairs if all(divided[pair.names].values())]
-        if len(sound) == len(pairs):
+        ranks = {matrix.name: matrix.rank for matrix in plan.matrices}
+        smaller = [(pair.names, rank) for pair in pairs if (rank := ranks[pair.names[0]]) is not None]
+        rows = executor.map(DivisionTask(names, read(names), rank) for names, rank in smaller)
+        divided = {names: own for (names, _), own in zip(smaller, rows, strict=True)}
+        unsound = {names for names, own in divided.items() if not all(own.values())}
+        if not unsound:
             return _marked(plan, divided)
-        pairs = sound
+        pairs = [pair for pair in pairs if pair.names not in unsound]
     return separate
 
 
@@ -98,19 +113,19 @@ def metric_of(name: str, checkpoint: Checkpoint, evidence: Evidence, ridge: floa
     return Metric.of(projection, evidence.fisher(name), ridge)
 
 
-def matching(gains: Sequence[float]) -> list[int]:
-    """Choose pairs of neighbours in a chain, no element in two of them, for the largest sum of gains.
+def matching(pairs: Sequence[Pair]) -> list[Pair]:
+    """Choose pairs of neighbours in a chain, no matrix in two of them, for the largest sum of gains.
 
     Args:
-        gains: Of pairing the elements i and i + 1.
+        pairs: Of the chain's elements i and i + 1, for every i.
 
     Returns:
-        The chosen pairs' i, ascending.
+        The chosen ones, in order.
     """
-    best: list[tuple[float, list[int]]] = [(0.0, []), (0.0, [])]  # of the first 0, 1, … elements
-    for index, gain in enumerate(gains):
+    best: list[tuple[float, list[Pair]]] = [(0.0, []), (0.0, [])]  # of the first 0, 1, … elements
+    for pair in pairs:
         without, before = best[-1], best[-2]
-        best.append(max(without, (before[0] + gain, [*before[1], index]), key=lambda found: found[0]))
+        best.append(max(without, (before[0] + pair.gain, [*before[1], pair]), key=lambda found: found[0]))
     return best[-1][1]
 
 
@@ -134,20 +149,65 @@ def _chains(matrices: Sequence[MatrixPlan]) -> list[list[str]]:
     return [[matrix.name for matrix in chain] for chain in chains]
 
 
-def _offer(
-    names: tuple[str, str], single: Mapping[str, Curve], read: Read, price: float, options: ConvertOptions
-) -> Pair:
-    """Price a pair on one basis, at every size."""
-    metrics = [read(name) for name in names]
-    rows = shared_basis(*metrics).rows
-    parts = [_as_measured(metric, rows, single[name]) for metric, name in zip(metrics, names, strict=True)]
-    total = np.sum(parts, axis=0)
-    sizes = range(options.rank_multiple, len(rows) - 1, options.rank_multiple)  # each keeps a row outside R
-    # Its numbers are those of both matrices, one on top of the other, in one interpolative form.
-    curve = Curve.of({names[0]: "interpolative"}, [(len(rows), rows.shape[1])], {size: total[size] for size in sizes})
-    alone = sum(_least(single[name], price) for name in names)
-    both = replace(curve, forms=dict.fromkeys(names, "interpolative"))
-    return Pair(names, both, alone - _least(curve, price))
+@dataclass(frozen=True)
+class OfferTask:
+    """Prices a pair on one basis, at every size.
+
+    Attributes:
+        names: Weight names.
+        metrics: What errors of each cost.
+        curves: Of each by itself.
+        price: Of a parameter, nats per token.
+        multiple: Of ranks.
+    """
+
+    names: tuple[str, str]
+    metrics: tuple[Metric, Metric]
+    curves: tuple[Curve, Curve]
+    price: float
+    multiple: int
+
+    def run(self) -> Pair:
+        """Return the pair.
+
+        Raises:
+            BackendError: A LAPACK routine did not converge.
+        """
+        with lapack(self.names[0]):
+            rows = shared_basis(*self.metrics).rows
+            parts = [_as_measured(metric, rows, curve) for metric, curve in zip(self.metrics, self.curves, strict=True)]
+        total = np.sum(parts, axis=0)
+        sizes = range(self.multiple, len(rows) - 1, self.multiple)  # each matrix keeps a row outside R
+        costs = {size: float(total[size]) for size in sizes}
+        # Its numbers are those of both matrices, one on top of the other, in one interpolative form.
+        curve = Curve.of({self.names[0]: "interpolative"}, [(len(rows), rows.shape[1])], costs)
+        alone = sum(_least(curve, self.price) for curve in self.curves)
+        both = replace(curve, forms=dict.fromkeys(self.names, "interpolative"))
+        return Pair(self.names, both, alone - _least(curve, self.price))
+
+
+@dataclass(frozen=True)
+class DivisionTask:
+    """Divides the rows of a common R: with the numbers with which the factors will be computed.
+
+    Attributes:
+        names: Weight names.
+        metrics: What errors of each cost.
+        rank: Of R.
+    """
+
+    names: tuple[str, str]
+    metrics: tuple[Metric, Metric]
+    rank: int
+
+    def run(self) -> dict[str, int]:
+        """Return how many rows of R are each matrix's; 0 where all of its rows are, or none; raises as `OfferTask`."""
+        with lapack(self.names[0]):
+            rows = shared_pivots(shared_basis(*self.metrics), self.rank)[0]
+        return {
+            name: len(own) if len(own) < len(metric.weight) else 0
+            for name, own, metric in zip(self.names, rows, self.metrics, strict=True)
+        }
 
 
 def _least(curve: Curve, price: float) -> float:
@@ -166,19 +226,6 @@ def _as_measured(metric: Metric, rows: Vector, curve: Curve) -> Vector:
         return costs
     ratio = curve.costs[1:][known] / alone[known]
     return np.asarray(costs * np.interp(np.log(np.maximum(costs, alone[known][0])), np.log(alone[known]), ratio))
-
-
-def _divided(pair: Pair, plan: Plan, read: Read) -> dict[str, int]:
-    """Return how many rows of R are each matrix's, 0 where all are or none; nothing where the pair stays dense."""
-    rank = next(matrix.rank for matrix in plan.matrices if matrix.name == pair.names[0])
-    if rank is None:
-        return {}
-    metrics = [read(name) for name in pair.names]
-    rows = shared_pivots(shared_basis(*metrics), rank)[0]
-    return {
-        name: len(own) if len(own) < len(metric.weight) else 0
-        for name, own, metric in zip(pair.names, rows, metrics, strict=True)
-    }
 
 
 def _marked(plan: Plan, divided: Mapping[tuple[str, str], Mapping[str, int]]) -> Plan:

@@ -63,7 +63,7 @@ class MatrixTask:
             BackendError: A LAPACK routine did not converge.
         """
         projection = Projection(self.weight, self.statistics, self.bias)
-        with _lapack(self.plan.name):
+        with lapack(self.plan.name):
             factors = self._factorize(projection.metric)
         return {self.plan.name: _stored(self.plan.name, factors, projection, self.dtype)}
 
@@ -116,7 +116,7 @@ class AllocatedTask:
         """Return the factors, with their bias, by the weight's name; raises as `MatrixTask.run`."""
         assert self.plan.rank is not None
         projection = Projection(self.weight, self.statistics, self.bias)
-        with _lapack(self.plan.name):
+        with lapack(self.plan.name):
             metric = projection.metric
             gram, fisher = ridged(metric.gram, self.ridge), damped(self.fisher, DAMPING)
             best = two_sided(self.weight.to(torch.float64).numpy(), gram, fisher).factors(self.plan.rank)
@@ -147,7 +147,7 @@ class SharedTask:
         name, rank, shared = self.plan.name, self.plan.rank, self.plan.shared
         assert rank is not None
         assert shared is not None
-        with _lapack(name):
+        with lapack(name):
             pair = factorize_shared(self.projections, self.fishers, rank, self.ridge, self.dtype)
         own = shared.matrices.index(name)
         return {name: _stored(name, pair[own], self.projections[own], self.dtype)}
@@ -176,7 +176,7 @@ class MLPTask:
     def run(self) -> dict[str, Factorization]:
         """Return the three factorizations by weight name; raises as `MatrixTask.run`."""
         ridges = ModularOptions(leverage_ridge=self.ridge, ridge=self.ridge)
-        with _lapack(self.names["down_proj"]):
+        with lapack(self.names["down_proj"]):
             found = factorize_mlp(self.projections, self.rank, ridges, self.dtype, self.kept)
         return _named(found, self.names, self.dtype)
 
@@ -203,7 +203,7 @@ class HeadsTask:
 
     def run(self) -> dict[str, Factorization]:
         """Return the two factorizations by weight name; raises as `MatrixTask.run`."""
-        with _lapack(next(iter(self.names.values()))):
+        with lapack(next(iter(self.names.values()))):
             if "q_proj" in self.names:
                 found = factorize_query_key(self.projections, self.heads, self.kept, self.dtype)
             else:
@@ -228,7 +228,8 @@ def _named(
 
 
 @contextmanager
-def _lapack(name: str) -> Iterator[None]:
+def lapack(name: str) -> Iterator[None]:
+    """Name the matrix where a LAPACK routine fails."""
     try:
         yield
     except np.linalg.LinAlgError as error:

@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from threadpoolctl import threadpool_limits
 
-from curconvert.allocation.sharing import matching
+from curconvert.allocation.curves import Curve
+from curconvert.allocation.sharing import Pair, matching
 from curconvert.errors import InputError
+from curconvert.execution.executor import ExecutionOptions
 from curconvert.options import ConvertOptions, SourceOptions
 from curconvert.parity import check_slices, torch_parity
 from curconvert.pipeline import Conversion, convert
@@ -37,7 +40,9 @@ def test_the_chosen_pairs_are_the_best_of_all_choices(seed: int) -> None:
         for chosen in itertools.combinations(range(len(gains)), count)
         if all(second - first > 1 for first, second in itertools.pairwise(chosen))
     ]
-    found = matching(gains)
+    curve = Curve.of({"a": "interpolative"}, [(4, 8)], {})
+    pairs = [Pair((str(i), str(i + 1)), curve, gain) for i, gain in enumerate(gains)]
+    found = [pairs.index(pair) for pair in matching(pairs)]
     assert tuple(found) in choices
     assert sum(gains[i] for i in found) == pytest.approx(max(sum(gains[i] for i in chosen) for chosen in choices))
 
@@ -145,7 +150,7 @@ class StopError(Exception):
 
 
 def test_an_interruption_between_the_two_layers_changes_no_byte(tmp_path: Path) -> None:
-    """Stopped after every block of the compression, the second half of a pair fits the first one's R."""
+    """Stopped after every block, whatever the number of workers and threads, the second half fits the first one's R."""
     source, asked = alike(tmp_path / "source", "llama"), options(tmp_path)
     whole = convert(SourceOptions(str(source)), tmp_path / "whole", asked)
     assert shares(whole)
@@ -154,9 +159,10 @@ def test_an_interruption_between_the_two_layers_changes_no_byte(tmp_path: Path) 
         if stage == "compress":
             raise StopError
 
-    for _ in range(LAYERS):
-        with pytest.raises(StopError):
-            convert(SourceOptions(str(source)), tmp_path / "out", asked, progress=progress)
+    for workers in range(1, LAYERS + 1):
+        with pytest.raises(StopError), threadpool_limits(1 + workers % 2, user_api="blas"):
+            execution = ExecutionOptions("local", workers)
+            convert(SourceOptions(str(source)), tmp_path / "out", asked, progress=progress, execution=execution)
     convert(SourceOptions(str(source)), tmp_path / "out", asked)
     for path in sorted((tmp_path / "whole").iterdir()):
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
