@@ -26,6 +26,13 @@ def convert(model: Path, out: Path, *options: str) -> tuple[float, dict[str, Any
     return time.perf_counter() - start, json.loads(done.stdout)
 
 
+def plan(model: Path, folder: Path) -> dict[str, Any]:
+    """Return what `curconvert plan` expects of the default conversion."""
+    command = [sys.executable, "-m", "curconvert", "plan", str(model), "-o", str(folder), "--json"]
+    found: dict[str, Any] = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)["estimate"]
+    return found
+
+
 def generate(folder: Path, layers: int) -> Path:
     """Write a random Llama of a given depth, with the demo model's vocabulary size."""
     config = LlamaConfig(
@@ -46,6 +53,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         whole, alone, peaks = [], [], []
+        expected = plan(options.model, folder)
         for _ in range(options.runs):  # interleaved: the machine's speed drifts
             seconds, _ = convert(options.model, folder / "out")
             whole.append(seconds)
@@ -75,6 +83,8 @@ interleaved runs of the command line. {machine()}.
 
 Peak resident memory before the verification, torch included: {statistics.median(peaks) / 1e6:.0f} MB
 (range {min(peaks) / 1e6:.0f}-{max(peaks) / 1e6:.0f}).
+`curconvert plan` expected {expected["seconds"]:.0f} s without verification and start, and
+{expected["peak_memory_bytes"] / 1e6:.0f} MB.
 
 Generated Llama models (hidden 512, intermediate 1536, vocabulary 8192, all layers, q/k/gate, 32 × 128 tokens):
 

@@ -13,19 +13,20 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from common import ROOT, machine, publish, table
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from curconvert import CalibrationOptions, ConvertOptions, SourceOptions
 from curconvert.artifact.safetensors_writer import SafetensorsWriter, TensorSpec
 from curconvert.options import LINEARS
 from curconvert.parity import check_slices
-from curconvert.pipeline import convert
+from curconvert.pipeline import convert, predict
 from curconvert.planning import layer_of
 
 # hidden, intermediate, layers, heads, key-value heads, head size, tied: Llama 3.2 1B and 3B, Llama 3.1 8B.
@@ -120,14 +121,17 @@ def tokens_of(path: Path) -> None:
     save_file({"input_ids": torch.from_numpy(np.minimum(ids, VOCABULARY - 1))}, path)
 
 
+def options_of(tokens: Path, name: str) -> ConvertOptions:
+    """Return the options of a setting."""
+    calibration = CalibrationOptions(
+        str(tokens), sequences=SEQUENCES, tokens_per_sequence=LENGTH, probe_sequences=PROBES
+    )
+    return ConvertOptions.for_method(calibration=calibration, **SETTINGS[name])
+
+
 def convert_here(source: Path, tokens: Path, out: Path, name: str) -> dict[str, Any]:
     """Convert in this process; return seconds by stage, peak memory and parameters."""
-    setting = SETTINGS[name]
-    sequences = load_file(tokens)["input_ids"].shape
-    calibration = CalibrationOptions(
-        str(tokens), sequences=sequences[0] - PROBES, tokens_per_sequence=sequences[1], probe_sequences=PROBES
-    )
-    options = ConvertOptions.for_method(calibration=calibration, **setting)
+    options = options_of(tokens, name)
     start = last = time.perf_counter()
     stages: dict[str, float] = {}
 
@@ -153,6 +157,7 @@ def measure(folder: Path, shape: str, setting: str) -> dict[str, Any]:
     """Convert in a process of its own, check what it wrote, and drop it."""
     source, out = folder / shape, folder / "out"
     command = [sys.executable, __file__, "--convert", setting, "--scratch", str(folder), "--shapes", shape]
+    expected = predict(SourceOptions(str(source)), options_of(folder / "tokens.safetensors", setting), folder)
     done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
@@ -164,7 +169,10 @@ def measure(folder: Path, shape: str, setting: str) -> dict[str, Any]:
     if failed:
         raise SystemExit(f"{shape}, {setting}: {', '.join(failed)}")
     shutil.rmtree(out)
-    return {"shape": shape, "setting": setting, **found, "written": size, "check": time.perf_counter() - start}
+    return {
+        "shape": shape, "setting": setting, **found, "written": size, "check": time.perf_counter() - start,
+        "expected": asdict(expected),
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -195,22 +203,31 @@ def main() -> None:
         report([json.loads(line) for line in given.results.read_text(encoding="utf-8").splitlines()])
 
 
+def row(point: dict[str, Any], stages: list[str]) -> list[str]:
+    """Return a result's cells."""
+    before, after = point["parameters"]
+    expected = point["expected"]
+    return [
+        point["setting"],
+        point["shape"],
+        f"{before / 1e9:.2f} → {after / 1e9:.2f}",
+        f"{point['seconds']:.0f} ({expected['seconds']:.0f})",
+        *(f"{point['stages'].get(stage, 0):.0f}" for stage in stages),
+        f"{1e9 * point['seconds'] / before:.0f}",
+        f"{point['block'] / 1e9:.2f}",
+        f"{point['peak'] / 1e9:.2f} ({expected['peak_memory_bytes'] / 1e9:.2f})",
+        f"{point['written'] / 1e9:.1f}",
+    ]
+
+
 def report(points: list[dict[str, Any]]) -> None:
     """Write the section: the latest result of each shape and setting."""
     latest = {(point["setting"], point["shape"]): point for point in points}
     stages = list(dict.fromkeys(stage for point in points for stage in point["stages"]))
-    rows = [
-        [
-            setting, shape, f"{point['parameters'][0] / 1e9:.2f} → {point['parameters'][1] / 1e9:.2f}",
-            f"{point['seconds']:.0f}", *(f"{point['stages'].get(stage, 0):.0f}" for stage in stages),
-            f"{1e9 * point['seconds'] / point['parameters'][0]:.0f}", f"{point['block'] / 1e9:.2f}",
-            f"{point['peak'] / 1e9:.2f}", f"{point['written'] / 1e9:.1f}",
-        ]
-        for setting in SETTINGS for shape in SHAPES if (point := latest.get((setting, shape)))
-    ]  # fmt: skip
+    rows = [row(point, stages) for setting in SETTINGS for shape in SHAPES if (point := latest.get((setting, shape)))]
     header = [
-        "setting", "shape", "parameters, 10⁹", "seconds", *stages, "seconds per 10⁹ parameters",
-        "a block in float32, GB", "peak memory, GB", "written, GB",
+        "setting", "shape", "parameters, 10⁹", "seconds (`plan`'s)", *stages, "seconds per 10⁹ parameters",
+        "a block in float32, GB", "peak memory (`plan`'s), GB", "written, GB",
     ]  # fmt: skip
     publish(
         "scale",

@@ -54,6 +54,13 @@ class ChunkedMatrix:
         """Return the matrix, (m, n)."""
         return np.concatenate([part for _, part in self.chunks()])
 
+    def single(self) -> NDArray[np.float32]:
+        """Return the matrix rounded to float32, (m, n)."""
+        found = np.empty(self.shape, np.float32)
+        for rows, part in self.chunks():
+            found[rows] = part
+        return found
+
     def times(self, right: Matrix) -> Matrix:
         """Return the product with a matrix on the right, (n, k) to (m, k)."""
         found = np.empty((self.shape[0], right.shape[1]))

@@ -220,21 +220,30 @@ def sweep(
 
 @main.command()
 @source_options
+@click.option(
+    "--output", "-o", "out", type=FilePath(), default=".", help="Existing folder whose disk is measured. [this folder]"
+)
 @method_options
 @_common
 def plan(
-    model: str, config: Path | None, config_set: dict[str, str], revision: str | None, as_json: bool, quiet: bool,
-    **method: Any,
+    model: str, config: Path | None, config_set: dict[str, str], revision: str | None, out: Path, as_json: bool,
+    quiet: bool, **method: Any,
 ) -> None:  # fmt: skip
-    """Show what a conversion of MODEL would do: every matrix, totals, estimated memory and time. Reads no weights."""
+    """Show what a conversion of MODEL would do: every matrix, totals, and an estimate of time, memory and disk.
+
+    Reads no weights; measures this machine for a second.
+    """
     _require_converter()
     from curconvert.pipeline import plan as run
+    from curconvert.pipeline import predict
 
-    result = run(to_source(model, config, config_set, revision), to_options(method))
+    source, options = to_source(model, config, config_set, revision), to_options(method)
+    result = run(source, options)
+    expected = predict(source, options, out)
     if as_json:
-        click.echo(json.dumps(render.plan_json(result)))
+        click.echo(json.dumps(render.plan_json(result, expected)))
     elif not quiet:
-        render.plan(result)
+        render.plan(result, expected)
 
 
 @main.command()

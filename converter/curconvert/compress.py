@@ -18,6 +18,7 @@ from curconvert.artifact.journal import UNRECORDED, Journal, State
 from curconvert.artifact.safetensors_writer import SafetensorsWriter
 from curconvert.blocks.heads import attention_heads
 from curconvert.blocks.modules import factored_linear
+from curconvert.blocks.precision import calibration_dtype
 from curconvert.blocks.stream import Block, BlockStream
 from curconvert.calibration.statistics import InputStatistics, StatisticsCollector
 from curconvert.calibration.text import CalibrationTokens
@@ -38,7 +39,7 @@ from curconvert_runtime.probes import (
 )
 
 _BATCH = 8  # sequences per forward pass: enough to keep the matmuls busy, few enough to stay small
-_LOGIT_ROWS = 32  # positions whose full-vocabulary log-probabilities are held at once
+_LOGITS = 2**24  # log-probabilities held at once, 64 MB: a 16-bit head is widened once for all of them
 
 
 def silent(_stage: str, _done: int, _total: int) -> None:
@@ -85,15 +86,18 @@ def run_original(
     probes = _embed(stream, tokens.probes)  # also what a resumed pass needs: masks and positions
     hidden = _embed(stream, tokens.calibration) if scores or gathering or backward else []
     scorers = {name: LayerScorer(name) for name in sorted(scores)}
-    done = 0
+    done, dtype = 0, torch.float32
     if state := journal.recall("original"):
         done, probes, hidden = state.data["blocks"], state.restored("probes"), state.restored("hidden")
+        dtype = getattr(torch, state.data["dtype"])
         for name, scorer in scorers.items():
             scorer.scores.extend(state.data["scores"][name])
     durable = [part.commit for part in (gathering, backward) if part]
     for index in range(done, stream.num_layers):
         with stream.block(index) as block:
             block.advance(probes)
+            if index == 0 and hidden and not backward:
+                dtype = calibration_dtype(checkpoint, block, hidden[0])
             with ExitStack() as stack:
                 for scorer in scorers.values():
                     stack.enter_context(scorer.watching(block.layer))
@@ -102,10 +106,11 @@ def run_original(
                 if backward:
                     backward.advance(block, hidden)
                 else:
-                    block.advance(hidden)
+                    block.advance(hidden, dtype=dtype)
         found = {name: scorer.scores for name, scorer in scorers.items()}
         carried = {"probes": probes, "hidden": hidden}
-        journal.record("original", State({"blocks": index + 1, "scores": found}, carried), durable)
+        data = {"blocks": index + 1, "scores": found, "dtype": str(dtype)[6:]}
+        journal.record("original", State(data, carried), durable)
         progress("original", index + 1, stream.num_layers)
     outputs = _probe_outputs(stream, probes, tokens.probes)
     if backward:
@@ -114,12 +119,12 @@ def run_original(
 
 
 def _probe_outputs(stream: BlockStream, hidden: list[Tensor], ids: NDArray[np.int64]) -> list[OriginalOutputs]:
-    outputs = []
+    outputs, step = [], max(1, _LOGITS // stream.vocab_size)
     sequences = [row for batch in hidden for row in batch]
     for row, states in zip(ids, sequences, strict=True):
         following = np.append(row[1:], row[-1])  # the last position has no next token; pack_probes drops it
-        for start in range(0, len(row), _LOGIT_ROWS):
-            part = slice(start, start + _LOGIT_ROWS)
+        for start in range(0, len(row), step):
+            part = slice(start, start + step)
             logits = stream.logits(states[None, part])[0].numpy()
             outputs.append(fidelity_probe(logits, following[part]))
     return outputs
@@ -166,9 +171,10 @@ def compress(
     probe = ParityProbe(stream, tokens)
     heads = attention_heads(checkpoint.config) if any(m.form in SPARSE.values() for m in plan.matrices) else None
     reports: dict[str, Factorization] = {}
-    done = 0
+    done, products = 0, torch.float32
     if state := journal.recall("compress"):
         done, hidden = state.data["blocks"], state.restored("hidden")
+        products = getattr(torch, state.data["products"])
         reports = {name: Factorization.from_json(report) for name, report in state.data["reports"].items()}
         probe.restore(state)
         writer.resume(state.data["written"])
@@ -176,6 +182,8 @@ def compress(
     _write_all_but(later.union(writer.written), checkpoint, writer)
     for index in range(done, stream.num_layers):
         with stream.block(index) as block:
+            if index == 0 and hidden:
+                products = calibration_dtype(checkpoint, block, hidden[0])
             targets = [matrices[name] for name in block.linears if name in matrices]
             if targets:
                 if options.form == "auto":
@@ -184,26 +192,26 @@ def compress(
                     inputs = (
                         evidence.statistics_of(target.name for target in targets)
                         if known
-                        else _calibrate(block, targets, hidden, sequential=options.sequential)
+                        else _calibrate(block, targets, hidden, products, sequential=options.sequential)
                     )
                     own = heads[index] if heads else None
                     tasks = block_tasks(targets, inputs, checkpoint, own, options, dtype, evidence)
                 found = _factorize(executor, tasks)
                 _install(block, found)
                 if options.sequential:
-                    block.advance(hidden)
+                    block.advance(hidden, dtype=products)
                 for name, factors in found.items():
                     for suffix, tensor in factors.tensors.items():
                         if matrices[name].stores(suffix):
                             writer.write(factor_name(name, suffix), tensor)
                     reports[name] = replace(factors, tensors={})
             elif index < last_layer:
-                block.advance(hidden)
+                block.advance(hidden, dtype=products)
             else:
                 hidden.clear()
             probe.advance(block, stream.num_layers)
         rows = {name: report.to_json() for name, report in reports.items()}
-        data = {"blocks": index + 1, "reports": rows, "written": writer.written}
+        data = {"blocks": index + 1, "reports": rows, "written": writer.written, "products": str(products)[6:]}
         journal.record("compress", State(data, {"hidden": hidden, **probe.state()}), [writer.flush])
         progress("compress", index + 1, stream.num_layers)
     return reports, probe.result(stream)
@@ -216,7 +224,7 @@ def _write_all_but(names: Collection[str], checkpoint: Checkpoint, writer: Safet
 
 
 def _calibrate(
-    block: Block, targets: list[MatrixPlan], hidden: list[Tensor], *, sequential: bool
+    block: Block, targets: list[MatrixPlan], hidden: list[Tensor], dtype: torch.dtype, *, sequential: bool
 ) -> dict[str, InputStatistics]:
     """Collect one block's input statistics; `hidden` becomes the next block's input unless that is to be compressed."""
     tokens = sum(batch.shape[0] * batch.shape[1] for batch in hidden)
@@ -224,9 +232,9 @@ def _calibrate(
     with collector.collecting():
         if sequential:
             for batch in hidden:
-                block.forward(batch)
+                block.forward(batch, dtype=dtype)
         else:
-            block.advance(hidden)
+            block.advance(hidden, dtype=dtype)
     return {name: statistics for names, statistics in collector.groups() for name in names}
 
 
@@ -288,9 +296,9 @@ def divergence(
             block.advance(hidden)
         journal.record(stage, State({"blocks": index + 1}, {"hidden": hidden}))
         progress("search", index + 1, stream.num_layers)
-    total, rows = 0.0, 0
+    total, rows, step = 0.0, 0, max(1, _LOGITS // stream.vocab_size)
     for ours, theirs in zip(hidden, original.states, strict=True):
-        pairs = zip(*(torch.split(batch.flatten(0, 1), _LOGIT_ROWS) for batch in (ours, theirs)), strict=True)
+        pairs = zip(*(torch.split(batch.flatten(0, 1), step) for batch in (ours, theirs)), strict=True)
         for mine, wanted in pairs:
             p = reference.logits(wanted[None]).log_softmax(-1)
             q = stream.logits(mine[None]).log_softmax(-1)

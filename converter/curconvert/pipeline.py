@@ -15,12 +15,14 @@ from curconvert.artifact.workspace import workspace
 from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.compress import silent
+from curconvert.estimate import Estimate, estimate, measure_machine
 from curconvert.execution.executor import ExecutionOptions, executing
 from curconvert.fingerprint import fingerprint
 from curconvert.options import DTYPES, ConvertOptions, SourceOptions, check_choice
 from curconvert.planning import Plan
 from curconvert.production import (
     decide,
+    deployed_dtype,
     first_plan,
     inputs,
     measure,
@@ -66,6 +68,26 @@ def plan(source: SourceOptions, options: ConvertOptions) -> Plan:
         CurConvertError: Whatever `convert` would refuse before it starts.
     """
     return first_plan(open_source(source), options)
+
+
+def predict(
+    source: SourceOptions, options: ConvertOptions, folder: Path, execution: ExecutionOptions = _LOCAL
+) -> Estimate:
+    """Estimate what `convert` takes on this machine, whose speed is measured for about a second.
+
+    Args:
+        source: The checkpoint.
+        options: What would be done.
+        folder: On the disk that would be written to.
+        execution: Where matrices would be factorized.
+
+    Raises:
+        CurConvertError: As `plan`.
+    """
+    checkpoint = open_source(source)
+    itemsize = torch_dtype(deployed_dtype(checkpoint, options)).itemsize
+    machine = measure_machine(folder, execution.tasks_at_once)
+    return estimate(checkpoint, first_plan(checkpoint, options), options, itemsize, machine)
 
 
 def convert(

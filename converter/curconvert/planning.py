@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import cast
 
 from curconvert.blocks.heads import Heads, attention_heads
-from curconvert.blocks.skeleton import EMBEDDING
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.errors import InputError
 from curconvert.factorization.types import Form, break_even_rank
@@ -18,8 +17,6 @@ from curconvert.selection.layers import layer_count, score_of, select_layers
 from curconvert_runtime.forms import MODULAR, SPARSE, Shared, parameters
 
 MIN_SAVING = 0.05  # a matrix that would shrink by less stays dense: three products cost more than they save
-_TORCH_BYTES = 420e6  # torch, transformers and the interpreter themselves, measured on Linux x86-64
-_FLOPS = 60e9  # float32 rate of two modest cores; `plan` is a rough estimate and says so
 
 
 @dataclass(frozen=True)
@@ -68,8 +65,6 @@ class Plan:
         layers: Layers to compress; None while a choice by score waits for hidden states.
         layer_total: How many layers will be compressed.
         other_parameters: Embedding, norms, biases, an untied head.
-        peak_memory_bytes: Estimate for the conversion stage.
-        seconds: Rough estimate for the conversion stage.
         biases: The checkpoint's biases of decoder linears.
     """
 
@@ -77,8 +72,6 @@ class Plan:
     layers: tuple[int, ...] | None
     layer_total: int
     other_parameters: int
-    peak_memory_bytes: int
-    seconds: float
     biases: frozenset[str] = frozenset()
 
     @property
@@ -206,7 +199,7 @@ def make_plan(checkpoint: Checkpoint, options: ConvertOptions, layers: tuple[int
             f"{size} with --targets {','.join(options.targets)}: no selected matrix would get at least "
             f"{MIN_SAVING:.0%} smaller, so nothing would be compressed; keep less or choose larger targets"
         )
-    return assemble(checkpoint, options, matrices, known, total)
+    return assemble(checkpoint, matrices, known, total)
 
 
 def heads_of(checkpoint: Checkpoint, options: ConvertOptions) -> Sequence[Heads | None]:
@@ -248,24 +241,21 @@ def keeps_inputs(checkpoint: Checkpoint, options: ConvertOptions) -> bool:
 
 def assemble(
     checkpoint: Checkpoint,
-    options: ConvertOptions,
     matrices: list[MatrixPlan],
     layers: tuple[int, ...] | None,
     layer_total: int,
 ) -> Plan:
-    """Complete a plan with what its matrices leave out and what it will take.
+    """Complete a plan with what its matrices leave out.
 
     Args:
         checkpoint: The opened model.
-        options: Validated options.
         matrices: Of `decoder_linears`.
         layers: The chosen layers, once known.
         layer_total: How many they are.
     """
     other = total_parameters(checkpoint) - sum(m.parameters_before for m in matrices)
-    memory, seconds = _estimate(checkpoint, options, matrices)
     biases = frozenset(name for name in checkpoint.tensors if name.endswith("_proj.bias"))
-    return Plan(tuple(matrices), layers, layer_total, other, memory, seconds, biases)
+    return Plan(tuple(matrices), layers, layer_total, other, biases)
 
 
 def check_context(checkpoint: Checkpoint, options: ConvertOptions) -> None:
@@ -277,28 +267,3 @@ def check_context(checkpoint: Checkpoint, options: ConvertOptions) -> None:
     wanted, context = options.calibration.tokens_per_sequence, int(checkpoint.config["max_position_embeddings"])
     if wanted > context:
         raise InputError(f"--calibration-tokens {wanted}: the model's context is {context} tokens; ask for fewer")
-
-
-def _estimate(checkpoint: Checkpoint, options: ConvertOptions, matrices: list[MatrixPlan]) -> tuple[int, float]:
-    tokens = options.calibration.sequences * options.calibration.tokens_per_sequence
-    hidden, widest = int(checkpoint.config["hidden_size"]), max(max(m.shape) for m in matrices)
-    block = max(
-        sum(m.parameters_before for m in matrices if layer_of(m.name) == layer)
-        for layer in {layer_of(m.name) for m in matrices}
-    )
-    grams = sum(8 * width**2 for width in {m.shape[1] for m in matrices if m.form != "dense"})
-    compressed = [m for m in matrices if m.form != "dense"]
-    largest = max(m.parameters_before for m in compressed)
-    memory = (
-        _TORCH_BYTES + 4 * block + 3 * 4 * tokens * hidden + 8 * 8 * options.calibration.tokens_per_sequence * widest
-    )
-    memory += grams + 6 * 8 * largest
-    # An MLP's: a copy of its activations' Gram matrix, one that is scaled, its Cholesky factor, and room to solve.
-    memory += 4 * 8 * max((m.shape[1] for m in compressed if m.form == "modular_columns"), default=0) ** 2
-    vocab = checkpoint.tensors[EMBEDDING].shape[0]
-    memory += 3 * 4 * options.calibration.tokens_per_sequence * vocab
-    forward = 2.0 * tokens * sum(m.parameters_before for m in matrices)
-    passes = 3.0 if score_of(options.layers) else 2.0
-    svd = sum(8.0 * min(m.shape) ** 2 * max(m.shape) for m in compressed)
-    grams_flops = sum(2.0 * tokens * m.shape[1] ** 2 for m in compressed)
-    return int(memory), (passes * forward + svd + grams_flops) / _FLOPS + 10.0

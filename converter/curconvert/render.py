@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from curconvert.estimate import Estimate
     from curconvert.pipeline import Conversion
     from curconvert.planning import Plan
     from curconvert.sweep.table import Sweep
@@ -69,11 +70,12 @@ def progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
         yield update
 
 
-def plan_json(plan: Plan) -> dict[str, Any]:
-    """Return a plan as JSON."""
+def plan_json(plan: Plan, expected: Estimate | None = None) -> dict[str, Any]:
+    """Return a plan as JSON, with an estimate of what it takes."""
     fields = {key: value for key, value in asdict(plan).items() if key != "biases"}
     return {
         **fields,
+        **({"estimate": asdict(expected)} if expected else {}),
         "parameters_before": plan.parameters_before,
         "parameters_after": plan.parameters_after,
         "matrices": [
@@ -83,8 +85,8 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def plan(plan: Plan) -> None:
-    """Print every matrix and the totals."""
+def plan(plan: Plan, expected: Estimate) -> None:
+    """Print every matrix, the totals and what they take."""
     table = Table("matrix", "shape", "rank", "parameters", "", box=None)
     for m in plan.matrices:
         change = f"{m.parameters_before:,}" + (f" → {m.parameters_after:,}" if m.rank else "")
@@ -95,8 +97,9 @@ def plan(plan: Plan) -> None:
         console.print(f"{plan.layer_total} layers will be chosen by their scores; shown on as many others.")
     console.print(_totals(plan.parameters_before, plan.parameters_after))
     console.print(
-        f"Rough estimate for the conversion itself: {plan.seconds:.0f} s on 2 cores, "
-        f"peak memory {plan.peak_memory_bytes / 1e9:.1f} GB."
+        f"Estimate for this machine, verification not included: {expected.seconds:.0f} s, peak memory "
+        f"{expected.peak_memory_bytes / 1e9:.2f} GB, {expected.temporary_bytes / 1e9:.2f} GB of disk while it runs, "
+        f"{expected.output_bytes / 1e9:.2f} GB of weights in the end."
     )
 
 

@@ -93,7 +93,7 @@ def uniform_plan(checkpoint: Checkpoint, options: ConvertOptions, itemsize: int)
             )
         matrices.append(MatrixPlan(name, shape, form, rank))
     layers = tuple(sorted({layer_of(name) for name in shapes}))
-    return assemble(checkpoint, options, matrices, layers, len(layers))
+    return assemble(checkpoint, matrices, layers, len(layers))
 
 
 def allocated(plan: Plan, curves: Sequence[Curve], target: int) -> Plan:

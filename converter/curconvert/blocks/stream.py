@@ -55,15 +55,18 @@ class Block:
         self._kwargs = kwargs
         self.linears = dict(_linears(layer, f"{LAYERS}.{index}."))
 
-    def forward(self, hidden: Tensor, cache: DynamicCache | None = None) -> Tensor:
+    def forward(
+        self, hidden: Tensor, cache: DynamicCache | None = None, *, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
         """Run the block on whole sequences without padding.
 
         Args:
             hidden: (batch, tokens, hidden_size) float32; this shape must have gone through `BlockStream.embed`.
             cache: Receives this layer's keys (after rotary embedding) and values.
+            dtype: Of products; sums, norms and what the block returns stay float32.
         """
         kwargs = {**self._kwargs[hidden.shape[0], hidden.shape[1]], "past_key_values": cache}
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             output: Tensor = self.layer(hidden, **kwargs)
         return output
 
@@ -83,11 +86,11 @@ class Block:
             (found,) = torch.autograd.grad(output, hidden, gradient)
         return found
 
-    def advance(self, batches: list[Tensor]) -> None:
+    def advance(self, batches: list[Tensor], *, dtype: torch.dtype = torch.float32) -> None:
         """Run the block on each batch and put its output in the input's place: no second copy of the hidden states."""
         with torch.inference_mode():
             for batch in batches:
-                batch.copy_(self.forward(batch))
+                batch.copy_(self.forward(batch, dtype=dtype))
 
     def replace(self, name: str, module: nn.Module) -> None:
         """Put another module in the place of the linear with this canonical weight name."""
@@ -107,6 +110,7 @@ class BlockStream:
 
     Attributes:
         num_layers: Number of decoder blocks.
+        vocab_size: Rows of the embedding.
     """
 
     def __init__(self, checkpoint: Checkpoint, deployed: torch.dtype | None = None) -> None:
@@ -127,6 +131,7 @@ class BlockStream:
         self._stubs = [_Stub() for _ in self._layers]
         base.layers = nn.ModuleList(self._stubs)
         self.num_layers = len(self._layers)
+        self.vocab_size = checkpoint.tensors[EMBEDDING].shape[0]
         self._kwargs: list[dict[tuple[int, int], dict[str, Any]]] = [{} for _ in self._layers]
 
     def embed(self, token_ids: Tensor) -> Tensor:

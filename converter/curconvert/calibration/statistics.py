@@ -153,7 +153,7 @@ class _Samples:
         self._count = 0
 
     def add(self, x: Tensor) -> None:
-        flat = x.reshape(-1, x.shape[-1]).numpy()
+        flat = x.reshape(-1, x.shape[-1]).to(torch.float32).numpy()
         self._held[self._count : self._count + len(flat)] = flat
         self._count += len(flat)
 

@@ -64,6 +64,11 @@ class ExecutionOptions:
                 raise InputError(f"--workers {self.workers}: a running cluster decides by itself; leave it out")
 
     @property
+    def tasks_at_once(self) -> int:
+        """Number of tasks that this machine works on at the same time."""
+        return self.workers or _cores()
+
+    @property
     def address(self) -> str | None:
         """Address of a running cluster; None where there is none to connect to."""
         return self.executor if self.executor.startswith(_REMOTE) else None
@@ -90,7 +95,7 @@ def executing(options: ExecutionOptions) -> Iterator[Executor]:
     Raises:
         BackendError: Ray cannot be imported, or does not start, or does not answer.
     """
-    workers = options.workers or _cores()
+    workers = options.tasks_at_once
     if options.executor == "local":
         yield LocalExecutor(workers)
         return

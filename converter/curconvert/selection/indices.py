@@ -21,7 +21,7 @@ Importance = Literal["output", "wanda", "activation", "weight"]
 SELECTORS: tuple[str, ...] = get_args(Selector)
 IMPORTANCES: tuple[str, ...] = get_args(Importance)
 _OVERSAMPLING = 32  # extra sketch rows; the pivots of the leading `rank` hardly depend on it beyond this
-_EXACT_OUTPUTS = 4096  # up to which the output Gram matrix is formed
+_EXACT_OUTPUTS = 2048  # up to which the output Gram matrix is formed
 
 Matrix = NDArray[np.float64]
 Indices = NDArray[np.int32]

@@ -29,7 +29,7 @@ def randomised(matrix: Matrix, rank: int) -> tuple[Matrix, Matrix]:
     return randomised_bases(ChunkedMatrix(torch.from_numpy(matrix)), rank, np.random.default_rng(0))
 
 
-@pytest.mark.parametrize("shape", [(500, 300), (300, 500)])
+@pytest.mark.parametrize("shape", [(700, 500), (500, 700)])
 def test_deim_finds_the_points_that_it_finds_in_a_full_svd(shape: tuple[int, int]) -> None:
     """At least 95 of 100, on both sides, although single singular values lie a percent apart."""
     matrix, rank = slowly_decaying(0, *shape), 40
@@ -42,7 +42,7 @@ def test_deim_finds_the_points_that_it_finds_in_a_full_svd(shape: tuple[int, int
 def test_fewer_steps_would_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """The number of steps matters: with one, as in an ordinary randomised SVD, DEIM finds other points."""
     monkeypatch.setattr(bases, "_STEPS", 1)
-    matrix, rank = slowly_decaying(0, 500, 300), 40
+    matrix, rank = slowly_decaying(0, 700, 500), 40
     left, _, _ = exact_bases(matrix, rank)
     found, _ = randomised(matrix, rank)
     assert len(set(deim(left).tolist()) & set(deim(found).tolist())) < 0.95 * rank
@@ -63,4 +63,4 @@ def test_bases_are_orthonormal_whatever_the_matrix(kind: str) -> None:
         np.testing.assert_allclose(basis.T @ basis, np.eye(12), atol=1e-9)
     left, _ = randomised(matrix, 12)
     best = np.sqrt((np.linalg.svd(matrix, compute_uv=False)[12:] ** 2).sum())
-    assert np.linalg.norm(matrix - left @ (left.T @ matrix)) <= 1.05 * best + 1e-9
+    assert np.linalg.norm(matrix - left @ (left.T @ matrix)) <= 1.05 * best + 1e-6 * np.linalg.norm(matrix)

@@ -1,0 +1,220 @@
+"""What a conversion will take on this machine: time, memory and disk, from shapes and a second of measuring."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
+
+from curconvert.allocation.backward import GRADIENT_TOKENS
+from curconvert.allocation.plans import targets_of
+from curconvert.artifact.space import needed_bytes
+from curconvert.blocks.precision import multiplies_bfloat16
+from curconvert.blocks.skeleton import EMBEDDING
+from curconvert.calibration.sampled import RESIDENT_BYTES
+from curconvert.checkpoint.types import Checkpoint
+from curconvert.options import ConvertOptions
+from curconvert.planning import MatrixPlan, Plan, keeps_inputs, layer_of, linear_of
+from curconvert.selection.layers import score_of
+from curconvert_runtime.probes import PARITY_LENGTHS
+
+_TORCH_BYTES = 450e6  # torch, transformers and the interpreter themselves, measured on Linux x86-64
+_BATCH = 8  # sequences of a forward pass
+_SIZE = 1024  # of the measured products
+_DISK_BYTES = 64 * 2**20
+_HASH_RATE = 1.2e9  # bytes a second through sha256 and the page cache
+_EIGH = 9 / 0.3  # flops of a symmetric eigenproblem over n³, and the share of a product's speed that LAPACK reaches
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Rates of this machine.
+
+    Attributes:
+        single: float32 products with all of torch's threads, flops/s.
+        half: bfloat16 products likewise; `single` where the CPU has none.
+        double: float64 products of one thread, flops/s.
+        write: Bytes/s to the disk, until they are there.
+        workers: Matrices that are factorized at the same time.
+    """
+
+    single: float
+    half: float
+    double: float
+    write: float
+    workers: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a conversion takes, without the verification.
+
+    Attributes:
+        seconds: Wall time.
+        peak_memory_bytes: Most resident memory.
+        temporary_bytes: Room on the disk beside the output, the output included.
+        output_bytes: Weights of the artifact.
+    """
+
+    seconds: float
+    peak_memory_bytes: int
+    temporary_bytes: int
+    output_bytes: int
+
+
+def measure_machine(folder: Path, workers: int) -> Machine:
+    """Measure for about a second.
+
+    Args:
+        folder: On the disk that will be written to.
+        workers: Passed on.
+    """
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(_SIZE, _SIZE, generator=generator) for _ in range(2))
+    single = _rate(lambda: a @ b)
+    half = _rate(lambda: a.bfloat16() @ b.bfloat16()) if multiplies_bfloat16() else single
+    wide = a.double().numpy(), b.double().numpy()
+    with threadpool_limits(1, user_api="blas"):
+        double = _rate(lambda: wide[0] @ wide[1])
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        data, start = np.random.default_rng(0).bytes(_DISK_BYTES), time.perf_counter()
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        write = _DISK_BYTES / (time.perf_counter() - start)
+    return Machine(single, half, double, write, workers)
+
+
+def _rate(product: Callable[[], object], seconds: float = 0.25) -> float:
+    product()  # the first call makes threads and buffers
+    start, count = time.perf_counter(), 0
+    while (spent := time.perf_counter() - start) < seconds:
+        product()
+        count += 1
+    return count * 2 * _SIZE**3 / spent
+
+
+def estimate(checkpoint: Checkpoint, plan: Plan, options: ConvertOptions, itemsize: int, machine: Machine) -> Estimate:
+    """Estimate from shapes.
+
+    Args:
+        checkpoint: The opened model.
+        plan: What shapes alone can tell.
+        options: Method, numerics and calibration.
+        itemsize: Bytes of a deployed number.
+        machine: Its rates.
+    """
+    output = plan.parameters_after * itemsize
+    disk = needed_bytes(checkpoint, plan, options, itemsize, targets_of(checkpoint, options))
+    work = _Work(checkpoint, plan, options)
+    seconds = work.passes(machine) + work.factorizations() / (machine.double * machine.workers)
+    source = sum(file.stat().st_size for file in checkpoint.files)
+    seconds += (source + output) / _HASH_RATE + disk / machine.write
+    return Estimate(seconds, int(work.memory(machine.workers)), disk, output)
+
+
+class _Work:
+    """Counts flops and bytes."""
+
+    def __init__(self, checkpoint: Checkpoint, plan: Plan, options: ConvertOptions) -> None:
+        self._plan, self._options = plan, options
+        self._hidden = int(checkpoint.config["hidden_size"])
+        self._vocab = checkpoint.tensors[EMBEDDING].shape[0]
+        self._whole = sum(m.parameters_before for m in plan.matrices)
+        self._block = sum(m.parameters_before for m in plan.matrices if layer_of(m.name) == 0)
+        self._compressed = [m for m in plan.matrices if m.form != "dense"]
+        self._sixteen_bits = checkpoint.tensors[EMBEDDING].dtype != "F32"
+        text = options.calibration
+        self._length = text.tokens_per_sequence
+        self._tokens, self._probes = text.sequences * self._length, text.probe_sequences * self._length
+        self._sequences = text.sequences + text.probe_sequences
+        self._known = keeps_inputs(checkpoint, options)
+        total = 4 * sum(math.prod(info.shape) for info in checkpoint.tensors.values())
+        self._resident = total if options.self_text and total <= RESIDENT_BYTES else 0
+        heads = int(checkpoint.config.get("num_key_value_heads") or checkpoint.config["num_attention_heads"])
+        size = int(checkpoint.config.get("head_dim") or self._hidden // int(checkpoint.config["num_attention_heads"]))
+        layers = int(checkpoint.config["num_hidden_layers"])
+        self._cache = 2 * 4 * heads * size * layers * self._length * options.self_text * self._sequences
+
+    def passes(self, machine: Machine) -> float:
+        """Seconds of everything that runs the model."""
+        products = machine.half if self._sixteen_bits and self._options.form != "auto" else machine.single
+        exact = self._probes + sum(min(length, self._length) for length in PARITY_LENGTHS)
+        flops = 2.0 * self._whole * exact + 2.0 * self._vocab * self._hidden * exact
+        calibration = 2.0 * self._whole * self._tokens
+        auto, scored = self._options.form == "auto", score_of(self._options.layers) is not None
+        count = 0.0 if auto else float(scored)
+        if not auto and not self._known:
+            last = max(layer_of(m.name) for m in self._compressed)
+            count += (last + 1) / (1 + max(layer_of(m.name) for m in self._plan.matrices))
+        seconds = flops / machine.single + count * calibration / products
+        grams = sum(2.0 * self._tokens * n**2 for n in self._grams())
+        seconds += grams / (machine.single if auto else machine.double * machine.workers)
+        if auto:  # the text that the model writes, the way forwards and the way back
+            written = 2.0 * (self._whole + self._vocab * self._hidden) * self._options.self_text
+            written *= self._sequences * self._length / _SAMPLING if self._resident else 0
+            back = 3 * 2.0 * self._whole * min(GRADIENT_TOKENS, self._tokens)
+            seconds += (calibration + back + written) / machine.single
+        return seconds
+
+    def _grams(self) -> list[int]:
+        """Widths of the inputs whose Gram matrix is formed; q, k and v share theirs, and so do gate and up."""
+        shared = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
+        found = {
+            (layer_of(m.name), shared.get(linear_of(m.name), linear_of(m.name))): m.shape[1]
+            for m in self._compressed
+            if self._tokens >= m.shape[1]
+        }
+        return list(found.values())
+
+    def factorizations(self) -> float:
+        """Flops of all factorizations, as if they were products in float64."""
+        return sum(self._factorization(m) for m in self._compressed)
+
+    def _factorization(self, matrix: MatrixPlan) -> float:
+        (m, n), rank = matrix.shape, matrix.rank or 0
+        short = min(m, n)
+        sampled = self._tokens < n
+        # The error: of the weight's outputs, in float32 from the inputs themselves, or twice through the Gram matrix.
+        flops = m * n * self._tokens if sampled else 4.0 * m * n**2
+        if self._options.form == "cur":
+            flops += 2.0 * m * n * 2 * rank  # the link and the product
+            if self._options.selector == "qr":
+                return flops + 2.0 * m * n * 2 * rank + (2.0 * m * n**2 + 2.0 * m**2 * n if m <= _EXACT else 0.0)
+            krylov = _KRYLOV * (rank + 16) < short
+            return flops + (12.0 * m * n * rank if krylov else 2.0 * m * n * short + _EIGH * short**3)
+        if self._options.form == "auto":
+            return flops + 2.0 * m * n * (m + n) + _EIGH * (m**3 + n**3) / 2
+        return flops + 4.0 * m * n * short + _EIGH * (short**3 + (n**3 if m > n else 0))
+
+    def memory(self, workers: int) -> float:
+        """Bytes that are resident at the peak: while blocks are compressed, or while the model writes text."""
+        widest = max(max(m.shape) for m in self._plan.matrices)
+        states = 4 * (self._tokens + self._probes) * self._hidden
+        forward = 4 * 4 * _BATCH * self._length * widest
+        largest = sorted((self._held(m) for m in self._compressed), reverse=True)[:workers]
+        grams = sum(8 * n**2 for n in set(self._grams()))
+        inputs = sum(4 * self._tokens * n for n in {m.shape[1] for m in self._compressed if self._tokens < m.shape[1]})
+        compressing = 4 * self._block + states + max(forward, sum(largest)) + grams + inputs
+        return _TORCH_BYTES + max(compressing, self._resident + self._cache)
+
+    def _held(self, matrix: MatrixPlan) -> float:
+        """Bytes that one factorization holds: thin factors, or float64 copies where the method needs the whole."""
+        m, n = matrix.shape
+        if self._options.form == "cur":
+            bases = _KRYLOV * (m + n) if self._options.selector != "qr" else 4 * (m + n)
+            return 8.0 * bases * (matrix.rank or 0) + (4.0 * m * n if self._options.selector != "qr" else 0) + 64e6
+        return 8.0 * (4 * m * n + 2 * min(m, n) ** 2)
+
+
+_KRYLOV = 6  # blocks of the Krylov space
+_EXACT = 2048  # outputs up to which their Gram matrix is formed
+_SAMPLING = 0.5  # share of the speed of large products that one token of many sequences reaches

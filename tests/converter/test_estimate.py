@@ -1,0 +1,91 @@
+"""Estimates: what they must depend on, and what a machine's measured rates are. Accuracy is a benchmark's matter."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from curconvert.calibration.text import CalibrationOptions
+from curconvert.checkpoint import open_checkpoint
+from curconvert.errors import InputError
+from curconvert.estimate import Estimate, Machine, estimate, measure_machine
+from curconvert.options import ConvertOptions, SourceOptions
+from curconvert.pipeline import convert, predict
+from curconvert.production import first_plan
+from support.families import make_checkpoint
+from support.tiny_runs import tiny_options, token_file
+
+TOKENS = Path("ids.safetensors")
+MACHINE = Machine(single=1e11, half=4e11, double=4e10, write=2e8, workers=2)
+LARGE = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "head_dim": 64}
+
+
+def of(folder: Path, options: ConvertOptions, machine: Machine = MACHINE, **config: int) -> Estimate:
+    checkpoint = open_checkpoint(make_checkpoint(folder, "llama", **config).folder)
+    return estimate(checkpoint, first_plan(checkpoint, options), options, 4, machine)
+
+
+def test_memory_does_not_depend_on_the_number_of_layers(tmp_path: Path) -> None:
+    """Time, disk and output do."""
+    few, many = (of(tmp_path / str(n), tiny_options(TOKENS), num_hidden_layers=n) for n in (2, 8))
+    assert few.peak_memory_bytes == many.peak_memory_bytes
+    assert few.seconds < many.seconds
+    assert few.output_bytes < many.output_bytes <= many.temporary_bytes
+
+
+def test_a_faster_machine_takes_less_time_and_the_same_memory(tmp_path: Path) -> None:
+    """Each rate counts."""
+    options = tiny_options(TOKENS, layers="angular:2")
+    base = of(tmp_path / "base", options, num_hidden_layers=5)
+    for field in ("single", "double", "write"):
+        faster = replace(MACHINE, **{field: 100 * getattr(MACHINE, field)})
+        found = of(tmp_path / field, options, faster, num_hidden_layers=5)
+        assert found.seconds < base.seconds, field
+        assert found.peak_memory_bytes == base.peak_memory_bytes
+
+
+def test_more_tokens_and_larger_matrices_take_more(tmp_path: Path) -> None:
+    """Of time and memory both."""
+    text = CalibrationOptions(source=str(TOKENS), sequences=12, tokens_per_sequence=24, probe_sequences=2)
+    options = tiny_options(TOKENS)
+    base = of(tmp_path / "base", options)
+    wide = of(tmp_path / "wide", options, **LARGE)
+    long = of(tmp_path / "long", replace(options, calibration=replace(text, sequences=1200)))
+    for found in (wide, long):
+        assert found.seconds > base.seconds
+        assert found.peak_memory_bytes > base.peak_memory_bytes
+
+
+@pytest.mark.parametrize("method", ["cur", "curing", "row-id", "pifa", "svd-llm", "neurons", "auto"])
+def test_every_method_has_an_estimate(tmp_path: Path, method: str) -> None:
+    """The output is what the conversion then writes; the room on the disk covers it."""
+    ids = token_file(tmp_path / "ids.safetensors")
+    size = {"rank": None, "keep": 0.8, "rank_multiple": 4} if method == "auto" else {}
+    size |= {"rank": None, "density": 0.6} if method == "neurons" else {}
+    options = tiny_options(ids, method, **size)
+    model = make_checkpoint(tmp_path / "model", "llama")
+    found = predict(SourceOptions(str(model.folder)), options, tmp_path)
+    assert found.seconds > 0
+    result = convert(SourceOptions(str(model.folder)), tmp_path / "out", options)
+    assert result.plan is not None
+    if method != "auto":  # whose sizes only the conversion finds
+        assert found.output_bytes == 4 * result.plan.parameters_after
+    assert found.temporary_bytes > (tmp_path / "out" / "model.safetensors").stat().st_size
+
+
+def test_a_machine_is_measured_in_about_a_second(tmp_path: Path) -> None:
+    """Rates of a real computer; nothing stays on the disk."""
+    found = measure_machine(tmp_path, 3)
+    assert 1e8 < found.double < 1e13
+    assert 1e8 < found.single <= found.half < 1e14 or found.half == found.single
+    assert found.write > 1e5
+    assert found.workers == 3
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_converted_has_no_estimate(tmp_path: Path) -> None:
+    """The same refusal as the conversion's."""
+    with pytest.raises(InputError, match="no such file"):
+        predict(SourceOptions(str(tmp_path / "none.safetensors")), tiny_options(TOKENS), tmp_path)
