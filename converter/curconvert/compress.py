@@ -201,9 +201,7 @@ def compress(
                 if options.sequential:
                     block.advance(hidden, dtype=products)
                 for name, factors in found.items():
-                    for suffix, tensor in factors.tensors.items():
-                        if matrices[name].stores(suffix):
-                            writer.write(factor_name(name, suffix), tensor)
+                    _write_factors(matrices[name], factors, writer)
                     reports[name] = replace(factors, tensors={})
             elif index < last_layer:
                 block.advance(hidden, dtype=products)
@@ -221,6 +219,12 @@ def _write_all_but(names: Collection[str], checkpoint: Checkpoint, writer: Safet
     for name in checkpoint.tensors:
         if name not in names:
             writer.copy(name, checkpoint.read(name), checkpoint.tensors[name])
+
+
+def _write_factors(matrix: MatrixPlan, factors: Factorization, writer: SafetensorsWriter) -> None:
+    for suffix, tensor in factors.tensors.items():
+        if matrix.stores(suffix):
+            writer.write(factor_name(matrix.name, suffix), tensor)
 
 
 def _calibrate(
