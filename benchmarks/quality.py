@@ -44,10 +44,13 @@ SEARCH = "auto-search"
 """`auto` with `--max-kl`: it finds the size."""
 GIVEN = "auto-given"
 """`auto` on the given text alone."""
+SHARED = "auto-share"
+"""`auto` with `--share`."""
 METHODS = (
     "auto",
     SEARCH,
     GIVEN,
+    SHARED,
     "modegpt",
     "neurons",
     "pifa",
@@ -153,7 +156,7 @@ class Bench:
         if ORIGINAL in missing:
             found = self._evaluate(self._folder / ORIGINAL)
             yield {"method": ORIGINAL, "target": 0, "parameters": total_parameters(checkpoint), **found}
-        own = ({"auto", SEARCH}, {GIVEN})
+        own = ({"auto", SEARCH, SHARED}, {GIVEN})
         rest = set(missing) - {ORIGINAL}.union(*own)
         for methods in filter(None, ([m for m in missing if m in group] for group in (*own, rest))):
             scratch = Path(tempfile.mkdtemp(dir=self._folder))
@@ -193,6 +196,8 @@ class Bench:
             return ConvertOptions.for_method("auto", max_kl=self._options.max_kl, calibration=calibration)
         if method == GIVEN:
             return options_for_size(checkpoint, "auto", target, calibration=calibration, self_text=0.0)
+        if method == SHARED:
+            return options_for_size(checkpoint, "auto", target, calibration=calibration, share=True)
         return options_for_size(checkpoint, method, target, calibration=calibration)
 
     def _evaluate(self, path: Path) -> dict[str, Any]:

@@ -77,6 +77,11 @@ numeric_options = _stacked(
 
 method_options = _stacked(
     calibration_options,
+    click.option(
+        "--share/--no-share",
+        default=None,
+        help="auto: one basis for neighbouring layers where that is predicted to pay. [no]",
+    ),
     click.option("--sequential/--no-sequential", default=None, help="Calibrate each block on compressed blocks."),
     click.option("--link", help="Metric of U: plain, diagonal or full."),
     click.option("--importance", help="Matrix to select on: output, wanda, activation or weight."),

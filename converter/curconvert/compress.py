@@ -32,7 +32,7 @@ from curconvert.parity_probe import ParityProbe
 from curconvert.planning import MatrixPlan, Plan, bias_of, layer_of
 from curconvert.selection.scores import LayerScorer
 from curconvert_runtime.fidelity import Progress
-from curconvert_runtime.forms import SPARSE
+from curconvert_runtime.forms import SPARSE, factor_name
 from curconvert_runtime.probes import (
     CompressedProbe,
     OriginalOutputs,
@@ -204,8 +204,7 @@ def compress(
                 if options.sequential:
                     block.advance(hidden, dtype=products)
                 for name, factors in found.items():
-                    for suffix, tensor in factors.tensors.items():
-                        writer.write(factor_name(name, suffix), tensor)
+                    _write_factors(matrices[name], factors, writer)
                     reports[name] = replace(factors, tensors={})
             elif index < last_layer:
                 block.advance(hidden, dtype=products)
@@ -225,9 +224,10 @@ def _write_all_but(names: Collection[str], checkpoint: Checkpoint, writer: Safet
             writer.copy(name, checkpoint.read(name), checkpoint.tensors[name])
 
 
-def factor_name(weight: str, suffix: str) -> str:
-    """Name of a factor: `….q_proj.weight` and `C` give `….q_proj.C`."""
-    return f"{weight.removesuffix('weight')}{suffix}"
+def _write_factors(matrix: MatrixPlan, factors: Factorization, writer: SafetensorsWriter) -> None:
+    for suffix, tensor in factors.tensors.items():
+        if matrix.stores(suffix):
+            writer.write(factor_name(matrix.name, suffix), tensor)
 
 
 def _calibrate(

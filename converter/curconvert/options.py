@@ -108,6 +108,7 @@ class ConvertOptions:
         sequential: Calibrate each block on the outputs of the compressed blocks before it.
         self_text: Share of the calibration sequences that the model writes itself: `curconvert.calibration.sampled`.
         dtype: Deployed dtype; None keeps the checkpoint's (float32 for quantised GGUF).
+        share: Let neighbouring layers' matrices have one basis where it pays; `auto` only.
         seed: Seeds every random choice, together with the tensor's name.
         device: Where blocks run and products with large weights are computed: `cpu`, `cuda` or `cuda:N`. Solves and
             decompositions of thin matrices stay on the CPU, in float64.
@@ -134,6 +135,7 @@ class ConvertOptions:
     ridge: float = 1e-2
     self_text: float = 0.0
     dtype: str | None = None
+    share: bool = False
     seed: int = 0
     device: str = CPU
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
@@ -192,6 +194,8 @@ class ConvertOptions:
             raise InputError(f"--device {self.device}: --method auto, fwsvd and --self-text run on the CPU only")
         if self.form == "auto" and (self.layers != "all" or self.sequential):
             raise InputError("--layers and --sequential: --method auto chooses among all layers by itself")
+        if self.share and self.form != "auto":
+            raise InputError(f"--share: belongs to --method auto, not to {self.method}")
 
     def _check_targets(self) -> None:
         if not self.targets:

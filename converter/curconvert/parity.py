@@ -24,7 +24,7 @@ from curconvert.checkpoint import Checkpoint, open_checkpoint
 from curconvert.errors import IntegrityError
 from curconvert.planning import bias_of
 from curconvert_runtime.artifact import Artifact
-from curconvert_runtime.forms import PROVENANCE, factor_shapes, index_lengths
+from curconvert_runtime.forms import PROVENANCE, Shared, tensor_names
 from curconvert_runtime.hashing import sha256
 from curconvert_runtime.parity import compare, compare_with_probe, teacher_forced
 from curconvert_runtime.probes import Probes
@@ -88,7 +88,7 @@ def build_torch_model(artifact: Artifact) -> nn.Module:
                         f"{artifact.path}: {name} has shape {matrix['shape']}, config.json asks for {wanted}"
                     )
                 bias = None if owner.bias is None else take(f"{stem}.bias")
-                factors = {suffix: take(f"{stem}.{suffix}") for suffix in _suffixes(matrix)}
+                factors = {suffix: take(factor) for suffix, factor in _factors(matrix).items()}
                 _replace(model, owner, factored_linear(matrix["form"], factors, bias))
             continue
         tied = name == HEAD and HEAD not in artifact.tensors and artifact.config.get("tie_word_embeddings")
@@ -103,9 +103,10 @@ def build_torch_model(artifact: Artifact) -> nn.Module:
     return model
 
 
-def _suffixes(matrix: Mapping[str, Any]) -> list[str]:
-    form, shape, rank = matrix["form"], tuple(matrix["shape"]), matrix["rank"]
-    return [*factor_shapes(form, shape, rank), *index_lengths(form, shape, rank)]
+def _factors(matrix: Mapping[str, Any]) -> dict[str, str]:
+    """Return the names of a matrix's stored tensors, by suffix."""
+    m, n = matrix["shape"]
+    return tensor_names(matrix["name"], matrix["form"], (m, n), matrix["rank"], Shared.of(matrix))
 
 
 def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
@@ -234,7 +235,7 @@ def _slices(matrix: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
 def _other_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[str]:
     rows = [m for m in artifact.manifest["matrices"] if m["form"] != "dense"]
     factored = {m["name"] for m in rows}
-    factors = {f"{m['name'].removesuffix('.weight')}.{suffix}" for m in rows for suffix in _suffixes(m)}
+    factors = {name for m in rows for name in _factors(m).values()}
     cut = {bias_of(m["name"]) for m in rows if m["form"] == "modular_rows"}
     corrected = {bias_of(m["name"]) for m in rows if m.get("corrected_bias")}
     kept = set(artifact.tensors) - factors

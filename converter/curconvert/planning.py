@@ -14,7 +14,7 @@ from curconvert.errors import InputError
 from curconvert.factorization.types import Form, break_even_rank
 from curconvert.options import ConvertOptions
 from curconvert.selection.layers import layer_count, score_of, select_layers
-from curconvert_runtime.forms import MODULAR, SPARSE, parameters
+from curconvert_runtime.forms import MODULAR, SPARSE, Shared, parameters
 
 MIN_SAVING = 0.05  # a matrix that would shrink by less stays dense: three products cost more than they save
 
@@ -29,6 +29,7 @@ class MatrixPlan:
         form: What it becomes.
         rank: Of the factors; None when dense.
         reason: Why it stays dense; None when compressed.
+        shared: Where its R is another layer's too.
     """
 
     name: str
@@ -36,6 +37,7 @@ class MatrixPlan:
     form: Form
     rank: int | None = None
     reason: str | None = None
+    shared: Shared | None = None
 
     @property
     def parameters_before(self) -> int:
@@ -45,7 +47,13 @@ class MatrixPlan:
     @property
     def parameters_after(self) -> int:
         """Stored numbers of the form."""
-        return self.parameters_before if self.rank is None else parameters(self.form, self.shape, self.rank)
+        if self.rank is None:
+            return self.parameters_before
+        return parameters(self.form, self.shape, self.rank, self.shared, self.name)
+
+    def stores(self, suffix: str) -> bool:
+        """Tell whether a factor is stored under this matrix's name: a common R is only under its owner's."""
+        return suffix != "R" or self.shared is None or self.shared.matrices[0] == self.name
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,15 @@ from numpy.typing import NDArray
 
 from curconvert_runtime import strict_json
 from curconvert_runtime.errors import InputError, IntegrityError, UnsupportedError
-from curconvert_runtime.forms import MODULAR, factor_shapes, index_fault, index_lengths, largest_rank
+from curconvert_runtime.forms import (
+    MODULAR,
+    Shared,
+    factor_shapes,
+    index_fault,
+    index_lengths,
+    largest_rank,
+    tensor_names,
+)
 from curconvert_runtime.hashing import cached_sha256
 from curconvert_runtime.onnx_external import external_tensors
 from curconvert_runtime.tensor_file import TensorHeader, read_headers, read_tensor
@@ -76,6 +84,7 @@ class Artifact:
         artifact = cls(folder, manifest, tensors)
         _check_indices(artifact)
         _check_modules(artifact)
+        _check_shared(artifact)
         return artifact
 
     @cached_property
@@ -197,12 +206,13 @@ def _check_matrix(matrix: Mapping[str, Any], tensors: Mapping[str, TensorHeader]
     if matrix["form"] == "dense":
         expected = {name: ((m, n), None)}
     else:
-        stem, form, r = name.removesuffix(".weight"), matrix["form"], matrix["rank"]
-        if r > largest_rank(form, (m, n)):
+        stem, form, r, shared = name.removesuffix(".weight"), matrix["form"], matrix["rank"], Shared.of(matrix)
+        if r > largest_rank(form, (m, n), shared) or (shared and not 0 < shared.rows < min(m, r)):
             raise IntegrityError(f"{MANIFEST}: {name!r} of shape {[m, n]} cannot be {form} of rank {r}")
-        shapes, lengths = factor_shapes(form, (m, n), r), index_lengths(form, (m, n), r)
-        expected = {f"{stem}.{suffix}": (shape, dtype) for suffix, shape in shapes.items()}
-        expected |= {f"{stem}.{suffix}": ((length,), "I32") for suffix, length in lengths.items()}
+        shapes, lengths = factor_shapes(form, (m, n), r, shared), index_lengths(form, (m, n), r, shared)
+        names = tensor_names(name, form, (m, n), r, shared)
+        expected = {names[suffix]: (shape, dtype) for suffix, shape in shapes.items()}
+        expected |= {names[suffix]: ((length,), "I32") for suffix, length in lengths.items()}
         if form == "modular_rows" and f"{stem}.bias" in tensors:
             expected[f"{stem}.bias"] = ((r,), dtype)
         if name in tensors and name not in expected:
@@ -227,8 +237,9 @@ def _check_indices(artifact: Artifact) -> None:
         if matrix["form"] == "dense":
             continue
         stem, form, (m, n) = matrix["name"].removesuffix(".weight"), matrix["form"], matrix["shape"]
-        lengths = index_lengths(form, (m, n), matrix["rank"])
-        fault = index_fault(form, (m, n), {suffix: artifact.tensor(f"{stem}.{suffix}") for suffix in lengths})
+        rank, shared = matrix["rank"], Shared.of(matrix)
+        indices = {s: artifact.tensor(f"{stem}.{s}") for s in index_lengths(form, (m, n), rank, shared)}
+        fault = index_fault(form, (m, n), rank, indices, shared)
         if fault is not None:
             name, what = f"{stem}.{fault[0]}", fault[1]
             raise IntegrityError(f"{artifact.tensors[name].file}: {name!r} {what}; convert the model again")
@@ -255,6 +266,28 @@ def _check_modules(artifact: Artifact) -> None:
                 )
         if (np.diff(kept) < 0).any():
             raise IntegrityError(f"{artifact.tensors[down].file}: {down!r} is not ascending; convert the model again")
+
+
+def _check_shared(artifact: Artifact) -> None:
+    """Two matrices with a common R must name each other, and each of its rows must be a row of one of them."""
+    matrices = {matrix["name"]: matrix for matrix in artifact.manifest["matrices"]}
+    for name, matrix in matrices.items():
+        shared = Shared.of(matrix)
+        if shared is None:
+            continue
+        pair = [matrices.get(member, {}) for member in shared.matrices]
+        named = {tuple((part.get("shared") or {}).get("matrices", ())) for part in pair}
+        if name not in shared.matrices or len(set(shared.matrices)) < len(pair) or named != {shared.matrices}:
+            raise IntegrityError(f"{MANIFEST}: {name[:200]!r} shares R with a matrix that does not share it back")
+        if len({(part["rank"], part["shape"][1]) for part in pair}) > 1:
+            raise IntegrityError(f"{MANIFEST}: {name[:200]!r} shares R, and the ranks or input widths differ")
+        stems = [member.removesuffix(".weight") for member in shared.matrices]
+        places = [artifact.tensor(f"{stem}.order")[artifact.tensor(f"{stem}.rows")] for stem in stems]
+        if not np.array_equal(np.sort(np.concatenate(places)), np.arange(matrix["rank"])):
+            raise IntegrityError(
+                f"{artifact.tensors[f'{stems[0]}.rows'].file}: {name[:200]!r}: rows of the common R are not divided "
+                "between its two matrices; convert the model again"
+            )
 
 
 def _check_graph(folder: Path, name: str, files: Mapping[str, Any], tensors: Mapping[str, TensorHeader]) -> None:

@@ -3,8 +3,8 @@
 A resealed manifest agrees with any bytes; these relations between the bytes still hold or break:
 
 * C and R are slices of one matrix W, so both contain the block `W[rows, cols]`: `C[rows, :] = R[:, cols]`, bit for bit.
-  (The factors of the other forms owe each other nothing; how `rows` and `order` agree, and the neurons of a modular
-  MLP's three linears, is checked when opening.)
+  (The factors of the other forms owe each other nothing; how `rows` and `order` agree, the neurons of a modular
+  MLP's three linears, and two matrices with a common R, is checked when opening.)
 * The parameters that the manifest counts are those that are stored.
 * A graph's initialiser that bears a tensor's name must point to that tensor's bytes.
 * `config.json` must agree with the manifest, with itself (it says some things in two dialects), and with the rotation
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from curconvert_runtime.artifact import Artifact
-from curconvert_runtime.forms import is_index, parameters
+from curconvert_runtime.forms import Shared, is_index, parameters
 from curconvert_runtime.onnx_external import external_tensors
 from curconvert_runtime.probes import CompressedProbe
 from curconvert_runtime.report import Check
@@ -87,7 +87,9 @@ def _counts(artifact: Artifact) -> Check:
     faults = []
     for row in rows:
         m, n = row["shape"]
-        after = m * n if row["form"] == "dense" else parameters(row["form"], (m, n), row["rank"])
+        after = m * n
+        if row["form"] != "dense":
+            after = parameters(row["form"], (m, n), row["rank"], Shared.of(row), row["name"])
         if (row["parameters_before"], row["parameters_after"]) != (m * n, after):
             faults.append(f"{row['name'][:200]}: {m * n} parameters became {after}, the manifest says otherwise")
     stored = sum(math.prod(header.shape) for name, header in artifact.tensors.items() if not is_index(name))

@@ -13,6 +13,7 @@ from curconvert.parity import build_torch_model
 from curconvert.pipeline import convert
 from curconvert_runtime import Artifact
 from curconvert_runtime.forms import FORMS
+from support.checkpoints import make_layers_alike
 from support.clients import genai, optimum
 from support.families import make_checkpoint
 from support.tiny_runs import add_tokenizer, tiny_options, token_file
@@ -26,22 +27,31 @@ METHODS: dict[str, dict[str, Any]] = {
     "neurons": {"density": 0.5, "rank": None},
     "modegpt": {"density": 0.6, "rank": None},
     "auto": {"keep": 0.7, "rank": None, "rank_multiple": 4},
+    "shared": {"method": "auto", "keep": 0.75, "rank": None, "rank_multiple": 2, "share": True},
 }
 PROMPTS = [[5, 9, 30, 7], [11, 4], [8, 40, 6, 22, 31, 9, 17]]
 NEW = 12
 END = 2  # the tiny models' end token; genai stops before it, transformers after it
 
 
+def ended(rows: list[list[int]]) -> list[list[int]]:
+    """Return each answer up to its end token."""
+    return [row[: row.index(END)] if END in row else row for row in rows]
+
+
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One tiny Llama with grouped queries, converted by each method."""
+    """One tiny Llama with grouped queries, converted by each method; one whose layers are alike, for a common R."""
     home = tmp_path_factory.mktemp("clients")
-    make_checkpoint(home / "source", "llama")
-    add_tokenizer(home / "source")
+    for source in ("source", "alike"):
+        make_checkpoint(home / source, "llama")
+        add_tokenizer(home / source)
+    make_layers_alike(home / "alike")
     tokens = token_file(home / "ids.safetensors")
-    for method, size in METHODS.items():
-        convert(SourceOptions(str(home / "source")), home / method, tiny_options(tokens, method, **size))
-    return {method: home / method for method in METHODS}
+    for name, size in METHODS.items():
+        source = SourceOptions(str(home / ("alike" if name == "shared" else "source")))
+        convert(source, home / name, tiny_options(tokens, **{"method": name, **size}))
+    return {name: home / name for name in METHODS}
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +77,16 @@ def test_methods_store_every_form(artifacts: dict[str, Path]) -> None:
     """Nothing is left out."""
     forms = {matrix["form"] for path in artifacts.values() for matrix in Artifact.open(path).manifest["matrices"]}
     assert forms >= set(FORMS)
+    assert any(matrix["shared"] for matrix in Artifact.open(artifacts["shared"]).manifest["matrices"])
 
 
 @pytest.mark.clients
 def test_optimum_serves_every_form(artifacts: dict[str, Path], answers: list[list[list[int]]]) -> None:
     """The portable graph, a left-padded batch of three."""
-    assert optimum([*artifacts.values()], PROMPTS, NEW) == answers
+    served = optimum([*artifacts.values()], PROMPTS, NEW)  # an answer that ends before the others is padded
+    assert [ended(rows) for rows in served] == [ended(rows) for rows in answers]
 
 
 def test_genai_serves_every_form(artifacts: dict[str, Path], answers: list[list[list[int]]]) -> None:
     """The fused graph, prompt by prompt."""
-    expected = [[row[: row.index(END)] if END in row else row for row in rows] for rows in answers]
-    assert genai([*artifacts.values()], PROMPTS, NEW) == expected
+    assert genai([*artifacts.values()], PROMPTS, NEW) == [ended(rows) for rows in answers]

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -19,10 +20,16 @@ import curconvert_runtime
 import curconvert_schemas
 from curconvert.cli import main
 from curconvert.families import SUPPORTED_FAMILIES
+from curconvert.options import SourceOptions
+from curconvert.pipeline import convert
 from curconvert.verification import verify_artifact
+from curconvert_runtime import Artifact
+from curconvert_runtime.forms import Shared, multiply, tensor_names
 from curconvert_runtime.verification import VerifyOptions
+from support.checkpoints import make_layers_alike
 from support.conversions import convert_tiny
 from support.families import make_checkpoint
+from support.tiny_runs import tiny_options, token_file
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -132,6 +139,25 @@ def test_the_reader_of_the_format_reads_a_smaller_attention(tmp_path: Path) -> N
         asked = program.replace('matrix["form"] != "dense"', f'"{linear}" in matrix["name"]')
         assert asked != program
         assert f"{linear}.weight: rank {rank}" in run(asked, out.parent)
+
+
+def test_the_reader_of_the_format_reads_a_common_basis(tmp_path: Path) -> None:
+    """Of the matrix under whose name it is not stored, too."""
+    make_checkpoint(tmp_path / "source", "llama")
+    make_layers_alike(tmp_path / "source")
+    tokens = token_file(tmp_path / "ids.safetensors")
+    options = tiny_options(tokens, "auto", rank=None, keep=0.75, rank_multiple=2, share=True)
+    convert(SourceOptions(str(tmp_path / "source")), tmp_path / "out", options)
+    artifact, program = Artifact.open(tmp_path / "out"), block("reader", "docs/artifact.md")
+    rows = [matrix for matrix in artifact.manifest["matrices"] if matrix["shared"]]
+    assert len({row["name"] for row in rows}) >= 2
+    for row in rows:
+        shape = (row["shape"][0], row["shape"][1])
+        names = tensor_names(row["name"], row["form"], shape, row["rank"], Shared.of(row))
+        product = multiply(row["form"], shape, {suffix: artifact.tensor(name) for suffix, name in names.items()})
+        asked = program.replace('matrix["form"] != "dense"', f'matrix["name"] == "{row["name"]}"')
+        expected = f"{row['name']}: rank {row['rank']}, largest entry {np.abs(product).max():.4f}"
+        assert expected in run(asked, tmp_path)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

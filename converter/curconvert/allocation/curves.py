@@ -103,18 +103,25 @@ def allocate(curves: Sequence[Curve], budget: float) -> list[int]:
     """
     if sum(float(curve.parameters.min()) for curve in curves) > budget:
         raise ValueError("the smallest sizes do not fit the budget")
+    chosen = _at(curves, price_of(curves, budget))
+    return _spend_rest(curves, chosen, budget - _stored(curves, chosen))
 
-    def at(price: float) -> list[int]:
-        return [int(np.argmin(curve.costs + price * curve.parameters)) for curve in curves]
 
-    def stored(chosen: Sequence[int]) -> float:
-        return sum(float(curve.parameters[index]) for curve, index in zip(curves, chosen, strict=True))
-
+def price_of(curves: Sequence[Curve], budget: float) -> float:
+    """Return the lowest price per parameter, nats per token, at which the modules together fit a budget."""
     low, high = 1e-18, 1e6
     for _ in range(120):
         price = math.sqrt(low * high)
-        low, high = (price, high) if stored(at(price)) > budget else (low, price)
-    return _spend_rest(curves, at(high), budget - stored(at(high)))
+        low, high = (price, high) if _stored(curves, _at(curves, price)) > budget else (low, price)
+    return high
+
+
+def _at(curves: Sequence[Curve], price: float) -> list[int]:
+    return [int(np.argmin(curve.costs + price * curve.parameters)) for curve in curves]
+
+
+def _stored(curves: Sequence[Curve], chosen: Sequence[int]) -> float:
+    return sum(float(curve.parameters[index]) for curve, index in zip(curves, chosen, strict=True))
 
 
 def _spend_rest(curves: Sequence[Curve], chosen: list[int], left: float) -> list[int]:

@@ -107,12 +107,10 @@ def allocated(plan: Plan, curves: Sequence[Curve], target: int) -> Plan:
     Raises:
         InputError: The smallest sizes that are considered do not fit.
     """
-    dense = sum(float(curve.parameters[0]) for curve in curves)
-    budget = target - (plan.parameters_before - dense)
     try:
-        chosen = allocate(curves, budget)
+        chosen = allocate(curves, budget_of(plan, curves, target))
     except ValueError as error:
-        least = plan.parameters_before - dense + sum(float(curve.parameters.min()) for curve in curves)
+        least = target - budget_of(plan, curves, target) + sum(float(curve.parameters.min()) for curve in curves)
         raise InputError(
             f"{target} parameters: the smallest sizes that are considered store {math.ceil(least)}; keep more, or "
             "let more linears be compressed"
@@ -126,6 +124,11 @@ def allocated(plan: Plan, curves: Sequence[Curve], target: int) -> Plan:
     matrices = [_sized(matrix, sizes.get(matrix.name)) for matrix in plan.matrices]
     layers = sorted({layer_of(name) for name in sizes})
     return replace(plan, matrices=tuple(matrices), layers=tuple(layers), layer_total=len(layers))
+
+
+def budget_of(plan: Plan, curves: Sequence[Curve], target: int) -> float:
+    """Return what a size of the whole model leaves for the modules that may be compressed."""
+    return target - (plan.parameters_before - sum(float(curve.parameters[0]) for curve in curves))
 
 
 def predicted_cost(curves: Sequence[Curve], plan: Plan) -> float:

@@ -12,6 +12,7 @@ import torch
 from curconvert.allocation.curves import Curve
 from curconvert.allocation.evidence import Evidence
 from curconvert.allocation.plans import allocated, predicted_cost, target_parameters
+from curconvert.allocation.sharing import with_sharing
 from curconvert.artifact.journal import Journal
 from curconvert.calibration.text import CalibrationTokens
 from curconvert.checkpoint.types import Checkpoint
@@ -58,8 +59,12 @@ def decide_plan(
     Raises:
         InputError: The budget cannot be had.
     """
+
+    def shared(separate: Plan) -> Plan:
+        return with_sharing(separate, curves, checkpoint, evidence, options, executor) if options.share else separate
+
     if options.max_kl is None:
-        return allocated(plan, curves, target_parameters(checkpoint, options, dtype.itemsize))
+        return shared(allocated(plan, curves, target_parameters(checkpoint, options, dtype.itemsize)))
 
     trials = itertools.count(1)
 
@@ -71,21 +76,28 @@ def decide_plan(
         logger.info("%d parameters: KL %.4f", candidate.parameters_after, found)
         return found
 
-    return _smallest(plan, curves, options.max_kl, measure)
+    return _smallest(plan, curves, options.max_kl, shared, measure)
 
 
-def _smallest(plan: Plan, curves: Sequence[Curve], limit: float, measure: Callable[[Plan], float]) -> Plan:
+def _smallest(
+    plan: Plan,
+    curves: Sequence[Curve],
+    limit: float,
+    shared: Callable[[Plan], Plan],
+    measure: Callable[[Plan], float],
+) -> Plan:
     """Search the smallest plan whose measured divergence stays within a limit.
 
     The measured divergence of a plan is nearly proportional to the predicted one, so each trial scales the prediction
-    by what the last one missed, inside what was measured before.
+    by what the last one missed, inside what was measured before. What sharing saves is among what it missed.
     """
     best: Plan | None = None
     low, high = 0.0, math.inf  # predictions that were measured within and beyond the limit
     wanted = limit
     for _ in range(_TRIALS):
-        candidate = _with_cost(plan, curves, wanted)
-        predicted, found = predicted_cost(curves, candidate), measure(candidate)
+        separate = _with_cost(plan, curves, wanted)
+        candidate = shared(separate)
+        predicted, found = predicted_cost(curves, separate), measure(candidate)
         if found <= limit:
             best, low = candidate, max(low, predicted)
             if found >= _NEAR * limit:

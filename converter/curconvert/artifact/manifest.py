@@ -86,7 +86,7 @@ def source_files(checkpoint: Checkpoint) -> list[dict[str, Any]]:
 
 
 def _matrix(plan: MatrixPlan, report: Factorization | None) -> dict[str, Any]:
-    bound = report.bound if report else None
+    bound, shared = report.bound if report else None, plan.shared
     return {
         "name": plan.name,
         "form": plan.form,
@@ -95,6 +95,7 @@ def _matrix(plan: MatrixPlan, report: Factorization | None) -> dict[str, Any]:
         "basis": report.basis if report else None,
         "parameters_before": plan.parameters_before,
         "parameters_after": plan.parameters_after,
+        "shared": None if shared is None else {"matrices": list(shared.matrices), "rows": shared.rows},
         "corrected_bias": report is not None and report.corrected_bias,
         "reason": plan.reason,
         "relative_output_error": report.relative_output_error if report else None,

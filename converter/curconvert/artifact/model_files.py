@@ -13,11 +13,10 @@ import torch
 from curconvert.artifact.safetensors_writer import TensorSpec
 from curconvert.checkpoint.config import with_dtype
 from curconvert.checkpoint.types import Checkpoint, Companions, TensorInfo
-from curconvert.compress import factor_name
 from curconvert.errors import InputError
 from curconvert.graph import build_graphs, genai_config, save_graphs
 from curconvert.planning import Plan
-from curconvert_runtime.forms import factor_shapes, index_lengths
+from curconvert_runtime.forms import factor_name, factor_shapes, index_lengths
 
 
 def tensor_specs(checkpoint: Checkpoint, decided: Plan | None, dtype: torch.dtype) -> list[TensorSpec]:
@@ -31,9 +30,10 @@ def tensor_specs(checkpoint: Checkpoint, decided: Plan | None, dtype: torch.dtyp
             continue
         matrix, rank = matrices[name], matrices[name].rank
         assert rank is not None
-        factors = factor_shapes(matrix.form, matrix.shape, rank)
-        indices = index_lengths(matrix.form, matrix.shape, rank)
-        specs += [TensorSpec(factor_name(name, suffix), dtype, shape) for suffix, shape in factors.items()]
+        factors = factor_shapes(matrix.form, matrix.shape, rank, matrix.shared)
+        indices = index_lengths(matrix.form, matrix.shape, rank, matrix.shared)
+        stored = {suffix: shape for suffix, shape in factors.items() if matrix.stores(suffix)}
+        specs += [TensorSpec(factor_name(name, suffix), dtype, shape) for suffix, shape in stored.items()]
         specs += [TensorSpec(factor_name(name, suffix), torch.int32, (size,)) for suffix, size in indices.items()]
     return specs
 
@@ -45,6 +45,7 @@ def write_model_files(
     dtype: str,
     tensors: Mapping[str, TensorInfo],
     forms: Mapping[str, str],
+    owners: Mapping[str, str],
 ) -> None:
     """Write what belongs to the weights: config, tokenizer, graphs, onnxruntime-genai's settings.
 
@@ -55,6 +56,7 @@ def write_model_files(
         dtype: Deployed dtype.
         tensors: Where each stored tensor lies.
         forms: Of the matrices that are not dense, by weight name.
+        owners: Of those that take another matrix's R, the weight name that it is stored under.
     """
     config = with_dtype(checkpoint.config, dtype)
     _write_json(work / "config.json", config)
@@ -62,7 +64,7 @@ def write_model_files(
         shutil.copyfile(source, work / name)
     for name, content in companions.written.items():
         (work / name).write_bytes(content)
-    save_graphs(build_graphs(config, tensors, forms), work)
+    save_graphs(build_graphs(config, tensors, forms, owners), work)
     generation = work / "generation_config.json"
     settings = json.loads(generation.read_text(encoding="utf-8")) if generation.exists() else {}
     _write_json(work / "genai_config.json", genai_config({**config, **settings}))

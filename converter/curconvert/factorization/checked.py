@@ -15,7 +15,7 @@ from curconvert.errors import InputError
 from curconvert.execution.executor import Task
 from curconvert.factorization.modular import Indices
 from curconvert.factorization.projection import Projection
-from curconvert.factorization.tasks import AllocatedTask, HeadsTask, MatrixTask, MLPTask
+from curconvert.factorization.tasks import AllocatedTask, HeadsTask, MatrixTask, MLPTask, SharedTask
 from curconvert.factorization.types import Factorization
 from curconvert.options import ConvertOptions
 from curconvert.planning import MatrixPlan, bias_of, linear_of
@@ -46,7 +46,8 @@ def allocated_tasks(
     Raises:
         InputError: As `block_tasks`.
     """
-    parts = _read(plans, evidence.statistics_of(plan.name for plan in plans), checkpoint, dtype)
+    names = [plan.name for plan in plans]
+    parts = _read(names, evidence.statistics_of(names), checkpoint, dtype)
     mlp = [plan for plan in plans if plan.form in MODULAR.values()]
     if mlp:
         (down,) = (plan for plan in mlp if plan.form == "modular_columns")
@@ -54,8 +55,23 @@ def allocated_tasks(
         kept = evidence.kept(down.name, down.rank)
         yield _mlp_task(mlp, parts, evidence.ridge(down.name), dtype, kept)
     for plan in _largest_first([plan for plan in plans if plan.form == "interpolative"]):
+        if plan.shared is not None:
+            yield _shared_task(plan, evidence, checkpoint, options, dtype)
+            continue
         part, fisher = parts[plan.name], evidence.fisher(plan.name)
         yield AllocatedTask(plan, part.weight, part.bias, part.statistics, fisher, options.ridge, dtype)
+
+
+def _shared_task(
+    plan: MatrixPlan, evidence: Evidence, checkpoint: Checkpoint, options: ConvertOptions, dtype: torch.dtype
+) -> SharedTask:
+    """Read both matrices of a pair: either block computes their factors, so nothing is kept from one to the other."""
+    assert plan.shared is not None
+    names = plan.shared.matrices
+    parts = _read(names, evidence.statistics_of(names), checkpoint, dtype)
+    return SharedTask(
+        plan, [parts[name] for name in names], [evidence.fisher(name) for name in names], options.ridge, dtype
+    )
 
 
 def block_tasks(
@@ -87,7 +103,7 @@ def block_tasks(
         InputError: The plan takes a part of a module, or different sizes from its parts; or a weight, bias or
             statistics would make every later number meaningless: not finite, or not in the deployed dtype.
     """
-    parts = _read(plans, statistics, checkpoint, dtype, corrected=options.full_metric)
+    parts = _read([plan.name for plan in plans], statistics, checkpoint, dtype, corrected=options.full_metric)
     mlp = [plan for plan in plans if plan.form in MODULAR.values()]
     if mlp:
         yield _mlp_task(mlp, parts, options.ridge, dtype)
@@ -130,7 +146,7 @@ def _largest_first(plans: Sequence[MatrixPlan]) -> list[MatrixPlan]:
 
 
 def _read(
-    plans: Sequence[MatrixPlan],
+    names: Sequence[str],
     statistics: Mapping[str, InputStatistics],
     checkpoint: Checkpoint,
     dtype: torch.dtype,
@@ -143,7 +159,7 @@ def _read(
     its outputs.
     """
     found = {}
-    for name in (plan.name for plan in plans):
+    for name in names:
         parts = {part: checkpoint.read(part) for part in (name, bias_of(name)) if part in checkpoint.tensors}
         for part, tensor in parts.items():
             if not bool(torch.isfinite(tensor.to(dtype)).all()):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
@@ -21,6 +21,7 @@ from curconvert.factorization.gram import ridged
 from curconvert.factorization.interpolative import factorize_interpolative, interpolative_from
 from curconvert.factorization.modular import Indices, ModularOptions, factorize_mlp
 from curconvert.factorization.projection import Projection, with_bias
+from curconvert.factorization.shared import factorize_shared
 from curconvert.factorization.two_factor import Approximation, factorize_two_factor
 from curconvert.factorization.two_sided import DAMPING, damped, two_sided
 from curconvert.factorization.types import Basis, Factorization
@@ -62,7 +63,7 @@ class MatrixTask:
             BackendError: A LAPACK routine did not converge.
         """
         projection = Projection(self.weight, self.statistics, self.bias)
-        with _lapack(self.plan.name):
+        with lapack(self.plan.name):
             factors = self._factorize(projection.metric)
         return {self.plan.name: _stored(self.plan.name, factors, projection, self.dtype)}
 
@@ -116,12 +117,41 @@ class AllocatedTask:
         """Return the factors, with their bias, by the weight's name; raises as `MatrixTask.run`."""
         assert self.plan.rank is not None
         projection = Projection(self.weight, self.statistics, self.bias)
-        with _lapack(self.plan.name):
+        with lapack(self.plan.name):
             metric = projection.metric
             gram, fisher = ridged(metric.gram, self.ridge), damped(self.fisher, DAMPING)
             best = two_sided(self.weight.to(torch.float64).numpy(), gram, fisher).factors(self.plan.rank)
             factors = interpolative_from(self.weight, *best, metric, self.dtype)
         return {self.plan.name: _stored(self.plan.name, factors, projection, self.dtype)}
+
+
+@dataclass(frozen=True)
+class SharedTask:
+    """One of two layers' matrices of an allocation that have one basis.
+
+    Attributes:
+        plan: Of the one that is wanted, with its rank and both names.
+        projections: Of both, in that order.
+        fishers: Second moment of the gradient at each one's output, (out_features, out_features).
+        ridge: λ of `H + λ diag(H)`.
+        dtype: Deployed dtype.
+    """
+
+    plan: MatrixPlan
+    projections: Sequence[Projection]
+    fishers: Sequence[Matrix]
+    ridge: float
+    dtype: torch.dtype
+
+    def run(self) -> dict[str, Factorization]:
+        """Return the wanted one's factors, with their bias, by its name; raises as `MatrixTask.run`."""
+        name, rank, shared = self.plan.name, self.plan.rank, self.plan.shared
+        assert rank is not None
+        assert shared is not None
+        with lapack(name):
+            pair = factorize_shared(self.projections, self.fishers, rank, self.ridge, self.dtype)
+        own = shared.matrices.index(name)
+        return {name: _stored(name, pair[own], self.projections[own], self.dtype)}
 
 
 @dataclass(frozen=True)
@@ -147,7 +177,7 @@ class MLPTask:
     def run(self) -> dict[str, Factorization]:
         """Return the three factorizations by weight name; raises as `MatrixTask.run`."""
         ridges = ModularOptions(leverage_ridge=self.ridge, ridge=self.ridge)
-        with _lapack(self.names["down_proj"]):
+        with lapack(self.names["down_proj"]):
             found = factorize_mlp(self.projections, self.rank, ridges, self.dtype, self.kept)
         return _named(found, self.names, self.dtype)
 
@@ -174,7 +204,7 @@ class HeadsTask:
 
     def run(self) -> dict[str, Factorization]:
         """Return the two factorizations by weight name; raises as `MatrixTask.run`."""
-        with _lapack(next(iter(self.names.values()))):
+        with lapack(next(iter(self.names.values()))):
             if "q_proj" in self.names:
                 found = factorize_query_key(self.projections, self.heads, self.kept, self.dtype)
             else:
@@ -199,7 +229,8 @@ def _named(
 
 
 @contextmanager
-def _lapack(name: str) -> Iterator[None]:
+def lapack(name: str) -> Iterator[None]:
+    """Name the matrix where a LAPACK routine fails."""
     try:
         yield
     except np.linalg.LinAlgError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import onnx_ir as ir
@@ -39,7 +40,12 @@ class Graphs:
     fused: ir.Model
 
 
-def build_graphs(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], forms: Mapping[str, str]) -> Graphs:
+def build_graphs(
+    config: Mapping[str, Any],
+    tensors: Mapping[str, TensorInfo],
+    forms: Mapping[str, str],
+    owners: Mapping[str, str] = MappingProxyType({}),
+) -> Graphs:
     """Build both graphs of a model without reading a weight.
 
     Args:
@@ -47,6 +53,7 @@ def build_graphs(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], f
         tensors: Every stored tensor by canonical name, with its byte range. `.rows` and `.cols` are ignored; an absent
             `lm_head.weight` means tied to the embedding.
         forms: Weight name to one of `curconvert_runtime.forms.FORMS`, for matrices that are stored as factors.
+        owners: Weight name to that of the matrix under whose name its R is stored, where R is common to two.
 
     Returns:
         Graphs whose weights are external: `location` is the file's name, so they must be saved beside it.
@@ -63,7 +70,7 @@ def build_graphs(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], f
     for dialect in (Portable, Fused):
         model = template.clone()
         inputs = {str(value.name): value for value in model.graph.inputs}
-        Lowering(model, dialect(Emitter(model.graph, stored), facts, inputs), facts, tensors, forms).run()
+        Lowering(model, dialect(Emitter(model.graph, stored), facts, inputs), facts, tensors, forms, owners).run()
         bind(model.graph, tensors)
         _finish(model)
         graphs.append(model)

@@ -19,7 +19,7 @@ from curconvert.errors import InputError, UnsupportedError
 from curconvert.graph.binding import INDEX_DTYPE
 from curconvert.graph.emit import Emitter
 from curconvert.graph.facts import AttentionFacts, ModelFacts
-from curconvert_runtime.forms import FORMS, is_index
+from curconvert_runtime.forms import FORMS, factor_name, is_index
 
 _FLOAT = ir.DataType.FLOAT
 EMBEDDING = "model.embed_tokens.weight"
@@ -73,6 +73,7 @@ class Lowering:
         facts: The model's facts.
         tensors: The stored tensors; only names and shapes are looked at.
         forms: Weight name to its form; a weight that is not named is dense.
+        owners: Weight name to that of the matrix whose R it takes; a weight that is not named has its own.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Lowering:
         facts: ModelFacts,
         tensors: Mapping[str, TensorInfo],
         forms: Mapping[str, str],
+        owners: Mapping[str, str],
     ) -> None:
         self._model = model
         self._graph = model.graph
@@ -89,7 +91,9 @@ class Lowering:
         self._facts = facts
         self._tensors = tensors
         self._forms = forms
+        self._owners = owners
         self._formed: set[str] = set()
+        self._factors: dict[str, ir.Value] = {}
 
     def run(self) -> None:
         """Rewrite the model."""
@@ -194,7 +198,8 @@ class Lowering:
         form = self._forms.get(name, "dense")
 
         def stored(suffixes: str) -> list[ir.Value]:
-            return [self._stored(f"{name.removesuffix('.weight')}.{suffix}", form) for suffix in suffixes.split()]
+            owners = {"R": self._owners.get(name, name)}
+            return [self._stored(factor_name(owners.get(s, name), s), form) for s in suffixes.split()]
 
         match form:
             case "dense":
@@ -214,14 +219,16 @@ class Lowering:
         raise UnsupportedError(f"tensor {name}: form {form!r} has no graph, expected one of {', '.join(FORMS)}")
 
     def _stored(self, name: str, form: str = "dense") -> ir.Value:
-        """Return a new initialiser for a stored tensor that the template does not know, or knows in another shape."""
+        """Return the initialiser for a stored tensor that the template does not know, or knows in another shape."""
+        if name in self._factors:
+            return self._factors[name]
         if name not in self._tensors:
             raise InputError(f"graph: tensor {name} is missing, its matrix is said to be {form}")
         shape = ir.Shape(self._tensors[name].shape)
         dtype = INDEX_DTYPE if is_index(name) else self._dialect.emit.stored
         value = ir.Value(name=name, type=ir.TensorType(dtype), shape=shape)
         # An initialiser without a tensor; binding fills it in.
-        self._graph.initializers[name] = value
+        self._graph.initializers[name] = self._factors[name] = value
         return value
 
     def _norm(self, node: ir.Node) -> tuple[ir.Value, ...]:
