@@ -231,8 +231,8 @@ def report(points: list[dict[str, Any]]) -> None:
     ]
     publish(
         "scale-short",
-        f"""Generated checkpoints of Llama's shapes, bfloat16, `curing` at rank 256, {SEQUENCES} × {LENGTH} calibration tokens;
-*headline* is CURing's: q/k/gate of 10 layers. {machine()}. Not one of these has run on a GPU.
+        f"""Generated checkpoints of Llama's shapes, bfloat16, `curing` at rank 256, {SEQUENCES} × {LENGTH} calibration
+tokens; *headline* is CURing's: q/k/gate of 10 layers. {machine()}. Not one of these has run on a GPU.
 
 | | minutes | peak memory, GB | one block in float32, GB |
 | --- | --- | --- | --- |
