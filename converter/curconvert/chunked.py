@@ -16,19 +16,14 @@ Vector = NDArray[np.float64]
 CHUNK = 4 * 2**20  # float64 numbers held at once, 32 MB: large enough for BLAS to run at full speed
 
 
-def row_chunks(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Yield slices of rows, each of about `CHUNK` numbers."""
-    step = max(1, CHUNK // max(1, shape[1]))
-    for start in range(0, shape[0], step):
-        yield slice(start, min(start + step, shape[0]))
-
-
 @dataclass(frozen=True)
 class ChunkedMatrix:
     """A matrix `|W|∘a`, `W∘a` or W in float64, computed from a stored weight where it is needed.
 
+    Products are computed on the device that holds the weight; what goes in and comes out is in main memory.
+
     Attributes:
-        weight: W, (m, n), any float dtype.
+        weight: W, (m, n), any float dtype, on any device.
         absolute: Whether magnitudes are taken.
         scale: a, (n,), one factor for each column; None stands for ones.
     """
@@ -42,35 +37,51 @@ class ChunkedMatrix:
         """(m, n)."""
         return self.weight.shape[0], self.weight.shape[1]
 
+    def parts(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield slices of rows and these rows in float64, on the weight's device."""
+        scale = None if self.scale is None else torch.from_numpy(self.scale).to(self.weight.device)
+        step = max(1, CHUNK // max(1, self.shape[1]))
+        for start in range(0, self.shape[0], step):
+            rows = slice(start, min(start + step, self.shape[0]))
+            part = self.weight[rows].to(torch.float64)
+            part = part.abs() if self.absolute else part
+            yield rows, part if scale is None else part * scale
+
     def chunks(self) -> Iterator[tuple[slice, Matrix]]:
-        """Yield slices of rows and these rows."""
-        for rows in row_chunks(self.shape):
-            part = self.weight[rows].to(torch.float64).numpy()
-            if self.absolute:
-                part = np.abs(part)
-            yield rows, part if self.scale is None else part * self.scale
+        """Yield slices of rows and these rows, in main memory."""
+        for rows, part in self.parts():
+            yield rows, part.cpu().numpy()
 
     def dense(self) -> Matrix:
         """Return the matrix, (m, n)."""
         return np.concatenate([part for _, part in self.chunks()])
 
-    def single(self) -> NDArray[np.float32]:
-        """Return the matrix rounded to float32, (m, n)."""
-        found = np.empty(self.shape, np.float32)
-        for rows, part in self.chunks():
+    def single(self) -> Tensor:
+        """Return the matrix rounded to float32, (m, n), on the weight's device."""
+        found = torch.empty(self.shape, dtype=torch.float32, device=self.weight.device)
+        for rows, part in self.parts():
             found[rows] = part
         return found
 
     def times(self, right: Matrix) -> Matrix:
         """Return the product with a matrix on the right, (n, k) to (m, k)."""
-        found = np.empty((self.shape[0], right.shape[1]))
-        for rows, part in self.chunks():
-            found[rows] = part @ right
-        return found
+        placed = torch.from_numpy(right).to(self.weight.device)
+        return torch.cat([product(part, placed) for _, part in self.parts()]).cpu().numpy()
 
     def left_times(self, left: Matrix) -> Matrix:
         """Return the product with a matrix on the left, (k, m) to (k, n)."""
-        found = np.zeros((left.shape[0], self.shape[1]))
-        for rows, part in self.chunks():
-            found += left[:, rows] @ part
-        return found
+        placed = torch.from_numpy(left).to(self.weight.device)
+        found = torch.zeros((left.shape[0], self.shape[1]), dtype=torch.float64, device=self.weight.device)
+        for rows, part in self.parts():
+            found += product(placed[:, rows], part)
+        return found.cpu().numpy()
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """Return the product of two matrices, on their device; on the CPU by NumPy's BLAS.
+
+    torch's own BLAS (MKL) computes float64 on some processors at two thirds of the speed.
+    """
+    if left.device.type == "cpu":
+        return torch.from_numpy(left.numpy() @ right.numpy())
+    return left @ right

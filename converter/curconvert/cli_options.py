@@ -71,6 +71,7 @@ numeric_options = _stacked(
     click.option("--ridge", type=float, help="Ridge wherever a Gram matrix is solved with. [0.01]"),
     click.option("--rank-multiple", type=int, help="auto: ranks and neurons are multiples of it. [16]"),
     click.option("--dtype", help="float32, float16 or bfloat16; default: the checkpoint's."),
+    click.option("--device", help="cpu, or cuda or cuda:N for forward passes and large products. [cpu]"),
 )
 
 

@@ -23,6 +23,7 @@ from curconvert.blocks.stream import Block, BlockStream
 from curconvert.calibration.statistics import InputStatistics, StatisticsCollector
 from curconvert.calibration.text import CalibrationTokens
 from curconvert.checkpoint.types import Checkpoint
+from curconvert.device import CPU
 from curconvert.execution.executor import Executor
 from curconvert.factorization.checked import FactorTask, allocated_tasks, block_tasks
 from curconvert.factorization.types import Factorization
@@ -68,6 +69,7 @@ def run_original(
     scores: Collection[str] = (),
     gathering: Gathering | None = None,
     backward: BackwardPass | None = None,
+    device: str = CPU,
     progress: Progress = silent,
     journal: Journal = UNRECORDED,
 ) -> OriginalPass:
@@ -79,10 +81,11 @@ def run_original(
         scores: Names of layer scores to measure, see `curconvert.selection.scores`.
         gathering: Keeps the statistics of linears' inputs.
         backward: Goes back through the model afterwards.
+        device: Where blocks run.
         progress: Called after each block.
         journal: Keeps each block.
     """
-    stream = BlockStream(checkpoint)
+    stream = BlockStream(checkpoint, device=torch.device(device))
     probes = _embed(stream, tokens.probes)  # also what a resumed pass needs: masks and positions
     hidden = _embed(stream, tokens.calibration) if scores or gathering or backward else []
     scorers = {name: LayerScorer(name) for name in sorted(scores)}
@@ -160,7 +163,7 @@ def compress(
     Returns:
         Reports of the factorized matrices (their tensors released), and the compressed model's parity probe.
     """
-    stream = BlockStream(checkpoint, dtype)
+    stream = BlockStream(checkpoint, dtype, torch.device(options.device))
     matrices = {m.name: m for m in plan.matrices if m.form != "dense"}
     later = set(matrices)
     if options.full_metric:
@@ -252,7 +255,8 @@ def _install(block: Block, found: Mapping[str, Factorization]) -> None:
     for name, factors in found.items():
         linear = block.linears[name]
         assert isinstance(linear, nn.Linear)
-        block.replace(name, factored_linear(factors.form, factors.tensors, factors.tensors.get("bias", linear.bias)))
+        tensors = {suffix: tensor.to(linear.weight.device) for suffix, tensor in factors.tensors.items()}
+        block.replace(name, factored_linear(factors.form, tensors, tensors.get("bias", linear.bias)))
 
 
 def divergence(

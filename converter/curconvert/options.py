@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from curconvert.calibration.text import BUILTIN, CalibrationOptions
+from curconvert.device import CPU, check_device
 from curconvert.errors import InputError
 from curconvert.factorization.cur import LINKS
 from curconvert.factorization.two_factor import APPROXIMATIONS
@@ -109,6 +110,8 @@ class ConvertOptions:
         dtype: Deployed dtype; None keeps the checkpoint's (float32 for quantised GGUF).
         share: Let neighbouring layers' matrices have one basis where it pays; `auto` only.
         seed: Seeds every random choice, together with the tensor's name.
+        device: Where blocks run and products with large weights are computed: `cpu`, `cuda` or `cuda:N`. Solves and
+            decompositions of thin matrices stay on the CPU, in float64.
         calibration: The text.
     """
 
@@ -134,6 +137,7 @@ class ConvertOptions:
     dtype: str | None = None
     share: bool = False
     seed: int = 0
+    device: str = CPU
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
 
     @classmethod
@@ -185,6 +189,9 @@ class ConvertOptions:
             if not 0 <= number <= most:
                 raise InputError(f"{option} {number}: expected a number from 0 to {most:g}")
         self._check_targets()
+        check_device(self.device)
+        if self.device != CPU and (self.form == "auto" or self.approximation == "fwsvd" or self.self_text):
+            raise InputError(f"--device {self.device}: --method auto, fwsvd and --self-text run on the CPU only")
         if self.form == "auto" and (self.layers != "all" or self.sequential):
             raise InputError("--layers and --sequential: --method auto chooses among all layers by itself")
         if self.share and self.form != "auto":

@@ -66,5 +66,5 @@ def _padded(rows: list[Tensor], width: int, axis: int) -> NDArray[np.float32]:
     for row in rows:
         pad = [(0, 0)] * row.ndim
         pad[axis] = (0, width - row.shape[axis])
-        arrays.append(np.pad(row.to(torch.float32).numpy(), pad))
+        arrays.append(np.pad(row.to("cpu", torch.float32).numpy(), pad))
     return np.stack(arrays)

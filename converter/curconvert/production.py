@@ -28,6 +28,7 @@ from curconvert.calibration.sampled import partly_sampled
 from curconvert.calibration.text import BUILTIN, CalibrationTokens, digest, load_tokens
 from curconvert.checkpoint.types import Checkpoint, Companions
 from curconvert.compress import OriginalPass, compress, run_original
+from curconvert.device import find_device
 from curconvert.execution.executor import Executor
 from curconvert.options import ConvertOptions
 from curconvert.planning import Plan, keeps_inputs, layer_of, linear_of, make_plan
@@ -96,11 +97,12 @@ def prepare(checkpoint: Checkpoint, options: ConvertOptions) -> Prepared:
 
     Args:
         checkpoint: The original.
-        options: Names the text and the deployed dtype; the method does not matter.
+        options: Names the text, the deployed dtype and the device; the method does not matter.
 
     Raises:
-        CurConvertError: The text, or the model's tokenizer, does not do.
+        CurConvertError: The text, or the model's tokenizer, does not do, or the device is not there.
     """
+    find_device(options.device)
     companions = checkpoint.companions()
     tokenizer = companions.written.get(TOKENIZER) or companions.copied.get(TOKENIZER)
     tokens = load_tokens(options.calibration, tokenizer, vocab_size=checkpoint.tensors[EMBEDDING].shape[0])
@@ -167,7 +169,8 @@ def measure(
             targets, evidence, exact=bool(others), tokens=prepared.tokens.calibration.size, split=ends
         )
     original = run_original(
-        checkpoint, prepared.tokens, scores=scores, gathering=gathering, backward=backward, progress=progress,
+        checkpoint, prepared.tokens, scores=scores, gathering=gathering, backward=backward,
+        device=wanted[0].device, progress=progress,
         journal=journal,
     )  # fmt: skip
     return Measured(original, evidence, backward.curves if isinstance(backward, Sensitivity) else ())

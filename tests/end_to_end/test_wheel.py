@@ -17,7 +17,7 @@ from support.tiny_runs import add_tokenizer, tiny_options, token_file
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = {
     "torch", "transformers", "safetensors", "scipy", "onnx", "onnx-ir", "mobius-onnx", "gguf", "huggingface-hub",
-    "matplotlib",
+    "matplotlib", "threadpoolctl", "ray",
 }  # fmt: skip
 
 

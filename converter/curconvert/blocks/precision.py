@@ -41,7 +41,7 @@ def calibration_dtype(checkpoint: Checkpoint, block: Block, hidden: Tensor) -> t
         bfloat16 where the weights have 16 bits, the CPU multiplies them, and what the block adds to this batch is
         within 2 % of what it adds in float32; otherwise float32.
     """
-    if checkpoint.tensors[EMBEDDING].dtype == "F32" or not multiplies_bfloat16():
+    if checkpoint.tensors[EMBEDDING].dtype == "F32" or not (block.on_gpu or multiplies_bfloat16()):
         return torch.float32
     exact = block.forward(hidden) - hidden
     error = block.forward(hidden, dtype=torch.bfloat16) - hidden - exact

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +18,9 @@ from curconvert.checkpoint.safetensors_file import prefetch
 from curconvert.checkpoint.types import Checkpoint
 
 LAYERS = "model.layers"
+
+
+_CPU = torch.device("cpu")
 
 
 class _FrontReachedError(Exception):
@@ -49,11 +52,22 @@ class Block:
         linears: The block's linears by canonical weight name.
     """
 
-    def __init__(self, index: int, layer: nn.Module, kwargs: dict[tuple[int, int], dict[str, Any]]) -> None:
-        self.index = index
+    def __init__(
+        self,
+        index: int,
+        layer: nn.Module,
+        kwargs: dict[tuple[int, int], dict[str, Any]],
+        device: torch.device = _CPU,
+    ) -> None:
+        self.index, self._device = index, device
         self.layer = layer
         self._kwargs = kwargs
         self.linears = dict(_linears(layer, f"{LAYERS}.{index}."))
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the block runs on a GPU."""
+        return self._device.type != "cpu"
 
     def forward(
         self, hidden: Tensor, cache: DynamicCache | None = None, *, dtype: torch.dtype = torch.float32
@@ -66,9 +80,10 @@ class Block:
             dtype: Of products; sums, norms and what the block returns stay float32.
         """
         kwargs = {**self._kwargs[hidden.shape[0], hidden.shape[1]], "past_key_values": cache}
-        with torch.inference_mode(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            output: Tensor = self.layer(hidden, **kwargs)
-        return output
+        low = torch.autocast(self._device.type, dtype) if dtype != torch.float32 else nullcontext()
+        with torch.inference_mode(), low:
+            output: Tensor = self.layer(hidden.to(self._device), **placed(kwargs, self._device))
+        return output.to(hidden.device)
 
     def backward(self, hidden: Tensor, gradient: Tensor) -> Tensor:
         """Run the block forwards and backwards.
@@ -113,14 +128,17 @@ class BlockStream:
         vocab_size: Rows of the embedding.
     """
 
-    def __init__(self, checkpoint: Checkpoint, deployed: torch.dtype | None = None) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, deployed: torch.dtype | None = None, device: torch.device = _CPU
+    ) -> None:
         """Open the stream.
 
         Args:
             checkpoint: The model.
             deployed: Round every weight to this dtype, as an artifact stores it; None keeps the checkpoint's values.
+            device: Where blocks run. Hidden states, the embedding and the head stay in main memory.
         """
-        self._checkpoint, self._deployed = checkpoint, deployed
+        self._checkpoint, self._deployed, self._device = checkpoint, deployed, device
         self._table: tuple[str, Tensor] | None = None
         self._model = build_skeleton(checkpoint.config)
         base = self._model.get_submodule("model")
@@ -172,10 +190,12 @@ class BlockStream:
         owners = list(canonical_parameters(layer, f"{LAYERS}.{index}."))
         for name, owner, attribute in owners:
             # A copy, so that the mapped file is touched once and a replaced weight is freed at once.
-            set_tensor(owner, attribute, self._round(self._checkpoint.read(name)).to(torch.float32, copy=True))
+            set_tensor(
+                owner, attribute, self._round(self._checkpoint.read(name)).to(self._device, torch.float32, copy=True)
+            )
         if index + 1 < self.num_layers:  # the next block is read while this one is in work
             prefetch(self._checkpoint.tensors[name] for name in self._names(index + 1))
-        block = Block(index, layer, self._kwargs[index])
+        block = Block(index, layer, self._kwargs[index], self._device)
         originals = dict(block.linears)
         try:
             yield block
@@ -246,6 +266,17 @@ class BlockStream:
 
     def _round(self, tensor: Tensor) -> Tensor:
         return tensor if self._deployed is None else tensor.to(self._deployed)
+
+
+def placed(value: Any, device: torch.device) -> Any:
+    """Return nested arguments with their tensors on a device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: placed(part, device) for key, part in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(placed(part, device) for part in value)
+    return value
 
 
 def _release_freed_memory() -> None:

@@ -153,7 +153,7 @@ class _Samples:
         self._count = 0
 
     def add(self, x: Tensor) -> None:
-        flat = x.reshape(-1, x.shape[-1]).to(torch.float32).numpy()
+        flat = x.reshape(-1, x.shape[-1]).to("cpu", torch.float32).numpy()
         self._held[self._count : self._count + len(flat)] = flat
         self._count += len(flat)
 
@@ -166,13 +166,13 @@ class _Samples:
 class _Accumulator:
     """Adds up `x` and `x xᵀ` in float64, batch by batch."""
 
-    def __init__(self, size: int, dtype: torch.dtype, *, split: bool) -> None:
+    def __init__(self, size: int, dtype: torch.dtype, device: torch.device, *, split: bool) -> None:
         self._dtype = dtype
-        self.total = torch.zeros((size, size), dtype=torch.float64)
-        self.sum = torch.zeros(size, dtype=torch.float64)
+        self.total = torch.zeros((size, size), dtype=torch.float64, device=device)
+        self.sum = torch.zeros(size, dtype=torch.float64, device=device)
         self.tokens = 0
         self._batches = 0
-        self._held_out = _Accumulator(size, dtype, split=False) if split else None
+        self._held_out = _Accumulator(size, dtype, device, split=False) if split else None
 
     def add(self, x: Tensor) -> None:
         self._batches += 1
@@ -192,15 +192,16 @@ class _Accumulator:
         if part is None or part.tokens == 0:
             return self._mean(None)
         found = part.result()
-        # By NumPy, in place: what was made in torch's inference mode cannot be changed outside of it.
-        self.total.numpy()[:] += part.total.numpy()
-        self.sum.numpy()[:] += part.sum.numpy()
+        with torch.inference_mode():  # in place, and what was made in this mode cannot be changed outside of it
+            self.total += part.total
+            self.sum += part.sum
         self.tokens += part.tokens
         return self._mean(found)
 
     def _mean(self, held_out: InputStatistics | None) -> InputStatistics:
         count = max(self.tokens, 1)
-        return InputStatistics((self.total / count).numpy(), self.tokens, (self.sum / count).numpy(), held_out)
+        gram, mean = ((moment / count).cpu().numpy() for moment in (self.total, self.sum))
+        return InputStatistics(gram, self.tokens, mean, held_out)
 
 
 class StatisticsCollector:
@@ -251,15 +252,15 @@ class StatisticsCollector:
             self._leader[name] = name
             if name not in self._accumulators:
                 exact = self._exact or getattr(module, "bias", None) is not None
-                self._accumulators[name] = self._moments(name, x.shape[-1], exact=exact)
+                self._accumulators[name] = self._moments(name, x.shape[-1], x.device, exact=exact)
             self._accumulators[name].add(x)
 
         return hook
 
-    def _moments(self, name: str, size: int, *, exact: bool) -> _Moments:
+    def _moments(self, name: str, size: int, device: torch.device, *, exact: bool) -> _Moments:
         if self._tokens is not None and self._tokens < size and name not in self._split:
             return _Samples(self._tokens, size)
-        return _Accumulator(size, torch.float64 if exact else torch.float32, split=name in self._split)
+        return _Accumulator(size, torch.float64 if exact else torch.float32, device, split=name in self._split)
 
     def groups(self) -> Iterable[tuple[tuple[str, ...], InputStatistics]]:
         """Yield the names that share an input, with its statistics."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -37,26 +37,30 @@ def connected(address: str | None, workers: int) -> Iterator[RayExecutor]:
     Raises:
         BackendError: The cluster does not start, or does not answer.
     """
-    # Neither Ray's usage reports nor a handler of SIGTERM in the place of the conversion's own.
+    # No usage reports; and no more tries for a task that runs out of memory than for another: Ray's default is no end.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    handler = signal.getsignal(signal.SIGTERM)
-    main = threading.current_thread() is threading.main_thread()
+    os.environ.setdefault("RAY_task_oom_retries", str(_RETRIES))
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    # A thread of its own, because on the main one Ray would put a handler of SIGTERM in the place of the conversion's.
+    # It lives as long as the cluster: Linux ends the processes that a thread has started with that thread.
+    with ThreadPoolExecutor(1, "ray") as starter:
+        try:
+            starter.submit(_connect, address, workers).result()
+            yield RayExecutor()
+        finally:
+            ray.shutdown()
+
+
+def _connect(address: str | None, workers: int) -> None:
     settings: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if address is None:
         settings |= {"num_cpus": workers, "include_dashboard": False}
     try:
         ray.init(address or "local", **settings)
     except (RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
-        hint = "check its address, and Ray's token where it asks for one" if address else "see Ray's logs in /tmp/ray"
         where = address or "on this machine"
-        raise BackendError(f"Ray {where}: no cluster ({_last_line(error)}); {hint}, or use --executor local") from error
-    finally:
-        if main:
-            signal.signal(signal.SIGTERM, handler)
-    try:
-        yield RayExecutor()
-    finally:
-        ray.shutdown()
+        hint = "check its address, and its token if it asks for one" if address else "see its logs in /tmp/ray"
+        raise BackendError(f"no Ray cluster {where} ({_last_line(error)}); {hint}, or use --executor local") from error
 
 
 class RayExecutor:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from curconvert.allocation.evidence import Evidence
 from curconvert.artifact.safetensors_writer import not_finite
@@ -21,37 +19,9 @@ from curconvert.factorization.tasks import AllocatedTask, HeadsTask, MatrixTask,
 from curconvert.factorization.types import Factorization
 from curconvert.options import ConvertOptions
 from curconvert.planning import MatrixPlan, bias_of, linear_of
-from curconvert_runtime.forms import MODULAR, SPARSE
+from curconvert_runtime.forms import MODULAR, SPARSE, Shared, keeps_part
 
 FactorTask = Task[dict[str, Factorization]]
-Vector = NDArray[np.float64]
-
-
-def matrix_task(
-    plan: MatrixPlan,
-    checkpoint: Checkpoint,
-    statistics: InputStatistics,
-    options: ConvertOptions,
-    dtype: torch.dtype,
-    fisher_rows: Vector | None = None,
-) -> MatrixTask:
-    """Read one weight, refusing values that would make every later number meaningless.
-
-    A bias beside it makes up for the mean of what is lost, where the method approximates in the full metric.
-
-    Args:
-        plan: Of the matrix.
-        checkpoint: Its weight and bias.
-        statistics: Of its input.
-        options: Method and numerics.
-        dtype: Deployed dtype.
-        fisher_rows: Fisher information of each row, (out_features,); `fwsvd` only.
-
-    Raises:
-        InputError: The weight or its statistics are not finite, or the weight does not fit the deployed dtype.
-    """
-    part = _read(plan.name, checkpoint, statistics, dtype, corrected=options.full_metric)
-    return MatrixTask(plan, part.weight, part.bias, statistics, options, dtype, fisher_rows)
 
 
 def allocated_tasks(
@@ -61,7 +31,7 @@ def allocated_tasks(
     options: ConvertOptions,
     dtype: torch.dtype,
 ) -> Iterator[FactorTask]:
-    """Read one block's matrices as an allocation planned them, each when its task is taken.
+    """Read one block's matrices as an allocation planned them.
 
     Args:
         plans: Of the block's compressed matrices.
@@ -74,35 +44,35 @@ def allocated_tasks(
         The MLP's task first: it takes longest.
 
     Raises:
-        InputError: As `matrix_task`.
+        InputError: As `block_tasks`.
     """
+    parts = _read([plan.name for plan in plans], evidence.statistics_of(plan.name for plan in plans), checkpoint, dtype)
     mlp = [plan for plan in plans if plan.form in MODULAR.values()]
     if mlp:
-        inputs = evidence.statistics_of(plan.name for plan in mlp)
         (down,) = (plan for plan in mlp if plan.form == "modular_columns")
         assert down.rank is not None
         kept = evidence.kept(down.name, down.rank)
-        yield _mlp_task(mlp, inputs, checkpoint, evidence.ridge(down.name), dtype, kept)
-    matrices = [plan for plan in plans if plan.form == "interpolative" and plan.rank is not None]
-    statistics = evidence.statistics_of(plan.name for plan in matrices)
-    for plan in _largest_first(matrices):
+        yield _mlp_task(mlp, parts, evidence.ridge(down.name), dtype, kept)
+    for plan in _largest_first([plan for plan in plans if plan.form == "interpolative"]):
         if plan.shared is not None:
-            yield _shared_task(plan, evidence, checkpoint, options, dtype)
+            yield _shared_task(plan, plan.shared, evidence, checkpoint, options, dtype)
             continue
-        part = _read(plan.name, checkpoint, statistics[plan.name], dtype)
-        fisher = evidence.fisher(plan.name)
+        part, fisher = parts[plan.name], evidence.fisher(plan.name)
         yield AllocatedTask(plan, part.weight, part.bias, part.statistics, fisher, options.ridge, dtype)
 
 
 def _shared_task(
-    plan: MatrixPlan, evidence: Evidence, checkpoint: Checkpoint, options: ConvertOptions, dtype: torch.dtype
+    plan: MatrixPlan,
+    shared: Shared,
+    evidence: Evidence,
+    checkpoint: Checkpoint,
+    options: ConvertOptions,
+    dtype: torch.dtype,
 ) -> SharedTask:
     """Read both matrices of a pair: either block computes their factors, so nothing is kept from one to the other."""
-    assert plan.shared is not None
-    names = plan.shared.matrices
-    statistics = evidence.statistics_of(names)
-    parts = [_read(name, checkpoint, statistics[name], dtype) for name in names]
-    return SharedTask(plan, parts, [evidence.fisher(name) for name in names], options.ridge, dtype)
+    parts = _read(shared.matrices, evidence.statistics_of(shared.matrices), checkpoint, dtype)
+    fishers = [evidence.fisher(name) for name in shared.matrices]
+    return SharedTask(plan, [parts[name] for name in shared.matrices], fishers, options.ridge, dtype)
 
 
 def block_tasks(
@@ -114,7 +84,9 @@ def block_tasks(
     dtype: torch.dtype,
     evidence: Evidence,
 ) -> Iterator[FactorTask]:
-    """Read what one block's factorization needs, each part when its task is taken.
+    """Read what one block's factorization needs.
+
+    A bias makes up for the mean of what is lost, where the method approximates in the full metric.
 
     Args:
         plans: Of the block's compressed matrices: each by itself, or in a modular or sparse form.
@@ -129,11 +101,13 @@ def block_tasks(
         Modules first, then matrices from the largest on: the last ones to start are short.
 
     Raises:
-        InputError: The plan takes a part of a module, or different sizes from its parts, or as `matrix_task`.
+        InputError: The plan takes a part of a module, or different sizes from its parts; or a weight, bias or
+            statistics would make every later number meaningless: not finite, or not in the deployed dtype.
     """
+    parts = _read([plan.name for plan in plans], statistics, checkpoint, dtype, corrected=options.full_metric)
     mlp = [plan for plan in plans if plan.form in MODULAR.values()]
     if mlp:
-        yield _mlp_task(mlp, statistics, checkpoint, options.ridge, dtype)
+        yield _mlp_task(mlp, parts, options.ridge, dtype)
     sparse = {linear_of(plan.name): plan for plan in plans if plan.form in SPARSE.values()}
     for pair in (("q_proj", "k_proj"), ("v_proj", "o_proj")):
         if not sparse.keys() & set(pair):
@@ -144,28 +118,28 @@ def block_tasks(
         if sizes != {kept}:
             raise InputError(f"{plans[0].name}: {' and '.join(pair)} must keep as many dimensions of each head")
         names = {linear: sparse[linear].name for linear in pair}
-        parts = {linear: _read(name, checkpoint, statistics[name], dtype) for linear, name in names.items()}
-        yield HeadsTask(names, parts, heads, kept, options.ridge, dtype)
-    for plan in _largest_first([plan for plan in plans if plan not in mlp and plan not in sparse.values()]):
+        both = {linear: parts[name] for linear, name in names.items()}
+        yield HeadsTask(names, both, heads, kept, options.ridge, dtype)
+    for plan in _largest_first([plan for plan in plans if not keeps_part(plan.form)]):
+        part = parts[plan.name]
         rows = evidence.fisher_rows(plan.name) if options.approximation == "fwsvd" else None
-        yield matrix_task(plan, checkpoint, statistics[plan.name], options, dtype, rows)
+        yield MatrixTask(plan, part.weight, part.bias, part.statistics, options, dtype, rows)
 
 
 def _mlp_task(
     plans: Sequence[MatrixPlan],
-    statistics: Mapping[str, InputStatistics],
-    checkpoint: Checkpoint,
+    parts: Mapping[str, Projection],
     ridge: float,
     dtype: torch.dtype,
     kept: Indices | None = None,
 ) -> MLPTask:
-    """Read the three linears of one MLP; without neurons to keep, ridge leverage decides."""
+    """Bring the three linears of one MLP together; without neurons to keep, ridge leverage decides."""
     names = {linear_of(plan.name): plan.name for plan in plans}
     ranks = {plan.rank for plan in plans if plan.rank is not None}
     if {linear_of(plan.name): plan.form for plan in plans} != MODULAR or len(ranks) != 1:
         raise InputError(f"{plans[0].name}: a smaller MLP needs {', '.join(MODULAR)}, all planned with one rank")
-    parts = {linear: _read(name, checkpoint, statistics[name], dtype) for linear, name in names.items()}
-    return MLPTask(names, parts, ranks.pop(), ridge, dtype, kept)
+    three = {linear: parts[name] for linear, name in names.items()}
+    return MLPTask(names, three, ranks.pop(), ridge, dtype, kept)
 
 
 def _largest_first(plans: Sequence[MatrixPlan]) -> list[MatrixPlan]:
@@ -173,13 +147,27 @@ def _largest_first(plans: Sequence[MatrixPlan]) -> list[MatrixPlan]:
 
 
 def _read(
-    name: str, checkpoint: Checkpoint, statistics: InputStatistics, dtype: torch.dtype, *, corrected: bool = True
-) -> Projection:
-    """Read a linear, refusing numbers that are not finite; without its bias where that is not to be corrected."""
-    parts = {part: checkpoint.read(part) for part in (name, bias_of(name)) if part in checkpoint.tensors}
-    for part, tensor in parts.items():
-        if not bool(torch.isfinite(tensor.to(dtype)).all()):
-            raise InputError(not_finite(part, tensor, dtype))
-    if not statistics.finite:
-        raise InputError(f"{name}: its inputs overflow on the calibration text; the checkpoint is damaged before it")
-    return Projection(parts[name], statistics, parts.get(bias_of(name)) if corrected else None)
+    names: Iterable[str],
+    statistics: Mapping[str, InputStatistics],
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    *,
+    corrected: bool = True,
+) -> dict[str, Projection]:
+    """Read linears, without biases where these are not to be corrected, refusing numbers that are not finite.
+
+    All before the first task, in the order in which they compute: a weight that overflows is named before what reads
+    its outputs.
+    """
+    found = {}
+    for name in names:
+        parts = {part: checkpoint.read(part) for part in (name, bias_of(name)) if part in checkpoint.tensors}
+        for part, tensor in parts.items():
+            if not bool(torch.isfinite(tensor.to(dtype)).all()):
+                raise InputError(not_finite(part, tensor, dtype))
+        if not statistics[name].finite:
+            raise InputError(
+                f"{name}: its inputs overflow on the calibration text; the checkpoint is damaged before it"
+            )
+        found[name] = Projection(parts[name], statistics[name], parts.get(bias_of(name)) if corrected else None)
+    return found

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from curconvert.calibration.statistics import InputStatistics
 from curconvert.chunked import ChunkedMatrix
+from curconvert.device import CPU
 from curconvert.factorization.gram import least_squares, measured, right_inverse, solve_right
 from curconvert.factorization.metrics import DiagonalMetric, FullMetric
 from curconvert.factorization.types import ErrorBound, Factorization
@@ -44,6 +45,7 @@ class CUROptions:
         ridge: λ of `H + λ diag(H)` in the full solve.
         seed: With the tensor's name, seeds everything random.
         exact_svd: See `select_rows_columns`.
+        device: Where products with the weight are computed.
     """
 
     selector: Selector
@@ -52,6 +54,7 @@ class CUROptions:
     ridge: float
     seed: int
     exact_svd: bool = False
+    device: str = CPU
 
 
 def link_matrix(weight: ChunkedMatrix, C: Matrix, R: Matrix, metric: Metric | None) -> Matrix:
@@ -107,11 +110,11 @@ def factorize_cur(
         options: Selection and link.
         dtype: Deployed dtype of C, U and R.
     """
-    deployed, W = weight.to(dtype), ChunkedMatrix(weight)
-    chosen = _select(name, weight, statistics, rank, options)
+    deployed, placed = weight.to(dtype), weight.to(options.device)
+    chosen = _select(name, placed, statistics, rank, options)
     rows, columns = torch.from_numpy(chosen.rows), torch.from_numpy(chosen.columns)
     C, R = deployed[:, columns.long()].contiguous(), deployed[rows.long()].contiguous()
-    link = link_matrix(W, C.double().numpy(), R.double().numpy(), _metric(statistics, options))
+    link = link_matrix(ChunkedMatrix(placed), C.double().numpy(), R.double().numpy(), _metric(statistics, options))
     U = torch.from_numpy(link).to(dtype)
     bound = None
     if chosen.eta_rows is not None and chosen.eta_columns is not None and chosen.sigma_next is not None:

@@ -86,6 +86,7 @@ class MatrixTask:
             ridge=options.ridge,
             seed=options.seed,
             exact_svd=options.exact_svd,
+            device=options.device,
         )
         return factorize_cur(name, weight, metric, rank, cur, dtype)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.linalg
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from curconvert.chunked import ChunkedMatrix
+from curconvert.chunked import ChunkedMatrix, product
 
 Matrix = NDArray[np.float64]
 
@@ -51,11 +53,14 @@ def randomised_bases(matrix: ChunkedMatrix, rank: int, rng: np.random.Generator)
         return _gram_bases(matrix.dense(), rank)
     S = matrix.single()
 
+    def placed(block: Matrix) -> Tensor:
+        return torch.from_numpy(block).to(S.device, torch.float32)
+
     def images_of(block: Matrix) -> Matrix:
-        return np.asarray(block.astype(np.float32).T @ S, dtype=np.float64)
+        return product(placed(block).T, S).double().cpu().numpy()
 
     def pushed(block: Matrix) -> Matrix:
-        return np.asarray(S @ block.astype(np.float32), dtype=np.float64)
+        return product(S, placed(block)).double().cpu().numpy()
 
     space = _orthonormal(pushed(rng.standard_normal((matrix.shape[1], width))))
     images = images_of(space)

@@ -130,7 +130,7 @@ class LayerScorer:
         measure = self._measure()
 
         def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            measure.add(inputs[0].double().numpy(), output.double().numpy())
+            measure.add(*(states.double().cpu().numpy() for states in (inputs[0], output)))
 
         handle = layer.register_forward_hook(hook)
         try:

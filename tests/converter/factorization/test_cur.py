@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from curconvert.calibration.statistics import InputStatistics
 from curconvert.chunked import ChunkedMatrix
 from curconvert.errors import InputError
-from curconvert.factorization.checked import matrix_task
+from curconvert.factorization.checked import block_tasks
 from curconvert.factorization.cur import CUROptions, factorize_cur, link_matrix
 from curconvert.factorization.metrics import FullMetric
 from curconvert.factorization.types import Factorization
@@ -237,7 +237,9 @@ def checked(weight: torch.Tensor, statistics: InputStatistics, dtype: torch.dtyp
     """Factorize as a conversion by `curing` does."""
     plan = MatrixPlan("x.weight", (24, 18), "cur", 5)
     stored: Any = Stored({"x.weight": weight})
-    return matrix_task(plan, stored, statistics, ConvertOptions.for_method("curing"), dtype).run()["x.weight"]
+    options, nothing = ConvertOptions.for_method("curing"), cast("Any", None)
+    (task,) = block_tasks([plan], {"x.weight": statistics}, stored, None, options, dtype, nothing)
+    return task.run()["x.weight"]
 
 
 def test_a_link_that_overflows_the_dtype_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from curconvert.allocation.evidence import Evidence
 from curconvert.errors import InputError
-from curconvert.factorization.checked import allocated_tasks, matrix_task
+from curconvert.factorization.checked import allocated_tasks, block_tasks
 from curconvert.factorization.modular import ModularOptions, factorize_mlp
 from curconvert.factorization.projection import Projection
 from curconvert.factorization.types import Factorization
@@ -44,7 +45,9 @@ def factorize(
     stored: Any = Stored({"x.weight": weight} if bias is None else {"x.weight": weight, "x.bias": bias})
     plan = MatrixPlan("x.weight", (24, 18), FORMS.get(method, "two_factor"), RANK)  # type: ignore[arg-type]
     options = ConvertOptions.for_method(method, rank=RANK, ridge=0.0)
-    return matrix_task(plan, stored, statistics_of(x), options, dtype, np.ones(24)).run()["x.weight"]
+    evidence: Any = SimpleNamespace(fisher_rows=lambda _: np.ones(24))
+    (task,) = block_tasks([plan], {"x.weight": statistics_of(x)}, stored, None, options, dtype, evidence)
+    return task.run()["x.weight"]
 
 
 def output_error(factors: Factorization, weight: torch.Tensor, bias: torch.Tensor, x: Matrix) -> float:

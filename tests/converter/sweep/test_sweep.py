@@ -178,10 +178,10 @@ def test_a_size_that_allocation_refuses_is_a_row(home: Path, tmp_path: Path, mon
     """What only the passes can tell does not end the sweep either, and costs no exit code."""
     real = run.decide
 
-    def decide(prepared: Any, measured: Any, asked: ConvertOptions, progress: Any) -> Any:
+    def decide(prepared: Any, measured: Any, asked: ConvertOptions, executor: Any, progress: Any) -> Any:
         if asked.keep == 0.8:
             raise InputError("the smallest sizes store more; keep more")
-        return real(prepared, measured, asked, progress)
+        return real(prepared, measured, asked, executor, progress)
 
     monkeypatch.setattr(run, "decide", decide)
     result = sweep(SourceOptions(str(home / "model")), tmp_path / "out", options(home, methods=("auto",)))

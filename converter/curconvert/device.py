@@ -1,0 +1,39 @@
+"""Where the model runs and large products are computed."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from curconvert.errors import BackendError, InputError
+
+CPU = "cpu"
+
+
+def check_device(name: str) -> None:
+    """Refuse what is no device's name.
+
+    Raises:
+        InputError: It is not.
+    """
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise InputError(f"--device {name!r}: expected cpu, cuda or cuda:N")
+
+
+def find_device(name: str) -> torch.device:
+    """Return a device that is there.
+
+    Raises:
+        BackendError: torch sees no such device: there is no fallback to the CPU.
+    """
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+            raise BackendError(
+                f"--device {name}: torch {torch.__version__} is {built} and sees {count} CUDA devices; "
+                "install a CUDA build of torch with its driver, or use --device cpu"
+            )
+    return device
