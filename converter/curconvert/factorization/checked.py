@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
@@ -19,7 +19,7 @@ from curconvert.factorization.tasks import AllocatedTask, HeadsTask, MatrixTask,
 from curconvert.factorization.types import Factorization
 from curconvert.options import ConvertOptions
 from curconvert.planning import MatrixPlan, bias_of, linear_of
-from curconvert_runtime.forms import MODULAR, SPARSE, Shared, keeps_part
+from curconvert_runtime.forms import MODULAR, SPARSE, keeps_part
 
 FactorTask = Task[dict[str, Factorization]]
 
@@ -46,7 +46,8 @@ def allocated_tasks(
     Raises:
         InputError: As `block_tasks`.
     """
-    parts = _read([plan.name for plan in plans], evidence.statistics_of(plan.name for plan in plans), checkpoint, dtype)
+    names = [plan.name for plan in plans]
+    parts = _read(names, evidence.statistics_of(names), checkpoint, dtype)
     mlp = [plan for plan in plans if plan.form in MODULAR.values()]
     if mlp:
         (down,) = (plan for plan in mlp if plan.form == "modular_columns")
@@ -55,24 +56,22 @@ def allocated_tasks(
         yield _mlp_task(mlp, parts, evidence.ridge(down.name), dtype, kept)
     for plan in _largest_first([plan for plan in plans if plan.form == "interpolative"]):
         if plan.shared is not None:
-            yield _shared_task(plan, plan.shared, evidence, checkpoint, options, dtype)
+            yield _shared_task(plan, evidence, checkpoint, options, dtype)
             continue
         part, fisher = parts[plan.name], evidence.fisher(plan.name)
         yield AllocatedTask(plan, part.weight, part.bias, part.statistics, fisher, options.ridge, dtype)
 
 
 def _shared_task(
-    plan: MatrixPlan,
-    shared: Shared,
-    evidence: Evidence,
-    checkpoint: Checkpoint,
-    options: ConvertOptions,
-    dtype: torch.dtype,
+    plan: MatrixPlan, evidence: Evidence, checkpoint: Checkpoint, options: ConvertOptions, dtype: torch.dtype
 ) -> SharedTask:
     """Read both matrices of a pair: either block computes their factors, so nothing is kept from one to the other."""
-    parts = _read(shared.matrices, evidence.statistics_of(shared.matrices), checkpoint, dtype)
-    fishers = [evidence.fisher(name) for name in shared.matrices]
-    return SharedTask(plan, [parts[name] for name in shared.matrices], fishers, options.ridge, dtype)
+    assert plan.shared is not None
+    names = plan.shared.matrices
+    parts = _read(names, evidence.statistics_of(names), checkpoint, dtype)
+    return SharedTask(
+        plan, [parts[name] for name in names], [evidence.fisher(name) for name in names], options.ridge, dtype
+    )
 
 
 def block_tasks(
@@ -147,7 +146,7 @@ def _largest_first(plans: Sequence[MatrixPlan]) -> list[MatrixPlan]:
 
 
 def _read(
-    names: Iterable[str],
+    names: Sequence[str],
     statistics: Mapping[str, InputStatistics],
     checkpoint: Checkpoint,
     dtype: torch.dtype,
