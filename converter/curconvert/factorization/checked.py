@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from curconvert.allocation.evidence import Evidence
-from curconvert.artifact.safetensors_writer import not_finite
+from curconvert.artifact.safetensors_writer import all_finite, not_finite
 from curconvert.blocks.heads import Heads
 from curconvert.calibration.statistics import InputStatistics
 from curconvert.checkpoint.types import Checkpoint
@@ -162,7 +162,7 @@ def _read(
     for name in names:
         parts = {part: checkpoint.read(part) for part in (name, bias_of(name)) if part in checkpoint.tensors}
         for part, tensor in parts.items():
-            if not bool(torch.isfinite(tensor.to(dtype)).all()):
+            if not all_finite(tensor.to(dtype)):
                 raise InputError(not_finite(part, tensor, dtype))
         if not statistics[name].finite:
             raise InputError(

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from curconvert.artifact.safetensors_writer import all_finite
 from curconvert.blocks.heads import Heads
 from curconvert.calibration.statistics import InputStatistics
 from curconvert.errors import BackendError, InputError
@@ -239,5 +240,5 @@ def lapack(name: str) -> Iterator[None]:
 
 def _check_fit(name: str, factors: Factorization, dtype: torch.dtype) -> None:
     for suffix, tensor in factors.tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
+        if not all_finite(tensor):
             raise InputError(f"{name}: {suffix} does not fit {str(dtype)[6:]}; choose --dtype bfloat16 or float32")

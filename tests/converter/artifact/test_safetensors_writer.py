@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from curconvert.artifact.safetensors_writer import SafetensorsWriter, TensorSpec, save_tensors
+from curconvert.artifact.safetensors_writer import SafetensorsWriter, TensorSpec, all_finite, save_tensors
 from curconvert.checkpoint.safetensors_file import DTYPES, map_tensor, read_header
 from curconvert.errors import InputError
 
@@ -275,3 +275,18 @@ def test_a_full_disk_is_an_error_of_the_system(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(os, "copy_file_range", full)
     with pytest.raises(OSError, match="No space left"):
         copied(tmp_path / "model.safetensors", tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_one_bad_number_is_found_wherever_it_is(dtype: torch.dtype, value: float) -> None:
+    """Also where another one takes its sum back; large numbers whose sum overflows are no fault."""
+    tensor = torch.zeros(1000, dtype=dtype)
+    assert all_finite(tensor)
+    assert all_finite(torch.full((1000,), torch.finfo(dtype).max, dtype=dtype))
+    for place in (0, 517, 999):
+        bad = tensor.clone()
+        bad[place] = value
+        assert not all_finite(bad)
+    assert not all_finite(torch.tensor([math.inf, -math.inf], dtype=dtype))
+    assert all_finite(torch.arange(3))
