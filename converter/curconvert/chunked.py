@@ -66,7 +66,10 @@ class ChunkedMatrix:
     def times(self, right: Matrix) -> Matrix:
         """Return the product with a matrix on the right, (n, k) to (m, k)."""
         placed = torch.from_numpy(right).to(self.weight.device)
-        return torch.cat([product(part, placed) for _, part in self.parts()]).cpu().numpy()
+        found = torch.empty((self.shape[0], right.shape[1]), dtype=torch.float64, device=self.weight.device)
+        for rows, part in self.parts():
+            found[rows] = product(part, placed)
+        return found.cpu().numpy()
 
     def left_times(self, left: Matrix) -> Matrix:
         """Return the product with a matrix on the left, (k, m) to (k, n)."""

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from curconvert.calibration.statistics import InputStatistics
+from curconvert.factorization.metrics import FullMetric
 
 Matrix = NDArray[np.float64]
 
@@ -25,6 +26,11 @@ class Stored:
 
 def random_weight(seed: int, m: int = 24, n: int = 18, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     return torch.randn((m, n), generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def metric_of(gram: Matrix) -> FullMetric:
+    """The metric of a Gram matrix, without a ridge."""
+    return FullMetric(InputStatistics(gram, 1, np.zeros(len(gram))), 0.0)
 
 
 def statistics_of(x: Matrix) -> InputStatistics:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from curconvert.calibration.statistics import InputStatistics
 from curconvert.chunked import ChunkedMatrix
-from curconvert.factorization.gram import check_rank, deployed, measured, ridged, solve_right
+from curconvert.factorization.gram import check_rank, deployed, measured, solve_right
 from curconvert.factorization.low_rank import svd_llm
 from curconvert.factorization.metrics import FullMetric
 from curconvert.factorization.types import Basis, Factorization
@@ -49,10 +49,9 @@ def factorize_interpolative(
         InputError: No (m, n) matrix has this rank.
     """
     check_rank(name, weight.shape, rank)
-    if basis == "subspace":
-        best = svd_llm(weight.to(torch.float64).numpy(), ridged(statistics.gram, ridge), rank)
-        return interpolative_from(weight, *best, statistics, dtype)
     metric = FullMetric(statistics, ridge)
+    if basis == "subspace":
+        return interpolative_from(weight, *svd_llm(weight.to(torch.float64).numpy(), metric, rank), statistics, dtype)
     rows = leading_rows(ChunkedMatrix(weight), metric, rank, tensor_rng(seed, name))
     R = weight.to(dtype)[torch.from_numpy(rows).long()]
     others = torch.from_numpy(_others(rows, len(weight)))

@@ -16,18 +16,19 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from curconvert.factorization.gram import square_root
+from curconvert.factorization.metrics import FullMetric
 
 Matrix = NDArray[np.float64]
 
 
-def svd_llm(weight: Matrix, gram: Matrix, rank: int) -> tuple[Matrix, Matrix]:
+def svd_llm(weight: Matrix, metric: FullMetric, rank: int) -> tuple[Matrix, Matrix]:
     """Minimise `‖(W − A B) H^½‖_F`, the output error (SVD-LLM, arXiv 2403.07378).
 
     With `H = S Sᵀ` and the SVD `W S = P Σ Qᵀ` the minimum is `P_r P_rᵀ W`.
 
     Args:
         weight: W, (m, n).
-        gram: H, (n, n) symmetric positive semi-definite.
+        metric: H, (n, n).
         rank: 1 ≤ r ≤ min(m, n).
 
     Returns:
@@ -35,9 +36,9 @@ def svd_llm(weight: Matrix, gram: Matrix, rank: int) -> tuple[Matrix, Matrix]:
     """
     m, n = weight.shape
     if m <= n:  # P are the eigenvectors of the output Gram matrix, and no root of the larger H is needed
-        basis = _leading_eigenvectors(weight @ gram @ weight.T, rank)
+        basis = _leading_eigenvectors(weight @ metric.times(weight.T), rank)
     else:
-        basis = _leading_left(weight @ square_root(gram), rank)
+        basis = _leading_left(weight @ square_root(metric.dense()), rank)
     return basis, basis.T @ weight
 
 

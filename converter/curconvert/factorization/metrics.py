@@ -30,6 +30,10 @@ class FullMetric:
         """Return the product with M, (n, k)."""
         return self.statistics.times(matrix) + self.ridge * self.statistics.diagonal[:, None] * matrix
 
+    def dense(self) -> Matrix:
+        """Return the matrix itself, (n, n)."""
+        return ridged(self.statistics.gram, self.ridge)
+
     def sketch(self, size: int, rng: np.random.Generator) -> Matrix:
         """Return `S Ω` with `H + λ diag(H) = S Sᵀ` and Ω Gaussian, (n, size)."""
         samples, scale = self.statistics.samples, np.sqrt(self.statistics.diagonal)
@@ -41,14 +45,14 @@ class FullMetric:
         return np.asarray(samples.T @ drawn / np.sqrt(len(samples)) + own)
 
     def _root(self, scale: NDArray[np.float64]) -> Matrix:
-        gram, alive = self.statistics.gram, scale > 0
+        alive = scale > 0
         safe = np.where(alive, scale, 1.0)
-        scaled = ridged(gram, self.ridge) / np.outer(safe, safe)
+        scaled = self.dense() / np.outer(safe, safe)
         np.fill_diagonal(scaled, np.where(alive, np.diag(scaled), 1.0))
         try:
             return np.asarray(scale[:, None] * scipy.linalg.cholesky(scaled, lower=True, check_finite=False))
         except np.linalg.LinAlgError:  # without a ridge, and with fewer tokens than features or dependent ones
-            return square_root(ridged(gram, self.ridge))
+            return square_root(self.dense())
 
 
 @dataclass(frozen=True)

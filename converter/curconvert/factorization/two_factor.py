@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from curconvert.calibration.statistics import InputStatistics
-from curconvert.factorization.gram import check_rank, deployed, measured, ridged
+from curconvert.factorization.gram import check_rank, deployed, measured
 from curconvert.factorization.low_rank import asvd, fwsvd, plain, svd_llm
+from curconvert.factorization.metrics import FullMetric
 from curconvert.factorization.types import Factorization
 
 Approximation = Literal["svd_llm", "asvd", "fwsvd", "svd"]
@@ -47,7 +48,7 @@ def factorize_two_factor(
     check_rank(name, weight.shape, rank)
     W = weight.to(torch.float64).numpy()
     if approximation == "svd_llm":
-        A, B = svd_llm(W, ridged(statistics.gram, ridge), rank)
+        A, B = svd_llm(W, FullMetric(statistics, ridge), rank)
     elif approximation == "asvd":
         A, B = asvd(W, statistics.rms, rank)
     elif approximation == "fwsvd":

@@ -14,11 +14,10 @@ from curconvert.chunked import ChunkedMatrix
 from curconvert.errors import InputError
 from curconvert.factorization.checked import block_tasks
 from curconvert.factorization.cur import CUROptions, factorize_cur, link_matrix
-from curconvert.factorization.metrics import FullMetric
 from curconvert.factorization.types import Factorization
 from curconvert.options import ConvertOptions
 from curconvert.planning import MatrixPlan
-from support.matrices import Stored, correlated, statistics_of
+from support.matrices import Stored, correlated, metric_of, statistics_of
 
 Matrix = NDArray[np.float64]
 
@@ -46,8 +45,7 @@ def vectorised(W: Matrix, C: Matrix, R: Matrix, gram: Matrix) -> Matrix:
 
 def link(W: Matrix, C: Matrix, R: Matrix, gram: Matrix | None) -> Matrix:
     """The closed form, in the metric of a Gram matrix."""
-    metric = None if gram is None else FullMetric(InputStatistics(gram, 1, np.zeros(len(gram))), 0.0)
-    return link_matrix(ChunkedMatrix(torch.from_numpy(W)), C, R, metric)
+    return link_matrix(ChunkedMatrix(torch.from_numpy(W)), C, R, None if gram is None else metric_of(gram))
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -77,7 +77,7 @@ def test_subspace_storage_is_lossless(shape: tuple[int, int], rank: int) -> None
     """The stored product is the SVD-LLM optimum itself."""
     weight, stats = random_weight(3, *shape), correlated(3, shape[1])
     found = factorize_interpolative("x.weight", weight, stats, rank, "subspace", 0.0, torch.float64)
-    A, B = svd_llm(weight.numpy(), stats.gram, rank)
+    A, B = svd_llm(weight.numpy(), FullMetric(stats, 0.0), rank)
     np.testing.assert_allclose(found.product().numpy(), A @ B, atol=1e-12)
 
 

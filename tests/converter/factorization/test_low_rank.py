@@ -9,14 +9,14 @@ import pytest
 from numpy.typing import NDArray
 
 from curconvert.factorization.low_rank import asvd, fwsvd, plain, svd_llm
-from support.matrices import EDGES, best_error, correlated, dead, edge_case, error_in, random_weight
+from support.matrices import EDGES, best_error, correlated, dead, edge_case, error_in, metric_of, random_weight
 
 Matrix = NDArray[np.float64]
 SHAPES = [(24, 18), (18, 24), (20, 20)]
 FISHER = np.random.default_rng(9).uniform(0.1, 5, 64)
 
 METHODS: dict[str, Callable[[Matrix, Matrix, int], tuple[Matrix, Matrix]]] = {
-    "svd_llm": svd_llm,
+    "svd_llm": lambda W, H, r: svd_llm(W, metric_of(H), r),
     "asvd": lambda W, H, r: asvd(W, np.sqrt(np.diag(H)), r),
     "svd": lambda W, H, r: plain(W, r),
     "fwsvd": lambda W, H, r: fwsvd(W, FISHER[: len(W)], r),
@@ -28,7 +28,7 @@ METHODS: dict[str, Callable[[Matrix, Matrix, int], tuple[Matrix, Matrix]]] = {
 def test_svd_llm_has_the_least_output_error(shape: tuple[int, int], rank: int) -> None:
     """Eckart–Young in the metric of H."""
     W, H = random_weight(1, *shape).numpy(), correlated(1, shape[1]).gram
-    A, B = svd_llm(W, H, rank)
+    A, B = svd_llm(W, metric_of(H), rank)
     assert error_in(H, W - A @ B) == pytest.approx(best_error(W, H, rank), rel=1e-9, abs=1e-7 * error_in(H, W))
 
 
@@ -39,7 +39,7 @@ def test_svd_llm_equals_the_published_formula(shape: tuple[int, int]) -> None:
     root = np.linalg.cholesky(H)
     left, sigma, right = np.linalg.svd(W @ root, full_matrices=False)
     expected = left[:, :6] * sigma[:6] @ right[:6] @ np.linalg.inv(root)
-    A, B = svd_llm(W, H, 6)
+    A, B = svd_llm(W, metric_of(H), 6)
     np.testing.assert_allclose(A @ B, expected, atol=1e-8)
 
 
@@ -107,7 +107,7 @@ def test_a_dead_input_costs_the_others_nothing() -> None:
     W, stats = random_weight(7).numpy(), correlated(7)
     live = np.arange(18) > 3
     H = dead(stats, 0, 1, 2, 3).gram
-    A, B = svd_llm(W, H, 6)
+    A, B = svd_llm(W, metric_of(H), 6)
     assert error_in(H, W - A @ B) == pytest.approx(best_error(W[:, live], H[np.ix_(live, live)], 6), rel=1e-9)
 
 
