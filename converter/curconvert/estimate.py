@@ -115,7 +115,7 @@ def estimate(checkpoint: Checkpoint, plan: Plan, options: ConvertOptions, itemsi
     output = plan.parameters_after * itemsize
     disk = needed_bytes(checkpoint, plan, options, itemsize, targets_of(checkpoint, options))
     work = _Work(checkpoint, plan, options)
-    seconds = work.passes(machine) + work.factorizations() / (machine.double * machine.workers)
+    seconds = work.passes(machine) + work.factorizations() / (_LAPACK * machine.double * machine.workers)
     source = sum(file.stat().st_size for file in checkpoint.files)
     seconds += (source + output) / _HASH_RATE + disk / machine.write
     return Estimate(seconds, int(work.memory(machine.workers)), disk, output)
@@ -147,8 +147,8 @@ class _Work:
     def passes(self, machine: Machine) -> float:
         """Seconds of everything that runs the model."""
         products = machine.half if self._sixteen_bits and self._options.form != "auto" else machine.single
-        exact = self._probes + sum(min(length, self._length) for length in PARITY_LENGTHS)
-        flops = 2.0 * self._whole * exact + 2.0 * self._vocab * self._hidden * exact
+        alone = sum(min(length, self._length) for length in PARITY_LENGTHS) / _ALONE
+        flops = 2.0 * (self._whole + self._vocab * self._hidden) * (self._probes + alone)
         calibration = 2.0 * self._whole * self._tokens
         auto, scored = self._options.form == "auto", score_of(self._options.layers) is not None
         count = 0.0 if auto else float(scored)
@@ -156,6 +156,7 @@ class _Work:
             last = max(layer_of(m.name) for m in self._compressed)
             count += (last + 1) / (1 + max(layer_of(m.name) for m in self._plan.matrices))
         seconds = flops / machine.single + count * calibration / products
+        seconds += 2 * self._whole * (4 + (2 if self._sixteen_bits else 4)) / _COPY_RATE  # weights, read and widened
         grams = sum(2.0 * self._tokens * n**2 for n in self._grams())
         seconds += grams / (machine.single if auto else machine.double * machine.workers)
         if auto:  # the text that the model writes, the way forwards and the way back
@@ -217,4 +218,7 @@ class _Work:
 
 _KRYLOV = 6  # blocks of the Krylov space
 _EXACT = 2048  # outputs up to which their Gram matrix is formed
+_ALONE = 0.4  # share of the speed of large products that one short sequence reaches
+_LAPACK = 0.6  # and that factorizations reach, between their products
+_COPY_RATE = 2.5e9  # bytes a second, read and written
 _SAMPLING = 0.5  # share of the speed of large products that one token of many sequences reaches

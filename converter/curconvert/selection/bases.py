@@ -6,13 +6,12 @@ import numpy as np
 import scipy.linalg
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from curconvert.chunked import ChunkedMatrix, product
 
 Matrix = NDArray[np.float64]
 
-_STEPS = 5  # applications of S Sᵀ; on real weights 4 give the DEIM points of a full SVD, and 3 sometimes do not
+_STEPS = 5  # applications of S Sᵀ; on real weights they give the DEIM points of a full SVD, and 4 in nearly all matrices
 _DEPENDENT = 1e-6  # ratio of pivots below which a second pass of CholeskyQR would not make up for the first
 _EXTRA = 16  # width of a block beyond the rank
 
@@ -48,35 +47,32 @@ def randomised_bases(matrix: ChunkedMatrix, rank: int, rng: np.random.Generator)
     Returns:
         (m, r) and (n, r), leading first, orthonormal.
     """
-    width = rank + _EXTRA
-    if (1 + _STEPS) * width >= min(matrix.shape):
+    width, (m, n) = rank + _EXTRA, matrix.shape
+    size = (1 + _STEPS) * width
+    if size >= min(m, n):
         return _gram_bases(matrix.dense(), rank)
     S = matrix.single()
-
-    def placed(block: Matrix) -> Tensor:
-        return torch.from_numpy(block).to(S.device, torch.float32)
-
-    def images_of(block: Matrix) -> Matrix:
-        return product(placed(block).T, S).double().cpu().numpy()
-
-    def pushed(block: Matrix) -> Matrix:
-        return product(S, placed(block)).double().cpu().numpy()
-
-    space = _orthonormal(pushed(rng.standard_normal((matrix.shape[1], width))))
-    images = images_of(space)
-    for _ in range(_STEPS):
-        block = pushed(images[-width:].T)
+    if m > n:  # the space lies on the short side, where projections on it are cheap
+        S = S.T
+    space = np.empty((S.shape[0], size))
+    images = torch.empty((size, S.shape[1]), dtype=torch.float32, device=S.device)
+    block = rng.standard_normal((S.shape[1], width)).astype(np.float32)
+    for start in range(0, size, width):
+        part, known = slice(start, start + width), space[:, :start]
+        found = product(S, torch.from_numpy(block).to(S.device)).double().cpu().numpy()
         # Where nothing new is found, QR would return what the space has already: this noise is new, and harmless.
-        noise = np.finfo(np.float32).eps * (np.linalg.norm(block) or 1.0) / np.sqrt(block.size)
-        block = block - space @ (space.T @ block) + noise * rng.standard_normal(block.shape)
+        noise = np.finfo(np.float32).eps * (np.linalg.norm(found) or 1.0) / np.sqrt(found.size)
+        found += noise * rng.standard_normal(found.shape)
         for _ in range(2):
-            block = _orthonormal(block)
-            block -= space @ (space.T @ block)
-        block = _orthonormal(block)
-        space, images = np.hstack([space, block]), np.vstack([images, images_of(block)])
-    # S on this space is Q (Qᵀ S). A Gram matrix serves: what it loses lies 1e-8 below the leading singular value.
-    leading = _leading(images @ images.T, rank)
-    return np.ascontiguousarray(space @ leading), _orthonormal(images.T @ leading)
+            found = _orthonormal(found - known @ (known.T @ found))
+        space[:, part] = found
+        images[part] = product(torch.from_numpy(found.T.astype(np.float32)).to(S.device), S)
+        block = images[part].T.cpu().numpy()
+    # S on this space is Q (Qᵀ S). A Gram matrix serves: what it loses lies far below the trailing of these directions.
+    leading = _leading(product(images, images.T).double().cpu().numpy(), rank)
+    placed = torch.from_numpy(leading.astype(np.float32)).to(S.device)
+    left, right = space @ leading, _orthonormal(product(images.T, placed).double().cpu().numpy())
+    return (right, left) if m > n else (left, right)
 
 
 def _gram_bases(matrix: Matrix, rank: int) -> tuple[Matrix, Matrix]:
@@ -89,8 +85,10 @@ def _gram_bases(matrix: Matrix, rank: int) -> tuple[Matrix, Matrix]:
 
 
 def _leading(gram: Matrix, rank: int) -> Matrix:
-    _, vectors = scipy.linalg.eigh(gram, driver="evd", check_finite=False)
-    return np.ascontiguousarray(vectors[:, : -rank - 1 : -1])
+    """Return r leading eigenvectors of a symmetric matrix."""
+    chosen = (len(gram) - rank, len(gram) - 1)
+    _, vectors = scipy.linalg.eigh(gram, subset_by_index=chosen, driver="evr", check_finite=False)
+    return np.ascontiguousarray(vectors[:, ::-1])
 
 
 def _orthonormal(matrix: Matrix) -> Matrix:
