@@ -11,7 +11,7 @@ from curconvert.chunked import ChunkedMatrix, product
 
 Matrix = NDArray[np.float64]
 
-_STEPS = 5  # applications of S Sᵀ; on real weights they give the DEIM points of a full SVD, and 4 in nearly all matrices
+_STEPS = 5  # applications of S Sᵀ: on real weights they give the DEIM points of a full SVD, 4 in nearly all matrices
 _DEPENDENT = 1e-6  # ratio of pivots below which a second pass of CholeskyQR would not make up for the first
 _EXTRA = 16  # width of a block beyond the rank
 
