@@ -50,7 +50,7 @@ def paper(weight: Tensor, rms: Matrix, rank: int, seconds: dict[str, float]) -> 
     """Factorize as the paper does, and add the seconds of each stage."""
     W = weight.double().numpy()
     marks = [time.perf_counter()]
-    left, _, right = np.linalg.svd(np.abs(W) * rms, full_matrices=False)
+    left, _, right = np.linalg.svd(np.abs(W) * rms)  # "full", as the paper says: all vectors of both sides
     marks.append(time.perf_counter())
     rows, columns = greedy_deim(left[:, :rank]), greedy_deim(right[:rank].T)
     marks.append(time.perf_counter())
