@@ -40,7 +40,8 @@ from curconvert_runtime.probes import (
 )
 
 _BATCH = 8  # sequences per forward pass: enough to keep the matmuls busy, few enough to stay small
-_LOGITS = 2**24  # log-probabilities held at once, 64 MB: a 16-bit head is widened once for all of them
+_LOGITS = 2**24  # held at once, 64 MB: a 16-bit head is widened once for all of them
+_LOGIT_ROWS = 32  # positions whose full-vocabulary log-probabilities are held in float64 at once
 
 
 def silent(_stage: str, _done: int, _total: int) -> None:
@@ -128,8 +129,10 @@ def _probe_outputs(stream: BlockStream, hidden: list[Tensor], ids: NDArray[np.in
         following = np.append(row[1:], row[-1])  # the last position has no next token; pack_probes drops it
         for start in range(0, len(row), step):
             part = slice(start, start + step)
-            logits = stream.logits(states[None, part])[0].numpy()
-            outputs.append(fidelity_probe(logits, following[part]))
+            logits = stream.logits(states[None, part])[0]
+            both = (logits, torch.from_numpy(following[part]))
+            rows = zip(*(torch.split(tensor, _LOGIT_ROWS) for tensor in both), strict=True)
+            outputs += [fidelity_probe(scores.numpy(), wanted.numpy()) for scores, wanted in rows]
     return outputs
 
 
