@@ -204,7 +204,10 @@ class _Work:
         largest = sorted((self._held(m) for m in self._compressed), reverse=True)[:workers]
         grams = sum(8 * n**2 for n in set(self._grams()))
         inputs = sum(4 * self._tokens * n for n in {m.shape[1] for m in self._compressed if self._tokens < m.shape[1]})
-        compressing = 4 * self._block + states + max(forward, sum(largest)) + grams + inputs
+        # A block's weights are mapped as they are stored, too, and checked before the first is factorized.
+        layers = {layer_of(m.name) for m in self._compressed}
+        mapped = (2 if self._sixteen_bits else 4) * sum(m.parameters_before for m in self._compressed) / len(layers)
+        compressing = 4 * self._block + mapped + states + max(forward, _ARENAS * sum(largest)) + grams + inputs
         return _TORCH_BYTES + max(compressing, self._resident + self._cache)
 
     def _held(self, matrix: MatrixPlan) -> float:
@@ -218,7 +221,8 @@ class _Work:
 
 _KRYLOV = 6  # blocks of the Krylov space
 _EXACT = 2048  # outputs up to which their Gram matrix is formed
+_ARENAS = 1.3  # what threads' allocators hold, over what is in use
 _ALONE = 0.4  # share of the speed of large products that one short sequence reaches
-_LAPACK = 0.6  # and that factorizations reach, between their products
+_LAPACK = 0.5  # and that factorizations reach, between their products
 _COPY_RATE = 2.5e9  # bytes a second, read and written
 _SAMPLING = 0.5  # share of the speed of large products that one token of many sequences reaches
