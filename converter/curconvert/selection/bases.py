@@ -11,7 +11,7 @@ from curconvert.chunked import ChunkedMatrix, product
 
 Matrix = NDArray[np.float64]
 
-_STEPS = 5  # applications of S Sᵀ: on real weights they give the DEIM points of a full SVD, 4 in nearly all matrices
+_STEPS = 5  # applications of S Sᵀ; docs/benchmarks.md says how often DEIM then finds the points of a full SVD
 _DEPENDENT = 1e-6  # ratio of pivots below which a second pass of CholeskyQR would not make up for the first
 _EXTRA = 16  # width of a block beyond the rank
 
@@ -36,8 +36,7 @@ def randomised_bases(matrix: ChunkedMatrix, rank: int, rng: np.random.Generator)
 
     The space is spanned by `S Ω, (S Sᵀ) S Ω, …`, Ω Gaussian. Unlike the last of these alone, as subspace iteration
     takes it, all of them together resolve single vectors of a slowly decaying spectrum, and DEIM needs single vectors.
-    Products with S are float32: they take half the time, and no larger a copy of a 16-bit weight than twice its size;
-    the points that DEIM finds are the same (see the tests).
+    Products with S are float32: they take half the time, and a copy of twice a 16-bit weight's size.
 
     Args:
         matrix: S, (m, n).
