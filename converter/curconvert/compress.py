@@ -39,7 +39,7 @@ from curconvert_runtime.probes import (
     fidelity_probe,
 )
 
-_BATCH = 8  # sequences per forward pass: enough to keep the matmuls busy, few enough to stay small
+BATCH = 8  # sequences per forward pass: enough to keep the matmuls busy, few enough to stay small
 _LOGITS = 2**24  # held at once, 64 MB: a 16-bit head is widened once for all of them
 _LOGIT_ROWS = 32  # positions whose full-vocabulary log-probabilities are held in float64 at once
 
@@ -320,4 +320,4 @@ def divergence(
 
 
 def _embed(stream: BlockStream, ids: NDArray[np.int64]) -> list[Tensor]:
-    return [stream.embed(torch.from_numpy(ids[i : i + _BATCH])) for i in range(0, len(ids), _BATCH)]
+    return [stream.embed(torch.from_numpy(ids[i : i + BATCH])) for i in range(0, len(ids), BATCH)]

@@ -21,13 +21,16 @@ from curconvert.blocks.precision import multiplies_bfloat16
 from curconvert.blocks.skeleton import EMBEDDING
 from curconvert.calibration.sampled import RESIDENT_BYTES
 from curconvert.checkpoint.types import Checkpoint
+from curconvert.chunked import CHUNK
+from curconvert.compress import BATCH
 from curconvert.options import ConvertOptions
-from curconvert.planning import MatrixPlan, Plan, keeps_inputs, layer_of, linear_of
+from curconvert.planning import MatrixPlan, Plan, distinct_inputs, keeps_inputs, layer_of
+from curconvert.selection.bases import krylov_size
+from curconvert.selection.indices import EXACT_OUTPUTS
 from curconvert.selection.layers import score_of
 from curconvert_runtime.probes import PARITY_LENGTHS
 
 _TORCH_BYTES = 450e6  # torch, transformers and the interpreter themselves, measured on Linux x86-64
-_BATCH = 8  # sequences of a forward pass
 _SIZE = 1024  # of the measured products
 _DISK_BYTES = 64 * 2**20
 _HASH_RATE = 1.2e9  # bytes a second through sha256 and the page cache
@@ -167,14 +170,9 @@ class _Work:
         return seconds
 
     def _grams(self) -> list[int]:
-        """Widths of the inputs whose Gram matrix is formed; q, k and v share theirs, and so do gate and up."""
-        shared = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
-        found = {
-            (layer_of(m.name), shared.get(linear_of(m.name), linear_of(m.name))): m.shape[1]
-            for m in self._compressed
-            if self._tokens >= m.shape[1]
-        }
-        return list(found.values())
+        """Widths of the inputs whose Gram matrix is formed."""
+        widths = distinct_inputs({m.name: m.shape for m in self._compressed}).values()
+        return [width for width in widths if self._tokens >= width]
 
     def factorizations(self) -> float:
         """Flops of all factorizations, as if they were products in float64."""
@@ -189,9 +187,9 @@ class _Work:
         if self._options.form == "cur":
             flops += 2.0 * m * n * 2 * rank  # the link and the product
             if self._options.selector == "qr":
-                return flops + 2.0 * m * n * 2 * rank + (2.0 * m * n**2 + 2.0 * m**2 * n if m <= _EXACT else 0.0)
-            krylov = _KRYLOV * (rank + 16) < short
-            return flops + (12.0 * m * n * rank if krylov else 2.0 * m * n * short + _EIGH * short**3)
+                return flops + 2.0 * m * n * 2 * rank + (2.0 * m * n * (m + n) if m <= EXACT_OUTPUTS else 0.0)
+            size = krylov_size(matrix.shape, rank)  # twice as many products, but in float32
+            return flops + (2.0 * m * n * size if size else 2.0 * m * n * short + _EIGH * short**3)
         if self._options.form == "auto":
             return flops + 2.0 * m * n * (m + n) + _EIGH * (m**3 + n**3) / 2
         return flops + 4.0 * m * n * short + _EIGH * (short**3 + (n**3 if m > n else 0))
@@ -200,7 +198,7 @@ class _Work:
         """Bytes that are resident at the peak: while blocks are compressed, or while the model writes text."""
         widest = max(max(m.shape) for m in self._plan.matrices)
         states = 4 * (self._tokens + self._probes) * self._hidden
-        forward = 4 * 4 * _BATCH * self._length * widest
+        forward = 4 * 4 * BATCH * self._length * widest
         largest = sorted((self._held(m) for m in self._compressed), reverse=True)[:workers]
         grams = sum(8 * n**2 for n in set(self._grams()))
         inputs = sum(4 * self._tokens * n for n in {m.shape[1] for m in self._compressed if self._tokens < m.shape[1]})
@@ -213,14 +211,14 @@ class _Work:
     def _held(self, matrix: MatrixPlan) -> float:
         """Bytes that one factorization holds: thin factors, or float64 copies where the method needs the whole."""
         m, n = matrix.shape
-        if self._options.form == "cur":
-            bases = _KRYLOV * (m + n) if self._options.selector != "qr" else 4 * (m + n)
-            return 8.0 * bases * (matrix.rank or 0) + (4.0 * m * n if self._options.selector != "qr" else 0) + 64e6
+        rank = matrix.rank or 0
+        if self._options.form == "cur" and self._options.selector == "qr":
+            return 8.0 * 4 * (m + n) * rank + 2 * 8 * CHUNK
+        if self._options.form == "cur" and (size := krylov_size(matrix.shape, rank)):
+            return 8.0 * (m + n) * size + 4.0 * m * n + 2 * 8 * CHUNK
         return 8.0 * (4 * m * n + 2 * min(m, n) ** 2)
 
 
-_KRYLOV = 6  # blocks of the Krylov space
-_EXACT = 2048  # outputs up to which their Gram matrix is formed
 _ARENAS = 1.3  # what threads' allocators hold, over what is in use
 _ALONE = 0.4  # share of the speed of large products that one short sequence reaches
 _LAPACK = 0.5  # and that factorizations reach, between their products

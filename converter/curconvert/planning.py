@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -16,6 +16,7 @@ from curconvert.options import ConvertOptions
 from curconvert.selection.layers import layer_count, score_of, select_layers
 from curconvert_runtime.forms import MODULAR, SPARSE, Shared, parameters
 
+_COMMON_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
 MIN_SAVING = 0.05  # a matrix that would shrink by less stays dense: three products cost more than they save
 
 
@@ -106,6 +107,21 @@ def bias_of(name: str) -> str:
 def linear_of(name: str) -> str:
     """Linear of a canonical weight name, such as `q_proj`."""
     return name.split(".")[-2]
+
+
+def distinct_inputs(shapes: Mapping[str, tuple[int, int]]) -> dict[str, int]:
+    """Return the width of each distinct input among some linears, by the weight name of one that reads it.
+
+    Queries, keys and values have one input, gate and up another.
+
+    Args:
+        shapes: (out_features, in_features), by weight name.
+    """
+    found = {}
+    for name, (_, width) in shapes.items():
+        linear = linear_of(name)
+        found[name.replace(linear, _COMMON_INPUT.get(linear, linear))] = width
+    return found
 
 
 def rank_for_density(form: Form, shape: tuple[int, int], density: float) -> int:

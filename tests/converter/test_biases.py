@@ -25,15 +25,9 @@ from curconvert.planning import MatrixPlan
 from curconvert_runtime.forms import multiply
 from curconvert_runtime.verification import VerifyOptions
 from support.families import TinyModel, make_checkpoint
-from support.tiny_runs import manifest_of, stored_tensors, tiny_options, token_file
+from support.tiny_runs import manifest_of, stored_tensors, tiny_options
 
 BIASED = ("q_proj", "k_proj", "v_proj")
-
-
-@pytest.fixture(scope="module")
-def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random token ids to calibrate on."""
-    return token_file(tmp_path_factory.mktemp("tokens") / "ids.safetensors")
 
 
 @pytest.fixture(scope="module")

@@ -22,17 +22,11 @@ from curconvert.planning import MatrixPlan, linear_of, make_plan, total_paramete
 from curconvert_runtime.forms import SPARSE
 from curconvert_runtime.verification import VerifyOptions
 from support.families import make_checkpoint
-from support.tiny_runs import manifest_of, stored_tensors, tiny_options, token_file
+from support.tiny_runs import manifest_of, stored_tensors, tiny_options
 
 ATTENTION = "model.layers.0.self_attn"
 PARTIAL = {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5}}
 NORMED = ("qwen3", "gemma3_text", "olmo2", "olmo3")
-
-
-@pytest.fixture(scope="module")
-def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random token ids to calibrate on."""
-    return token_file(tmp_path_factory.mktemp("tokens") / "ids.safetensors")
 
 
 def modegpt(tokens: Path, density: float = 0.6, **values: Any) -> ConvertOptions:

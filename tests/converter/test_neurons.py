@@ -22,15 +22,9 @@ from curconvert.planning import MatrixPlan, Plan, linear_of, make_plan
 from curconvert_runtime.forms import MODULAR
 from curconvert_runtime.verification import VerifyOptions
 from support.families import make_checkpoint
-from support.tiny_runs import manifest_of, stored_tensors, tiny_options, token_file
+from support.tiny_runs import manifest_of, stored_tensors, tiny_options
 
 STEM = "model.layers.0.mlp"
-
-
-@pytest.fixture(scope="module")
-def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random token ids to calibrate on."""
-    return token_file(tmp_path_factory.mktemp("tokens") / "ids.safetensors")
 
 
 def failed(folder: Path, original: Path) -> set[str]:

@@ -34,12 +34,6 @@ REAL_MODEL = Path(__file__).parents[2] / ".cache/models/SmolLM2-135M-Instruct.Q4
 
 
 @pytest.fixture(scope="module")
-def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random token ids to calibrate on."""
-    return token_file(tmp_path_factory.mktemp("tokens") / "ids.safetensors")
-
-
-@pytest.fixture(scope="module")
 def deep(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     """A Llama of six layers."""
     return make_checkpoint(tmp_path_factory.mktemp("deep") / "model", "llama", num_hidden_layers=6)
@@ -501,3 +495,23 @@ def test_a_seed_of_the_text_belongs_to_the_manifest(tmp_path: Path, deep: TinyMo
     text = "".join(p.read_text() for p in (tmp_path / "out").iterdir() if p.suffix in (".json", ".md", ".html"))
     assert str(tmp_path) not in text
     assert str(deep.folder.parent) not in text
+
+
+def test_inputs_that_the_first_pass_keeps_give_the_same_factors(
+    deep: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where tokens are few and layers are chosen by a score no block is run twice, and the result is the same."""
+    ids = token_file(tmp_path / "ids.safetensors", sequences=3)
+    calibration = CalibrationOptions(source=str(ids), sequences=1, tokens_per_sequence=LENGTH, probe_sequences=2)
+    options = tiny_options(ids, layers="angular:2", calibration=calibration)
+    assert int(open_checkpoint(deep.folder).config["hidden_size"]) > LENGTH
+    kept = run(deep, tmp_path / "kept", options)
+    calls = []
+    monkeypatch.setattr(production, "keeps_inputs", lambda *_: calls.append(1))
+    again = run(deep, tmp_path / "again", options)
+    assert calls
+    assert kept.plan == again.plan
+    first, second = (stored_tensors(tmp_path / name) for name in ("kept", "again"))
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name

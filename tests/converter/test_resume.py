@@ -54,12 +54,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     return make_checkpoint(tmp_path_factory.mktemp("deep") / "model", "llama", num_hidden_layers=6)
 
 
-@pytest.fixture(scope="module")
-def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random token ids to calibrate on."""
-    return token_file(tmp_path_factory.mktemp("tokens") / "ids.safetensors")
-
-
 def asked(kind: str, tokens: Path) -> ConvertOptions:
     return tiny_options(tokens, METHODS.get(kind, kind), **SETTINGS[kind])
 

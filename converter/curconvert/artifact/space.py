@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from curconvert.allocation.backward import GRADIENT_TOKENS
@@ -12,15 +12,18 @@ from curconvert.blocks.skeleton import EMBEDDING
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.errors import BackendError
 from curconvert.options import ConvertOptions
-from curconvert.planning import Plan, keeps_inputs, layer_of, linear_of
+from curconvert.planning import Plan, distinct_inputs, keeps_inputs, linear_of
 from curconvert_runtime.probes import TOP_TOKENS
 
 _REST = 64 * 10**6  # graphs, reports, index vectors: far less for any model seen
-_COMMON_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}  # linears of one input
 
 
 def needed_bytes(
-    checkpoint: Checkpoint, plan: Plan, options: ConvertOptions, itemsize: int, targets: Collection[str]
+    checkpoint: Checkpoint,
+    plan: Plan,
+    options: ConvertOptions,
+    itemsize: int,
+    targets: Mapping[str, tuple[int, int]],
 ) -> int:
     """Estimate the most bytes that a conversion has on the disk at once, the artifact included.
 
@@ -29,7 +32,7 @@ def needed_bytes(
         plan: What shapes alone can tell.
         options: Method and calibration.
         itemsize: Bytes of a deployed number.
-        targets: Weights that may be compressed.
+        targets: Shapes of the weights that may be compressed, by name.
     """
     hidden, layers = int(checkpoint.config["hidden_size"]), int(checkpoint.config["num_hidden_layers"])
     length = options.calibration.tokens_per_sequence
@@ -41,27 +44,18 @@ def needed_bytes(
     answers = probes * 8 * min(TOP_TOKENS, checkpoint.tensors[EMBEDDING].shape[0])
     backward = options.form == "auto" or options.approximation == "fwsvd"
     states = 4 * hidden * layers * min(calibration, GRADIENT_TOKENS + 8 * length) if backward else 0
-    shapes = {name: checkpoint.tensors[name].shape for name in targets}
-    matrices = _auto_bytes({name: (m, n) for name, (m, n) in shapes.items()}) if options.form == "auto" else 0
-    inputs = 0
-    if keeps_inputs(checkpoint, options):
-        distinct = {
-            (layer_of(name), _COMMON_INPUT.get(linear_of(name), linear_of(name))): n for name, (_, n) in shapes.items()
-        }
-        inputs = 4 * calibration * sum(distinct.values())
+    matrices = _auto_bytes(targets) if options.form == "auto" else 0
+    inputs = 4 * calibration * sum(distinct_inputs(targets).values()) if keeps_inputs(checkpoint, options) else 0
     return stored * itemsize + records + answers + states + matrices + inputs + _REST
 
 
 def _auto_bytes(shapes: Mapping[str, tuple[int, int]]) -> int:
     """Return the bytes of the matrices that `auto` keeps of every linear: of inputs and of gradients, in float64."""
-    total = 0
-    for name, (m, n) in shapes.items():
-        linear = linear_of(name)
-        if linear not in _COMMON_INPUT:
-            total += 8 * n * n * (2 if linear == "down_proj" else 1)  # twice: a part is held out
-        if linear not in ("gate_proj", "up_proj"):
-            total += 8 * m * m
-    return total
+    inputs = sum(
+        8 * n * n * (2 if linear_of(name) == "down_proj" else 1)  # twice: a part is held out
+        for name, n in distinct_inputs(shapes).items()
+    )
+    return inputs + sum(8 * m * m for name, (m, _) in shapes.items() if linear_of(name) not in ("gate_proj", "up_proj"))
 
 
 def check_space(out: Path, needed: int) -> None:

@@ -124,6 +124,14 @@ class InputStatistics:
         assert self.samples is not None
         return np.asarray((matrix / np.sqrt(self.tokens)).astype(np.float32) @ self.samples.T)
 
+    def mixed(self, weights: Matrix) -> Matrix:
+        """Return sums of inputs, `Xᵀ M`, (in_features, k); where samples are held.
+
+        Args:
+            weights: M, (tokens, k) float64.
+        """
+        return self._inputs.left_times(weights.T).T
+
     @property
     def _inputs(self) -> ChunkedMatrix:
         assert self.samples is not None

@@ -42,7 +42,7 @@ class FullMetric:
         # S is [Xᵀ/√T, √λ D]: its two halves meet two independent parts of Ω.
         drawn = rng.standard_normal((len(samples), size))
         own = np.sqrt(self.ridge) * scale[:, None] * rng.standard_normal((len(scale), size))
-        return np.asarray(samples.T @ drawn / np.sqrt(len(samples)) + own)
+        return np.asarray(self.statistics.mixed(drawn) / np.sqrt(len(samples)) + own)
 
     def _root(self, scale: NDArray[np.float64]) -> Matrix:
         alive = scale > 0

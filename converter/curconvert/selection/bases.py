@@ -14,6 +14,7 @@ Matrix = NDArray[np.float64]
 _STEPS = 5  # applications of S Sᵀ; docs/benchmarks.md says how often DEIM then finds the points of a full SVD
 _DEPENDENT = 1e-6  # ratio of pivots below which a second pass of CholeskyQR would not make up for the first
 _EXTRA = 16  # width of a block beyond the rank
+_GRAM_SIDE = 1024  # up to which all eigenvectors of a Gram matrix take no longer than a Krylov space
 
 
 def exact_bases(matrix: Matrix, rank: int) -> tuple[Matrix, Matrix, float]:
@@ -31,7 +32,32 @@ def exact_bases(matrix: Matrix, rank: int) -> tuple[Matrix, Matrix, float]:
     return np.ascontiguousarray(left[:, :rank]), np.ascontiguousarray(right[:rank].T), following
 
 
-def randomised_bases(matrix: ChunkedMatrix, rank: int, rng: np.random.Generator) -> tuple[Matrix, Matrix]:
+def leading_bases(matrix: ChunkedMatrix, rank: int, rng: np.random.Generator) -> tuple[Matrix, Matrix]:
+    """Return r leading singular vectors of each side without a full SVD.
+
+    From the eigenvectors of the smaller Gram matrix, exact up to rounding, where they are cheap or a Krylov space would
+    be no smaller; otherwise from such a space.
+
+    Args:
+        matrix: S, (m, n).
+        rank: 1 ≤ r ≤ min(m, n).
+        rng: For `krylov_bases`.
+
+    Returns:
+        (m, r) and (n, r), leading first, orthonormal.
+    """
+    if krylov_size(matrix.shape, rank):
+        return krylov_bases(matrix, rank, rng)
+    return _gram_bases(matrix.dense(), rank)
+
+
+def krylov_size(shape: tuple[int, int], rank: int) -> int:
+    """Return the dimension of the Krylov space that is taken for a matrix, or 0 where its Gram matrix serves."""
+    size = (1 + _STEPS) * (rank + _EXTRA)
+    return size if _GRAM_SIDE < min(shape) > size else 0
+
+
+def krylov_bases(matrix: ChunkedMatrix, rank: int, rng: np.random.Generator) -> tuple[Matrix, Matrix]:
     """Return r leading singular vectors of each side from a block Krylov space (Musco & Musco, arXiv 1504.05477).
 
     The space is spanned by `S Ω, (S Sᵀ) S Ω, …`, Ω Gaussian. Unlike the last of these alone, as subspace iteration
@@ -40,7 +66,7 @@ def randomised_bases(matrix: ChunkedMatrix, rank: int, rng: np.random.Generator)
 
     Args:
         matrix: S, (m, n).
-        rank: 1 ≤ r ≤ min(m, n).
+        rank: r, with `(1 + _STEPS)(r + _EXTRA) ≤ min(m, n)`.
         rng: Draws Ω.
 
     Returns:
@@ -48,8 +74,6 @@ def randomised_bases(matrix: ChunkedMatrix, rank: int, rng: np.random.Generator)
     """
     width, (m, n) = rank + _EXTRA, matrix.shape
     size = (1 + _STEPS) * width
-    if size >= min(m, n):
-        return _gram_bases(matrix.dense(), rank)
     S = matrix.single()
     if m > n:  # the space lies on the short side, where projections on it are cheap
         S = S.T
@@ -75,7 +99,7 @@ def randomised_bases(matrix: ChunkedMatrix, rank: int, rng: np.random.Generator)
 
 
 def _gram_bases(matrix: Matrix, rank: int) -> tuple[Matrix, Matrix]:
-    """The same from the smaller one of the matrix's two Gram matrices, where a Krylov space would be no smaller."""
+    """The same from the smaller one of the matrix's two Gram matrices."""
     if matrix.shape[0] > matrix.shape[1]:
         right, left = _gram_bases(matrix.T, rank)
         return left, right

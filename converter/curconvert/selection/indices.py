@@ -14,14 +14,14 @@ from scipy.linalg.lapack import dpstrf
 from torch import Tensor
 
 from curconvert.chunked import ChunkedMatrix
-from curconvert.selection.bases import exact_bases, randomised_bases
+from curconvert.selection.bases import exact_bases, leading_bases
 
 Selector = Literal["deim", "qdeim", "qr", "leverage", "random"]
 Importance = Literal["output", "wanda", "activation", "weight"]
 SELECTORS: tuple[str, ...] = get_args(Selector)
 IMPORTANCES: tuple[str, ...] = get_args(Importance)
 _OVERSAMPLING = 32  # extra sketch rows; the pivots of the leading `rank` hardly depend on it beyond this
-_EXACT_OUTPUTS = 2048  # up to which the output Gram matrix is formed
+EXACT_OUTPUTS = 2048  # up to which the output Gram matrix is formed
 
 Matrix = NDArray[np.float64]
 Indices = NDArray[np.int32]
@@ -116,7 +116,7 @@ def leading_rows(weight: ChunkedMatrix, metric: RootedMetric, rank: int, rng: np
     """Choose the outputs greedily: each time the one that those chosen before it predict worst.
 
     These are the column pivots of QR of `(W S)ᵀ`, `H = S Sᵀ`, and equally the pivots of the Cholesky factorization of
-    the output Gram matrix `W H Wᵀ`, which LAPACK (dpstrf) computes without a root of H. Above `_EXACT_OUTPUTS` outputs
+    the output Gram matrix `W H Wᵀ`, which LAPACK (dpstrf) computes without a root of H. Above `EXACT_OUTPUTS` outputs
     that matrix would cost more than all else, and QR takes the pivots of a Gaussian sketch of `(W S)ᵀ` instead.
 
     Args:
@@ -129,7 +129,7 @@ def leading_rows(weight: ChunkedMatrix, metric: RootedMetric, rank: int, rng: np
         (r,) distinct, in the order of choice.
     """
     m, size = weight.shape[0], rank + _OVERSAMPLING
-    if m > max(_EXACT_OUTPUTS, size):
+    if m > max(EXACT_OUTPUTS, size):
         return pivoted_qr(weight.times(metric.sketch(size, rng)).T, rank)
     W = weight.dense()
     _, pivots, _, _ = dpstrf(W @ metric.times(W.T))
@@ -159,7 +159,7 @@ def select_rows_columns(
         selector: How to choose.
         rng: Used by `qr` (its sketch), `random`, and for randomised singular vectors.
         exact_svd: Take the singular vectors of `deim`, `qdeim` and `leverage` from a full SVD, as CURing does, and
-            report the numbers of DEIM's bound; otherwise they come from a block Krylov space.
+            report the numbers of DEIM's bound; otherwise they are those of `leading_bases`.
     """
     m, n = matrix.shape
     if selector == "random":
@@ -169,7 +169,7 @@ def select_rows_columns(
         return Selection(*_sketched(matrix, rank, rng))
     choose = BASIS_SELECTORS[selector]
     if not exact_svd:
-        left, right = randomised_bases(matrix, rank, rng)
+        left, right = leading_bases(matrix, rank, rng)
         return Selection(choose(left), choose(right))
     left, right, sigma_next = exact_bases(matrix.dense(), rank)
     rows, columns = choose(left), choose(right)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -264,3 +266,26 @@ def test_split_parts_answer_like_the_fused_projection() -> None:
         parts[name].weight = nn.Parameter(rows)
     x = torch.randn(2, 5)
     torch.testing.assert_close(SplitLinear(parts)(x), fused(x))
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_the_next_block_is_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: bool) -> None:
+    """Exactly its bytes are asked for, and nothing depends on the answer."""
+    checkpoint = open_checkpoint(make_checkpoint(tmp_path / "model", "llama", num_hidden_layers=3).folder)
+    asked: list[tuple[int, int]] = []
+
+    def advise(_file: int, offset: int, length: int, advice: int) -> None:
+        assert advice == os.POSIX_FADV_WILLNEED
+        asked.append((offset, length))
+        if refused:
+            raise OSError(errno.EINVAL, "no")
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    stream = BlockStream(checkpoint)
+    for index in range(3):
+        asked.clear()
+        with stream.block(index):
+            pass
+        following = f"model.layers.{index + 1}."
+        expected = [info.location for name, info in checkpoint.tensors.items() if name.startswith(following)]
+        assert sorted(asked) == sorted((place.offset, place.length) for place in expected if place)

@@ -27,7 +27,7 @@ from curconvert.options import SourceOptions
 from curconvert.pipeline import convert
 from support.families import TinyModel, make_checkpoint
 from support.tasks import Dies, Fails, Sleeps, Threads, WaitsForItsDeath, kill_the_first
-from support.tiny_runs import LENGTH, tiny_options, token_file
+from support.tiny_runs import LENGTH, tiny_options
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "cur": {},
@@ -68,12 +68,6 @@ def on_the_cluster(cluster: Executor, monkeypatch: pytest.MonkeyPatch) -> Execut
 def model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     """Two layers with biases; no test may change it."""
     return make_checkpoint(tmp_path_factory.mktemp("qwen2") / "model", "qwen2", num_hidden_layers=2)
-
-
-@pytest.fixture(scope="module")
-def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random token ids to calibrate on."""
-    return token_file(tmp_path_factory.mktemp("tokens") / "ids.safetensors")
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -21,7 +21,7 @@ from curconvert.pipeline import convert
 from support.command_line import call, refused
 from support.families import TinyModel, make_checkpoint
 from support.tasks import Fails, Sleeps, Threads, counted, library_threads
-from support.tiny_runs import tiny_options, token_file
+from support.tiny_runs import tiny_options
 
 METHODS: Mapping[str, dict[str, Any]] = {
     "cur": {},
@@ -37,12 +37,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     """Large enough for BLAS to use several threads where it may; no test may change it."""
     folder = tmp_path_factory.mktemp("wide") / "model"
     return make_checkpoint(folder, "llama", num_hidden_layers=2, hidden_size=128, intermediate_size=352)
-
-
-@pytest.fixture(scope="module")
-def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random token ids to calibrate on."""
-    return token_file(tmp_path_factory.mktemp("tokens") / "ids.safetensors")
 
 
 def asked(method: str, tokens: Path) -> ConvertOptions:

@@ -94,7 +94,7 @@ def test_sketched_rows_predict_the_others_as_well_as_exact_ones(monkeypatch: pyt
     outputs = weight.numpy() @ (H + 1e-2 * np.diag(np.diag(H))) @ weight.numpy().T
 
     def left(limit: int) -> float:
-        monkeypatch.setattr(indices, "_EXACT_OUTPUTS", limit)
+        monkeypatch.setattr(indices, "EXACT_OUTPUTS", limit)
         rows = leading_rows(ChunkedMatrix(weight), metric, 10, np.random.default_rng(0))
         assert len(set(rows.tolist())) == 10
         own = outputs[np.ix_(rows, rows)]

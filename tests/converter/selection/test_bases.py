@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from curconvert.chunked import ChunkedMatrix
 from curconvert.selection import bases
-from curconvert.selection.bases import exact_bases, randomised_bases
+from curconvert.selection.bases import exact_bases, krylov_bases, krylov_size, leading_bases
 from curconvert.selection.indices import deim
 
 Matrix = NDArray[np.float64]
@@ -25,8 +25,8 @@ def slowly_decaying(seed: int, m: int, n: int) -> Matrix:
     return np.asarray(left * sigma @ right.T)
 
 
-def randomised(matrix: Matrix, rank: int) -> tuple[Matrix, Matrix]:
-    return randomised_bases(ChunkedMatrix(torch.from_numpy(matrix)), rank, np.random.default_rng(0))
+def krylov(matrix: Matrix, rank: int) -> tuple[Matrix, Matrix]:
+    return krylov_bases(ChunkedMatrix(torch.from_numpy(matrix)), rank, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("shape", [(700, 500), (500, 700)])
@@ -34,7 +34,7 @@ def test_deim_finds_the_points_that_it_finds_in_a_full_svd(shape: tuple[int, int
     """At least 95 of 100, on both sides, although single singular values lie a percent apart."""
     matrix, rank = slowly_decaying(0, *shape), 40
     left, right, _ = exact_bases(matrix, rank)
-    for exact, fast in zip((left, right), randomised(matrix, rank), strict=True):
+    for exact, fast in zip((left, right), krylov(matrix, rank), strict=True):
         same = set(deim(exact).tolist()) & set(deim(fast).tolist())
         assert len(same) >= 0.95 * rank
 
@@ -44,7 +44,7 @@ def test_fewer_steps_would_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bases, "_STEPS", 1)
     matrix, rank = slowly_decaying(0, 700, 500), 40
     left, _, _ = exact_bases(matrix, rank)
-    found, _ = randomised(matrix, rank)
+    found, _ = krylov(matrix, rank)
     assert len(set(deim(left).tolist()) & set(deim(found).tolist())) < 0.95 * rank
 
 
@@ -59,8 +59,30 @@ def test_bases_are_orthonormal_whatever_the_matrix(kind: str) -> None:
         "identity": np.eye(220, 200),
         "constant": np.ones((220, 200)),
     }[kind]
-    for basis in randomised(matrix, 12):
+    for basis in krylov(matrix, 12):
         np.testing.assert_allclose(basis.T @ basis, np.eye(12), atol=1e-9)
-    left, _ = randomised(matrix, 12)
+    left, _ = krylov(matrix, 12)
     best = np.sqrt((np.linalg.svd(matrix, compute_uv=False)[12:] ** 2).sum())
     assert np.linalg.norm(matrix - left @ (left.T @ matrix)) <= 1.05 * best + 1e-6 * np.linalg.norm(matrix)
+
+
+@pytest.mark.parametrize(
+    ("shape", "rank", "size"), [((4096, 14336), 256, 1632), ((4096, 1024), 16, 0), ((2048, 2048), 400, 0)]
+)
+def test_a_krylov_space_is_taken_where_it_is_smaller_than_a_large_matrix(
+    shape: tuple[int, int], rank: int, size: int
+) -> None:
+    """Six blocks of the rank and sixteen columns more; otherwise the Gram matrix's eigenvectors serve."""
+    assert krylov_size(shape, rank) == krylov_size(shape[::-1], rank) == size
+
+
+@pytest.mark.parametrize("shape", [(90, 60), (60, 90)])
+def test_small_matrices_have_the_singular_vectors_of_a_full_svd(shape: tuple[int, int]) -> None:
+    """Up to their signs, and exactly: all of DEIM's points are the same."""
+    matrix = slowly_decaying(1, *shape)
+    left, right, _ = exact_bases(matrix, 20)
+    for exact, fast in zip(
+        (left, right), leading_bases(ChunkedMatrix(torch.from_numpy(matrix)), 20, np.random.default_rng(0)), strict=True
+    ):
+        np.testing.assert_allclose(np.abs(exact.T @ fast), np.eye(20), atol=1e-9)
+        assert deim(exact).tolist() == deim(fast).tolist()
