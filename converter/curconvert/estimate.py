@@ -23,6 +23,7 @@ from curconvert.calibration.sampled import RESIDENT_BYTES
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.chunked import CHUNK
 from curconvert.compress import BATCH
+from curconvert.errors import InputError
 from curconvert.options import ConvertOptions
 from curconvert.planning import MatrixPlan, Plan, distinct_inputs, keeps_inputs, layer_of
 from curconvert.selection.bases import krylov_size
@@ -79,6 +80,9 @@ def measure_machine(folder: Path, workers: int) -> Machine:
     Args:
         folder: On the disk that will be written to.
         workers: Passed on.
+
+    Raises:
+        InputError: The folder cannot be written to.
     """
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(_SIZE, _SIZE, generator=generator) for _ in range(2))
@@ -87,13 +91,22 @@ def measure_machine(folder: Path, workers: int) -> Machine:
     wide = a.double().numpy(), b.double().numpy()
     with threadpool_limits(1, user_api="blas"):
         double = _rate(lambda: wide[0] @ wide[1])
-    with tempfile.NamedTemporaryFile(dir=folder) as file:
-        data, start = np.random.default_rng(0).bytes(_DISK_BYTES), time.perf_counter()
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-        write = _DISK_BYTES / (time.perf_counter() - start)
-    return Machine(single, half, double, write, workers)
+    return Machine(single, half, double, _write_rate(folder), workers)
+
+
+def _write_rate(folder: Path) -> float:
+    data = np.random.default_rng(0).bytes(_DISK_BYTES)
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
+            start = time.perf_counter()
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            return _DISK_BYTES / (time.perf_counter() - start)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: the disk cannot be measured ({error.strerror}); name an existing folder to write to with --output"
+        ) from None
 
 
 def _rate(product: Callable[[], object], seconds: float = 0.25) -> float:

@@ -89,3 +89,10 @@ def test_what_cannot_be_converted_has_no_estimate(tmp_path: Path) -> None:
     """The same refusal as the conversion's."""
     with pytest.raises(InputError, match="no such file"):
         predict(SourceOptions(str(tmp_path / "none.safetensors")), tiny_options(TOKENS), tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    """With the option that names another."""
+    missing = tmp_path / "none"
+    with pytest.raises(InputError, match=rf"{missing}: the disk cannot be measured \(No such file.*--output"):
+        measure_machine(missing, 1)
