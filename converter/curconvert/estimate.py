@@ -105,7 +105,7 @@ def _write_rate(folder: Path) -> float:
             return _DISK_BYTES / (time.perf_counter() - start)
     except OSError as error:
         raise InputError(
-            f"{folder}: the disk cannot be measured ({error.strerror}); name an existing folder to write to with --output"
+            f"{folder}: the disk cannot be measured ({error.strerror}); name a writable folder with --output"
         ) from None
 
 
