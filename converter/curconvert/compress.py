@@ -20,8 +20,8 @@ from curconvert.blocks.heads import attention_heads
 from curconvert.blocks.modules import factored_linear
 from curconvert.blocks.precision import calibration_dtype
 from curconvert.blocks.stream import Block, BlockStream
-from curconvert.calibration.statistics import InputStatistics, StatisticsCollector
 from curconvert.calibration.text import CalibrationTokens
+from curconvert.calibration_states import CalibrationStates
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.device import CPU
 from curconvert.execution.executor import Executor
@@ -173,14 +173,15 @@ def compress(
         later |= {bias_of(name) for name, matrix in matrices.items() if matrix.form not in SPARSE.values()}
     last_layer = max(layer_of(name) for name in matrices) if matrices else -1
     known = evidence.has_statistics(matrices) and not options.sequential
-    hidden = [] if known else _embed(stream, tokens.calibration)
+    states = CalibrationStates([] if known else _embed(stream, tokens.calibration), options)
     probe = ParityProbe(stream, tokens)
     heads = attention_heads(checkpoint.config) if any(m.form in SPARSE.values() for m in plan.matrices) else None
     reports: dict[str, Factorization] = {}
-    done, products = 0, torch.float32
+    done = 0
     if state := journal.recall("compress"):
-        done, hidden = state.data["blocks"], state.restored("hidden")
-        products = getattr(torch, state.data["products"])
+        done = state.data["blocks"]
+        states.restore(state)
+        states.products = getattr(torch, state.data["products"])
         reports = {name: Factorization.from_json(report) for name, report in state.data["reports"].items()}
         probe.restore(state)
         writer.resume(state.data["written"])
@@ -188,35 +189,31 @@ def compress(
     _write_all_but(later.union(writer.written), checkpoint, writer)
     for index in range(done, stream.num_layers):
         with stream.block(index) as block:
-            if index == 0 and hidden:
-                products = calibration_dtype(checkpoint, block, hidden[0])
+            if index == 0 and states.first is not None:
+                states.products = calibration_dtype(checkpoint, block, states.first)
             targets = [matrices[name] for name in block.linears if name in matrices]
             if targets:
-                if options.form == "auto":
-                    tasks = allocated_tasks(targets, evidence, checkpoint, options, dtype)
-                else:
-                    inputs = (
-                        evidence.statistics_of(target.name for target in targets)
-                        if known
-                        else _calibrate(block, targets, hidden, products, sequential=options.sequential)
-                    )
-                    own = heads[index] if heads else None
-                    tasks = block_tasks(targets, inputs, checkpoint, own, options, dtype, evidence)
-                found = _factorize(executor, tasks)
-                _install(block, found)
-                if options.sequential:
-                    block.advance(hidden, dtype=products)
-                for name, factors in found.items():
-                    _write_factors(matrices[name], factors, writer)
-                    reports[name] = replace(factors, tensors={})
+                for part, inputs in [(targets, None)] if known else states.stages(block, targets):
+                    if options.form == "auto":
+                        tasks = allocated_tasks(part, evidence, checkpoint, options, dtype)
+                    else:
+                        kept = evidence.statistics_of(m.name for m in part) if inputs is None else inputs
+                        own = heads[index] if heads else None
+                        tasks = block_tasks(part, kept, checkpoint, own, options, dtype, evidence)
+                    found = _factorize(executor, tasks)
+                    _install(block, found)
+                    for name, factors in found.items():
+                        _write_factors(matrices[name], factors, writer)
+                        reports[name] = replace(factors, tensors={})
+                states.leave_compressed(block)
             elif index < last_layer:
-                block.advance(hidden, dtype=products)
+                states.leave_dense(block)
             else:
-                hidden.clear()
+                states.release()
             probe.advance(block, stream.num_layers)
         rows = {name: report.to_json() for name, report in reports.items()}
-        data = {"blocks": index + 1, "reports": rows, "written": writer.written, "products": str(products)[6:]}
-        journal.record("compress", State(data, {"hidden": hidden, **probe.state()}), [writer.flush])
+        data = {"blocks": index + 1, "reports": rows, "written": writer.written, "products": str(states.products)[6:]}
+        journal.record("compress", State(data, {**states.tensors(), **probe.state()}), [writer.flush])
         progress("compress", index + 1, stream.num_layers)
     return reports, probe.result(stream)
 
@@ -231,21 +228,6 @@ def _write_factors(matrix: MatrixPlan, factors: Factorization, writer: Safetenso
     for suffix, tensor in factors.tensors.items():
         if matrix.stores(suffix):
             writer.write(factor_name(matrix.name, suffix), tensor)
-
-
-def _calibrate(
-    block: Block, targets: list[MatrixPlan], hidden: list[Tensor], dtype: torch.dtype, *, sequential: bool
-) -> dict[str, InputStatistics]:
-    """Collect one block's input statistics; `hidden` becomes the next block's input unless that is to be compressed."""
-    tokens = sum(batch.shape[0] * batch.shape[1] for batch in hidden)
-    collector = StatisticsCollector({m.name: block.linears[m.name] for m in targets}, tokens=tokens)
-    with collector.collecting():
-        if sequential:
-            for batch in hidden:
-                block.forward(batch, dtype=dtype)
-        else:
-            block.advance(hidden, dtype=dtype)
-    return {name: statistics for names, statistics in collector.groups() for name in names}
 
 
 def _factorize(executor: Executor, tasks: Iterable[FactorTask]) -> dict[str, Factorization]:

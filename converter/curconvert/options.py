@@ -105,7 +105,7 @@ class ConvertOptions:
         link: Metric in which U is optimal.
         exact_svd: Take the singular vectors of `deim`, `qdeim` and `leverage` from a full SVD.
         ridge: λ of `H + λ diag(H)`, wherever the Gram matrix is solved with.
-        sequential: Calibrate each block on the outputs of the compressed blocks before it.
+        sequential: Calibrate each block on the outputs of the compressed blocks before it; see `mixes_targets`.
         self_text: Share of the calibration sequences that the model writes itself: `curconvert.calibration.sampled`.
         dtype: Deployed dtype; None keeps the checkpoint's (float32 for quantised GGUF).
         share: Let neighbouring layers' matrices have one basis where it pays; `auto` only.
@@ -235,6 +235,14 @@ class ConvertOptions:
         """
         full_forms = ("interpolative", "modular", "modules", "auto")
         return self.form in full_forms or self.link == "full" or self.approximation == "svd_llm"
+
+    @property
+    def mixes_targets(self) -> bool:
+        """Whether factors make up for a share of what the compressed blocks before theirs have lost.
+
+        With the sequential rule, where matrices are factorized one by one in the full metric.
+        """
+        return self.sequential and self.full_metric and self.form in ("cur", *_APPROXIMATIONS)
 
     def to_json(self) -> dict[str, Any]:
         """Return the options as plain JSON, without anything that names this machine."""

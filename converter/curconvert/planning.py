@@ -17,6 +17,7 @@ from curconvert.selection.layers import layer_count, score_of, select_layers
 from curconvert_runtime.forms import MODULAR, SPARSE, Shared, parameters
 
 _COMMON_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
+_INPUT_ORDER = ("q_proj", "o_proj", "gate_proj", "down_proj")
 MIN_SAVING = 0.05  # a matrix that would shrink by less stays dense: three products cost more than they save
 
 
@@ -122,6 +123,19 @@ def distinct_inputs(shapes: Mapping[str, tuple[int, int]]) -> dict[str, int]:
         linear = linear_of(name)
         found[name.replace(linear, _COMMON_INPUT.get(linear, linear))] = width
     return found
+
+
+def by_input(plans: Sequence[MatrixPlan]) -> list[list[MatrixPlan]]:
+    """Return one block's linears in groups that have one input, in the order in which a block computes these.
+
+    Args:
+        plans: Of linears among q, k, v, o, gate, up and down.
+    """
+    found: dict[str, list[MatrixPlan]] = {linear: [] for linear in _INPUT_ORDER}
+    for plan in plans:
+        linear = linear_of(plan.name)
+        found[_COMMON_INPUT.get(linear, linear)].append(plan)
+    return [group for group in found.values() if group]
 
 
 def rank_for_density(form: Form, shape: tuple[int, int], density: float) -> int:

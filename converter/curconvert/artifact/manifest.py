@@ -97,6 +97,7 @@ def _matrix(plan: MatrixPlan, report: Factorization | None) -> dict[str, Any]:
         "parameters_after": plan.parameters_after,
         "shared": None if shared is None else {"matrices": list(shared.matrices), "rows": shared.rows},
         "corrected_bias": report is not None and report.corrected_bias,
+        "teacher_share": report.teacher_share if report else None,
         "reason": plan.reason,
         "relative_output_error": report.relative_output_error if report else None,
         "relative_frobenius_error": report.relative_frobenius_error if report else None,

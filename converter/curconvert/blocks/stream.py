@@ -24,7 +24,7 @@ _CPU = torch.device("cpu")
 
 
 class _FrontReachedError(Exception):
-    """Ends transformers' forward pass once the embedding and the masks are computed."""
+    """Ends transformers' forward pass once what is wanted of it is computed."""
 
 
 class _Stub(nn.Module):
@@ -49,6 +49,7 @@ class Block:
 
     Attributes:
         index: Position in the model.
+        device: Where it runs.
         linears: The block's linears by canonical weight name.
     """
 
@@ -59,7 +60,7 @@ class Block:
         kwargs: dict[tuple[int, int], dict[str, Any]],
         device: torch.device = _CPU,
     ) -> None:
-        self.index, self._device = index, device
+        self.index, self.device = index, device
         self.layer = layer
         self._kwargs = kwargs
         self.linears = dict(_linears(layer, f"{LAYERS}.{index}."))
@@ -67,7 +68,7 @@ class Block:
     @property
     def on_gpu(self) -> bool:
         """Whether the block runs on a GPU."""
-        return self._device.type != "cpu"
+        return self.device.type != "cpu"
 
     def forward(
         self, hidden: Tensor, cache: DynamicCache | None = None, *, dtype: torch.dtype = torch.float32
@@ -80,10 +81,33 @@ class Block:
             dtype: Of products; sums, norms and what the block returns stay float32.
         """
         kwargs = {**self._kwargs[hidden.shape[0], hidden.shape[1]], "past_key_values": cache}
-        low = torch.autocast(self._device.type, dtype) if dtype != torch.float32 else nullcontext()
+        low = torch.autocast(self.device.type, dtype) if dtype != torch.float32 else nullcontext()
         with torch.inference_mode(), low:
-            output: Tensor = self.layer(hidden.to(self._device), **placed(kwargs, self._device))
+            output: Tensor = self.layer(hidden.to(self.device), **placed(kwargs, self.device))
         return output.to(hidden.device)
+
+    def input_of(self, name: str, hidden: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Run the block as far as one of its linears, and return what enters that, (batch, tokens, in_features).
+
+        Args:
+            name: The linear's canonical weight name.
+            hidden: As in `forward`.
+            dtype: As in `forward`.
+        """
+        found: list[Tensor] = []
+
+        def reached(_linear: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            found.append(inputs[0])
+            raise _FrontReachedError
+
+        handle = self.linears[name].register_forward_pre_hook(reached)
+        try:
+            self.forward(hidden, dtype=dtype)
+        except _FrontReachedError:
+            pass
+        finally:
+            handle.remove()
+        return found[0]
 
     def backward(self, hidden: Tensor, gradient: Tensor) -> Tensor:
         """Run the block forwards and backwards.

@@ -21,6 +21,21 @@ _CONSTANT = 1e-12  # share of a second moment below which a variance is rounding
 
 
 @dataclass(frozen=True)
+class Drift:
+    """How far a compressed model's inputs x̂ are from the original's x, token by token.
+
+    Moments of the differences themselves, so that nothing cancels where these are small.
+
+    Attributes:
+        cross: `Δ = E[(x − x̂) x̂ᵀ]`, (in_features, in_features) float64.
+        mean: `δ = E[x − x̂]`, (in_features,) float64.
+    """
+
+    cross: Matrix
+    mean: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class InputStatistics:
     """What calibration knows about a linear layer's input.
 
@@ -34,6 +49,7 @@ class InputStatistics:
         mean: `μ = E[x]`, (in_features,) float64.
         held_out: Of a part of these tokens, to choose settings on; None where none was held out.
         samples: Every input, (tokens, in_features) float32; None where there is a second moment.
+        drift: From the original's inputs; None where these are the original's, or were not compared with them.
     """
 
     second_moment: Matrix | None
@@ -41,6 +57,7 @@ class InputStatistics:
     mean: NDArray[np.float64]
     held_out: InputStatistics | None = None
     samples: NDArray[np.float32] | None = None
+    drift: Drift | None = None
 
     @cached_property
     def gram(self) -> Matrix:
@@ -58,9 +75,14 @@ class InputStatistics:
         part = self.held_out
         if part is None:
             return self
-        tokens = self.tokens - part.tokens
-        gram = (self.tokens * self.gram - part.tokens * part.gram) / tokens
-        return InputStatistics(gram, tokens, (self.tokens * self.mean - part.tokens * part.mean) / tokens)
+        tokens, drift = self.tokens - part.tokens, None
+
+        def without(whole: Matrix, held_out: Matrix) -> Matrix:
+            return (self.tokens * whole - part.tokens * held_out) / tokens
+
+        if self.drift is not None and part.drift is not None:
+            drift = Drift(without(self.drift.cross, part.drift.cross), without(self.drift.mean, part.drift.mean))
+        return InputStatistics(without(self.gram, part.gram), tokens, without(self.mean, part.mean), drift=drift)
 
     @cached_property
     def diagonal(self) -> NDArray[np.float64]:
@@ -80,15 +102,24 @@ class InputStatistics:
     @property
     def finite(self) -> bool:
         """Whether no input overflowed."""
-        return bool(np.isfinite(self.gram if self.samples is None else self.samples).all())
+        found = [self.gram if self.samples is None else self.samples, *([self.drift.cross] if self.drift else [])]
+        return all(bool(np.isfinite(part).all()) for part in found)
 
     @property
     def centred(self) -> InputStatistics:
-        """Statistics of `x − μ`: second moments `H − μμᵀ`, mean zero. A constant feature has all zeros, exactly."""
+        """Statistics of `x − μ`: second moments `H − μμᵀ`, mean zero. A constant feature has all zeros, exactly.
+
+        A drift is centred likewise: `Δ − δμᵀ`.
+        """
         gram = self.gram - np.outer(self.mean, self.mean)
         constant = np.diag(gram) <= _CONSTANT * np.diag(self.gram)
         gram[constant, :] = gram[:, constant] = 0.0
-        return InputStatistics(gram, self.tokens, np.zeros_like(self.mean))
+        drift = self.drift
+        if drift is not None:
+            cross = drift.cross - np.outer(drift.mean, self.mean)
+            cross[:, constant] = 0.0
+            drift = Drift(cross, np.zeros_like(self.mean))
+        return InputStatistics(gram, self.tokens, np.zeros_like(self.mean), drift=drift)
 
     def times(self, matrix: Matrix) -> Matrix:
         """Return `H M`.
@@ -143,24 +174,24 @@ def squares(matrix: NDArray[np.floating[Any]]) -> float:
     return float(np.einsum("ij,ij->", matrix, matrix, dtype=np.float64))
 
 
-class _Moments(Protocol):
+class Moments(Protocol):
     """Takes in batches of an input."""
 
-    def add(self, x: Tensor) -> None:
-        """Take a batch, (…, in_features)."""
+    def add(self, x: Tensor, original: Tensor | None = None) -> None:
+        """Take a batch, (…, in_features), and what the original has in its place where the drift is wanted."""
 
     def result(self) -> InputStatistics:
         """Return the statistics of all batches."""
 
 
 class _Samples:
-    """Keeps every input, in memory that is taken once."""
+    """Keeps every input, in memory that is taken once; never a drift, whose regression needs more tokens than that."""
 
     def __init__(self, tokens: int, size: int) -> None:
         self._held = np.empty((tokens, size), np.float32)
         self._count = 0
 
-    def add(self, x: Tensor) -> None:
+    def add(self, x: Tensor, original: Tensor | None = None) -> None:
         flat = x.reshape(-1, x.shape[-1]).to("cpu", torch.float32).numpy()
         self._held[self._count : self._count + len(flat)] = flat
         self._count += len(flat)
@@ -172,28 +203,38 @@ class _Samples:
 
 
 class _Accumulator:
-    """Adds up `x` and `x xᵀ` in float64, batch by batch."""
+    """Adds up `x` and `x xᵀ` in float64, batch by batch, and the moments of the drift where the original's x come."""
 
-    def __init__(self, size: int, dtype: torch.dtype, device: torch.device, *, split: bool) -> None:
-        self._dtype = dtype
-        self.total = torch.zeros((size, size), dtype=torch.float64, device=device)
-        self.sum = torch.zeros(size, dtype=torch.float64, device=device)
+    def __init__(self, size: int, dtype: torch.dtype, device: torch.device, *, every: int | None = None) -> None:
+        self._dtype, self._device = dtype, device
+        self.totals = [self._zeros(size, size), self._zeros(size)]
         self.tokens = 0
-        self._batches = 0
-        self._held_out = _Accumulator(size, dtype, device, split=False) if split else None
+        self._batches, self._every = 0, every
+        self._held_out = _Accumulator(size, dtype, device) if every else None
 
-    def add(self, x: Tensor) -> None:
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.float64, device=self._device)
+
+    def add(self, x: Tensor, original: Tensor | None = None) -> None:
         self._batches += 1
-        if self._held_out is not None and self._batches % HELD_OUT == 0:
-            self._held_out.add(x)
+        if self._held_out is not None and self._every and self._batches % self._every == 0:
+            self._held_out.add(x, original)
             return
         flat = x.reshape(-1, x.shape[-1]).to(self._dtype)
-        if self._dtype is torch.float64:
-            self.total.addmm_(flat.T, flat)  # in place: no second matrix of this size
-        else:
-            self.total += flat.T @ flat
-        self.sum += flat.sum(dim=0, dtype=torch.float64)
+        self._sum_up(self.totals[:2], flat, flat)
         self.tokens += flat.shape[0]
+        if original is not None:
+            if len(self.totals) == 2:
+                self.totals += [torch.zeros_like(total) for total in self.totals]
+            self._sum_up(self.totals[2:], original.reshape(flat.shape).to(flat) - flat, flat)
+
+    def _sum_up(self, totals: list[Tensor], left: Tensor, right: Tensor) -> None:
+        product, mean = totals
+        if self._dtype is torch.float64:
+            product.addmm_(left.T, right)  # in place: no second matrix of this size
+        else:
+            product += left.T @ right
+        mean += left.sum(dim=0, dtype=torch.float64)
 
     def result(self) -> InputStatistics:
         part = self._held_out
@@ -201,15 +242,33 @@ class _Accumulator:
             return self._mean(None)
         found = part.result()
         with torch.inference_mode():  # in place, and what was made in this mode cannot be changed outside of it
-            self.total += part.total
-            self.sum += part.sum
+            for own, other in zip(self.totals, part.totals, strict=True):
+                own.add_(other)
         self.tokens += part.tokens
         return self._mean(found)
 
     def _mean(self, held_out: InputStatistics | None) -> InputStatistics:
         count = max(self.tokens, 1)
-        gram, mean = ((moment / count).cpu().numpy() for moment in (self.total, self.sum))
-        return InputStatistics(gram, self.tokens, mean, held_out)
+        gram, mean, *drift = ((total / count).cpu().numpy() for total in self.totals)
+        return InputStatistics(gram, self.tokens, mean, held_out, drift=Drift(*drift) if drift else None)
+
+
+def moments_of(
+    size: int, device: torch.device, *, exact: bool = True, tokens: int | None = None, every: int | None = None
+) -> Moments:
+    """Return what takes in an input.
+
+    Args:
+        size: Its features.
+        device: Where it is.
+        exact: See `StatisticsCollector`.
+        tokens: How many will come in all. An input of more features than that is kept itself, unless a part of it is
+            to be held out; None keeps none.
+        every: Of so many batches the last one is held out; None holds none out.
+    """
+    if tokens is not None and tokens < size and every is None:
+        return _Samples(tokens, size)
+    return _Accumulator(size, torch.float64 if exact else torch.float32, device, every=every)
 
 
 class StatisticsCollector:
@@ -236,7 +295,7 @@ class StatisticsCollector:
         self._exact, self._split, self._tokens = exact, frozenset(split), tokens
         self._linears = linears
         self._leader: dict[str, str] = {}
-        self._accumulators: dict[str, _Moments] = {}
+        self._accumulators: dict[str, Moments] = {}
         self._last: tuple[Tensor, str] | None = None
 
     @contextmanager
@@ -260,15 +319,13 @@ class StatisticsCollector:
             self._leader[name] = name
             if name not in self._accumulators:
                 exact = self._exact or getattr(module, "bias", None) is not None
-                self._accumulators[name] = self._moments(name, x.shape[-1], x.device, exact=exact)
+                every = HELD_OUT if name in self._split else None
+                self._accumulators[name] = moments_of(
+                    x.shape[-1], x.device, exact=exact, tokens=self._tokens, every=every
+                )
             self._accumulators[name].add(x)
 
         return hook
-
-    def _moments(self, name: str, size: int, device: torch.device, *, exact: bool) -> _Moments:
-        if self._tokens is not None and self._tokens < size and name not in self._split:
-            return _Samples(self._tokens, size)
-        return _Accumulator(size, torch.float64 if exact else torch.float32, device, split=name in self._split)
 
     def groups(self) -> Iterable[tuple[tuple[str, ...], InputStatistics]]:
         """Yield the names that share an input, with its statistics."""

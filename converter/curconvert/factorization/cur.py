@@ -95,7 +95,13 @@ def _select(name: str, weight: Tensor, statistics: InputStatistics, rank: int, o
 
 
 def factorize_cur(
-    name: str, weight: Tensor, statistics: InputStatistics, rank: int, options: CUROptions, dtype: torch.dtype
+    name: str,
+    weight: Tensor,
+    statistics: InputStatistics,
+    rank: int,
+    options: CUROptions,
+    dtype: torch.dtype,
+    target: Tensor | None = None,
 ) -> Factorization:
     """Factorize one linear layer's weight.
 
@@ -109,12 +115,14 @@ def factorize_cur(
         rank: r ≤ min(m, n).
         options: Selection and link.
         dtype: Deployed dtype of C, U and R.
+        target: What C·U·R shall be near, (m, n), any float dtype; None is the weight.
     """
     deployed, placed = weight.to(dtype), weight.to(options.device)
     chosen = _select(name, placed, statistics, rank, options)
     rows, columns = torch.from_numpy(chosen.rows), torch.from_numpy(chosen.columns)
     C, R = deployed[:, columns.long()].contiguous(), deployed[rows.long()].contiguous()
-    link = link_matrix(ChunkedMatrix(placed), C.double().numpy(), R.double().numpy(), _metric(statistics, options))
+    wanted = ChunkedMatrix(placed if target is None else target.to(options.device))
+    link = link_matrix(wanted, C.double().numpy(), R.double().numpy(), _metric(statistics, options))
     U = torch.from_numpy(link).to(dtype)
     bound = None
     if chosen.eta_rows is not None and chosen.eta_columns is not None and chosen.sigma_next is not None:

@@ -16,6 +16,7 @@ from curconvert.errors import InputError
 from curconvert.factorization.types import Basis, ErrorBound, Factorization, Form
 
 Matrix = NDArray[np.float64]
+LEAST_RIDGE = 1e-10  # a singular matrix stays solvable, far above its rounding errors
 
 
 def ridged(gram: Matrix, ridge: float) -> Matrix:
@@ -47,6 +48,22 @@ def solve_right(numerator: Matrix, gram: Matrix) -> Matrix:
     kept = values > len(values) * np.finfo(np.float64).eps * max(values[-1], 0.0)
     vectors = vectors[:, kept]
     return np.asarray((numerator @ vectors / values[kept]) @ vectors.T)
+
+
+def ridge_solve(numerator: Matrix, gram: Matrix, ridge: float) -> Matrix:
+    """Return `N (G + λ diag(G))⁻¹`: each feature is regularised in its own units, and dead ones are given zero.
+
+    Args:
+        numerator: N, (m, n), zero in the columns of dead features.
+        gram: G, (n, n) symmetric positive semi-definite up to rounding.
+        ridge: λ; at least 1e-10 is taken.
+    """
+    scales = np.sqrt(np.diag(gram))
+    scales = np.where(scales > 0, scales, 1.0)
+    inner = gram / scales[:, None] / scales
+    np.fill_diagonal(inner, np.diag(inner) + max(ridge, LEAST_RIDGE))
+    found = scipy.linalg.solve(inner, (numerator / scales).T, assume_a="pos", check_finite=False)
+    return np.asarray(found.T / scales)
 
 
 def least_squares(A: Matrix, B: Matrix) -> Matrix:

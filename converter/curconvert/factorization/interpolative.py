@@ -30,6 +30,7 @@ def factorize_interpolative(
     ridge: float,
     dtype: torch.dtype,
     seed: int = 0,
+    target: Tensor | None = None,
 ) -> Factorization:
     """Factorize one linear layer's weight into r rows and the coefficients that make the other rows of them.
 
@@ -44,18 +45,19 @@ def factorize_interpolative(
         ridge: λ of `H + λ diag(H)`.
         dtype: Deployed dtype of R and T.
         seed: With the name, seeds the sketch of very many outputs.
+        target: What the product shall be near, (m, n), any float dtype; None is the weight. The `rows` stay W's.
 
     Raises:
         InputError: No (m, n) matrix has this rank.
     """
     check_rank(name, weight.shape, rank)
-    metric = FullMetric(statistics, ridge)
+    wanted, metric = weight if target is None else target, FullMetric(statistics, ridge)
     if basis == "subspace":
-        return interpolative_from(weight, *svd_llm(weight.to(torch.float64).numpy(), metric, rank), statistics, dtype)
+        return interpolative_from(weight, *svd_llm(wanted.to(torch.float64).numpy(), metric, rank), statistics, dtype)
     rows = leading_rows(ChunkedMatrix(weight), metric, rank, tensor_rng(seed, name))
     R = weight.to(dtype)[torch.from_numpy(rows).long()]
     others = torch.from_numpy(_others(rows, len(weight)))
-    T = interpolation(ChunkedMatrix(weight[others]), R.to(torch.float64).numpy(), metric)
+    T = interpolation(ChunkedMatrix(wanted[others]), R.to(torch.float64).numpy(), metric)
     return _assembled(weight, rows, R, T, statistics, basis, dtype)
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from curconvert.calibration.statistics import InputStatistics
 from curconvert.errors import InputError
-from curconvert.factorization.gram import deployed, measured
+from curconvert.factorization.gram import LEAST_RIDGE, deployed, measured, ridge_solve
 from curconvert.factorization.projection import Projection, with_bias
 from curconvert.factorization.types import Factorization
 
@@ -28,7 +28,6 @@ Indices = NDArray[np.int32]
 RIDGES = (0.1, 0.3, 1.0)
 """Candidates of `held_out_ridge`, beside the one that is given."""
 _OUTPUTS = 64  # outputs that are compared to choose it: a mean over so many is as telling as over all
-_LEAST = 1e-10  # smallest relative ridge: a singular G stays solvable, far above its rounding errors
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def ridge_leverage(gram: Matrix, column_norms: Vector, ridge: float) -> Vector:
         (m,), each between 0 and 1; all 0 where nothing reaches the output.
     """
     scaled = gram * column_norms[:, None] * column_norms
-    shift = max(ridge, _LEAST) * float(np.mean(np.diag(scaled)))
+    shift = max(ridge, LEAST_RIDGE) * float(np.mean(np.diag(scaled)))
     if shift == 0:
         return np.zeros(len(scaled))
     np.fill_diagonal(scaled, np.diag(scaled) + shift)
@@ -102,12 +101,7 @@ def corrected_down(weight: Matrix, gram: Matrix, kept: Indices, ridge: float) ->
         W', (n, k).
     """
     own, inner = weight[:, kept], gram[np.ix_(kept, kept)]
-    scales = np.sqrt(np.diag(inner))
-    scales = np.where(scales > 0, scales, 1.0)
-    missed = (weight @ gram[:, kept] - own @ inner) / scales
-    inner = inner / scales[:, None] / scales
-    np.fill_diagonal(inner, np.diag(inner) + max(ridge, _LEAST))
-    return np.asarray(own + scipy.linalg.solve(inner, missed.T, assume_a="pos", check_finite=False).T / scales)
+    return np.asarray(own + ridge_solve(weight @ gram[:, kept] - own @ inner, inner, ridge))
 
 
 def held_out_ridge(weight: Matrix, statistics: InputStatistics, count: int, options: ModularOptions) -> float:

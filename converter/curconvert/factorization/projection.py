@@ -21,11 +21,13 @@ class Projection:
         weight: W, (out_features, in_features), any float dtype.
         statistics: Of its input.
         bias: b, (out_features,), any float dtype; None where there is none, or it shall stay as it is.
+        teacher_share: α, how much of its inputs' drift the factors make up for; None where none is known.
     """
 
     weight: Tensor
     statistics: InputStatistics
     bias: Tensor | None = None
+    teacher_share: float | None = None
 
     @property
     def metric(self) -> InputStatistics:
@@ -37,6 +39,7 @@ def with_bias(factors: Factorization, projection: Projection, dtype: torch.dtype
     """Return a factorization with the best bias for its tensors as they are stored: `b' = b + (W − Ŵ) μ`.
 
     No other constant gives a smaller `E‖(W x + b) − (Ŵ x + b')‖²`. What is left is the error on `x − μ`.
+    Where the factors make up for a drift, `α W δ` is added: the mean of what its inputs have lost of the original's.
 
     Args:
         factors: Of the projection's weight; returned as they are where there is no bias.
@@ -48,10 +51,12 @@ def with_bias(factors: Factorization, projection: Projection, dtype: torch.dtype
     W, b = projection.weight.to(torch.float64).numpy(), projection.bias.to(torch.float64).numpy()
     with np.errstate(invalid="ignore", over="ignore"):  # factors that overflowed are the caller's to refuse
         lost = W - factors.product().numpy()
-        best = b + lost @ projection.statistics.mean
+        best = kept = b + lost @ projection.statistics.mean
+        if projection.teacher_share and projection.statistics.drift is not None:
+            best = kept + projection.teacher_share * (W @ projection.statistics.drift.mean)
         stored = deployed(best, dtype)
-        rounding = np.linalg.norm(best - stored.to(torch.float64).numpy())
-        error = float(np.hypot(output_norm(lost, projection.metric.gram), rounding))
+        shift = np.linalg.norm(kept - stored.to(torch.float64).numpy())  # rounding, and what makes up for a drift
+        error = float(np.hypot(output_norm(lost, projection.metric.gram), shift))
     whole = output_norm(W, projection.statistics.gram)
     return replace(
         factors,

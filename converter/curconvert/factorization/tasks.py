@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -23,6 +23,7 @@ from curconvert.factorization.interpolative import factorize_interpolative, inte
 from curconvert.factorization.modular import Indices, ModularOptions, factorize_mlp
 from curconvert.factorization.projection import Projection, with_bias
 from curconvert.factorization.shared import factorize_shared
+from curconvert.factorization.targets import aimed
 from curconvert.factorization.two_factor import Approximation, factorize_two_factor
 from curconvert.factorization.two_sided import DAMPING, damped, two_sided
 from curconvert.factorization.types import Basis, Factorization
@@ -63,22 +64,26 @@ class MatrixTask:
             InputError: A factor does not fit the deployed dtype.
             BackendError: A LAPACK routine did not converge.
         """
-        projection = Projection(self.weight, self.statistics, self.bias)
         with lapack(self.plan.name):
-            factors = self._factorize(projection.metric)
+            own = Projection(self.weight, self.statistics, self.bias)
+            projection, target = aimed(own, self.options.ridge)
+            factors = self._factorize(projection.metric, target)
+        factors = replace(factors, teacher_share=projection.teacher_share)
         return {self.plan.name: _stored(self.plan.name, factors, projection, self.dtype)}
 
-    def _factorize(self, metric: InputStatistics) -> Factorization:
+    def _factorize(self, metric: InputStatistics, target: Tensor) -> Factorization:
         """Dispatch on the form; ConvertOptions has checked that the choices belong to it."""
         name, rank, weight, options, dtype = self.plan.name, self.plan.rank, self.weight, self.options, self.dtype
         assert rank is not None
         if options.form == "interpolative":
             basis = cast("Basis", options.approximation)
-            return factorize_interpolative(name, weight, metric, rank, basis, options.ridge, dtype, options.seed)
+            return factorize_interpolative(
+                name, weight, metric, rank, basis, options.ridge, dtype, options.seed, target
+            )
         if options.form == "two_factor":
             approximation = cast("Approximation", options.approximation)
             return factorize_two_factor(
-                name, weight, metric, rank, approximation, options.ridge, dtype, self.fisher_rows
+                name, weight, metric, rank, approximation, options.ridge, dtype, self.fisher_rows, target
             )  # fmt: skip
         cur = CUROptions(
             selector=cast("Selector", options.selector),
@@ -89,7 +94,7 @@ class MatrixTask:
             exact_svd=options.exact_svd,
             device=options.device,
         )
-        return factorize_cur(name, weight, metric, rank, cur, dtype)
+        return factorize_cur(name, weight, metric, rank, cur, dtype, target)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ def factorize_two_factor(
     ridge: float,
     dtype: torch.dtype,
     fisher_rows: NDArray[np.float64] | None = None,
+    target: Tensor | None = None,
 ) -> Factorization:
     """Factorize one linear layer's weight into two thin factors.
 
@@ -41,12 +42,13 @@ def factorize_two_factor(
         ridge: λ of `H + λ diag(H)`; `svd_llm` only.
         dtype: Deployed dtype of A and B.
         fisher_rows: f, (m,), Fisher information of each row of W; `fwsvd` only, which needs it.
+        target: What A·B shall be near, (m, n), any float dtype; None is the weight.
 
     Raises:
         InputError: No (m, n) matrix has this rank.
     """
     check_rank(name, weight.shape, rank)
-    W = weight.to(torch.float64).numpy()
+    W = (weight if target is None else target).to(torch.float64).numpy()
     if approximation == "svd_llm":
         A, B = svd_llm(W, FullMetric(statistics, ridge), rank)
     elif approximation == "asvd":

@@ -58,6 +58,8 @@ class Factorization:
         bound: Where the method certifies one.
         basis: Of the forms `interpolative` and `sparse_rows`.
         corrected_bias: Whether the stored bias makes up for the mean of what is lost.
+        teacher_share: Where the inputs come from compressed blocks and were compared with the original's: how much of
+            the difference the factors make up for, see `curconvert.factorization.targets`.
     """
 
     form: Form
@@ -69,6 +71,7 @@ class Factorization:
     bound: ErrorBound | None = None
     basis: Basis | None = None
     corrected_bias: bool = False
+    teacher_share: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return all but the tensors as JSON, exactly."""
