@@ -147,6 +147,7 @@ class _Work:
         self._whole = sum(m.parameters_before for m in plan.matrices)
         self._block = sum(m.parameters_before for m in plan.matrices if layer_of(m.name) == 0)
         self._compressed = [m for m in plan.matrices if m.form != "dense"]
+        self._layers = {layer_of(m.name) for m in self._compressed}
         self._sixteen_bits = checkpoint.tensors[EMBEDDING].dtype != "F32"
         text = options.calibration
         self._length = text.tokens_per_sequence
@@ -169,11 +170,10 @@ class _Work:
         auto, scored = self._options.form == "auto", score_of(self._options.layers) is not None
         count = 0.0 if auto else float(scored)
         if not auto and not self._known:
-            last = max(layer_of(m.name) for m in self._compressed)
-            count += (last + 1) / (1 + max(layer_of(m.name) for m in self._plan.matrices))
+            count += self._block_runs() / (1 + max(layer_of(m.name) for m in self._plan.matrices))
         seconds = flops / machine.single + count * calibration / products
         seconds += 2 * self._whole * (4 + (2 if self._sixteen_bits else 4)) / _COPY_RATE  # weights, read and widened
-        grams = sum(2.0 * self._tokens * n**2 for n in self._grams())
+        grams = sum(2.0 * self._tokens * n**2 for n in self._grams()) * (2 if self._options.mixes_targets else 1)
         seconds += grams / (machine.single if auto else machine.double * machine.workers)
         if auto:  # the text that the model writes, the way forwards and the way back
             written = 2.0 * (self._whole + self._vocab * self._hidden) * self._options.self_text
@@ -182,6 +182,14 @@ class _Work:
             seconds += (calibration + back + written) / machine.single
         return seconds
 
+    def _block_runs(self) -> float:
+        """How often blocks are run on the calibration text while the model is compressed, all of them together."""
+        whole = 1.0 + max(self._layers)
+        if self._options.mixes_targets:  # the original too, and a compressed block as far as each of its inputs
+            inputs = distinct_inputs({m.name: m.shape for m in self._compressed})
+            return 2 * whole - min(self._layers) + _AS_FAR * len(inputs)
+        return whole + (len(self._layers) if self._options.sequential else 0)
+
     def _grams(self) -> list[int]:
         """Widths of the inputs whose Gram matrix is formed."""
         widths = distinct_inputs({m.name: m.shape for m in self._compressed}).values()
@@ -189,7 +197,11 @@ class _Work:
 
     def factorizations(self) -> float:
         """Flops of all factorizations, as if they were products in float64."""
-        return sum(self._factorization(m) for m in self._compressed)
+        found = sum(self._factorization(m) for m in self._compressed)
+        if self._options.mixes_targets:  # the teacher's target twice, and its error on what is held out
+            shapes = [m.shape for m in self._compressed if self._tokens >= m.shape[1]]
+            found += sum(14.0 * m * n**2 + n**3 for m, n in shapes)
+        return found
 
     def _factorization(self, matrix: MatrixPlan) -> float:
         (m, n), rank = matrix.shape, matrix.rank or 0
@@ -214,10 +226,13 @@ class _Work:
         forward = 4 * 4 * BATCH * self._length * widest
         largest = sorted((self._held(m) for m in self._compressed), reverse=True)[:workers]
         grams = sum(8 * n**2 for n in set(self._grams()))
+        if self._options.mixes_targets:  # one input at a time, with its drift and a part held out
+            states += 4 * self._tokens * (self._hidden + sum(self._grams()) // len(self._layers))
+            grams = 4 * 8 * max(self._grams(), default=0) ** 2
         inputs = sum(4 * self._tokens * n for n in {m.shape[1] for m in self._compressed if self._tokens < m.shape[1]})
         # A block's weights are mapped as they are stored, too, and checked before the first is factorized.
-        layers = {layer_of(m.name) for m in self._compressed}
-        mapped = (2 if self._sixteen_bits else 4) * sum(m.parameters_before for m in self._compressed) / len(layers)
+        mapped = (2 if self._sixteen_bits else 4) * sum(m.parameters_before for m in self._compressed)
+        mapped /= len(self._layers)
         compressing = 4 * self._block + mapped + states + max(forward, _ARENAS * sum(largest)) + grams + inputs
         return _TORCH_BYTES + max(compressing, self._resident + self._cache)
 
@@ -235,5 +250,6 @@ class _Work:
 _ARENAS = 1.3  # what threads' allocators hold, over what is in use
 _ALONE = 0.4  # share of the speed of large products that one short sequence reaches
 _LAPACK = 0.5  # and that factorizations reach, between their products
+_AS_FAR = 0.5  # share of a block that comes before one of its inputs, on average
 _COPY_RATE = 2.5e9  # bytes a second, read and written
 _SAMPLING = 0.5  # share of the speed of large products that one token of many sequences reaches

@@ -266,7 +266,8 @@ def uniform_density(checkpoint: Checkpoint, shapes: Collection[tuple[int, int]],
 def keeps_inputs(checkpoint: Checkpoint, options: ConvertOptions) -> bool:
     """Tell whether the first pass keeps every linear's inputs: layers are chosen by it, and the tokens are few."""
     tokens = options.calibration.sequences * options.calibration.tokens_per_sequence
-    return score_of(options.layers) is not None and tokens < int(checkpoint.config["hidden_size"])
+    few = tokens < int(checkpoint.config["hidden_size"])
+    return few and score_of(options.layers) is not None and not options.sequential
 
 
 def assemble(

@@ -15,7 +15,7 @@ from curconvert.checkpoint import Checkpoint, open_checkpoint
 from curconvert.errors import InputError
 from curconvert.factorization.types import break_even_rank
 from curconvert.options import LINEARS, ConvertOptions
-from curconvert.planning import make_plan, plan_matrix, rank_for_density
+from curconvert.planning import MatrixPlan, by_input, make_plan, plan_matrix, rank_for_density
 from support.families import make_checkpoint
 from support.tiny_runs import tiny_options
 
@@ -191,3 +191,15 @@ def test_sequences_longer_than_the_context_are_an_error(checkpoint: Checkpoint) 
     calibration = CalibrationOptions(tokens_per_sequence=65)
     with pytest.raises(InputError, match="--calibration-tokens 65: the model's context is 64 tokens"):
         make_plan(checkpoint, tiny_options(TOKENS, calibration=calibration))
+
+
+def test_linears_are_grouped_by_what_enters_them() -> None:
+    """In the order in which a block computes it, whatever the order they come in."""
+    plans = [MatrixPlan(f"model.layers.0.x.{linear}.weight", (4, 4), "cur", 2) for linear in reversed(LINEARS)]
+    assert by_input([]) == []
+    for some, expected in (
+        (plans, [{"q_proj", "k_proj", "v_proj"}, {"o_proj"}, {"gate_proj", "up_proj"}, {"down_proj"}]),
+        (plans[1:2] + plans[5:6], [{"k_proj"}, {"up_proj"}]),
+    ):
+        found = by_input(some)
+        assert [{plan.name.split(".")[-2] for plan in group} for group in found] == expected

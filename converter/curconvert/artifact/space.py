@@ -39,7 +39,7 @@ def needed_bytes(
     probes = options.calibration.probe_sequences * length
     calibration = options.calibration.sequences * length
     # While a record replaces the one before it, both are there; another stage's last one stays.
-    records = 3 * 4 * hidden * (probes + calibration)
+    records = 3 * 4 * hidden * (probes + calibration * (2 if options.mixes_targets else 1))
     stored = plan.parameters_before if options.max_kl is not None else plan.parameters_after
     answers = probes * 8 * min(TOP_TOKENS, checkpoint.tensors[EMBEDDING].shape[0])
     backward = options.form == "auto" or options.approximation == "fwsvd"

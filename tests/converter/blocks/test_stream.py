@@ -289,3 +289,21 @@ def test_the_next_block_is_read_ahead(tmp_path: Path, monkeypatch: pytest.Monkey
         following = f"model.layers.{index + 1}."
         expected = [info.location for name, info in checkpoint.tensors.items() if name.startswith(following)]
         assert sorted(asked) == sorted((place.offset, place.length) for place in expected if place)
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "olmo2"])
+def test_a_linears_input_is_had_without_running_the_rest(tmp_path: Path, family: str) -> None:
+    """It is what enters in a whole run; the linear itself and what comes after it are not run."""
+    model = make_checkpoint(tmp_path / "model", family)
+    stream = BlockStream(open_checkpoint(model.folder))
+    hidden = stream.embed(torch.randint(0, 97, (2, 9), generator=torch.Generator().manual_seed(0)))
+    with stream.block(1) as block:
+        seen: dict[str, torch.Tensor] = {}
+        for name, linear in block.linears.items():
+            linear.register_forward_pre_hook(lambda _m, inputs, name=name: seen.update({name: inputs[0]}))
+        block.forward(hidden)
+        whole = dict(seen)
+        for name in block.linears:
+            seen.clear()
+            torch.testing.assert_close(block.input_of(name, hidden), whole[name], rtol=0, atol=0)
+            assert ("model.layers.1.mlp.down_proj.weight" in seen) == ("down_proj" in name)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from curconvert.blocks.stream import BlockStream
-from curconvert.calibration.statistics import InputStatistics, StatisticsCollector
+from curconvert.calibration.statistics import InputStatistics, StatisticsCollector, moments_of
 from curconvert.checkpoint import open_checkpoint
 from support.families import make_checkpoint
 
@@ -107,6 +107,39 @@ def test_every_eighth_batch_is_held_out_and_counted(count: int) -> None:
         assert statistics.tokens == len(x)
         np.testing.assert_allclose(statistics.gram, x.T @ x / len(x), rtol=1e-12)
         np.testing.assert_allclose(statistics.mean, x.mean(0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_drift_is_the_moment_of_the_differences(exact: bool) -> None:
+    """Of all tokens, of the held-out batches, of the rest, and centred; NumPy's on the tokens."""
+    generator = torch.Generator().manual_seed(7)
+    batches = [torch.randn(2, 5, 4, generator=generator) + 3 for _ in range(7)]
+    originals = [batch + 0.1 * torch.randn(batch.shape, generator=generator) for batch in batches]
+    moments = moments_of(4, torch.device("cpu"), exact=exact, every=3)
+    for batch, original in zip(batches, originals, strict=True):
+        moments.add(batch, original)
+    found = moments.result()
+    for statistics, wanted in ((found, range(7)), (found.held_out, (2, 5)), (found.rest, (0, 1, 3, 4, 6))):
+        assert statistics is not None
+        assert statistics.drift is not None
+        x_hat, x = (
+            torch.cat([part[i] for i in wanted]).double().numpy().reshape(-1, 4) for part in (batches, originals)
+        )
+        tolerance = {"rtol": 1e-9, "atol": 1e-14} if exact else {"rtol": 1e-4, "atol": 1e-6}
+        np.testing.assert_allclose(statistics.drift.cross, (x - x_hat).T @ x_hat / len(x), **tolerance)
+        np.testing.assert_allclose(statistics.drift.mean, (x - x_hat).mean(axis=0), **tolerance)
+        centred = statistics.centred.drift
+        assert centred is not None
+        expected = (x - x_hat).T @ (x_hat - x_hat.mean(axis=0)) / len(x)
+        np.testing.assert_allclose(centred.cross, expected, rtol=1e-2 if not exact else 1e-8, atol=1e-5)
+        assert not centred.mean.any()
+
+
+def test_a_drift_that_overflows_is_not_finite() -> None:
+    """The original's inputs are checked as well."""
+    moments = moments_of(3, torch.device("cpu"))
+    moments.add(torch.ones(5, 3), torch.full((5, 3), torch.inf))
+    assert not moments.result().finite
 
 
 def test_linears_that_are_called_with_one_tensor_share_its_gram() -> None:

@@ -31,6 +31,7 @@ from support.tiny_runs import LENGTH, tiny_options
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "cur": {},
+    "pifa": {"sequential": True},
     "fwsvd": {},
     "modegpt": {"rank": None, "density": 0.6},
     "auto": {"rank": None, "max_kl": 0.2, "rank_multiple": 4, "self_text": 0.0},

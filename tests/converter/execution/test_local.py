@@ -26,6 +26,7 @@ from support.tiny_runs import tiny_options
 METHODS: Mapping[str, dict[str, Any]] = {
     "cur": {},
     "pifa": {},
+    "svd-llm": {"sequential": True},
     "fwsvd": {},
     "modegpt": {"rank": None, "density": 0.6},
     "auto": {"rank": None, "keep": 0.8, "rank_multiple": 4, "self_text": 0.0},
