@@ -222,7 +222,7 @@ class _Work:
     def memory(self, workers: int) -> float:
         """Bytes that are resident at the peak: while blocks are compressed, or while the model writes text."""
         widest = max(max(m.shape) for m in self._plan.matrices)
-        states = 4 * (self._tokens + self._probes) * self._hidden
+        states = 4.0 * (self._tokens + self._probes) * self._hidden
         forward = 4 * 4 * BATCH * self._length * widest
         largest = sorted((self._held(m) for m in self._compressed), reverse=True)[:workers]
         grams = sum(8 * n**2 for n in set(self._grams()))
