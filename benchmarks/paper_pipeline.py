@@ -11,6 +11,7 @@ import os
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from curconvert.compress import silent
 from curconvert.execution.local import LocalExecutor
 from curconvert.factorization.gram import measured
 from curconvert.factorization.tasks import MatrixTask
+from curconvert.factorization.types import Factorization
 from curconvert.planning import decoder_linears, layer_of, linear_of, make_plan
 from curconvert.production import measure, prepare
 from curconvert.selection.bases import exact_bases, krylov_bases, leading_bases
@@ -45,6 +47,19 @@ def greedy_deim(basis: Matrix) -> NDArray[np.int64]:
         coefficients = np.linalg.solve(basis[points, :k], basis[points, k])
         points.append(int(np.abs(basis[:, k] - basis[:, :k] @ coefficients).argmax()))
     return np.array(points)
+
+
+@dataclass(frozen=True)
+class Errors:
+    """The part of a factorization that measures what it made."""
+
+    factors: Factorization
+    weight: Tensor
+    statistics: InputStatistics
+
+    def run(self) -> Factorization:
+        """Measure again."""
+        return measured("cur", self.factors.tensors, self.factors.rank, self.weight, self.statistics)
 
 
 def paper(weight: Tensor, rms: Matrix, rank: int, seconds: dict[str, float]) -> dict[str, Tensor]:
@@ -99,6 +114,7 @@ def main() -> None:
     plans = [matrix for matrix in make_plan(checkpoint, options).matrices if matrix.rank is not None]
     cores = len(os.sched_getaffinity(0))
     ours: list[float] = []
+    errors: list[float] = []
     theirs: list[dict[str, float]] = []
     ratios: list[float] = []
     same: list[float] = []
@@ -112,6 +128,9 @@ def main() -> None:
         tasks = [MatrixTask(p, weights[p.name], None, inputs[p.name], options, torch.float32) for p in plans]
         found = {name: factors for part in LocalExecutor(cores).map(tasks) for name, factors in part.items()}
         ours.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        LocalExecutor(cores).map(Errors(found[p.name], weights[p.name], inputs[p.name]) for p in plans)
+        errors.append(time.perf_counter() - start)
         seconds: dict[str, float] = {}
         baseline = {p.name: paper(weights[p.name], inputs[p.name].rms, p.rank or 0, seconds) for p in plans}
         theirs.append(seconds)
@@ -125,18 +144,21 @@ def main() -> None:
     stages = {stage: statistics.median(run[stage] for run in theirs) for stage in STAGES}
     whole = [sum(run.values()) for run in theirs]
     speedups = [their / own for their, own in zip(whole, ours, strict=True)]
-    rows = [[f"paper: {stage}", f"{value:.1f}"] for stage, value in stages.items()]
-    rows += [["paper: all", f"{statistics.median(whole):.1f}"]]
-    rows += [["`curing`: all, the measurement of the errors included", f"{statistics.median(ours):.1f}"]]
+    alone = [their / (own - part) for their, own, part in zip(whole, ours, errors, strict=True)]
+    lines = [[f"paper: {stage}", f"{value:.1f}"] for stage, value in stages.items()]
+    lines += [["paper: all", f"{statistics.median(whole):.1f}"]]
+    lines += [["`curing`: all, the measurement of the errors included", f"{statistics.median(ours):.1f}"]]
+    lines += [["`curing`: the measurement of the errors", f"{statistics.median(errors):.1f}"]]
     linears = ", ".join(sorted({linear_of(plan.name) for plan in plans}))
     publish(
         "paper-pipeline",
         f"""{len(plans)} matrices ({linears} of every layer) of {MODEL_NAME}, rank {given.rank}, {given.rounds} rounds
 in turns, {cores} cores. {machine()}.
 
-{table(["", "seconds, median"], rows)}
+{table(["", "seconds, median"], lines)}
 
-Ratio of the times: median {statistics.median(speedups):.1f}, range {min(speedups):.1f} to {max(speedups):.1f}.
+Ratio of the times: median {statistics.median(speedups):.1f}, range {min(speedups):.1f} to {max(speedups):.1f};
+without the measurement of the errors, which the paper's steps do not have, median {statistics.median(alone):.1f}.
 Output error of `curing` over that of the paper's steps, matrix by matrix: median {statistics.median(ratios):.4f},
 largest {max(ratios):.4f}. The same rows: {np.mean(same):.1%} on average, {min(same):.1%} at least.
 

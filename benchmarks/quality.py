@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -32,6 +33,7 @@ from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.compress import silent
 from curconvert.errors import InputError
+from curconvert.execution.local import LocalExecutor
 from curconvert.planning import total_parameters
 from curconvert.production import decide, measure, prepare, produce, sampled
 from curconvert_runtime import load
@@ -170,18 +172,18 @@ class Bench:
             start = time.perf_counter()
             asked = list(wanted.values())
             prepared = sampled(prepare(checkpoint, asked[0]), asked[0], silent)
-            measured = measure(prepared, asked, scratch, silent)
+            measured, executor = measure(prepared, asked, scratch, silent), LocalExecutor(len(os.sched_getaffinity(0)))
             passes = time.perf_counter() - start
             for (method, target), options in wanted.items():
                 start = time.perf_counter()
                 try:
-                    plan = decide(prepared, measured, options, silent)
+                    plan = decide(prepared, measured, options, executor, silent)
                 except InputError as error:
                     yield {"method": method, "target": target, "reason": str(error)}
                     continue
                 out = self._folder / f"{method}-{target}"
                 out.mkdir()
-                produce(out, prepared, measured, plan, options, None, silent)
+                produce(out, prepared, measured, plan, options, executor, None, silent)
                 seconds = [passes, time.perf_counter() - start]
                 head = {"method": method, "target": target, "parameters": plan.parameters_after, "seconds": seconds}
                 head["max_kl"] = options.max_kl

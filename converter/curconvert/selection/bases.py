@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import scipy.linalg
 import torch
@@ -14,6 +16,7 @@ Matrix = NDArray[np.float64]
 _STEPS = 5  # applications of S Sᵀ; docs/benchmarks.md says how often DEIM then finds the points of a full SVD
 _DEPENDENT = 1e-6  # ratio of pivots below which a second pass of CholeskyQR would not make up for the first
 _EXTRA = 16  # width of a block beyond the rank
+_SINGLE_RANGE = 1e-5  # of eigenvalues of a Gram matrix, which float32 resolves
 _GRAM_SIDE = 1024  # up to which all eigenvectors of a Gram matrix take no longer than a Krylov space
 
 
@@ -35,7 +38,7 @@ def exact_bases(matrix: Matrix, rank: int) -> tuple[Matrix, Matrix, float]:
 def leading_bases(matrix: ChunkedMatrix, rank: int, rng: np.random.Generator) -> tuple[Matrix, Matrix]:
     """Return r leading singular vectors of each side without a full SVD.
 
-    From the eigenvectors of the smaller Gram matrix, exact up to rounding, where they are cheap or a Krylov space would
+    From the eigenvectors of the smaller Gram matrix, exact to about 1e-5, where they are cheap or a Krylov space would
     be no smaller; otherwise from such a space.
 
     Args:
@@ -48,7 +51,7 @@ def leading_bases(matrix: ChunkedMatrix, rank: int, rng: np.random.Generator) ->
     """
     if krylov_size(matrix.shape, rank):
         return krylov_bases(matrix, rank, rng)
-    return _gram_bases(matrix.dense(), rank)
+    return _gram_bases(matrix, rank)
 
 
 def krylov_size(shape: tuple[int, int], rank: int) -> int:
@@ -92,26 +95,57 @@ def krylov_bases(matrix: ChunkedMatrix, rank: int, rng: np.random.Generator) -> 
         images[part] = product(torch.from_numpy(found.T.astype(np.float32)).to(S.device), S)
         block = images[part].T.cpu().numpy()
     # S on this space is Q (Qᵀ S). A Gram matrix serves: what it loses lies far below the trailing of these directions.
-    leading = _leading(product(images, images.T).double().cpu().numpy(), rank)
-    placed = torch.from_numpy(leading.astype(np.float32)).to(S.device)
-    left, right = space @ leading, _orthonormal(product(images.T, placed).double().cpu().numpy())
+    nearly, _ = _leading(product(images, images.T).cpu().numpy(), rank + _EXTRA)
+    placed = torch.from_numpy(nearly.astype(np.float32)).to(S.device)
+    leading, found = _resolved(nearly, product(images.T, placed).double().cpu().numpy(), rank)
+    left, right = space @ leading, _orthonormal(found)
     return (right, left) if m > n else (left, right)
 
 
-def _gram_bases(matrix: Matrix, rank: int) -> tuple[Matrix, Matrix]:
-    """The same from the smaller one of the matrix's two Gram matrices."""
-    if matrix.shape[0] > matrix.shape[1]:
-        right, left = _gram_bases(matrix.T, rank)
-        return left, right
-    left = _leading(matrix @ matrix.T, rank)
-    return left, _orthonormal(matrix.T @ left)
+def _gram_bases(matrix: ChunkedMatrix, rank: int) -> tuple[Matrix, Matrix]:
+    """The same from the smaller one of the matrix's two Gram matrices.
+
+    Its eigenvectors are those of float32, which takes half the time: single ones are as inexact as their eigenvalues
+    are close to each other, but what they span all together is not, and a Rayleigh-Ritz step finds them in it.
+    """
+    S = matrix.dense()
+    tall = S.shape[0] > S.shape[1]
+    S = S.T if tall else S
+    single = S.astype(np.float32)
+    size = min(rank + _EXTRA, len(S))
+    nearly, span = _leading(single @ single.T, size)
+    if span < _SINGLE_RANGE:
+        nearly, _ = _leading(S @ S.T, size)
+    left, images = _resolved(nearly, S.T @ nearly, rank)
+    right = _orthonormal(images)
+    return (right, left) if tall else (left, right)
 
 
-def _leading(gram: Matrix, rank: int) -> Matrix:
-    """Return r leading eigenvectors of a symmetric matrix."""
-    chosen = (len(gram) - rank, len(gram) - 1)
-    _, vectors = scipy.linalg.eigh(gram, subset_by_index=chosen, driver="evr", check_finite=False)
-    return np.ascontiguousarray(vectors[:, ::-1])
+def _leading(gram: NDArray[np.floating[Any]], size: int) -> tuple[Matrix, float]:
+    """Return the leading eigenvectors of a symmetric matrix, (n, size), and the least of their values over the largest.
+
+    Computed in the matrix's precision, orthonormal in float64.
+    """
+    chosen = (len(gram) - size, len(gram) - 1)
+    values, vectors = scipy.linalg.eigh(gram, subset_by_index=chosen, driver="evr", check_finite=False)
+    span = float(values[0] / values[-1]) if values[-1] > 0 else 0.0
+    return _orthonormal(np.ascontiguousarray(vectors[:, ::-1], np.float64)), span
+
+
+def _resolved(basis: Matrix, images: Matrix, rank: int) -> tuple[Matrix, Matrix]:
+    """Return the r leading singular vectors of S within a space, and their images: a Rayleigh-Ritz step in float64.
+
+    Args:
+        basis: Q, orthonormal, (n, k).
+        images: S Q, (m, k).
+        rank: r ≤ k.
+
+    Returns:
+        V, (n, r), and S V, (m, r): orthogonal, but not of unit length.
+    """
+    _, rotation = scipy.linalg.eigh(images.T @ images, driver="evd", check_finite=False)
+    chosen = rotation[:, : -rank - 1 : -1]
+    return basis @ chosen, images @ chosen
 
 
 def _orthonormal(matrix: Matrix) -> Matrix:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from curconvert.calibration.statistics import square_root
 from curconvert.errors import InputError
-from curconvert.factorization.gram import check_rank, measured, output_norm, ridged, solve_right, square_root
+from curconvert.factorization.gram import check_rank, measured, output_norm, ridged, solve_right
 from support.matrices import correlated, dead, error_in, random_weight
 
 

@@ -78,11 +78,11 @@ def test_a_krylov_space_is_taken_where_it_is_smaller_than_a_large_matrix(
 
 @pytest.mark.parametrize("shape", [(90, 60), (60, 90)])
 def test_small_matrices_have_the_singular_vectors_of_a_full_svd(shape: tuple[int, int]) -> None:
-    """Up to their signs, and exactly: all of DEIM's points are the same."""
+    """Up to their signs and float32's rounding of the Gram matrix: all of DEIM's points are the same."""
     matrix = slowly_decaying(1, *shape)
     left, right, _ = exact_bases(matrix, 20)
     for exact, fast in zip(
         (left, right), leading_bases(ChunkedMatrix(torch.from_numpy(matrix)), 20, np.random.default_rng(0)), strict=True
     ):
-        np.testing.assert_allclose(np.abs(exact.T @ fast), np.eye(20), atol=1e-9)
+        np.testing.assert_allclose(np.abs(exact.T @ fast), np.eye(20), atol=1e-5)
         assert deim(exact).tolist() == deim(fast).tolist()
