@@ -231,8 +231,9 @@ class _Work:
             grams = 4 * 8 * max(self._grams(), default=0) ** 2
         inputs = sum(4 * self._tokens * n for n in {m.shape[1] for m in self._compressed if self._tokens < m.shape[1]})
         # A block's weights are mapped as they are stored, too, and checked before the first is factorized.
-        mapped = (2 if self._sixteen_bits else 4) * sum(m.parameters_before for m in self._compressed)
-        mapped /= len(self._layers)
+        mapped = (
+            (2 if self._sixteen_bits else 4) * sum(m.parameters_before for m in self._compressed) / len(self._layers)
+        )
         compressing = 4 * self._block + mapped + states + max(forward, _ARENAS * sum(largest)) + grams + inputs
         return _TORCH_BYTES + max(compressing, self._resident + self._cache)
 
