@@ -24,7 +24,6 @@ from curconvert_runtime.metrics import Fidelity
 CUR_ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "`curing`: DEIM on \\|W\\|∘a, plain U": ("curing", {}),
     "`curing` with the full-H link": ("curing", {"link": "full"}),
-    "`cur` with the sequential rule": ("cur", {"sequential": True}),
     "`cur`": ("cur", {}),
 }
 OTHER_METHODS = ("svd-llm", "row-id", "pifa")
@@ -41,7 +40,6 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=128)
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--max-tokens", type=int, default=24 * 512)
-    parser.add_argument("--sequential", action="store_true", help="use the sequential rule for the other forms")
     options = parser.parse_args()
     source = SourceOptions(options.model)
     calibration = CalibrationOptions(source=options.calibration)
@@ -79,9 +77,7 @@ def main() -> None:
         selected = sum(m.parameters_before for m in plan.matrices if m.reason != "not selected")
         density = 1 - (plan.parameters_before - plan.parameters_after) / selected
         for method in OTHER_METHODS:
-            chosen = ConvertOptions.for_method(
-                method, density=density, calibration=calibration, sequential=options.sequential
-            )
+            chosen = ConvertOptions.for_method(method, density=density, calibration=calibration)
             row, other, _ = measure(f"`{method}`", chosen)
             rows.append(row)
             if not 0.999 <= other.parameters_after / plan.parameters_after <= 1:
@@ -90,7 +86,7 @@ def main() -> None:
         "paper-setting",
         f"""{MODEL_NAME}, {plan.parameters_before:,} parameters, float32; q/k/gate of {plan.layer_total} layers chosen
 by angular distance. C·U·R: rank {options.rank}, matrices that would not shrink by 5 % stay dense. Other forms: density
-{density:.4f} of every selected matrix, the same size in all; {"" if options.sequential else "not "}sequential.
+{density:.4f} of every selected matrix, the same size in all; not sequential.
 Calibration: {calibration.sequences} × {calibration.tokens_per_sequence} tokens of {Path(options.calibration).name}.
 Text: {options.text.name}, windows of {options.window} tokens, {fidelity.tokens} positions. KL in nats, exact over the
 whole vocabulary. {machine()}.
