@@ -82,7 +82,11 @@ method_options = _stacked(
         default=None,
         help="auto: one basis for neighbouring layers where that is predicted to pay. [no]",
     ),
-    click.option("--sequential/--no-sequential", default=None, help="Calibrate each block on compressed blocks."),
+    click.option(
+        "--sequential/--no-sequential",
+        default=None,
+        help="Calibrate on the compressed model so far, and make up for what it has lost. Not for auto. [no]",
+    ),
     click.option("--link", help="Metric of U: plain, diagonal or full."),
     click.option("--importance", help="Matrix to select on: output, wanda, activation or weight."),
     click.option("--select", "selector", help="Rows and columns by deim, qdeim, qr, leverage or random."),

@@ -58,6 +58,18 @@ def test_more_tokens_and_larger_matrices_take_more(tmp_path: Path) -> None:
         assert found.peak_memory_bytes > base.peak_memory_bytes
 
 
+def test_the_sequential_rule_takes_more(tmp_path: Path) -> None:
+    """Another run of compressed blocks for methods that keep their targets; where targets are mixed, of the original."""
+    text = CalibrationOptions(source=str(TOKENS), sequences=1200, tokens_per_sequence=24, probe_sequences=2)
+    for method, mixed in (("curing", False), ("pifa", True)):
+        rules = [tiny_options(TOKENS, method, sequential=sequential, calibration=text) for sequential in (False, True)]
+        plain, sequential = (of(tmp_path / f"{method}{i}", rule, **LARGE) for i, rule in enumerate(rules))
+        assert sequential.seconds > plain.seconds
+        assert sequential.output_bytes == plain.output_bytes
+        assert (sequential.peak_memory_bytes > plain.peak_memory_bytes) == mixed
+        assert (sequential.temporary_bytes > plain.temporary_bytes) == mixed
+
+
 @pytest.mark.parametrize("method", ["cur", "curing", "row-id", "pifa", "svd-llm", "neurons", "auto"])
 def test_every_method_has_an_estimate(tmp_path: Path, method: str) -> None:
     """The output is what the conversion then writes; the room on the disk covers it."""
