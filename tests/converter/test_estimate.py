@@ -59,7 +59,7 @@ def test_more_tokens_and_larger_matrices_take_more(tmp_path: Path) -> None:
 
 
 def test_the_sequential_rule_takes_more(tmp_path: Path) -> None:
-    """Another run of compressed blocks for methods that keep their targets; where targets are mixed, of the original."""
+    """Compressed blocks run twice; where targets are mixed, the original is run and held beside them."""
     text = CalibrationOptions(source=str(TOKENS), sequences=1200, tokens_per_sequence=24, probe_sequences=2)
     for method, mixed in (("curing", False), ("pifa", True)):
         rules = [tiny_options(TOKENS, method, sequential=sequential, calibration=text) for sequential in (False, True)]
