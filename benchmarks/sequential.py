@@ -1,7 +1,7 @@
 """What `--sequential` changes: the same matrices, ranks and calibration text, with the rule and without.
 
 KL is exact: the original runs through its own exported graph on the same text. Differences are paired: window by window
-of the text, with the standard error of their mean.
+of the text, with the standard error of their mean. What stands in `--results` is not measured again.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from common import MODEL, MODEL_NAME, machine, publish, table
+from common import MODEL, MODEL_NAME, ROOT, machine, publish, table
 from numpy.typing import NDArray
-from quality import Recorded
+from quality import Recorded, Results
 
 from curconvert import CalibrationOptions, ConvertOptions, SourceOptions, convert, export
 from curconvert.allocation.budgets import options_for_size
@@ -30,6 +31,7 @@ PAPER_DENSITY = 0.4228
 """Of q/k/gate in nine layers: the size of C·U·R at the paper's rank 128, as benchmarks/paper_setting.py finds it."""
 PAPER = "q/k/gate of 9 layers"
 WHOLE = "all linears, 0.9 of all parameters"
+RULES = ("–", "`--sequential`")
 HEADER = ["matrices", "method", "parameters", "rule", "KL", "difference, paired", "perplexity", "conversion, s"]
 
 
@@ -39,7 +41,7 @@ def main() -> None:
     source = SourceOptions(options.model)
     calibration = CalibrationOptions(source=options.calibration, sequences=options.sequences)
     checkpoint = open_checkpoint(options.model)
-    settings = [(PAPER, method) for method in options.paper] + [(WHOLE, method) for method in options.whole]
+    cases = [(PAPER, method) for method in options.paper] + [(WHOLE, method) for method in options.whole]
 
     def chosen(where: str, method: str, sequential: bool) -> ConvertOptions:
         values = {"calibration": calibration, "sequential": sequential}
@@ -48,46 +50,61 @@ def main() -> None:
         size = {"rank": 128} if method == "cur" else {"density": PAPER_DENSITY}
         return ConvertOptions.for_method(method, **size, **values)
 
+    setting = {
+        "calibration": f"{calibration.sequences} × {calibration.tokens_per_sequence} tokens of "
+        f"{Path(options.calibration).name}",
+        "text": f"{options.text.name}, {options.max_tokens // options.window} windows of {options.window} tokens",
+    }
+    results = Results(options.results, setting)
+    wanted = [(where, method, rule) for where, method in cases for rule in RULES]
+    missing = [case for case in wanted if not results.has(", ".join(case), 0, "windows")]
+    with tempfile.TemporaryDirectory(dir=options.scratch) as temporary:
+        folder = Path(temporary)
+        if missing:
+            export(source, folder / "original")
+            text = options.text.read_text(encoding="utf-8")
+            windows = text_windows(Artifact.open(folder / "original"), text, options.window, options.max_tokens)
+            original = Recorded(load(folder / "original", graph="portable"), windows, folder / "logits")
+        for where, method, rule in missing:
+            start = time.perf_counter()
+            asked = chosen(where, method, rule != RULES[0])
+            result = convert(source, folder / "out", asked, overwrite=True, verification=None)
+            seconds = time.perf_counter() - start
+            assert result.plan is not None
+            found = measured(load(folder / "out", graph="portable"), original, windows)
+            name = ", ".join((where, method, rule))
+            point = {"method": name, "target": 0, "parameters": result.plan.parameters_after}
+            results.add({**point, "seconds": seconds, **found})
+            print(point, np.mean(found["windows"]), found["perplexity"], seconds, file=sys.stderr, flush=True)
     rows = []
-    with tempfile.TemporaryDirectory(dir=options.scratch) as name:
-        folder = Path(name)
-        export(source, folder / "original")
-        text = options.text.read_text(encoding="utf-8")
-        windows = text_windows(Artifact.open(folder / "original"), text, options.window, options.max_tokens)
-        original = Recorded(load(folder / "original", graph="portable"), windows, folder / "logits")
-        for where, method in settings:
-            before: NDArray[np.float64] | None = None
-            for sequential in (False, True):
-                wanted, start = chosen(where, method, sequential), time.perf_counter()
-                result = convert(source, folder / "out", wanted, overwrite=True, verification=None)
-                seconds = time.perf_counter() - start
-                assert result.plan is not None
-                kl, perplexity = measured(load(folder / "out", graph="portable"), original, windows)
-                rows.append([
-                    where, f"`{method}`", f"{result.plan.parameters_after:,}", "`--sequential`" if sequential else "–",
-                    f"{kl.mean():.4f}", "–" if before is None else spread(kl - before), f"{perplexity:.2f}",
-                    f"{seconds:.0f}",
-                ])  # fmt: skip
-                print(*rows[-1], file=sys.stderr, flush=True)
-                before = kl
+    for where, method in cases:
+        pair = [results.points[", ".join((where, method, rule)), 0] for rule in RULES]
+        plain = np.array(pair[0]["windows"])
+        for rule, point in zip(RULES, pair, strict=True):
+            kl = np.array(point["windows"])
+            rows.append([
+                where, f"`{method}`", f"{point['parameters']:,}", rule, f"{kl.mean():.4f}",
+                "–" if rule == RULES[0] else spread(kl - plain), f"{point['perplexity']:.2f}",
+                f"{point['seconds']:.0f}",
+            ])  # fmt: skip
     publish(
         "sequential",
-        f"""{MODEL_NAME}, float32. Calibration: {calibration.sequences} × {calibration.tokens_per_sequence} tokens of
-{Path(options.calibration).name}. Text: {options.text.name}, {len(windows)} windows of {options.window} tokens; KL in
-nats, exact over the whole vocabulary; ± standard error over windows. {machine()}.
+        f"""{MODEL_NAME}, float32. Calibration: {setting["calibration"]}. Text: {setting["text"]}; KL in nats, exact
+over the whole vocabulary; ± standard error over windows. {machine()}.
 
 {table(HEADER, rows)}
 
-Made by `python benchmarks/sequential.py --text {options.text.name} --calibration {Path(options.calibration).name}`.
+Made by `python benchmarks/sequential.py --text {options.text.name} --calibration {Path(options.calibration).name}
+--sequences {calibration.sequences} --paper {" ".join(options.paper)} --whole {" ".join(options.whole)}`.
 """,
     )
 
 
-def measured(session: Session, original: Recorded, windows: NDArray[np.int64]) -> tuple[NDArray[np.float64], float]:
+def measured(session: Session, original: Recorded, windows: NDArray[np.int64]) -> dict[str, Any]:
     """Return the mean KL of each window, and the perplexity over all of them."""
     found = [exact_fidelity(session, original, row[None]) for row in windows]
     perplexity = np.exp(np.mean([np.log(f.perplexity_compressed) for f in found]))  # windows have one length
-    return np.array([f.kl.mean for f in found]), float(perplexity)
+    return {"windows": [f.kl.mean for f in found], "perplexity": float(perplexity)}
 
 
 def spread(differences: NDArray[np.float64]) -> str:
@@ -102,10 +119,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--text", type=Path, required=True, help="evaluation text, UTF-8")
     parser.add_argument("--calibration", required=True, help="another text than the evaluation's")
     parser.add_argument("--sequences", type=int, default=128)
-    parser.add_argument("--paper", nargs="*", default=["cur", "svd-llm", "pifa"], help=f"methods on {PAPER}")
+    parser.add_argument("--paper", nargs="*", default=["cur", "pifa"], help=f"methods on {PAPER}")
     parser.add_argument("--whole", nargs="*", default=["svd-llm", "row-id", "pifa"], help=f"methods on {WHOLE}")
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--max-tokens", type=int, default=24 * 512)
+    parser.add_argument("--results", type=Path, default=ROOT / ".cache" / "benchmarks" / "sequential.jsonl")
     parser.add_argument("--scratch", type=Path, help="folder for temporary files; the original's logits take gigabytes")
     return parser.parse_args()
 
