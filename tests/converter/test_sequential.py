@@ -180,3 +180,22 @@ def test_layers_before_the_first_compressed_one_are_run_once(
     first = {name: share for name, share in found.items() if layer_of(name) == 1}
     assert {linear_of(name) for name, share in first.items() if share == 0.0} == {"q_proj", "k_proj", "v_proj"}
     assert all(share for name, share in found.items() if layer_of(name) == 2)
+
+
+def test_a_conversion_that_is_interrupted_after_every_block_gives_the_same_bytes(
+    tmp_path: Path, model: TinyModel, text: Path
+) -> None:
+    """The original's states are kept beside the compressed model's."""
+    options, source = asked(text, "cur"), SourceOptions(str(model.folder))
+    run(model, tmp_path / "whole", options)
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "compress" and done < total:
+            raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            convert(source, tmp_path / "out", options, verification=None, progress=stop)
+    convert(source, tmp_path / "out", options, verification=None, progress=stop)
+    found, expected = ({path.name: path.read_bytes() for path in (tmp_path / x).iterdir()} for x in ("out", "whole"))
+    assert found == expected
