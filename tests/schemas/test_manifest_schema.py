@@ -98,6 +98,7 @@ def test_calibration_and_metrics_pass() -> None:
         (lambda m: m["matrices"][0].update(shape=[6]), "$.matrices[0].shape"),
         (lambda m: m["matrices"][0].update(name="x.bias"), "$.matrices[0].name"),
         (lambda m: m["matrices"][0].update(relative_output_error=-1), "$.matrices[0].relative_output_error"),
+        (lambda m: m["matrices"][0].update(teacher_share=1.5), "$.matrices[0].teacher_share"),
         (lambda m: m["matrices"][0]["bound"].pop("eta_rows"), "$.matrices[0].bound"),
         (lambda m: m.update(graphs={}), "$.graphs"),
         (lambda m: m["graphs"]["fused"].update(padding="left"), "$.graphs.fused.padding"),
