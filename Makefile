@@ -25,11 +25,11 @@ clients: .venv-optimum/.stamp
 model: venv
 	$(BIN)/python tools/fetch_model.py
 
-# optimum-onnx pins an older transformers than the converter needs, so this client has an environment of its own.
+# optimum-onnx pins an older transformers than the converter needs, so these clients have an environment of their own.
 .venv-optimum/.stamp: Makefile
 	$(PYTHON) -m venv .venv-optimum
 	.venv-optimum/bin/python -m pip install --quiet \
-		torch==2.13.0 optimum-onnx==0.1.0 'transformers<4.58' onnxruntime==1.31.1
+		torch==2.13.0 optimum-onnx==0.1.0 'transformers<4.58' onnxruntime==1.31.1 -e .
 	touch $@
 
 demo: venv model

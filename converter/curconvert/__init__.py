@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import wrapt
+
 if TYPE_CHECKING:
     from curconvert.calibration.text import CalibrationOptions
     from curconvert.execution.executor import ExecutionOptions
@@ -27,6 +29,12 @@ _HOMES = {
     "ExecutionOptions": "curconvert.execution.executor",
     "SourceOptions": "curconvert.options",
 }
+
+
+@wrapt.when_imported("transformers.quantizers.auto")
+def _register(_module: Any) -> None:
+    """Let transformers load artifacts; it is never imported for this alone."""
+    from curconvert import transformers_quantizer  # noqa: F401 - it registers itself
 
 
 def __getattr__(name: str) -> Any:

@@ -66,7 +66,7 @@ def build_torch_model(artifact: Artifact) -> nn.Module:
         IntegrityError: A tensor that the config asks for is missing or of another shape, or one is left over.
         InputError: transformers refuses the config.
     """
-    model = build_skeleton(artifact.config)
+    model = build_skeleton({key: value for key, value in artifact.config.items() if key != "quantization_config"})
     unused = {name for name in artifact.tensors if not name.endswith(PROVENANCE)}
     factored = {m["name"]: m for m in artifact.manifest["matrices"] if m["form"] != "dense"}
 

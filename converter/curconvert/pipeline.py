@@ -162,7 +162,7 @@ def export(
                 writer.copy(name, checkpoint.read(name), checkpoint.tensors[name])
                 progress("export", done, len(checkpoint.tensors))
             writer.finish()
-        write_model_files(work, checkpoint, companions, dtype, writer.tensors, {}, {})
+        write_model_files(work, checkpoint, companions, dtype, writer.tensors)
         manifest = build_manifest(checkpoint, dtype)
         write_reports(work, manifest)
         seal(work, manifest)

@@ -255,9 +255,7 @@ def produce(
         writer.finish()
     probes = pack_probes(tokens.probes, measured.original.outputs, parity)
     save_tensors(work / "probes.safetensors", {name: torch.from_numpy(v) for name, v in probes.items()})
-    forms = {m.name: m.form for m in decided.matrices if m.form != "dense"}
-    owners = {m.name: m.shared.matrices[0] for m in decided.matrices if m.shared}
-    write_model_files(work, checkpoint, prepared.companions, prepared.dtype, writer.tensors, forms, owners)
+    write_model_files(work, checkpoint, prepared.companions, prepared.dtype, writer.tensors, decided.matrices)
     manifest = build_manifest(checkpoint, prepared.dtype, decided, reports, options, tokens)
     peak = peak_memory()
     return _verify_and_seal(work, manifest, verification, progress), peak

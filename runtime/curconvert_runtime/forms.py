@@ -65,6 +65,10 @@ class Shared:
         found = matrix.get("shared")
         return None if found is None else cls((found["matrices"][0], found["matrices"][1]), found["rows"])
 
+    def to_json(self) -> dict[str, Any]:
+        """Return what `of` reads."""
+        return {"matrices": list(self.matrices), "rows": self.rows}
+
 
 def factor_shapes(
     form: str, shape: tuple[int, int], rank: int, shared: Shared | None = None

@@ -1,4 +1,4 @@
-"""Every form is served by optimum and onnxruntime-genai as torch computes it."""
+"""Every form is served by optimum, onnxruntime-genai and transformers as our own torch model computes it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from curconvert.options import SourceOptions
 from curconvert.parity import build_torch_model
@@ -14,7 +15,7 @@ from curconvert.pipeline import convert
 from curconvert_runtime import Artifact
 from curconvert_runtime.forms import FORMS
 from support.checkpoints import make_layers_alike
-from support.clients import genai, optimum
+from support.clients import genai, optimum, transformers4
 from support.families import make_checkpoint
 from support.tiny_runs import add_tokenizer, tiny_options, token_file
 
@@ -85,6 +86,34 @@ def test_optimum_serves_every_form(artifacts: dict[str, Path], answers: list[lis
     """The portable graph, a left-padded batch of three."""
     served = optimum([*artifacts.values()], PROMPTS, NEW)  # an answer that ends before the others is padded
     assert [ended(rows) for rows in served] == [ended(rows) for rows in answers]
+
+
+@pytest.mark.clients
+def test_transformers_4_loads_every_form(artifacts: dict[str, Path], answers: list[list[list[int]]]) -> None:
+    """`import curconvert` and `from_pretrained` in 4.57: no tensor missing, none left over."""
+    assert transformers4([*artifacts.values()], PROMPTS, NEW) == answers
+
+
+def test_transformers_loads_every_form_and_writes_it_back(artifacts: dict[str, Path], tmp_path: Path) -> None:
+    """The same in 5, in this process; what `save_pretrained` writes gives the same logits, bit for bit."""
+    ids = torch.tensor(PROMPTS[:1])
+    for name, path in artifacts.items():
+        model = from_pretrained(path)
+        expected = build_torch_model(Artifact.open(path))(ids).logits
+        torch.testing.assert_close(model(ids).logits, expected, rtol=0, atol=1e-4)
+        model.save_pretrained(tmp_path / name)
+        again = from_pretrained(tmp_path / name)
+        assert torch.equal(again(ids).logits, model(ids).logits)
+        assert {k: v.shape for k, v in again.state_dict().items()} == {
+            k: v.shape for k, v in model.state_dict().items()
+        }
+
+
+def from_pretrained(path: Path) -> Any:
+    """Load as a user does, and refuse what transformers only warns of."""
+    model, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True)
+    assert not any(info.values()), info
+    return model.eval()
 
 
 def test_genai_serves_every_form(artifacts: dict[str, Path], answers: list[list[list[int]]]) -> None:

@@ -109,6 +109,17 @@ def test_genai_says_what_our_runtime_says(folder: Path, answer: str) -> None:
     assert run(block("genai"), folder) == answer
 
 
+def test_transformers_says_what_our_runtime_says(folder: Path, answer: str) -> None:
+    """transformers 5 gives the same text."""
+    assert run(block("transformers"), folder) == answer
+
+
+@pytest.mark.clients
+def test_transformers_4_says_what_our_runtime_says(folder: Path, answer: str) -> None:
+    """And so does 4.57."""
+    assert run(block("transformers"), folder, OPTIMUM) == answer
+
+
 @pytest.mark.clients
 def test_optimum_says_what_our_runtime_says(folder: Path, answer: str) -> None:
     """optimum's ORTModelForCausalLM gives the same text, in an environment without this project."""

@@ -1,4 +1,4 @@
-"""Other people's software that serves an artifact: optimum, in an environment of its own, and onnxruntime-genai."""
+"""Other people's software that serves an artifact: onnxruntime-genai, and optimum and transformers 4 in their own."""
 
 from __future__ import annotations
 
@@ -24,6 +24,25 @@ for folder in request["folders"]:
         max_new_tokens=request["new"], do_sample=False, pad_token_id=0,
     )
     answers.append(out[:, len(request["ids"][0]):].tolist())
+print(json.dumps(answers))
+"""
+
+_TRANSFORMERS = """
+import json, sys, torch, transformers, curconvert
+assert transformers.__version__.startswith("4.57")
+request = json.loads(sys.argv[1])
+answers = []
+for folder in request["folders"]:
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values()), info
+    rows = []
+    for row in request["ids"]:
+        ids = torch.tensor([row])
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=request["new"], do_sample=False, pad_token_id=0
+        )
+        rows.append(out[0, len(row):].tolist())
+    answers.append(rows)
 print(json.dumps(answers))
 """
 
@@ -65,6 +84,11 @@ def optimum(folders: Sequence[Path], prompts: Tokens, new: int) -> list[Tokens]:
     ids = [[0] * (width - len(row)) + row for row in prompts]
     mask = [[0] * (width - len(row)) + [1] * len(row) for row in prompts]
     return _run(_OPTIMUM_PYTHON, _OPTIMUM, {"folders": [*map(str, folders)], "ids": ids, "mask": mask, "new": new})
+
+
+def transformers4(folders: Sequence[Path], prompts: Tokens, new: int) -> list[Tokens]:
+    """Continue prompts greedily with transformers 4.57, one by one; it loads the factors into its own model."""
+    return _run(_OPTIMUM_PYTHON, _TRANSFORMERS, {"folders": [*map(str, folders)], "ids": prompts, "new": new})
 
 
 def genai(folders: Sequence[Path], prompts: Tokens, new: int) -> list[Tokens]:

@@ -95,7 +95,7 @@ def _matrix(plan: MatrixPlan, report: Factorization | None) -> dict[str, Any]:
         "basis": report.basis if report else None,
         "parameters_before": plan.parameters_before,
         "parameters_after": plan.parameters_after,
-        "shared": None if shared is None else {"matrices": list(shared.matrices), "rows": shared.rows},
+        "shared": None if shared is None else shared.to_json(),
         "corrected_bias": report is not None and report.corrected_bias,
         "teacher_share": report.teacher_share if report else None,
         "reason": plan.reason,

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from curconvert.artifact.quantization_config import quantization_config
 from curconvert.artifact.safetensors_writer import TensorSpec
 from curconvert.checkpoint.config import with_dtype
 from curconvert.checkpoint.types import Checkpoint, Companions, TensorInfo
 from curconvert.errors import InputError
 from curconvert.graph import build_graphs, genai_config, save_graphs
-from curconvert.planning import Plan
+from curconvert.planning import MatrixPlan, Plan
 from curconvert_runtime.forms import factor_name, factor_shapes, index_lengths
 
 
@@ -44,8 +45,7 @@ def write_model_files(
     companions: Companions,
     dtype: str,
     tensors: Mapping[str, TensorInfo],
-    forms: Mapping[str, str],
-    owners: Mapping[str, str],
+    matrices: Iterable[MatrixPlan] = (),
 ) -> None:
     """Write what belongs to the weights: config, tokenizer, graphs, onnxruntime-genai's settings.
 
@@ -55,11 +55,13 @@ def write_model_files(
         companions: Files that are passed on.
         dtype: Deployed dtype.
         tensors: Where each stored tensor lies.
-        forms: Of the matrices that are not dense, by weight name.
-        owners: Of those that take another matrix's R, the weight name that it is stored under.
+        matrices: Of the decided plan.
     """
-    config = with_dtype(checkpoint.config, dtype)
-    _write_json(work / "config.json", config)
+    config, compressed = with_dtype(checkpoint.config, dtype), [m for m in matrices if m.rank is not None]
+    forms = {m.name: m.form for m in compressed}
+    owners = {m.name: m.shared.matrices[0] for m in compressed if m.shared}
+    loading = quantization_config(compressed)
+    _write_json(work / "config.json", {**config, "quantization_config": loading} if loading else config)
     for name, source in companions.copied.items():
         shutil.copyfile(source, work / name)
     for name, content in companions.written.items():

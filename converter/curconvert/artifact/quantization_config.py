@@ -1,0 +1,28 @@
+"""What an artifact's config.json tells transformers: which linears are compressed, and how they are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # transformers reads this without the converter's other packages
+    from curconvert.planning import MatrixPlan
+
+QUANT_METHOD = "curconvert"
+QUANTIZATION_VERSION = 1
+
+
+def quantization_config(matrices: Iterable[MatrixPlan]) -> dict[str, Any]:
+    """Return the entries of `quantization_config`; empty where nothing is compressed, as for any dense model.
+
+    Args:
+        matrices: Of the decided plan.
+    """
+    found: dict[str, Any] = {}
+    for matrix in matrices:
+        if matrix.rank is None:
+            continue
+        found[matrix.name] = {"form": matrix.form, "rank": matrix.rank}
+        if matrix.shared:
+            found[matrix.name]["shared"] = matrix.shared.to_json()
+    return {"quant_method": QUANT_METHOD, "version": QUANTIZATION_VERSION, "matrices": found} if found else {}
