@@ -85,6 +85,11 @@ class Block:
             output: Tensor = self.layer(hidden.to(self._device), **placed(kwargs, self._device))
         return output.to(hidden.device)
 
+    def trained(self, hidden: Tensor) -> Tensor:
+        """Run the block as `forward` does, with gradients for those of its parameters that want them."""
+        output: Tensor = self.layer(hidden, **self._kwargs[hidden.shape[0], hidden.shape[1]])
+        return output
+
     def backward(self, hidden: Tensor, gradient: Tensor) -> Tensor:
         """Run the block forwards and backwards.
 
