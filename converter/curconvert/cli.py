@@ -9,9 +9,10 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,18 +21,23 @@ from curconvert.cli_options import (
     FilePath,
     calibration_options,
     execution_options,
+    heal_options,
     method_options,
     numeric_options,
     source_options,
     thresholds,
     to_calibration,
     to_execution,
+    to_healing,
     to_options,
     to_source,
 )
 from curconvert.errors import BackendError, CurConvertError, InputError
 from curconvert.interruption import Interrupted, stoppable
 from curconvert_runtime import __version__
+
+if TYPE_CHECKING:
+    from curconvert_runtime.fidelity import Progress
 
 _MODEL_SOURCES = "a .safetensors or .gguf file, a Hugging Face folder, or a hub id"
 _HEAVY = (
@@ -109,6 +115,26 @@ def main() -> None:
 
 _out = click.option("--output", "-o", "out", required=True, type=FilePath(), help="Folder to create.")
 _overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing artifact.")
+_resume = click.option(
+    "--resume/--no-resume",
+    default=True,
+    show_default=True,
+    help="Go on from where an interrupted run of the same command stopped, or drop its work.",
+)
+
+
+@contextmanager
+def _resumable(out: Path, quiet: bool) -> Iterator[Progress]:
+    """Show progress; turn a signal into the message that says whether the work can be gone on with."""
+    from curconvert.artifact.workspace import RESUME, workspace_of
+
+    try:
+        with render.progress(quiet) as bars, stoppable(bars, announce=not quiet) as progress:
+            yield progress
+    except Interrupted as stop:
+        kept = workspace_of(out).exists()
+        message = f"interrupted; {RESUME}" if kept else "interrupted; nothing was written"
+        _fail(message, stop.exit_code, debug=False)
 
 
 @main.command()
@@ -119,12 +145,7 @@ _overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing
 @execution_options
 @_overwrite
 @click.option("--no-verify", is_flag=True, help="Publish without running the verification.")
-@click.option(
-    "--resume/--no-resume",
-    default=True,
-    show_default=True,
-    help="Go on from where an interrupted run of the same conversion stopped, or drop its work.",
-)
+@_resume
 @_common
 def convert(
     model: str, config: Path | None, config_set: dict[str, str], revision: str | None, out: Path, overwrite: bool,
@@ -133,23 +154,17 @@ def convert(
 ) -> None:  # fmt: skip
     """Compress MODEL into a verified artifact: a .safetensors or .gguf file, a Hugging Face folder, or a hub id."""
     _require_converter()
-    from curconvert.artifact.workspace import RESUME, workspace_of
     from curconvert.pipeline import convert as run
     from curconvert_runtime.verification import VerifyOptions
 
     options = to_options(method, max_kl)
     gates = None if no_verify else VerifyOptions(max_kl, min_top1, max_ppl_ratio, max_parity)
-    try:
-        with render.progress(quiet) as bars, stoppable(bars, announce=not quiet) as progress:
-            result = run(
-                to_source(model, config, config_set, revision), out, options,
-                overwrite=overwrite, resume=resume, verification=gates,
-                execution=to_execution(executor, workers), progress=progress,
-            )  # fmt: skip
-    except Interrupted as stop:
-        kept = workspace_of(out).exists()
-        message = f"interrupted; {RESUME}" if kept else "interrupted; nothing was written"
-        _fail(message, stop.exit_code, debug=False)
+    with _resumable(out, quiet) as progress:
+        result = run(
+            to_source(model, config, config_set, revision), out, options,
+            overwrite=overwrite, resume=resume, verification=gates,
+            execution=to_execution(executor, workers), progress=progress,
+        )  # fmt: skip
     if as_json:
         click.echo(json.dumps(render.conversion_json(result)))
     elif not quiet:
@@ -268,6 +283,39 @@ def export(
         click.echo(json.dumps(render.conversion_json(result)))
     elif not quiet:
         render.conversion(result)
+
+
+@main.command()
+@click.argument("artifact", type=FilePath())
+@click.option("--against", required=True, help=f"The original that it was made from: {_MODEL_SOURCES}.")
+@_out
+@heal_options
+@thresholds
+@_overwrite
+@click.option("--no-verify", is_flag=True, help="Publish without running the verification.")
+@_resume
+@_common
+def heal(
+    artifact: Path, against: str, out: Path, overwrite: bool, no_verify: bool, resume: bool, as_json: bool, quiet: bool,
+    max_kl: float | None, min_top1: float | None, max_ppl_ratio: float | None, max_parity: float, **values: Any,
+) -> None:  # fmt: skip
+    """Train the linking factors of ARTIFACT towards the original; size and graphs stay what they are."""
+    _require_converter()
+    from curconvert.healing.run import heal as run
+    from curconvert.options import SourceOptions
+    from curconvert_runtime.verification import VerifyOptions
+
+    options = to_healing(values)
+    gates = None if no_verify else VerifyOptions(max_kl, min_top1, max_ppl_ratio, max_parity)
+    with _resumable(out, quiet) as progress:
+        result = run(
+            artifact, SourceOptions(against), out, options,
+            overwrite=overwrite, resume=resume, verification=gates, progress=progress,
+        )  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(render.healing_json(result)))
+    elif not quiet:
+        render.healing(result)
 
 
 @main.command()

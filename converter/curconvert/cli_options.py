@@ -111,6 +111,51 @@ method_options = _stacked(
 )
 
 
+heal_options = _stacked(
+    click.option("--seed", type=int, help="Seed of the order of the sequences, and of which are taken. [0]"),
+    click.option("--probe-sequences", type=int, help="Sequences held out, to end training by. [16]"),
+    click.option("--data-tokens", type=int, help="Tokens of a sequence. [128]"),
+    click.option("--data-sequences", type=int, help="Training sequences at most. [8192]"),
+    click.option("--text-field", help="Field of a JSONL line that holds the text. [text]"),
+    click.option(
+        "--data", metavar="SOURCE", help="builtin, a text or .jsonl file, or .safetensors token ids. [builtin]"
+    ),
+    click.option(
+        "--checkpointing", is_flag=True, help="Less memory for more time: compute activations again on the way back."
+    ),
+    click.option("--patience", type=int, help="Measurements without a better one before training ends. [5]"),
+    click.option("--evaluate-every", type=int, help="Steps between measurements, which are also kept to resume. [50]"),
+    click.option("--warmup", type=int, help="Steps in which the learning rate rises. [100]"),
+    click.option("--learning-rate", type=float, help="The highest; it falls along a cosine. [3e-4]"),
+    click.option("--accumulate", type=int, help="Parts that a batch is computed in. [1]"),
+    click.option("--batch", type=int, help="Sequences of a step. [16]"),
+    click.option("--steps", type=int, help="Steps of AdamW at most; with --mode blocks for each block. [2000]"),
+    click.option("--kl", type=float, help="Weight of KL(original ‖ healed). [0]"),
+    click.option("--ce", type=float, help="Weight of the cross-entropy on the text. [0.1]"),
+    click.option("--hidden", type=float, help="Weight of the hidden states' mean squared error. [0.9]"),
+    click.option("--mode", help="whole: the model as one; blocks: each by itself, one in memory. [whole]"),
+    click.option("--train", help="u: linking factors; u+norms: the norms' scales too. [u]"),
+)
+
+
+def to_healing(values: dict[str, Any]) -> Any:
+    """Build the options of `heal`; what is not given keeps its default."""
+    from curconvert.calibration.text import CalibrationOptions
+    from curconvert.healing.options import SEQUENCES, HealOptions
+
+    text = {
+        "source": values.pop("data"),
+        "text_field": values.pop("text_field"),
+        "sequences": values.pop("data_sequences"),
+        "tokens_per_sequence": values.pop("data_tokens"),
+        "probe_sequences": values.pop("probe_sequences"),
+        "seed": values["seed"],
+    }
+    given = {name: value for name, value in text.items() if value is not None}
+    data = CalibrationOptions(**{"sequences": SEQUENCES, **given})
+    return HealOptions(data=data, **{name: value for name, value in values.items() if value is not None})
+
+
 def to_calibration(values: dict[str, Any]) -> Any:
     """Take the calibration's options out of a command's."""
     from curconvert.calibration.text import CalibrationOptions

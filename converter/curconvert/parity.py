@@ -87,9 +87,10 @@ def build_torch_model(artifact: Artifact) -> nn.Module:
                     raise IntegrityError(
                         f"{artifact.path}: {name} has shape {matrix['shape']}, config.json asks for {wanted}"
                     )
-                bias = None if owner.bias is None else take(f"{stem}.bias")
-                factors = {suffix: take(factor) for suffix, factor in _factors(matrix).items()}
-                _replace(model, owner, factored_linear(matrix["form"], factors, bias))
+                if owner.bias is not None:
+                    take(f"{stem}.bias")
+                unused.difference_update(_factors(matrix).values())
+                _replace(model, owner, linear_of_artifact(artifact, matrix))
             continue
         tied = name == HEAD and HEAD not in artifact.tensors and artifact.config.get("tie_word_embeddings")
         value = take(EMBEDDING if tied else name)
@@ -101,6 +102,19 @@ def build_torch_model(artifact: Artifact) -> nn.Module:
     if unused:
         raise IntegrityError(f"{artifact.path}: config.json has no place for tensors {', '.join(sorted(unused)[:5])}")
     return model
+
+
+def linear_of_artifact(artifact: Artifact, matrix: Mapping[str, Any]) -> nn.Module:
+    """Build the linear of one of the manifest's matrices, in float32.
+
+    Args:
+        artifact: Where its factors are stored, and its bias if there is one.
+        matrix: The manifest's row.
+    """
+    factors = {suffix: stored_tensor(artifact, name) for suffix, name in _factors(matrix).items()}
+    name = bias_of(matrix["name"])
+    bias = stored_tensor(artifact, name) if name in artifact.tensors else None
+    return factored_linear(matrix["form"], factors, bias)
 
 
 def _factors(matrix: Mapping[str, Any]) -> dict[str, str]:
@@ -181,8 +195,8 @@ def check_slices(path: str | Path, original: str | Path | Checkpoint) -> list[Ch
     Returns:
         Three checks: the source files' sha256; C and R as columns and rows of the original weight (R of a `subspace`
         basis is not made of them), and the kept rows of smaller MLPs and of q_proj and k_proj; every other tensor, a
-        bias of kept rows too. Of a bias that the manifest calls corrected, only the shape: its value depends on the
-        calibration text.
+        bias of kept rows too. Of a bias that the manifest calls corrected, and of what was trained, only the shape:
+        their values depend on a text.
 
     Raises:
         CurConvertError: Either cannot be opened.
@@ -238,6 +252,7 @@ def _other_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[str]:
     factors = {name for m in rows for name in _factors(m).values()}
     cut = {bias_of(m["name"]) for m in rows if m["form"] == "modular_rows"}
     corrected = {bias_of(m["name"]) for m in rows if m.get("corrected_bias")}
+    trained = set(artifact.manifest.get("healing", {}).get("tensors", ()))
     kept = set(artifact.tensors) - factors
     for name in sorted(kept ^ (set(checkpoint.tensors) - factored)):
         yield f"{name} is in {'the artifact' if name in kept else 'the original'} only"
@@ -245,7 +260,7 @@ def _other_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[str]:
         stored, wanted = stored_tensor(artifact, name), checkpoint.read(name)
         if name in cut:
             wanted = wanted.index_select(0, stored_tensor(artifact, f"{name.removesuffix('bias')}rows"))
-        if stored.shape != wanted.shape or not (name in corrected or _same_bits(stored, wanted)):
+        if stored.shape != wanted.shape or not (name in corrected | trained or _same_bits(stored, wanted)):
             yield f"{name} differs from the original"
 
 

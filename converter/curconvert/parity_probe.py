@@ -55,13 +55,20 @@ class ParityProbe:
             ids=self.ids,
             lengths=self.lengths,
             vocabulary=vocabulary,
-            logits=_padded([row[:, vocabulary] for row in logits], width, axis=0),
-            first_key=_padded(first, width, axis=1),
-            last_key=_padded(last, width, axis=1),
+            logits=padded([row[:, vocabulary] for row in logits], width, axis=0),
+            first_key=padded(first, width, axis=1),
+            last_key=padded(last, width, axis=1),
         )
 
 
-def _padded(rows: list[Tensor], width: int, axis: int) -> NDArray[np.float32]:
+def padded(rows: list[Tensor], width: int, axis: int) -> NDArray[np.float32]:
+    """Stack rows of unequal lengths, filled up with zeros.
+
+    Args:
+        rows: float tensors that differ in one axis only.
+        width: What that axis is filled up to.
+        axis: Which one it is.
+    """
     arrays = []
     for row in rows:
         pad = [(0, 0)] * row.ndim

@@ -258,7 +258,7 @@ def produce(
     write_model_files(work, checkpoint, prepared.companions, prepared.dtype, writer.tensors, decided.matrices)
     manifest = build_manifest(checkpoint, prepared.dtype, decided, reports, options, tokens)
     peak = peak_memory()
-    return _verify_and_seal(work, manifest, verification, progress), peak
+    return verify_and_seal(work, manifest, verification, progress), peak
 
 
 def inputs(checkpoint: Checkpoint, options: ConvertOptions) -> tuple[Path, ...]:
@@ -290,7 +290,7 @@ def torch_dtype(name: str) -> torch.dtype:
     return found
 
 
-def _verify_and_seal(
+def verify_and_seal(
     work: Path, manifest: dict[str, Any], verification: VerifyOptions | None, progress: Progress
 ) -> VerificationReport | None:
     """Verify the artifact as it will be published, and put what was measured into it."""

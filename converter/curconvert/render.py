@@ -23,6 +23,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from curconvert.estimate import Estimate
+    from curconvert.healing.run import Healing
     from curconvert.pipeline import Conversion
     from curconvert.planning import Plan
     from curconvert.sweep.table import Sweep
@@ -132,6 +133,31 @@ def conversion(result: Conversion) -> None:
         verification(result.report)
     if result.peak_memory_bytes:
         console.print(f"peak memory before verification: {result.peak_memory_bytes / 1e9:.2f} GB")
+    console.print(f"written: {result.path}")
+
+
+def healing_json(result: Healing) -> dict[str, Any]:
+    """Return a healing as JSON."""
+    return {
+        "path": str(result.path),
+        "trained_parameters": result.parameters,
+        "curves": {stage: [vars(point) for point in curve] for stage, curve in result.curves.items()},
+        "notices": list(result.notices),
+        "verification": None if result.report is None else result.report.to_json(),
+    }
+
+
+def healing(result: Healing) -> None:
+    """Print what was trained, and where the held-out measure began and ended."""
+    console = _console()
+    for notice in result.notices:
+        console.print(f"note: {notice}")
+    console.print(f"{result.parameters:,} parameters trained")
+    for stage, curve in result.curves.items():
+        best = min(curve, key=lambda point: point.held_out)
+        console.print(f"{stage}: held out {curve[0].held_out:.4f} → {best.held_out:.4f}, best after step {best.step}")
+    if result.report is not None:
+        verification(result.report)
     console.print(f"written: {result.path}")
 
 

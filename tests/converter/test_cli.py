@@ -419,6 +419,37 @@ def test_an_unknown_dtype_of_an_export_exits_2(home: Path, tmp_path: Path) -> No
     refused(call("export", home / "model", "-o", tmp_path / "o", "--dtype", "int4", "-q"), 2, "--dtype 'int4'")
 
 
+def heal(home: Path, out: Path, *arguments: str | Path) -> Result:
+    data = ("--data", home / "ids.safetensors", "--data-tokens", "24", "--probe-sequences", "2")
+    return call("heal", home / "out", "--against", home / "model", "-o", out, *data, "--warmup", "0", *arguments)
+
+
+def test_heal_trains_and_says_what_it_did(home: Path, tmp_path: Path) -> None:
+    """The curve as a summary or as JSON, and a verified artifact."""
+    done = heal(home, tmp_path / "out", "--steps", "4", "--batch", "4")
+    assert done.exit_code == 0, done.output
+    assert "parameters trained" in done.stdout
+    done = heal(home, tmp_path / "out", "--steps", "4", "--batch", "4", "--mode", "blocks", "--overwrite", "--json")
+    result = json.loads(done.stdout)
+    assert set(result["curves"]) == {"block-0", "block-1", "block-2"}
+    assert result["verification"]["passed"]
+    assert call("verify", tmp_path / "out", "--against", home / "model", "--quiet").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--steps", "0"), "--steps 0: expected at least 1"),
+        (("--train", "all"), "--train 'all': expected one of u, u+norms"),
+        (("--data", "no/such/file.txt"), "no/such/file.txt"),
+    ],
+)
+def test_bad_options_of_heal_exit_2(home: Path, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    """One line, and no output."""
+    refused(heal(home, tmp_path / "out", "--quiet", *arguments), 2, message)
+    assert not (tmp_path / "out").exists()
+
+
 def test_generate_prints_text_or_json(home: Path) -> None:
     """One prompt streams, several come in order; greedy is repeatable; a prompt may come from standard input."""
     arguments = ("--max-new-tokens", "6")
@@ -455,5 +486,5 @@ def test_help_lists_the_commands_without_torch() -> None:
         "assert not {'torch', 'transformers', 'onnxruntime'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for command in ("convert", "plan", "export", "verify", "inspect", "generate"):
+    for command in ("convert", "plan", "heal", "export", "verify", "inspect", "generate"):
         assert command in done.stdout

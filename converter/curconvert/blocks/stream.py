@@ -109,6 +109,11 @@ class Block:
             handle.remove()
         return found[0]
 
+    def trained(self, hidden: Tensor) -> Tensor:
+        """Run the block as `forward` does, with gradients for those of its parameters that want them."""
+        output: Tensor = self.layer(hidden, **self._kwargs[hidden.shape[0], hidden.shape[1]])
+        return output
+
     def backward(self, hidden: Tensor, gradient: Tensor) -> Tensor:
         """Run the block forwards and backwards.
 

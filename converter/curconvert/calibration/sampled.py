@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from transformers import DynamicCache
 
 from curconvert.blocks.skeleton import EMBEDDING, HEAD, build_skeleton, canonical_parameters, set_tensor
@@ -72,12 +73,7 @@ def sample(checkpoint: Checkpoint, first: Ids, length: int, seed: int, progress:
     Returns:
         (sequences, length).
     """
-    model = build_skeleton(checkpoint.config)
-    for name, owner, attribute in list(canonical_parameters(model)):
-        if name != HEAD or HEAD in checkpoint.tensors:
-            set_tensor(owner, attribute, checkpoint.read(name).to(torch.float32))
-    if HEAD not in checkpoint.tensors:
-        set_tensor(model.get_submodule("lm_head"), "weight", model.get_parameter(EMBEDDING))
+    model = resident_model(checkpoint)
     generator = torch.Generator().manual_seed(seed)
     cache = DynamicCache()
     ids = torch.from_numpy(first.astype(np.int64))[:, None]
@@ -87,6 +83,17 @@ def sample(checkpoint: Checkpoint, first: Ids, length: int, seed: int, progress:
             ids = torch.cat([ids, torch.multinomial(logits.softmax(-1), 1, generator=generator)], dim=1)
             progress("sample", done, length - 1)
     return np.asarray(ids.numpy())
+
+
+def resident_model(checkpoint: Checkpoint) -> nn.Module:
+    """Build transformers' model of a checkpoint with all its weights, in float32."""
+    model = build_skeleton(checkpoint.config)
+    for name, owner, attribute in list(canonical_parameters(model)):
+        if name != HEAD or HEAD in checkpoint.tensors:
+            set_tensor(owner, attribute, checkpoint.read(name).to(torch.float32))
+    if HEAD not in checkpoint.tensors:
+        set_tensor(model.get_submodule("lm_head"), "weight", model.get_parameter(EMBEDDING))
+    return model
 
 
 def _spread(count: int, share: float) -> NDArray[np.intp]:

@@ -1,0 +1,76 @@
+"""An artifact with other numbers in some of its tensors: the same files, the same sizes, the same graphs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from curconvert.artifact.safetensors_writer import all_finite, save_tensors
+from curconvert.errors import InputError
+from curconvert.parity_probe import padded
+from curconvert_runtime.artifact import Artifact
+from curconvert_runtime.probes import PROBES, CompressedProbe, Probes
+
+
+def copy_with(artifact: Artifact, work: Path, values: Mapping[str, Tensor]) -> None:
+    """Copy an artifact's files into an empty folder, with other values for some tensors.
+
+    Args:
+        artifact: What is copied; its manifest is not.
+        work: The folder.
+        values: By stored name, in the stored shape; rounded to the stored dtype.
+
+    Raises:
+        InputError: A value does not fit the stored dtype.
+    """
+    for name in artifact.manifest["files"]:
+        shutil.copyfile(artifact.path / name, work / name)
+    dtype = getattr(torch, artifact.model["dtype"])
+    for name, value in values.items():
+        stored, header = value.to(dtype).contiguous(), artifact.tensors[name]
+        if not all_finite(stored):
+            raise InputError(f"{name}: does not fit {artifact.model['dtype']} after healing; lower --learning-rate")
+        with (work / header.file.name).open("r+b") as file:
+            file.seek(header.offset)
+            file.write(stored.view(torch.uint8).numpy().tobytes())
+
+
+def write_probes(folder: Path, probes: Probes, model: nn.Module) -> None:
+    """Write the probe file with the answers of another compressed model.
+
+    Args:
+        folder: Gets the file.
+        probes: The original's answers, and which tokens the compressed model is asked about.
+        model: The compressed model in float32, its weights rounded as they are stored.
+    """
+    asked, logits, first, last = probes.compressed, [], [], []
+    for row, length in zip(asked.ids, asked.lengths, strict=True):
+        cache = DynamicCache()
+        with torch.inference_mode():
+            output = model(
+                input_ids=torch.from_numpy(row[:length].astype("int64"))[None], past_key_values=cache, use_cache=True
+            )
+        logits.append(output.logits[0].index_select(-1, torch.tensor(asked.vocabulary)))
+        first.append(cache.layers[0].keys[0])
+        last.append(cache.layers[-1].keys[0])
+    width = asked.ids.shape[1]
+    answers = CompressedProbe(
+        ids=asked.ids,
+        lengths=asked.lengths,
+        vocabulary=asked.vocabulary,
+        logits=padded(logits, width, axis=0),
+        first_key=padded(first, width, axis=1),
+        last_key=padded(last, width, axis=1),
+    )
+    tensors = {  # copies: what is read from the file cannot be written to
+        f"{prefix}.{field.name}": torch.tensor(getattr(part, field.name))
+        for prefix, part in (("original", probes.original), ("compressed", answers))
+        for field in fields(part)
+    }
+    save_tensors(folder / PROBES, tensors)

@@ -1,0 +1,175 @@
+"""`curconvert heal`: an artifact and its original in, an artifact of the same size out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from curconvert.artifact.folder import check_output, publish
+from curconvert.artifact.manifest import seal, source_files
+from curconvert.artifact.workspace import workspace
+from curconvert.blocks.precision import multiplies_bfloat16
+from curconvert.blocks.skeleton import EMBEDDING
+from curconvert.calibration.sampled import resident_model
+from curconvert.calibration.text import BUILTIN, CalibrationTokens, load_tokens
+from curconvert.checkpoint.types import Checkpoint
+from curconvert.compress import silent
+from curconvert.errors import InputError
+from curconvert.healing.blocks import heal_blocks
+from curconvert.healing.options import HealOptions
+from curconvert.healing.rewrite import copy_with, write_probes
+from curconvert.healing.student import distillation, held_out_divergence, keep_few_activations, trainable
+from curconvert.healing.training import Point, train
+from curconvert.options import SourceOptions
+from curconvert.parity import build_torch_model
+from curconvert.pipeline import open_source
+from curconvert.production import verify_and_seal
+from curconvert_runtime.artifact import Artifact
+from curconvert_runtime.fidelity import Progress
+from curconvert_runtime.hashing import sha256
+from curconvert_runtime.probes import Probes
+from curconvert_runtime.report import VerificationReport
+from curconvert_runtime.verification import VerifyOptions
+
+
+@dataclass(frozen=True)
+class Healing:
+    """What healing made.
+
+    Attributes:
+        path: The artifact.
+        curves: By stage: one for the whole model, or one for each block.
+        parameters: Numbers that were trained.
+        notices: Of the text.
+        report: Of the verification.
+    """
+
+    path: Path
+    curves: dict[str, list[Point]]
+    parameters: int
+    notices: tuple[str, ...]
+    report: VerificationReport | None
+
+
+def heal(
+    path: str | Path,
+    original: SourceOptions,
+    out: Path,
+    options: HealOptions,
+    *,
+    overwrite: bool = False,
+    resume: bool = True,
+    verification: VerifyOptions | None = None,
+    progress: Progress = silent,
+) -> Healing:
+    """Train an artifact's linking factors towards the original, and publish the result.
+
+    The size, the graphs and every other tensor stay what they are: what is trained replaces what was there.
+
+    Args:
+        path: The artifact.
+        original: The checkpoint that it was made from.
+        out: The folder to publish.
+        options: What to train, towards what, for how long.
+        overwrite: Replace an existing artifact.
+        resume: Go on from an interrupted run of the same healing.
+        verification: Gates that the result must pass; None leaves verification out.
+        progress: Called after each step.
+
+    Raises:
+        CurConvertError: Its subclass says whose fault it is; `out` is then untouched.
+    """
+    artifact = Artifact.open(path)
+    _check_forms(artifact, options)
+    checkpoint = _original(artifact, original)
+    text = () if options.data.source == BUILTIN else (Path(options.data.source),)
+    check_output(out, overwrite, (artifact.path, checkpoint.path, *checkpoint.files, *text))
+    tokenizer = artifact.file("tokenizer.json") if artifact.has("tokenizer.json") else None
+    tokens = load_tokens(options.data, tokenizer, vocab_size=artifact.model["vocab_size"])
+    probes = Probes.load(artifact)
+    dtype = torch.bfloat16 if multiplies_bfloat16() else torch.float32
+    with workspace(out, _fingerprint(artifact, checkpoint, tokens, options), resume=resume) as space:
+        if options.mode == "blocks":
+            healed, curves = heal_blocks(artifact, checkpoint, tokens, options, dtype, space.journal, progress)
+        else:
+            student, teacher = build_torch_model(artifact), resident_model(checkpoint)
+            if options.checkpointing:
+                keep_few_activations(student)
+            parameters = trainable(student, options.train)
+            curve = train(
+                list(parameters.values()),
+                distillation(student, teacher, tokens.calibration, options, dtype),
+                lambda: held_out_divergence(student, teacher, tokens.probes),
+                len(tokens.calibration), options, space.journal, "heal", progress,
+            )  # fmt: skip
+            healed, curves = {name: p.detach() for name, p in parameters.items()}, {"heal": curve}
+        manifest = _manifest(artifact, tokens, options, curves, healed)
+        for left in space.artifact.iterdir():  # of a run that was stopped while it wrote
+            left.unlink()
+        copy_with(artifact, space.artifact, healed)
+        seal(space.artifact, manifest)
+        write_probes(space.artifact, probes, build_torch_model(Artifact.open(space.artifact)))
+        report = verify_and_seal(space.artifact, manifest, verification, progress)
+        publish(space.artifact, out, overwrite)
+    return Healing(out, curves, sum(value.numel() for value in healed.values()), tokens.notices, report)
+
+
+def _original(artifact: Artifact, source: SourceOptions) -> Checkpoint:
+    checkpoint = open_source(source)
+    recorded = {(entry["name"], entry["sha256"]) for entry in artifact.manifest["source"]["files"]}
+    if recorded != {(entry["name"], entry["sha256"]) for entry in source_files(checkpoint)}:
+        raise InputError(f"{source.model}: {artifact.path} was made from other files; give its own original")
+    return checkpoint
+
+
+def _check_forms(artifact: Artifact, options: HealOptions) -> None:
+    forms = {matrix["form"] for matrix in artifact.manifest["matrices"]}
+    if options.train == "u" and not forms & {"cur", "interpolative"}:
+        raise InputError(
+            f"{artifact.path}: nothing to train in the forms {', '.join(sorted(forms)) or 'of an export'}: U belongs "
+            "to cur, T to interpolative; --train u+norms trains the norms"
+        )
+
+
+def _fingerprint(
+    artifact: Artifact, checkpoint: Checkpoint, tokens: CalibrationTokens, options: HealOptions
+) -> dict[str, str]:
+    return {
+        "artifact": sha256(artifact.path / "curconvert.json"),
+        "original": json.dumps(source_files(checkpoint)),
+        "text (sha256 of its tokens)": tokens.sha256,
+        "options": json.dumps(options.to_json(), sort_keys=True),
+        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads, {checkpoint.tensors[EMBEDDING].dtype}",
+    }
+
+
+def _manifest(
+    artifact: Artifact,
+    tokens: CalibrationTokens,
+    options: HealOptions,
+    curves: dict[str, list[Point]],
+    healed: dict[str, torch.Tensor],
+) -> dict[str, Any]:
+    """Return the manifest: the matrices' errors were those of other factors."""
+    trained = {name.rpartition(".")[0] for name in healed}
+    unknown = {"relative_output_error": None, "relative_frobenius_error": None, "bound": None}
+    matrices = [
+        matrix | (unknown if matrix["name"].removesuffix(".weight") in trained else {})
+        for matrix in artifact.manifest["matrices"]
+    ]
+    healing = {
+        "source": tokens.source,
+        "token_sha256": tokens.sha256,
+        "sequences": len(tokens.calibration),
+        "tokens_per_sequence": tokens.calibration.shape[1],
+        "options": options.to_json(),
+        "tensors": sorted(healed),
+        "trained_parameters": sum(value.numel() for value in healed.values()),
+        "curves": {stage: [asdict(point) for point in curve] for stage, curve in curves.items()},
+    }
+    kept = {name: value for name, value in artifact.manifest.items() if name != "files"}
+    return {**kept, "matrices": matrices, "metrics": None, "healing": healing}

@@ -1,0 +1,193 @@
+"""Healing a tiny artifact from end to end: closer to the original, nothing else changed, resumed to the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from curconvert.artifact.workspace import workspace_of
+from curconvert.calibration.sampled import resident_model
+from curconvert.calibration.text import CalibrationOptions
+from curconvert.checkpoint import open_checkpoint
+from curconvert.compress import silent
+from curconvert.errors import InputError
+from curconvert.healing.options import HealOptions
+from curconvert.healing.run import heal
+from curconvert.healing.student import held_out_divergence
+from curconvert.options import SourceOptions
+from curconvert.parity import build_torch_model, check_slices
+from curconvert.pipeline import convert
+from curconvert_runtime import Artifact, VerifyOptions
+from support.families import make_checkpoint
+from support.tiny_runs import LENGTH, stored_tensors, tiny_options, token_file
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama, artifacts of it, and token ids to train on."""
+    folder = tmp_path_factory.mktemp("heal")
+    make_checkpoint(folder / "source", "llama")
+    tokens = token_file(folder / "ids.safetensors")
+    token_file(folder / "data.safetensors", sequences=72, seed=1)
+    source = SourceOptions(str(folder / "source"))
+    convert(source, folder / "cur", tiny_options(tokens))
+    convert(source, folder / "pifa", tiny_options(tokens, "pifa", rank=None, density=0.5))
+    convert(source, folder / "svd", tiny_options(tokens, "svd-llm", rank=None, density=0.5))
+    convert(source, folder / "half", tiny_options(tokens, dtype="bfloat16"))
+    return folder
+
+
+def options(home: Path, **values: Any) -> HealOptions:
+    data = CalibrationOptions(
+        str(home / "data.safetensors"), sequences=64, tokens_per_sequence=LENGTH, probe_sequences=8
+    )
+    given = {"steps": 40, "warmup": 4, "evaluate_every": 10, "learning_rate": 3e-3, "kl": 1.0, "data": data}
+    return HealOptions(**{**given, **values})
+
+
+def healed(home: Path, name: str, out: Path, **values: Any) -> Any:
+    progress = values.pop("progress", silent)
+    gates = VerifyOptions()
+    return heal(
+        home / name, SourceOptions(str(home / "source")), out, options(home, **values), verification=gates,
+        progress=progress,
+    )  # fmt: skip
+
+
+def divergence(home: Path, artifact: Path) -> float:
+    """KL on sequences that nothing was trained on, by the whole model."""
+    ids = torch.randint(3, 90, (16, LENGTH), generator=torch.Generator().manual_seed(7)).numpy()
+    teacher = resident_model(open_checkpoint(str(home / "source")))
+    return held_out_divergence(build_torch_model(Artifact.open(artifact)), teacher, ids)
+
+
+@pytest.mark.parametrize(("name", "factor"), [("cur", "U"), ("pifa", "T"), ("half", "U")])
+def test_the_model_comes_closer_and_only_linking_factors_change(
+    home: Path, tmp_path: Path, name: str, factor: str
+) -> None:
+    """On other text than it was trained on; C, R and all that was never compressed stay as they are, bit for bit."""
+    result = healed(home, name, tmp_path / "out")
+    assert result.report.passed
+    before, after = stored_tensors(home / name), stored_tensors(tmp_path / "out")
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert changed
+    assert {key.rpartition(".")[2] for key in changed} == {factor}
+    assert divergence(home, tmp_path / "out") < 0.98 * divergence(home, home / name)
+    assert (tmp_path / "out" / "model.onnx").read_bytes() == (home / name / "model.onnx").read_bytes()
+    assert all(check.passed for check in check_slices(tmp_path / "out", home / "source"))
+
+
+def test_blocks_are_healed_one_by_one(home: Path, tmp_path: Path) -> None:
+    """Each block's held-out error falls, and so does the whole model's divergence."""
+    result = healed(home, "cur", tmp_path / "out", mode="blocks")
+    layers = len(resident_model(open_checkpoint(str(home / "source"))).get_submodule("model.layers"))
+    assert len(result.curves) == layers
+    for curve in result.curves.values():
+        assert min(point.held_out for point in curve) < curve[0].held_out
+    assert divergence(home, tmp_path / "out") < 0.98 * divergence(home, home / "cur")
+
+
+def test_norms_are_trained_where_that_is_asked(home: Path, tmp_path: Path) -> None:
+    """Their scales change beside U; a form without a linking factor has only them."""
+    healed(home, "svd", tmp_path / "out", train="u+norms")
+    before, after = stored_tensors(home / "svd"), stored_tensors(tmp_path / "out")
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert changed
+    assert all("norm" in key for key in changed)
+    assert all(check.passed for check in check_slices(tmp_path / "out", home / "source"))
+
+
+def test_the_parts_of_a_batch_add_up(home: Path, tmp_path: Path) -> None:
+    """Two halves, with activations computed again, give what the batch gives at once."""
+    whole = healed(home, "cur", tmp_path / "whole", steps=10)
+    parts = healed(home, "cur", tmp_path / "parts", steps=10, accumulate=2, checkpointing=True)
+    pairs = zip(whole.curves["heal"], parts.curves["heal"], strict=True)
+    assert all(abs(a.held_out - b.held_out) < 1e-2 * b.held_out for a, b in pairs)
+
+
+class StoppedError(Exception):
+    """Raised by a progress callback."""
+
+
+def stopping(stage: str, step: int) -> Callable[[str, int, int], None]:
+    def progress(name: str, done: int, _total: int) -> None:
+        if (name, done) == (stage, step):
+            raise StoppedError
+
+    return progress
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize(("mode", "stage"), [("whole", "heal"), ("blocks", "block-1")])
+def test_a_stopped_run_goes_on_to_the_same_bytes(home: Path, tmp_path: Path, mode: str, stage: str) -> None:
+    """Stopped between two measurements; the curve is the same, too."""
+    expected = healed(home, "cur", tmp_path / "expected", mode=mode)
+    with pytest.raises(StoppedError):
+        healed(home, "cur", tmp_path / "out", mode=mode, progress=stopping(stage, 25))
+    assert not (tmp_path / "out").exists()
+    again = healed(home, "cur", tmp_path / "out", mode=mode)
+    assert again.curves == expected.curves
+    assert digests(tmp_path / "out") == digests(tmp_path / "expected")
+    assert not workspace_of(tmp_path / "out").exists()
+
+
+def test_the_manifest_says_how(home: Path, tmp_path: Path) -> None:
+    """Text, options and curve; errors that were those of other factors are gone."""
+    healed(home, "cur", tmp_path / "out", steps=10)
+    manifest = json.loads((tmp_path / "out" / "curconvert.json").read_text())
+    assert manifest["healing"]["options"]["steps"] == 10
+    assert [point["step"] for point in manifest["healing"]["curves"]["heal"]] == [0, 10]
+    rows = [matrix for matrix in manifest["matrices"] if matrix["form"] == "cur"]
+    assert all(matrix["relative_output_error"] is None for matrix in rows)
+    count = sum(matrix["rank"] ** 2 for matrix in rows)
+    assert manifest["healing"]["trained_parameters"] == count
+
+
+def test_training_that_does_not_help_changes_nothing(home: Path, tmp_path: Path) -> None:
+    """A rate that ruins the model: it ends after `patience` measurements, with the factors that it began with."""
+    result = healed(home, "cur", tmp_path / "out", learning_rate=5.0, warmup=0, patience=2)
+    assert result.curves["heal"][-1].step == 20
+    before, after = stored_tensors(home / "cur"), stored_tensors(tmp_path / "out")
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_what_has_nothing_to_train_is_refused(home: Path, tmp_path: Path) -> None:
+    """Two factors have no linking one; the message says what can be done."""
+    with pytest.raises(InputError, match=r"nothing to train in the forms .*two_factor.*--train u\+norms"):
+        healed(home, "svd", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_original_is_refused(home: Path, tmp_path: Path) -> None:
+    """By its hash, before anything is trained."""
+    make_checkpoint(tmp_path / "other", "llama", seed=5)
+    with pytest.raises(InputError, match="was made from other files; give its own original"):
+        heal(home / "cur", SourceOptions(str(tmp_path / "other")), tmp_path / "out", options(home))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"train": "c"}, "--train 'c': expected one of u, u+norms"),
+        ({"mode": "x"}, "--mode 'x': expected one of whole, blocks"),
+        ({"hidden": -1.0}, "--hidden -1.0: expected a number of at least 0"),
+        ({"hidden": 0.0, "ce": 0.0, "kl": 0.0}, "at least one must not be"),
+        ({"learning_rate": float("nan")}, "--learning-rate nan: expected a number above 0"),
+        ({"steps": 0}, "--steps 0: expected at least 1"),
+        ({"accumulate": 3}, "--accumulate 3: expected a divisor of --batch 16"),
+    ],
+)
+def test_bad_options_are_refused(home: Path, values: dict[str, Any], message: str) -> None:
+    """With what was given and what is expected."""
+    with pytest.raises(InputError) as raised:
+        options(home, **values)
+    assert message in str(raised.value)
