@@ -89,8 +89,9 @@ def main() -> None:
             ])  # fmt: skip
     publish(
         "sequential",
-        f"""{MODEL_NAME}, float32. Calibration: {setting["calibration"]}. Text: {setting["text"]}; KL in nats, exact
-over the whole vocabulary; ± standard error over windows. {machine()}.
+        f"""{MODEL_NAME}, float32. Calibration: {setting["calibration"]}.
+Text: {setting["text"]}; KL in nats, exact over the whole vocabulary; ± standard error over windows.
+{machine()}.
 
 {table(HEADER, rows)}
 
