@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from curconvert.graph import build_graphs, save_graphs
-from curconvert_runtime import GenerationOptions, Session, load
+from curconvert_runtime import GenerationOptions, Session, decoding, load
 from support.families import MIXED, VOCABULARY, TinyModel, compress, make_checkpoint
 from support.tiny_artifact import reseal, toy_manifest
 
@@ -83,13 +83,13 @@ def running(request: pytest.FixtureRequest, sealed_model: Sealed) -> Session:
     return load(sealed_model.folder, graph=request.param, threads=1)
 
 
-def transformers_greedy(oracle: Any, prompt: list[int]) -> list[int]:
+def transformers_greedy(oracle: Any, prompt: list[int], new: int = NEW_TOKENS) -> list[int]:
     """Return transformers' own greedy continuation, without the end token."""
     with torch.no_grad():
         output = oracle.generate(
             torch.tensor([prompt]),
             attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-            max_new_tokens=NEW_TOKENS,
+            max_new_tokens=new,
             do_sample=False,
             eos_token_id=2,
         )
@@ -118,3 +118,30 @@ def test_greedy_equals_transformers_generate(running: Session, sealed_model: Sea
     expected = [transformers_greedy(sealed_model.oracle, prompt) for prompt in PROMPTS]
     assert [list(row.ids) for row in batch] == expected
     assert max(map(len, expected)) == NEW_TOKENS
+
+
+def test_eight_rows_without_prompt_logits_equal_transformers(
+    running: Session, sealed_model: Sealed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight unequal prompts, put into the cache without logits and ending at different steps, give its tokens."""
+    monkeypatch.setattr(decoding, "_SPLIT_TOKENS", 0)
+    prompts = [np.random.default_rng(row).integers(3, VOCABULARY, 3 + 2 * row).tolist() for row in range(8)]
+    batch = running.generate(prompts, GenerationOptions(max_new_tokens=NEW_TOKENS))
+    assert [list(row.ids) for row in batch] == [transformers_greedy(sealed_model.oracle, row) for row in prompts]
+
+
+@pytest.mark.parametrize("graph", ["portable", "fused"])
+def test_a_context_of_2048_tokens_equals_transformers(graph: str, tmp_path: Path) -> None:
+    """Two long prompts of unequal length continue to the end of the context as in transformers."""
+    model = make_checkpoint(tmp_path / "long", "llama", max_position_embeddings=2048)
+    seal(model, torch.float32, model)
+    prompts = [
+        np.random.default_rng(row).integers(3, VOCABULARY, length).tolist() for row, length in enumerate((2032, 1500))
+    ]
+    options = GenerationOptions(max_new_tokens=17, ignore_eos=True)
+    batch = load(model.folder, graph=graph, threads=1).generate(prompts, options)  # type: ignore[arg-type]
+    for row, prompt in zip(batch, prompts, strict=True):
+        ids = list(prompt)
+        with torch.no_grad():
+            logits = model.oracle(torch.tensor([[*prompt, *row.ids]])).logits[0, len(ids) - 1 : -1]
+        assert list(row.ids) == logits.argmax(-1).tolist()
