@@ -5,7 +5,8 @@ and cache are buffers that are made once, and keys and values are appended in pl
 cache: the graph counts a row's length by its ones.
 
 A prompt's logits are wanted at its last token only, and the product with the vocabulary is a good part of a small
-model. So a longer prompt goes into the cache without logits, all but its last token, which is then the first step.
+model. A graph that can computes the logits of the last column alone. Where right-padded prompts end in different
+columns, all of them but their last tokens go into the cache first, and these are then the first step.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from curconvert_runtime.session import KeyValueCache, Logits, Session
 
 # Below this many tokens reading the weights a second time, for the last token, costs more than the logits do.
 _SPLIT_TOKENS = 64
-# A long lone prompt runs in pieces, so that activations and attention scores stay small.
+# A long lone prompt runs in pieces, so that attention scores, and logits where all are computed, stay small.
 _PIECE_TOKENS = 2048
 
 
@@ -74,22 +75,27 @@ class Decoder:
         """Run the prompts; return the logits after each row's last token, [rows, vocabulary] in float32."""
         session, ids, mask = self._session, self._ids, self._mask
         batch, width = ids.shape
-        last = self._lengths - 1 if session.padding == "right" else np.full(batch, width - 1)
-        rows = np.arange(batch)
-        whole = _rope_follows_length(session.artifact)
-        if whole or self._lengths.min() == 1 or self._lengths.sum() < _SPLIT_TOKENS:
+        shortest = int(self._lengths.min())
+        if session.padding == "left" or shortest == width:
+            return self._last_column(ids, mask)
+        rows, last = np.arange(batch), self._lengths - 1
+        cut = session.trims_logits and shortest > 1 and not _rope_follows_length(session.artifact)
+        if not cut or self._lengths.sum() < _SPLIT_TOKENS:
             logits, self._cache = session.forward(ids, mask, past=self._cache)
             return np.asarray(logits[rows, last])
-        tokens = ids[rows, last]
-        before = mask.copy()
-        before[rows, last] = 0
-        step = _PIECE_TOKENS if batch == 1 else width
-        for start in range(0, width - 1, step):
-            stop = min(start + step, width - 1)
-            self._cache = session.extend(ids[:, start:stop], before[:, :stop], self._cache)
-        self._lengths -= 1
-        self._mask = before[:, : width - 1]
-        return self.step(tokens)
+        mask[rows, last] = 0
+        self._last_column(ids[:, :-1], mask[:, :-1])
+        self._lengths = last
+        return self.step(ids[rows, last])
+
+    def _last_column(self, ids: Ids, mask: Ids) -> Logits:
+        """Put tokens into the empty cache; return the last column's logits, [rows, vocabulary]."""
+        session, (batch, width) = self._session, ids.shape
+        step = width if batch > 1 or _rope_follows_length(session.artifact) else _PIECE_TOKENS
+        for start in range(0, width, step):
+            part = slice(start, start + step)
+            logits, self._cache = session.forward(ids[:, part], mask[:, : part.stop], past=self._cache, last_only=True)
+        return np.asarray(logits[:, 0])
 
     def step(self, tokens: Ids) -> Logits:
         """Feed one token per row; return the logits after it, [rows, vocabulary], valid until the next step.

@@ -26,7 +26,7 @@ from curconvert_runtime.backend import (
     import_onnxruntime,
     one_line,
 )
-from curconvert_runtime.contract import cache_names, check_contract
+from curconvert_runtime.contract import FIRST_LOGITS, cache_names, check_contract
 from curconvert_runtime.errors import BackendError, InputError
 from curconvert_runtime.requests import Ids, TokenRows
 
@@ -64,6 +64,7 @@ class Session:
         options: Settings of the provider.
         padding: Side on which batches of unequal sequences are padded: `left` or `right`.
         has_positions: Whether the graph takes `position_ids`.
+        trims_logits: Whether the graph can compute the last column's logits alone.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Session:
         self._session = create_session(path, provider, threads, self.options)
         self._ort = import_onnxruntime(provider)
         self.has_positions = check_contract(self._session, path, model)
+        self.trims_logits = any(entry.name == FIRST_LOGITS for entry in self._session.get_overridable_initializers())
         self._past, self._present = cache_names(model["num_hidden_layers"])
         cuda = self.options if isinstance(self.options, CudaOptions) else None
         self._device_id = cuda.device_id if cuda else 0
@@ -147,6 +149,7 @@ class Session:
         attention_mask: Any = None,
         position_ids: Any = None,
         past: KeyValueCache | None = None,
+        last_only: bool = False,
     ) -> tuple[Logits, KeyValueCache]:
         """Run the graph once.
 
@@ -155,27 +158,27 @@ class Session:
             attention_mask: [batch, past + new] zeros and ones; None means all ones.
             position_ids: [batch, new]; None derives them from the mask, each row counting its own tokens.
             past: What an earlier call returned. A cache with a capacity is updated in place and must not be used again.
+            last_only: Return the logits of the last column alone; a graph that can computes no others.
 
         Returns:
-            Logits [batch, new, vocabulary] in float32 and the cache with the new tokens.
+            Logits [batch, new, vocabulary], or [batch, 1, vocabulary], in float32 and the cache with the new tokens.
 
         Raises:
             InputError: The request is wrong.
             BackendError: onnxruntime failed.
         """
         inputs, past, total = self._checked(input_ids, attention_mask, position_ids, past)
-        outputs, cache = self._run(inputs, past, total, logits=True)
-        assert outputs is not None
-        return outputs, cache
-
-    def extend(self, input_ids: Any, attention_mask: Any = None, past: KeyValueCache | None = None) -> KeyValueCache:
-        """Put tokens into the cache without computing logits.
-
-        What only logits need is not run: the product with the vocabulary, and the last layer behind its keys and
-        values. Arguments and errors are those of `forward`.
-        """
-        inputs, past, total = self._checked(input_ids, attention_mask, None, past)
-        return self._run(inputs, past, total, logits=False)[1]
+        binding = self._session.io_binding()
+        for name, array in inputs.items():
+            binding.bind_cpu_input(name, array)
+        if last_only and self.trims_logits:  # onnxruntime takes an input with a default as an OrtValue only
+            binding.bind_ortvalue_input(FIRST_LOGITS, self._ort.OrtValue.ortvalue_from_numpy(np.array([-1])))
+        self.bind_cache(binding, past)
+        binding.bind_output("logits", "cpu")
+        outputs = self.run(binding)
+        logits = outputs[-1].numpy()
+        cache = past.values if past.capacity is not None else tuple(outputs[:-1])
+        return logits[:, -1:] if last_only else logits, KeyValueCache(cache, past.batch, total, past.capacity)
 
     def _checked(
         self, input_ids: Any, attention_mask: Any, position_ids: Any, past: KeyValueCache | None
@@ -210,19 +213,6 @@ class Session:
             inputs["position_ids"] = positions
         return inputs, past, total
 
-    def _run(
-        self, inputs: dict[str, Ids], past: KeyValueCache, total: int, *, logits: bool
-    ) -> tuple[Logits | None, KeyValueCache]:
-        binding = self._session.io_binding()
-        for name, array in inputs.items():
-            binding.bind_cpu_input(name, array)
-        self.bind_cache(binding, past)
-        if logits:
-            binding.bind_output("logits", "cpu")
-        outputs = self.run(binding, wanted_only=not logits)
-        cache = past.values if past.capacity is not None else tuple(outputs[: len(past.values)])
-        return outputs[-1].numpy() if logits else None, KeyValueCache(cache, past.batch, total, past.capacity)
-
     def bind_cache(self, binding: Any, past: KeyValueCache) -> None:
         """Bind a cache as input and, before any other output, as output."""
         for name, value in zip(self._past, past.values, strict=True):
@@ -237,12 +227,11 @@ class Session:
         """Return an empty `IOBinding`."""
         return self._session.io_binding()
 
-    def run(self, binding: Any, *, wanted_only: bool = False, captured_as: int | None = None) -> Any:
+    def run(self, binding: Any, captured_as: int | None = None) -> Any:
         """Run the graph on what is bound.
 
         Args:
             binding: Inputs and outputs.
-            wanted_only: Run only what the bound outputs need.
             captured_as: With CUDA graphs: number of the graph to capture, or to replay; None runs without.
 
         Returns:
@@ -252,11 +241,8 @@ class Session:
             BackendError: onnxruntime failed.
         """
         settings = None
-        if wanted_only or self._captures:
-            settings = self._ort.RunOptions()
-            settings.only_execute_path_to_fetches = wanted_only
         if self._captures:
-            assert settings is not None
+            settings = self._ort.RunOptions()
             settings.add_run_config_entry("gpu_graph_id", str(-1 if captured_as is None else captured_as))
         try:
             self._session.run_with_iobinding(binding, settings)

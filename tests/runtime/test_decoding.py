@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 
-from curconvert_runtime import BackendError, GenerationOptions, Session, decoding, load
+from curconvert_runtime import GenerationOptions, Session, decoding, load
 from curconvert_runtime.decoding import Decoder
-from support.tiny_artifact import VOCAB, reseal, toy_graph, toy_logits, toy_tensors
+from support.tiny_artifact import reseal, toy_logits, toy_tensors
 
 PROMPTS = [[1, 2, 3, 4, 5], [7, 9], [250, 260, 3]]
 TENSORS = toy_tensors()
@@ -30,7 +29,7 @@ def decoder(session: Session, prompts: list[list[int]] = PROMPTS, new: int = 4) 
 
 @pytest.fixture
 def split(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every prompt of two tokens or more goes in without logits, in pieces of two where it is alone."""
+    """However short, prompts are split before their last tokens, and a lone one runs in pieces of two."""
     monkeypatch.setattr(decoding, "_SPLIT_TOKENS", 0)
     monkeypatch.setattr(decoding, "_PIECE_TOKENS", 2)
 
@@ -55,34 +54,24 @@ def test_steps_after_a_split_prefill_continue_each_row(session: Session, split: 
     np.testing.assert_allclose(logits, expected, **TOLERANCE)
 
 
-def test_a_prompt_without_logits_does_not_run_the_vocabulary(toy: Path) -> None:
-    """With a vocabulary product that cannot run, `extend` works and `forward` does not."""
-    model = toy_graph(toy / "model.safetensors", "fused")
-    product = model.graph.node[-1]
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.full(VOCAB, 10**6), "far"))
-    # Columns that do not exist, and are not known at load: the fault would show there.
-    one = onnx.helper.make_node("ReduceMax", ["attention_mask"], ["one_by_mask"], keepdims=0)
-    where = onnx.helper.make_node("Mul", ["one_by_mask", "far"], ["where"])
-    broken = onnx.helper.make_node("Gather", [product.input[1], "where"], ["broken"], axis=1)
-    product.input[1] = "broken"
-    for node in (one, where, broken):
-        model.graph.node.insert(len(model.graph.node) - 1, node)
-    (toy / "model.fused.onnx").write_bytes(model.SerializeToString())
-    reseal(toy)
-    session = load(toy, graph="fused", threads=1)
-    with pytest.raises(BackendError, match="onnxruntime failed"):
-        session.forward([[1, 2, 3]])
-    assert session.extend([[1, 2, 3]], past=session.allocate_cache(1, 4)).length == 3
-
-
 @pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
-def test_a_rope_that_follows_the_length_forbids_pieces(toy: Path, split: None, key: str) -> None:
+def test_a_rope_that_follows_the_length_forbids_pieces(
+    toy: Path, split: None, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
     """With such frequencies a prompt cut into pieces would not be what the model was trained on."""
     (toy / "config.json").write_text(json.dumps({key: {"rope_type": "longrope"}}))
     reseal(toy)
     session = load(toy, threads=1)
-    session.extend = None  # type: ignore[assignment,method-assign]
-    np.testing.assert_allclose(decoder(session).prefill()[0], last_logits(PROMPTS[0]), **TOLERANCE)
+    forward, widths = session.forward, []
+
+    def watched(ids: Any, *arguments: Any, **options: Any) -> Any:
+        widths.append(ids.shape[1])
+        return forward(ids, *arguments, **options)
+
+    monkeypatch.setattr(session, "forward", watched)
+    for prompts in (PROMPTS, PROMPTS[:1]):
+        np.testing.assert_allclose(decoder(session, prompts).prefill()[0], last_logits(PROMPTS[0]), **TOLERANCE)
+    assert widths == [5, 5]
 
 
 def test_fused_steps_reuse_one_binding(sealed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

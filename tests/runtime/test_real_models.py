@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 
 from curconvert.graph import build_graphs, save_graphs
 from curconvert_runtime import GenerationOptions, Session, decoding, load
+from curconvert_runtime.contract import FIRST_LOGITS
 from support.families import MIXED, VOCABULARY, TinyModel, compress, make_checkpoint
 from support.tiny_artifact import reseal, toy_manifest
 
@@ -118,6 +120,22 @@ def test_greedy_equals_transformers_generate(running: Session, sealed_model: Sea
     expected = [transformers_greedy(sealed_model.oracle, prompt) for prompt in PROMPTS]
     assert [list(row.ids) for row in batch] == expected
     assert max(map(len, expected)) == NEW_TOKENS
+
+
+def test_only_the_last_columns_logits_are_computed(running: Session) -> None:
+    """Asked for the last column, the fused graph multiplies one row with the vocabulary, and gives the same numbers."""
+    ids = np.array([PROMPTS[0]])
+    everything, _ = running.forward(ids)
+    last, _ = running.forward(ids, last_only=True)
+    np.testing.assert_allclose(last, everything[:, -1:], atol=1e-5, rtol=0)
+    assert running.trims_logits == (running.graph == "fused")
+    if running.trims_logits:
+        feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.arange(ids.size)[None]}
+        session = ort.InferenceSession(running.artifact.graphs["fused"], providers=["CPUExecutionProvider"])
+        shape = running.allocate_cache(1).values[0].shape()
+        past = {entry.name: np.zeros(shape, np.float32) for entry in session.get_inputs() if "past" in entry.name}
+        few = session.run(["logits"], {**feeds, **past, FIRST_LOGITS: np.array([-2])})[0]
+        np.testing.assert_allclose(few, everything[:, -2:], atol=1e-5, rtol=0)
 
 
 def test_eight_rows_without_prompt_logits_equal_transformers(
