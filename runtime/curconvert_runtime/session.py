@@ -175,7 +175,8 @@ class Session:
             binding.bind_ortvalue_input(FIRST_LOGITS, self._ort.OrtValue.ortvalue_from_numpy(np.array([-1])))
         self.bind_cache(binding, past)
         binding.bind_output("logits", "cpu")
-        outputs = self.run(binding)
+        self.run(binding)
+        outputs = binding.get_outputs()
         logits = outputs[-1].numpy()
         cache = past.values if past.capacity is not None else tuple(outputs[:-1])
         return logits[:, -1:] if last_only else logits, KeyValueCache(cache, past.batch, total, past.capacity)
@@ -227,15 +228,12 @@ class Session:
         """Return an empty `IOBinding`."""
         return self._session.io_binding()
 
-    def run(self, binding: Any, captured_as: int | None = None) -> Any:
+    def run(self, binding: Any, captured_as: int | None = None) -> None:
         """Run the graph on what is bound.
 
         Args:
             binding: Inputs and outputs.
             captured_as: With CUDA graphs: number of the graph to capture, or to replay; None runs without.
-
-        Returns:
-            The bound outputs as `OrtValue`s, in the order in which they were bound.
 
         Raises:
             BackendError: onnxruntime failed.
@@ -246,7 +244,6 @@ class Session:
             settings.add_run_config_entry("gpu_graph_id", str(-1 if captured_as is None else captured_as))
         try:
             self._session.run_with_iobinding(binding, settings)
-            return binding.get_outputs()
         except Exception as error:  # noqa: BLE001 - onnxruntime's exception classes share no public base
             raise BackendError(f"{self.artifact.graphs[self.graph]}: onnxruntime failed ({one_line(error)})") from None
 
