@@ -85,13 +85,13 @@ def running(request: pytest.FixtureRequest, sealed_model: Sealed) -> Session:
     return load(sealed_model.folder, graph=request.param, threads=1)
 
 
-def transformers_greedy(oracle: Any, prompt: list[int], new: int = NEW_TOKENS) -> list[int]:
+def transformers_greedy(oracle: Any, prompt: list[int]) -> list[int]:
     """Return transformers' own greedy continuation, without the end token."""
     with torch.no_grad():
         output = oracle.generate(
             torch.tensor([prompt]),
             attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-            max_new_tokens=new,
+            max_new_tokens=NEW_TOKENS,
             do_sample=False,
             eos_token_id=2,
         )
@@ -146,6 +146,16 @@ def test_eight_rows_without_prompt_logits_equal_transformers(
     prompts = [np.random.default_rng(row).integers(3, VOCABULARY, 3 + 2 * row).tolist() for row in range(8)]
     batch = running.generate(prompts, GenerationOptions(max_new_tokens=NEW_TOKENS))
     assert [list(row.ids) for row in batch] == [transformers_greedy(sealed_model.oracle, row) for row in prompts]
+
+
+def test_a_lone_prompt_in_pieces_equals_transformers(
+    running: Session, sealed_model: Sealed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five tokens at a time, on top of those before, windows and soft caps included."""
+    monkeypatch.setattr(decoding, "_PIECE_TOKENS", 5)
+    prompt = np.random.default_rng(0).integers(3, VOCABULARY, 23).tolist()
+    answer = running.generate(prompt, GenerationOptions(max_new_tokens=NEW_TOKENS))
+    assert list(answer.ids) == transformers_greedy(sealed_model.oracle, prompt)
 
 
 @pytest.mark.parametrize("graph", ["portable", "fused"])
