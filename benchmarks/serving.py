@@ -138,7 +138,8 @@ def report(lines: list[dict[str, Any]], arguments: argparse.Namespace, sizes: di
         f"{MODEL_NAME}, float32, {arguments.threads} thread(s), {arguments.generated} tokens generated, medians (least "
         f"to most) of {arguments.rounds} rounds in turn. Weights read for a token: {named}; memory was read at "
         f"{read:.1f} GB/s. {machine()}.\n*start* is from the start of the process to the second token of a first, "
-        f"short request, on the wall; of our runtime it has the checks of every byte in it.\n\n{table(head, rows)}"
+        f"short request, on the wall; of our runtime it has the checks of every byte in it.\n\n{table(head, rows)}\n\n"
+        "Made by `python benchmarks/serving.py --scratch FOLDER --publish`, and `--optimum-python` for optimum's."
     )
 
 
