@@ -233,6 +233,44 @@ def sweep(
     result.raise_for_failures()
 
 
+def _counts(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in value.split(",") if part.strip())
+    except ValueError:
+        raise click.BadParameter(f"{value!r}: expected whole numbers such as 128,512") from None
+
+
+@main.command()
+@click.argument("artifact", type=FilePath())
+@click.option(
+    "--against", help=f"What to take turns with: another artifact, or (with the convert extra) {_MODEL_SOURCES}."
+)
+@click.option(
+    "--prompt-tokens", default="128", show_default=True, callback=_counts, help="Lengths of prompts, such as 128,512."
+)
+@click.option("--generated-tokens", type=int, default=64, show_default=True, help="Tokens timed after the first.")
+@click.option(
+    "--batch", "batches", default="1", show_default=True, callback=_counts, help="Numbers of rows, such as 1,8."
+)
+@click.option("--rounds", type=int, default=5, show_default=True, help="Timed rounds; one more goes before them.")
+@click.option("--threads", type=int, help="Threads of onnxruntime and of the memory's reader.")
+@click.option("--graph", default="auto", show_default=True, help="auto, portable or fused.")
+@click.option("--provider", default="cpu", show_default=True, help="cpu or cuda; no silent fallback.")
+@_common
+def bench(artifact: Path, against: str | None, as_json: bool, quiet: bool, **values: Any) -> None:
+    """Measure how fast ARTIFACT serves, its memory and its start, alone or in turn with another model."""
+    from curconvert.bench import BenchOptions
+    from curconvert.bench import bench as run
+
+    options = BenchOptions(**values)
+    with render.progress(quiet) as progress:
+        result = run(artifact, options, against=against, progress=progress)
+    if as_json:
+        click.echo(json.dumps(result.to_json()))
+    elif not quiet:
+        render.bench(result)
+
+
 @main.command()
 @source_options
 @click.option(

@@ -26,7 +26,6 @@ from curconvert.production import (
     first_plan,
     inputs,
     measure,
-    peak_memory,
     prepare,
     produce,
     sampled,
@@ -35,6 +34,7 @@ from curconvert.production import (
 )
 from curconvert.report.card import write_reports
 from curconvert_runtime.fidelity import Progress
+from curconvert_runtime.machine import peak_memory
 from curconvert_runtime.report import VerificationReport
 from curconvert_runtime.verification import VerifyOptions
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,6 +35,7 @@ from curconvert.report.card import write_reports
 from curconvert.selection.layers import score_of, select_layers
 from curconvert.verification import verify_artifact
 from curconvert_runtime.fidelity import Progress
+from curconvert_runtime.machine import peak_memory
 from curconvert_runtime.probes import pack_probes, parity_batch
 from curconvert_runtime.report import VerificationReport
 from curconvert_runtime.verification import VerifyOptions
@@ -304,10 +304,3 @@ def verify_and_seal(
     write_reports(work, manifest | {"metrics": measured})
     seal(work, manifest | {"metrics": measured})
     return report
-
-
-def peak_memory() -> int | None:
-    """Most resident memory so far, in bytes. Linux only: elsewhere the number is another or in other units."""
-    status = Path("/proc/self/status")
-    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
-    return None if found is None else 1024 * int(found[1])

@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from curconvert.bench.result import Bench, Measured, Spread
     from curconvert.estimate import Estimate
     from curconvert.healing.run import Healing
     from curconvert.pipeline import Conversion
@@ -39,6 +40,8 @@ _STAGES = {
     "parity": "compare graphs",
     "fidelity": "measure fidelity",
     "points": "points of the sweep",
+    "starts": "start the models",
+    "rounds": "measure",
 }
 _PIPE_WIDTH = 10_000
 
@@ -220,6 +223,53 @@ def sweep(result: Sweep) -> None:
         f"{decode['generated_tokens']} generated, medians of {decode['rounds']} rounds"
     )
     console.print(f"written: {result.path}")
+
+
+def bench(result: Bench) -> None:
+    """Print a row per workload and model, and what concerns all of them."""
+    console = _console()
+    table = Table(
+        "batch", "prompt", "", "prefill, tokens/s", "first token, ms", "decode, tokens/s", "MB per token",
+        "of the bandwidth", box=None,
+    )  # fmt: skip
+    names = [printable(side.name) for side in (result.artifact, result.against) if side is not None]
+    for row in result.rows:
+        place = (str(row.workload.batch), str(row.workload.prompt_tokens))
+        table.add_row(*place, names[0], *_speeds(row.artifact))
+        if row.against is not None and row.ratios is not None:
+            table.add_row("", "", names[1], *_speeds(row.against))
+            table.add_row(
+                "", "", "ratio", _spread(row.ratios.prefill, 2), "",
+                f"{_spread(row.ratios.decode, 2)}; bytes say {row.ratios.predicted_decode:.2f}",
+            )  # fmt: skip
+    console.print(table)
+    for side in filter(None, (result.artifact, result.against)):
+        memory = "" if side.peak_bytes is None else f", {(side.resident_bytes or 0) / 1e6:,.0f} MB after loading"
+        memory += "" if side.peak_bytes is None else f" and {side.peak_bytes / 1e6:,.0f} MB at most"
+        console.print(
+            f"{printable(side.name)}: {side.graph} graph, {side.weight_bytes / 1e6:,.1f} MB of weights per step; loads "
+            f"in {side.load_seconds.median:.2f} s, first token {side.start_seconds.median:.2f} s after the process "
+            f"starts{memory}"
+        )
+    options = result.options
+    read = "not measured" if result.bandwidth is None else f"{_spread(result.bandwidth, 1, 1e9)} GB/s"
+    console.print(
+        f"medians (least to most) of {options.rounds} rounds, {options.generated_tokens} tokens generated, provider "
+        f"{options.provider}; memory is read at {read} with {options.threads or 'all'} threads"
+    )
+
+
+def _spread(value: Spread, digits: int, unit: float = 1.0) -> str:
+    low, middle, high = (f"{number / unit:,.{digits}f}" for number in (value.min, value.median, value.max))
+    return f"{middle} ({low} to {high})"
+
+
+def _speeds(measured: Measured) -> tuple[str, ...]:
+    share = "" if measured.bandwidth_share is None else f"{100 * measured.bandwidth_share:.0f} %"
+    return (
+        _spread(measured.prefill, 1), _spread(measured.first_token, 1, 1e-3), _spread(measured.decode, 1),
+        f"{measured.bytes_per_token / 1e6:,.1f}", share,
+    )  # fmt: skip
 
 
 def artifact(manifest: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from curconvert_runtime.artifact import Artifact
+    from curconvert_runtime.backend import CpuOptions, CudaOptions
     from curconvert_runtime.errors import (
         BackendError,
         CurConvertError,
@@ -30,6 +31,8 @@ __all__ = [
     "Artifact",
     "BackendError",
     "Completion",
+    "CpuOptions",
+    "CudaOptions",
     "CurConvertError",
     "GenerationOptions",
     "InputError",
@@ -49,6 +52,8 @@ __all__ = [
 
 _HOME = {
     "Artifact": "artifact",
+    "CpuOptions": "backend",
+    "CudaOptions": "backend",
     "Completion": "generation",
     "GenerationOptions": "generation",
     "generate": "generation",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +15,76 @@ from curconvert_runtime.errors import BackendError, InputError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 MINIMUM_VERSION = (1, 20)
+
+
+@dataclass(frozen=True)
+class CpuOptions:
+    """How onnxruntime uses the CPU.
+
+    Attributes:
+        spinning: Whether its threads wait for work by spinning: a little faster on a machine of one's own, much slower
+            where other programs want the same cores.
+        prepack: Whether it makes a rearranged copy of each weight at load. Products of several tokens are faster with
+            it. Without it a session starts at once, and the weights stay pages of their file, which processes share.
+    """
+
+    spinning: bool = True
+    prepack: bool = True
+
+    def session_config(self) -> dict[str, str]:
+        """Return onnxruntime's session settings."""
+        return {
+            "session.intra_op.allow_spinning": str(int(self.spinning)),
+            "session.disable_prepacking": str(int(not self.prepack)),
+        }
+
+
+@dataclass(frozen=True)
+class CudaOptions:
+    """How onnxruntime uses a GPU. Written for the documented settings; it has never run on one.
+
+    Attributes:
+        device_id: Number of the device.
+        memory_limit: Most bytes of onnxruntime's arena on the device; None is no limit.
+        cuda_graph: Whether steps of decoding are captured once and replayed: the fused graph only.
+    """
+
+    device_id: int = 0
+    memory_limit: int | None = None
+    cuda_graph: bool = False
+
+    def __post_init__(self) -> None:
+        for name, low in (("device_id", 0), ("memory_limit", 1)):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
+                raise InputError(f"{name} {value!r}: expected an integer of at least {low}")
+
+    def provider_options(self) -> dict[str, str]:
+        """Return the settings of onnxruntime's CUDA provider."""
+        settings = {"device_id": str(self.device_id), "enable_cuda_graph": str(int(self.cuda_graph))}
+        if self.memory_limit is not None:
+            # Doubling would overshoot a limit that a caller chose.
+            settings |= {"gpu_mem_limit": str(self.memory_limit), "arena_extend_strategy": "kSameAsRequested"}
+        return settings
+
+
+DeviceOptions = CpuOptions | CudaOptions
+
+
+def device_options(provider: str, options: DeviceOptions | None) -> DeviceOptions:
+    """Return the options of a provider, its defaults for None.
+
+    Raises:
+        InputError: Unknown provider, or options of another one.
+    """
+    if provider not in PROVIDERS:
+        raise InputError(f"provider {provider!r}: expected one of {', '.join(PROVIDERS)}")
+    expected = CudaOptions if provider == "cuda" else CpuOptions
+    if options is None:
+        return expected()
+    if not isinstance(options, expected):
+        raise InputError(f"options {type(options).__name__}: provider {provider} takes {expected.__name__}")
+    return options
 
 
 def _extra(provider: str) -> str:
@@ -44,23 +116,23 @@ def import_onnxruntime(provider: str) -> ModuleType:
     return module
 
 
-def create_session(graph: Path, provider: str, threads: int | None = None) -> Any:
+def create_session(graph: Path, provider: str, threads: int | None = None, options: DeviceOptions | None = None) -> Any:
     """Load a graph on exactly one execution provider.
 
     Args:
         graph: Graph file; its external data must have been checked before.
         provider: `cpu` or `cuda`.
         threads: Threads of one operator; None leaves the choice to onnxruntime.
+        options: Settings of the provider.
 
     Returns:
         An `onnxruntime.InferenceSession`.
 
     Raises:
-        InputError: Unknown provider or thread count.
+        InputError: Unknown provider or thread count, or options of another provider.
         BackendError: onnxruntime or the provider is missing, or cannot run this graph.
     """
-    if provider not in PROVIDERS:
-        raise InputError(f"provider {provider!r}: expected one of {', '.join(PROVIDERS)}")
+    chosen = device_options(provider, options)
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise InputError(f"threads {threads!r}: expected a positive integer")
     onnxruntime = import_onnxruntime(provider)
@@ -74,14 +146,22 @@ def create_session(graph: Path, provider: str, threads: int | None = None) -> An
         # Finds CUDA and cuDNN that came as pip packages. It prints what it misses; the check below says it as an error.
         with contextlib.redirect_stdout(io.StringIO()):
             onnxruntime.preload_dlls()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors reach the caller as exceptions; warnings are about optimisation
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3  # errors reach the caller as exceptions; warnings are about optimisation
     if threads is not None:
-        options.intra_op_num_threads = threads
+        settings.intra_op_num_threads = threads
+    provider_options: Mapping[str, str] = {}
+    if isinstance(chosen, CudaOptions):
+        provider_options = chosen.provider_options()
+    else:
+        for key, value in chosen.session_config().items():
+            settings.add_session_config_entry(key, value)
     try:
         # Without this key (older versions: with it too) the Python class prints a notice and tries other providers.
         with contextlib.redirect_stdout(io.StringIO()):
-            session = onnxruntime.InferenceSession(str(graph), options, providers=[wanted], enable_fallback=0)
+            session = onnxruntime.InferenceSession(
+                str(graph), settings, providers=[(wanted, dict(provider_options))], enable_fallback=0
+            )
     except Exception as error:  # noqa: BLE001 - onnxruntime's exception classes share no public base
         raise BackendError(
             f"{graph}: onnxruntime {_version(onnxruntime)} cannot load this graph ({one_line(error)}); "

@@ -3,6 +3,9 @@
 Inputs `input_ids` [B,S], `attention_mask` [B,P+S], `position_ids` [B,S] where the graph has it, and
 `past_key_values.N.key/value` [B,heads,P,head_dim]; outputs `logits` [B,S,V] and `present.N.key/value`. Inputs of
 tokens are int64, cache and logits are float32, whatever the dtype of the weights.
+
+A graph may have one input more, with a default: `first_logits` [1] is the first of the S tokens that gets logits, as in
+a Python slice; the default 0 gives them to all.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import Any
 
 from curconvert_runtime.errors import IntegrityError
 
+FIRST_LOGITS = "first_logits"
 # onnxruntime's spelling.
 _FLOAT, _INT64 = "tensor(float)", "tensor(int64)"
 

@@ -11,13 +11,13 @@ import numpy as np
 
 from curconvert_runtime import requests, strict_json
 from curconvert_runtime.artifact import Artifact
+from curconvert_runtime.decoding import Decoder
 from curconvert_runtime.errors import InputError, UnsupportedError
 from curconvert_runtime.requests import Ids
 from curconvert_runtime.sampling import choose
-from curconvert_runtime.session import KeyValueCache, Logits, Session
+from curconvert_runtime.session import Session
 from curconvert_runtime.text import TextStream, Tokenizer
 
-_PREFILL_LOGITS = 2**28  # float32 numbers: one gigabyte
 FinishReason = Literal["eos", "stop", "length", "context"]
 
 
@@ -224,62 +224,29 @@ def stream(session: Session, prompt: Any, options: GenerationOptions | None = No
 
 
 def _decode(session: Session, rows: list[_Row], ends: frozenset[int]) -> Iterator[Piece]:
-    """Prefill once, then one token per row and step; a finished row idles on token 0 until all are done."""
-    ids, mask = requests.padded([row.prompt for row in rows], session.padding)
-    width = ids.shape[1]
-    steps = min(rows[0].options.max_new_tokens, session.max_positions - width + 1)
-    cache = session.allocate_cache(len(rows), width + steps - 1)
-    logits, cache = _prefill(session, ids, mask, cache)
-    # Where each row's newest token lies, counted from the end: the very end on the left-padded side.
-    last = (mask.sum(axis=1) if session.padding == "right" else np.full(len(rows), width)) - width - 1
+    """Prefill once, then one token per row and step; a finished row leaves the batch."""
+    prompts = [row.prompt for row in rows]
+    steps = min(rows[0].options.max_new_tokens, session.max_positions - max(map(len, prompts)) + 1)
+    decoder = Decoder(session, prompts, steps)
+    running = list(range(len(rows)))
+    logits = decoder.prefill()
     for step in range(steps):
-        tokens = np.zeros((len(rows), 1), np.int64)
-        for index, row in enumerate(rows):
-            if row.reason is None:
-                options = row.options
-                scores = logits[index, last[index]]
-                token = choose(scores, options.temperature, options.top_k, options.top_p, row.generator)
-                text = row.add(token, ends)
-                if row.reason is None and step == steps - 1:
-                    text += row.finish("context")
-                tokens[index] = token
-                yield Piece(index, token, text) if row.reason is None else Piece(index, None, text, row.completion())
-        if all(row.reason for row in rows):
+        tokens = []
+        for index, scores in zip(running, logits, strict=True):
+            row, options = rows[index], rows[index].options
+            token = choose(scores, options.temperature, options.top_k, options.top_p, row.generator)
+            text = row.add(token, ends)
+            if row.reason is None and step == steps - 1:
+                text += row.finish("context")
+            tokens.append(token)
+            yield Piece(index, token, text) if row.reason is None else Piece(index, None, text, row.completion())
+        going = [slot for slot, index in enumerate(running) if rows[index].reason is None]
+        if not going:
             return
-        mask = _extended(mask, session.padding)
-        logits, cache = session.forward(tokens, mask, past=cache)
-        last = np.full(len(rows), -1)
-
-
-def _prefill(session: Session, ids: Ids, mask: Ids, cache: KeyValueCache) -> tuple[Logits, KeyValueCache]:
-    """Run the prompts; return the logits of the last piece, aligned to its end, and the filled cache.
-
-    A graph gives logits for every position. A long lone prompt runs in pieces, so that they stay below a gigabyte.
-    """
-    width = ids.shape[1]
-    step = max(1, _PREFILL_LOGITS // session.vocab_size)
-    if len(ids) > 1 or _rope_follows_length(session.artifact):
-        step = width
-    for start in range(0, width, step):
-        stop = start + step
-        logits, cache = session.forward(ids[:, start:stop], mask[:, :stop], past=cache)
-    return logits, cache
-
-
-def _rope_follows_length(artifact: Artifact) -> bool:
-    """Tell whether the rotary frequencies change with the sequence's length: then a prompt must not be cut."""
-    config = artifact.config if artifact.has("config.json") else {}
-    parts = [part for part in (config.get("rope_scaling"), config.get("rope_parameters")) if isinstance(part, Mapping)]
-    kinds = {str(part.get(key)) for part in parts for key in ("rope_type", "type")}
-    return bool(kinds & {"dynamic", "longrope", "su"})
-
-
-def _extended(mask: Ids, side: str) -> Ids:
-    """Return the mask with one more token per row: at the end, or (right padding) at each row's own length."""
-    longer = np.pad(mask, ((0, 0), (0, 1)))
-    at = mask.sum(axis=1) if side == "right" else np.full(len(mask), mask.shape[1])
-    longer[np.arange(len(mask)), at] = 1
-    return longer
+        if len(going) < len(running):
+            decoder.keep(going)
+            running, tokens = [running[slot] for slot in going], [tokens[slot] for slot in going]
+        logits = decoder.step(np.array(tokens))
 
 
 def generate(

@@ -6,6 +6,7 @@ writes a row's new keys at the row's own length, so a batch needs no shifting wh
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,8 +18,15 @@ from numpy.typing import NDArray
 
 from curconvert_runtime import requests
 from curconvert_runtime.artifact import Artifact
-from curconvert_runtime.backend import create_session, import_onnxruntime, one_line
-from curconvert_runtime.contract import cache_names, check_contract
+from curconvert_runtime.backend import (
+    CudaOptions,
+    DeviceOptions,
+    create_session,
+    device_options,
+    import_onnxruntime,
+    one_line,
+)
+from curconvert_runtime.contract import FIRST_LOGITS, cache_names, check_contract
 from curconvert_runtime.errors import BackendError, InputError
 from curconvert_runtime.requests import Ids, TokenRows
 
@@ -53,13 +61,24 @@ class Session:
         artifact: What it was loaded from.
         graph: `portable` or `fused`.
         provider: `cpu` or `cuda`.
+        options: Settings of the provider.
         padding: Side on which batches of unequal sequences are padded: `left` or `right`.
+        has_positions: Whether the graph takes `position_ids`.
+        trims_logits: Whether the graph can compute the last column's logits alone.
     """
 
-    def __init__(self, artifact: Artifact, graph: str, provider: str, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        graph: str,
+        provider: str,
+        threads: int | None = None,
+        options: DeviceOptions | None = None,
+    ) -> None:
         self.artifact = artifact
         self.graph = graph
         self.provider = provider
+        self.options = device_options(provider, options)
         self.padding: str = artifact.manifest["graphs"][graph]["padding"]
         model = artifact.model
         self.vocab_size: int = model["vocab_size"]
@@ -67,10 +86,15 @@ class Session:
         self._heads: int = model["num_key_value_heads"]
         self._head_dim: int = model["head_dim"]
         path = artifact.graphs[graph]
-        self._session = create_session(path, provider, threads)
+        self._session = create_session(path, provider, threads, self.options)
         self._ort = import_onnxruntime(provider)
-        self._has_positions = check_contract(self._session, path, model)
+        self.has_positions = check_contract(self._session, path, model)
+        self.trims_logits = any(entry.name == FIRST_LOGITS for entry in self._session.get_overridable_initializers())
         self._past, self._present = cache_names(model["num_hidden_layers"])
+        cuda = self.options if isinstance(self.options, CudaOptions) else None
+        self._device_id = cuda.device_id if cuda else 0
+        self._captures = cuda is not None and cuda.cuda_graph
+        self._capture_numbers = itertools.count(1)
 
     def __repr__(self) -> str:
         return f"Session({str(self.artifact.path)!r}, graph={self.graph!r}, provider={self.provider!r})"
@@ -103,13 +127,21 @@ class Session:
             raise InputError(f"cache for {capacity} tokens: the model's context is {self.max_positions}")
         if self.graph == "portable":
             capacity = None
-        shape = (batch, self._heads, capacity or 0, self._head_dim)
-        return KeyValueCache(tuple(self._zeros(shape) for _ in self._past), batch, 0, capacity)
+        values = tuple(map(self.place, self.cache_arrays(batch, capacity or 0)))
+        return KeyValueCache(values, batch, 0, capacity)
 
-    def _zeros(self, shape: tuple[int, ...]) -> Any:
-        """Return a new float32 tensor of zeros on the session's device."""
-        # On the CPU the OrtValue is a view of this very array: each tensor needs its own.
-        return self._ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32), self.provider, 0)
+    def cache_arrays(self, batch: int, columns: int) -> list[NDArray[np.float32]]:
+        """Return zeros in the shape of a cache, in graph order; each [batch, key heads, columns, head size]."""
+        shape = (batch, self._heads, columns, self._head_dim)
+        return [np.zeros(shape, np.float32) for _ in self._past]
+
+    def next_capture(self) -> int:
+        """Return a number that no captured CUDA graph of this session has."""
+        return next(self._capture_numbers)
+
+    def place(self, array: NDArray[Any]) -> Any:
+        """Return an `OrtValue` of an array on the session's device; on the CPU it is a view of the array itself."""
+        return self._ort.OrtValue.ortvalue_from_numpy(array, self.provider, self._device_id)
 
     def forward(
         self,
@@ -117,6 +149,7 @@ class Session:
         attention_mask: Any = None,
         position_ids: Any = None,
         past: KeyValueCache | None = None,
+        last_only: bool = False,
     ) -> tuple[Logits, KeyValueCache]:
         """Run the graph once.
 
@@ -125,14 +158,33 @@ class Session:
             attention_mask: [batch, past + new] zeros and ones; None means all ones.
             position_ids: [batch, new]; None derives them from the mask, each row counting its own tokens.
             past: What an earlier call returned. A cache with a capacity is updated in place and must not be used again.
+            last_only: Return the logits of the last column alone; a graph that can computes no others.
 
         Returns:
-            Logits [batch, new, vocabulary] in float32 and the cache with the new tokens.
+            Logits [batch, new, vocabulary], or [batch, 1, vocabulary], in float32 and the cache with the new tokens.
 
         Raises:
             InputError: The request is wrong.
             BackendError: onnxruntime failed.
         """
+        inputs, past, total = self._checked(input_ids, attention_mask, position_ids, past)
+        binding = self._session.io_binding()
+        for name, array in inputs.items():
+            binding.bind_cpu_input(name, array)
+        if last_only and self.trims_logits:  # onnxruntime takes an input with a default as an OrtValue only
+            binding.bind_ortvalue_input(FIRST_LOGITS, self._ort.OrtValue.ortvalue_from_numpy(np.array([-1])))
+        self.bind_cache(binding, past)
+        binding.bind_output("logits", "cpu")
+        self.run(binding)
+        outputs = binding.get_outputs()
+        logits = outputs[-1].numpy()
+        cache = past.values if past.capacity is not None else tuple(outputs[:-1])
+        return logits[:, -1:] if last_only else logits, KeyValueCache(cache, past.batch, total, past.capacity)
+
+    def _checked(
+        self, input_ids: Any, attention_mask: Any, position_ids: Any, past: KeyValueCache | None
+    ) -> tuple[dict[str, Ids], KeyValueCache, int]:
+        """Return the graph's inputs by name, the past, and the cache's length afterwards; or refuse the request."""
         ids = requests.integers(input_ids, "input_ids")
         if ids.ndim != 2 or 0 in ids.shape:
             raise InputError(f"input_ids {list(ids.shape)}: expected [batch, tokens] with at least one of each")
@@ -153,34 +205,47 @@ class Session:
         )
         requests.check_mask(mask, (batch, total), self.padding)
         inputs = {"input_ids": ids, "attention_mask": mask}
-        if self._has_positions:
+        if self.has_positions:
             positions = requests.default_positions(mask, new, self.padding)
             if position_ids is not None:
                 positions = requests.integers(position_ids, "position_ids")
                 if positions.shape != ids.shape or positions.min() < 0 or positions.max() >= self.max_positions:
                     raise InputError(f"position_ids: expected {list(ids.shape)} integers below {self.max_positions}")
             inputs["position_ids"] = positions
-        return self._run(inputs, past, total)
+        return inputs, past, total
 
-    def _run(self, inputs: dict[str, Ids], past: KeyValueCache, total: int) -> tuple[Logits, KeyValueCache]:
-        binding = self._session.io_binding()
+    def bind_cache(self, binding: Any, past: KeyValueCache) -> None:
+        """Bind a cache as input and, before any other output, as output."""
+        for name, value in zip(self._past, past.values, strict=True):
+            binding.bind_ortvalue_input(name, value)
+        for name, value in zip(self._present, past.values, strict=True):
+            if past.capacity is None:
+                binding.bind_output(name, self.provider, self._device_id)
+            else:  # GroupQueryAttention appends in place when past and present are one buffer
+                binding.bind_ortvalue_output(name, value)
+
+    def io_binding(self) -> Any:
+        """Return an empty `IOBinding`."""
+        return self._session.io_binding()
+
+    def run(self, binding: Any, captured_as: int | None = None) -> None:
+        """Run the graph on what is bound.
+
+        Args:
+            binding: Inputs and outputs.
+            captured_as: With CUDA graphs: number of the graph to capture, or to replay; None runs without.
+
+        Raises:
+            BackendError: onnxruntime failed.
+        """
+        settings = None
+        if self._captures:
+            settings = self._ort.RunOptions()
+            settings.add_run_config_entry("gpu_graph_id", str(-1 if captured_as is None else captured_as))
         try:
-            for name, array in inputs.items():
-                binding.bind_cpu_input(name, array)
-            binding.bind_output("logits", "cpu")
-            for name, value in zip(self._past, past.values, strict=True):
-                binding.bind_ortvalue_input(name, value)
-            for name, value in zip(self._present, past.values, strict=True):
-                if past.capacity is None:
-                    binding.bind_output(name, self.provider)
-                else:  # GroupQueryAttention appends in place when past and present are one buffer
-                    binding.bind_ortvalue_output(name, value)
-            self._session.run_with_iobinding(binding)
-            outputs = binding.get_outputs()
+            self._session.run_with_iobinding(binding, settings)
         except Exception as error:  # noqa: BLE001 - onnxruntime's exception classes share no public base
             raise BackendError(f"{self.artifact.graphs[self.graph]}: onnxruntime failed ({one_line(error)})") from None
-        values = tuple(outputs[1:]) if past.capacity is None else past.values
-        return outputs[0].numpy(), KeyValueCache(values, past.batch, total, past.capacity)
 
     def logits(self, ids: TokenRows) -> Logits | list[Logits]:
         """Return next-token logits at every position.
@@ -224,6 +289,7 @@ def load(
     provider: str = "cpu",
     graph: Literal["auto", "portable", "fused"] = "auto",
     threads: int | None = None,
+    options: DeviceOptions | None = None,
     full_check: bool = False,
 ) -> Session:
     """Check an artifact and load it for inference.
@@ -233,18 +299,20 @@ def load(
         provider: `cpu` or `cuda`; the one asked for or an error.
         graph: `auto` takes the fused graph where the artifact has it.
         threads: Threads of one operator; None leaves the choice to onnxruntime.
+        options: `CpuOptions` or `CudaOptions`, as the provider is; None takes the defaults.
         full_check: Hash every file, even those hashed before and unchanged since.
 
     Raises:
-        InputError: No such folder, or an unknown provider or graph.
+        InputError: No such folder, an unknown provider or graph, or options of another provider.
         IntegrityError: The folder's contents are not what its manifest says.
         BackendError: onnxruntime or the provider is missing or cannot run the graph.
     """
     if graph not in ("auto", "portable", "fused"):
         raise InputError(f"graph {graph!r}: expected auto, portable or fused")
+    device_options(provider, options)
     artifact = Artifact.open(path, full=full_check)
     graphs = artifact.graphs
     chosen = ("fused" if "fused" in graphs else "portable") if graph == "auto" else graph
     if chosen not in graphs:
         raise InputError(f"{artifact.path}: the artifact has no {chosen} graph, only {', '.join(graphs)}")
-    return Session(artifact, chosen, provider, threads)
+    return Session(artifact, chosen, provider, threads, options)

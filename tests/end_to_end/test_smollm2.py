@@ -126,6 +126,24 @@ def test_runtime_generates_what_torch_generates(
     assert list(alone.ids) == torch_answers[1]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("graph", ["portable", "fused"])
+def test_eight_rows_and_a_long_context_are_torchs(artifact: Artifact, graph: Any) -> None:
+    """Eight prompts of 10 to 220 tokens at once, and one of 2,000: every token is the likeliest that torch knows."""
+    session = load(artifact.path, graph=graph)
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8") * 2
+    ids = session.tokenizer.encode(text)
+    eight = [[int(token) for token in ids[100 * row : 100 * row + 10 + 30 * row]] for row in range(8)]
+    long = [int(token) for token in ids[:2000]]
+    options = GenerationOptions(max_new_tokens=NEW_TOKENS, ignore_eos=True)
+    model: Any = build_torch_model(artifact)
+    for prompts in (eight, [long]):
+        for prompt, done in zip(prompts, session.generate(prompts, options), strict=True):
+            with torch.no_grad():
+                logits = model(torch.tensor([[*prompt, *done.ids]])).logits[0, len(prompt) - 1 : -1]
+            assert list(done.ids) == logits.argmax(-1).tolist()
+
+
 @pytest.mark.clients
 def test_optimum_generates_what_torch_generates(
     artifact: Artifact, prompts: list[list[int]], torch_answers: list[list[int]]

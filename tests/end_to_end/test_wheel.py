@@ -74,6 +74,13 @@ def test_generate_runs(base: Path, artifact: Path) -> None:
     assert 1 <= len(answer[0]["ids"]) <= 5
 
 
+def test_bench_runs(base: Path, artifact: Path) -> None:
+    """An artifact is measured, in processes that find the same environment."""
+    command = (base / "curconvert", "bench", artifact, "--prompt-tokens", "8", "--generated-tokens", "4")
+    found = json.loads(run(*command, "--rounds", "1", "--json"))
+    assert found["rows"][0]["artifact"]["decode"]["median"] > 0
+
+
 def test_convert_says_what_to_install(base: Path, artifact: Path) -> None:
     """The converter's commands name the missing extra in one line and exit 6."""
     message = run(base / "curconvert", artifact, "-o", "/nowhere/out", expected=6)

@@ -8,11 +8,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
 
-from curconvert_runtime import BackendError, backend, load
+from curconvert_runtime import BackendError, CpuOptions, CudaOptions, InputError, backend, load
+from curconvert_runtime.decoding import Decoder
 from support.tiny_artifact import reseal, toy_graph
 
 
@@ -83,7 +85,7 @@ def test_a_failure_while_running_is_a_backend_error(toy: Path) -> None:
     model = toy_graph(toy / "model.safetensors", "portable")
     node = next(node for node in model.graph.node if "model.positions.weight" in node.input)
     node.input[0] = "model.embed_tokens.weight"
-    table = onnx.numpy_helper.from_array(__import__("numpy").zeros((2, 8), "float32"), "short")
+    table = onnx.numpy_helper.from_array(np.zeros((2, 8), np.float32), "short")
     model.graph.initializer.append(table)
     node.input[0] = "short"
     (toy / "model.onnx").write_bytes(model.SerializeToString())
@@ -96,5 +98,102 @@ def test_a_failure_while_running_is_a_backend_error(toy: Path) -> None:
 def test_versions_are_plain_json() -> None:
     """The environment record can be written into a report."""
     versions = backend.installed_versions()
-    assert versions["numpy"] == __import__("numpy").__version__
+    assert versions["numpy"] == np.__version__
     assert json.loads(json.dumps(versions)) == versions
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (None, {"device_id": "0", "enable_cuda_graph": "0"}),
+        (
+            CudaOptions(1, 2**30, cuda_graph=True),
+            {
+                "device_id": "1",
+                "enable_cuda_graph": "1",
+                "gpu_mem_limit": "1073741824",
+                "arena_extend_strategy": "kSameAsRequested",
+            },
+        ),
+    ],
+)
+def test_cuda_options_reach_the_provider(
+    sealed: Path, monkeypatch: pytest.MonkeyPatch, options: CudaOptions | None, expected: dict[str, str]
+) -> None:
+    """CUDA is the only provider of the session, with these settings. No GPU takes part."""
+    found: list[Any] = []
+
+    def recorded(path: str, settings: Any, providers: Any, **_: Any) -> Any:
+        found.extend(providers)
+        raise RuntimeError("the settings are known")
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", recorded)
+    with pytest.raises(BackendError):
+        load(sealed, provider="cuda", options=options)
+    assert found == [("CUDAExecutionProvider", expected)]
+
+
+@pytest.mark.parametrize("options", [None, CpuOptions(spinning=False, prepack=False), CpuOptions(prepack=True)])
+def test_cpu_options_reach_the_session(
+    sealed: Path, monkeypatch: pytest.MonkeyPatch, options: CpuOptions | None
+) -> None:
+    """Spinning and prepacking are settings of onnxruntime's session; what it computes stays the same."""
+    found: list[Any] = []
+    original = onnxruntime.InferenceSession
+
+    def recorded(path: str, settings: Any, **arguments: Any) -> Any:
+        found.append(settings)
+        return original(path, settings, **arguments)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", recorded)
+    logits = load(sealed, options=options).logits([1, 2, 3])
+    (settings,) = found
+    wanted = options or CpuOptions()
+    assert settings.get_session_config_entry("session.intra_op.allow_spinning") == str(int(wanted.spinning))
+    assert settings.get_session_config_entry("session.disable_prepacking") == str(int(not wanted.prepack))
+    np.testing.assert_allclose(logits, load(sealed).logits([1, 2, 3]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("provider", "options", "message"),
+    [("cpu", CudaOptions(), "takes CpuOptions"), ("cuda", CpuOptions(), "takes CudaOptions")],
+)
+def test_options_of_another_provider_are_refused(sealed: Path, provider: str, options: Any, message: str) -> None:
+    """Before anything is read: a GPU's setting on the CPU would be ignored in silence."""
+    with pytest.raises(InputError, match=message):
+        load(sealed, provider=provider, options=options)
+
+
+@pytest.mark.parametrize("values", [{"device_id": -1}, {"device_id": True}, {"memory_limit": 0}, {"memory_limit": 1.5}])
+def test_cuda_options_without_a_meaning_are_refused(values: dict[str, Any]) -> None:
+    """Options are checked when they are made."""
+    with pytest.raises(InputError, match=next(iter(values))):
+        CudaOptions(**values)
+
+
+def test_each_batch_is_captured_by_itself(sealed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With CUDA graphs prompts run without one; steps over the same buffers share one, other buffers never do."""
+    session = load(sealed, graph="fused")
+    monkeypatch.setattr(session, "_captures", True)
+    ids: list[str] = []
+    inner = session._session
+
+    class Watched:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(inner, name)
+
+        def run_with_iobinding(self, binding: Any, settings: Any) -> None:
+            ids.append(settings.get_run_config_entry("gpu_graph_id"))
+            inner.run_with_iobinding(binding)
+
+    monkeypatch.setattr(session, "_session", Watched())
+    for _ in range(2):
+        batch = Decoder(session, [np.array([1, 2]), np.array([3, 4])], 4)
+        tokens = batch.prefill().argmax(-1)
+        for _ in range(2):
+            batch.step(tokens)
+        batch.keep([1])
+        batch.step(tokens[1:])
+    assert ids == ["-1", "1", "1", "2", "-1", "3", "3", "4"]

@@ -15,7 +15,6 @@ from curconvert_runtime import (
     InputError,
     Session,
     UnsupportedError,
-    generation,
     load,
     stream,
 )
@@ -51,31 +50,6 @@ def test_a_batch_of_unequal_prompts_equals_its_rows(session: Session) -> None:
     options = GenerationOptions(max_new_tokens=8)
     batch = session.generate(PROMPTS, options)
     assert [row.ids for row in batch] == [greedy(prompt, 8) for prompt in PROMPTS]
-
-
-def test_a_long_prompt_in_pieces_gives_the_same(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prefill in pieces of two tokens, the last one shorter, changes nothing."""
-    monkeypatch.setattr(generation, "_PREFILL_LOGITS", 2 * session.vocab_size)
-    result = one(session.generate(PROMPTS[0], GenerationOptions(max_new_tokens=8)))
-    assert result.ids == greedy(PROMPTS[0], 8)
-
-
-@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
-def test_a_rope_that_follows_the_length_forbids_pieces(toy: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
-    """With such frequencies a prompt cut into pieces would not be what the model was trained on."""
-    (toy / "config.json").write_text(json.dumps({key: {"rope_type": "longrope"}}))
-    reseal(toy)
-    session = load(toy, threads=1)
-    forward, widths = session.forward, []
-
-    def watched(ids: Any, *arguments: Any, **options: Any) -> Any:
-        widths.append(ids.shape[1])
-        return forward(ids, *arguments, **options)
-
-    monkeypatch.setattr(session, "forward", watched)
-    monkeypatch.setattr(generation, "_PREFILL_LOGITS", 1)
-    session.generate(PROMPTS[0], GenerationOptions(max_new_tokens=2))
-    assert widths == [5, 1]
 
 
 def test_text_is_encoded_as_the_post_processor_says(session: Session) -> None:

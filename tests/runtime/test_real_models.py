@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 
 from curconvert.graph import build_graphs, save_graphs
-from curconvert_runtime import GenerationOptions, Session, load
+from curconvert_runtime import GenerationOptions, Session, decoding, load
+from curconvert_runtime.contract import FIRST_LOGITS
 from support.families import MIXED, VOCABULARY, TinyModel, compress, make_checkpoint
 from support.tiny_artifact import reseal, toy_manifest
 
@@ -118,3 +120,56 @@ def test_greedy_equals_transformers_generate(running: Session, sealed_model: Sea
     expected = [transformers_greedy(sealed_model.oracle, prompt) for prompt in PROMPTS]
     assert [list(row.ids) for row in batch] == expected
     assert max(map(len, expected)) == NEW_TOKENS
+
+
+def test_only_the_last_columns_logits_are_computed(running: Session) -> None:
+    """Asked for the last column, the fused graph multiplies one row with the vocabulary, and gives the same numbers."""
+    ids = np.array([PROMPTS[0]])
+    everything, _ = running.forward(ids)
+    last, _ = running.forward(ids, last_only=True)
+    np.testing.assert_allclose(last, everything[:, -1:], atol=1e-5, rtol=0)
+    assert running.trims_logits == (running.graph == "fused")
+    if running.trims_logits:
+        feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.arange(ids.size)[None]}
+        session = ort.InferenceSession(running.artifact.graphs["fused"], providers=["CPUExecutionProvider"])
+        shape = running.allocate_cache(1).values[0].shape()
+        past = {entry.name: np.zeros(shape, np.float32) for entry in session.get_inputs() if "past" in entry.name}
+        few = session.run(["logits"], {**feeds, **past, FIRST_LOGITS: np.array([-2])})[0]
+        np.testing.assert_allclose(few, everything[:, -2:], atol=1e-5, rtol=0)
+
+
+def test_eight_rows_without_prompt_logits_equal_transformers(
+    running: Session, sealed_model: Sealed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight unequal prompts, put into the cache without logits and ending at different steps, give its tokens."""
+    monkeypatch.setattr(decoding, "_SPLIT_TOKENS", 0)
+    prompts = [np.random.default_rng(row).integers(3, VOCABULARY, 3 + 2 * row).tolist() for row in range(8)]
+    batch = running.generate(prompts, GenerationOptions(max_new_tokens=NEW_TOKENS))
+    assert [list(row.ids) for row in batch] == [transformers_greedy(sealed_model.oracle, row) for row in prompts]
+
+
+def test_a_lone_prompt_in_pieces_equals_transformers(
+    running: Session, sealed_model: Sealed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five tokens at a time, on top of those before, windows and soft caps included."""
+    monkeypatch.setattr(decoding, "_PIECE_TOKENS", 5)
+    prompt = np.random.default_rng(0).integers(3, VOCABULARY, 23).tolist()
+    answer = running.generate(prompt, GenerationOptions(max_new_tokens=NEW_TOKENS))
+    assert list(answer.ids) == transformers_greedy(sealed_model.oracle, prompt)
+
+
+@pytest.mark.parametrize("graph", ["portable", "fused"])
+def test_a_context_of_2048_tokens_equals_transformers(graph: str, tmp_path: Path) -> None:
+    """Two long prompts of unequal length continue to the end of the context as in transformers."""
+    model = make_checkpoint(tmp_path / "long", "llama", max_position_embeddings=2048)
+    seal(model, torch.float32, model)
+    prompts = [
+        np.random.default_rng(row).integers(3, VOCABULARY, length).tolist() for row, length in enumerate((2032, 1500))
+    ]
+    options = GenerationOptions(max_new_tokens=17, ignore_eos=True)
+    batch = load(model.folder, graph=graph, threads=1).generate(prompts, options)  # type: ignore[arg-type]
+    for row, prompt in zip(batch, prompts, strict=True):
+        ids = list(prompt)
+        with torch.no_grad():
+            logits = model.oracle(torch.tensor([[*prompt, *row.ids]])).logits[0, len(ids) - 1 : -1]
+        assert list(row.ids) == logits.argmax(-1).tolist()

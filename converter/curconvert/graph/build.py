@@ -13,6 +13,7 @@ from onnx_ir.passes import common as passes
 
 from curconvert.blocks.skeleton import build_skeleton
 from curconvert.checkpoint.types import TensorInfo
+from curconvert.graph.answers import trim_answers
 from curconvert.graph.binding import bind, deployed_dtype
 from curconvert.graph.emit import Emitter
 from curconvert.graph.facts import read_facts
@@ -20,6 +21,7 @@ from curconvert.graph.fused import Fused
 from curconvert.graph.lowering import Lowering
 from curconvert.graph.portable import Portable
 from curconvert.graph.template import dense_template
+from curconvert_runtime.contract import FIRST_LOGITS
 
 PORTABLE_FILE = "model.onnx"
 FUSED_FILE = "model.fused.onnx"
@@ -72,6 +74,8 @@ def build_graphs(
         inputs = {str(value.name): value for value in model.graph.inputs}
         Lowering(model, dialect(Emitter(model.graph, stored), facts, inputs), facts, tensors, forms, owners).run()
         bind(model.graph, tensors)
+        if dialect is Fused:
+            trim_answers(model.graph)
         _finish(model)
         graphs.append(model)
     return Graphs(*graphs)
@@ -105,7 +109,7 @@ def _name_dimensions(graph: ir.Graph) -> None:
         kind = str(value.name).split(".")[0]
         if kind in names:
             value.shape = ir.Shape([*names[kind], *value.shape[2:]])
-        else:
+        elif kind != FIRST_LOGITS:
             length = "past_sequence_length" if kind == "past_key_values" else "total_sequence_length"
             value.shape = ir.Shape(["batch_size", value.shape[1], length, value.shape[3]])
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import statistics
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from curconvert_runtime.artifact import Artifact
-from curconvert_runtime.session import Session, load
+from curconvert_runtime.session import load
+from curconvert_runtime.speed import Workload, measure
 
 _PROMPT, _GENERATED = 32, 32  # fewer where the model's context is short
 _ROUNDS = 5
@@ -74,22 +72,13 @@ def decode_speed(original: Path, compressed: Path, setup: DecodeSetup) -> Decode
         setup: Lengths, rounds and graph.
     """
     sessions = [load(folder, graph=setup.graph) for folder in (original, compressed)]
+    workload = Workload(1, setup.prompt_tokens, setup.generated_tokens)
     rates: list[list[float]] = [[], []]
     for turn in range(setup.rounds + 1):
         for which in ((0, 1), (1, 0))[turn % 2]:
-            rate = _tokens_per_second(sessions[which], setup.prompt_tokens, setup.generated_tokens)
+            timing = measure(sessions[which], workload)
             if turn > 0:
-                rates[which].append(rate)
+                rates[which].append(setup.generated_tokens / timing.decode)
     ratios = [ours / theirs for theirs, ours in zip(*rates, strict=True)]
     before, after = (statistics.median(side) for side in rates)
     return DecodeSpeed(before, after, statistics.median(ratios), min(ratios), max(ratios))
-
-
-def _tokens_per_second(session: Session, prompt: int, generated: int) -> float:
-    """Feed a prompt of random tokens, then time one token after another; an end token does not stop it."""
-    ids = np.random.default_rng(0).integers(0, session.vocab_size, (1, prompt))
-    logits, cache = session.forward(ids, past=session.allocate_cache(1, prompt + generated))
-    start = time.perf_counter()
-    for _ in range(generated):
-        logits, cache = session.forward(np.argmax(logits[:, -1:], axis=-1), past=cache)
-    return generated / (time.perf_counter() - start)

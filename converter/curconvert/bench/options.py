@@ -1,0 +1,78 @@
+"""What `bench` is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from curconvert_runtime.backend import PROVIDERS
+from curconvert_runtime.errors import InputError
+from curconvert_runtime.speed import Workload
+
+GRAPHS = ("auto", "fused", "portable")
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """Requests that are timed, and how.
+
+    Attributes:
+        prompt_tokens: Lengths of prompts.
+        generated_tokens: Tokens after the first that are timed, for each row.
+        batches: Numbers of rows; each is combined with each length.
+        rounds: Timed rounds; one more goes before them.
+        threads: Threads of onnxruntime and of the memory's reader; None leaves the first to onnxruntime and takes all
+            CPUs for the second.
+        graph: `auto` takes the fused graph where there is one.
+        provider: `cpu` or `cuda`.
+    """
+
+    prompt_tokens: tuple[int, ...] = (128,)
+    generated_tokens: int = 64
+    batches: tuple[int, ...] = (1,)
+    rounds: int = 5
+    threads: int | None = None
+    graph: str = "auto"
+    provider: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for option, values in (("--prompt-tokens", self.prompt_tokens), ("--batch", self.batches)):
+            if not values:
+                raise InputError(f"{option} is empty: give at least one value")
+            if len(set(values)) < len(values):
+                raise InputError(f"{option} {','.join(map(str, values))}: a value stands there twice")
+            for value in values:
+                _positive(option, value)
+        _positive("--generated-tokens", self.generated_tokens)
+        _positive("--rounds", self.rounds)
+        if self.threads is not None:
+            _positive("--threads", self.threads)
+        for option, choice, known in (("--graph", self.graph, GRAPHS), ("--provider", self.provider, PROVIDERS)):
+            if choice not in known:
+                raise InputError(f"{option} {choice!r}: expected one of {', '.join(known)}")
+
+    @property
+    def workloads(self) -> list[Workload]:
+        """The requests, smallest batch first."""
+        return [
+            Workload(batch, length, self.generated_tokens)
+            for batch in sorted(self.batches)
+            for length in sorted(self.prompt_tokens)
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {
+            "prompt_tokens": list(self.prompt_tokens),
+            "generated_tokens": self.generated_tokens,
+            "batches": list(self.batches),
+            "rounds": self.rounds,
+            "threads": self.threads,
+            "graph": self.graph,
+            "provider": self.provider,
+        }
+
+
+def _positive(option: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{option} {value!r}: expected an integer of at least 1")

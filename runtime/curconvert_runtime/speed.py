@@ -1,0 +1,103 @@
+"""How fast a session answers, and how many bytes it reads for that."""
+
+from __future__ import annotations
+
+import bisect
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from curconvert_runtime.artifact import Artifact
+from curconvert_runtime.decoding import Decoder
+from curconvert_runtime.errors import InputError
+from curconvert_runtime.onnx_external import external_tensors
+from curconvert_runtime.session import Session
+
+_EMBEDDING, _HEAD = "model.embed_tokens.", "lm_head."
+_FLOAT32_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One kind of request: random tokens of equal length in every row, continued greedily; no end token stops it.
+
+    Attributes:
+        batch: Rows.
+        prompt_tokens: Length of each prompt.
+        generated_tokens: Tokens after the first, for each row.
+    """
+
+    batch: int
+    prompt_tokens: int
+    generated_tokens: int
+
+    def check_context(self, artifact: Artifact) -> None:
+        """Refuse what does not fit a model's context."""
+        total, context = self.prompt_tokens + self.generated_tokens, artifact.model["max_position_embeddings"]
+        if total > context:
+            raise InputError(
+                f"{self.prompt_tokens} prompt and {self.generated_tokens} generated tokens: the context of "
+                f"{artifact.path} is {context}; ask for fewer"
+            )
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one request took.
+
+    Attributes:
+        first_token: Seconds from the prompts to the first token of each row.
+        decode: Seconds of all steps after it.
+    """
+
+    first_token: float
+    decode: float
+
+
+def measure(session: Session, workload: Workload) -> Timing:
+    """Run one request and time it."""
+    shape = (workload.batch, workload.prompt_tokens)
+    prompts = np.random.default_rng(0).integers(0, session.vocab_size, shape)
+    begin = time.perf_counter()
+    decoder = Decoder(session, list(prompts), workload.generated_tokens + 1)
+    tokens = decoder.prefill().argmax(axis=-1)
+    first = time.perf_counter()
+    for _ in range(workload.generated_tokens):
+        tokens = decoder.step(tokens).argmax(axis=-1)
+    return Timing(first - begin, time.perf_counter() - first)
+
+
+def weight_bytes(artifact: Artifact, graph: str) -> int:
+    """Return how many bytes of weights a step of decoding reads, from memory.
+
+    Weights of 16 bits are float32 there. Of an embedding that is not the head as well, only a few rows are read.
+
+    Args:
+        artifact: The model.
+        graph: `portable` or `fused`.
+    """
+    references = list(external_tensors(artifact.graphs[graph]))
+    own_head = any(tensor.name.startswith(_HEAD) for tensor in references)
+    read = {
+        (tensor.location, tensor.offset): tensor.length
+        for tensor in references
+        if not (own_head and tensor.name.startswith(_EMBEDDING))
+    }
+    headers = sorted(artifact.tensors.values(), key=lambda header: (header.file, header.offset))
+    places = [(header.file, header.offset) for header in headers]
+    total = 0
+    for (location, offset), length in read.items():
+        # A graph may name a part of a stored tensor.
+        header = headers[bisect.bisect_right(places, (artifact.path / Path(location), offset)) - 1]
+        total += length * (2 if header.dtype in ("F16", "BF16") else 1)
+    return total
+
+
+def step_bytes(artifact: Artifact, graph: str, workload: Workload) -> float:
+    """Return how many bytes a step of decoding reads: weights, and the keys and values so far, on average."""
+    model = artifact.model
+    cached = 2 * model["num_hidden_layers"] * model["num_key_value_heads"] * model["head_dim"] * _FLOAT32_BYTES
+    length = workload.prompt_tokens + (workload.generated_tokens + 1) / 2
+    return float(weight_bytes(artifact, graph) + workload.batch * length * cached)

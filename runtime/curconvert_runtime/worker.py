@@ -1,0 +1,67 @@
+"""A process that measures for another one: `python -m curconvert_runtime.worker`, a JSON object per line each way.
+
+`{"load": {…}}` loads an artifact (arguments of `load`) and answers a prompt, `{"measure": {…}}` runs a `Workload`,
+`{"read": {"threads": …}}` reads memory. The end of the input ends it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from curconvert_runtime.errors import CurConvertError
+from curconvert_runtime.machine import MemoryReader, peak_memory, resident_memory
+from curconvert_runtime.session import Session, load
+from curconvert_runtime.speed import Workload, measure
+
+
+class _Worker:
+    """Answers requests, one after the other."""
+
+    def __init__(self) -> None:
+        self._session: Session | None = None
+        self._reader: MemoryReader | None = None
+        self.requests: Mapping[str, Callable[..., dict[str, Any]]] = {
+            "load": self._load,
+            "measure": self._measure,
+            "read": self._read,
+        }
+
+    def _load(self, path: str, prompt_tokens: int, **arguments: Any) -> dict[str, Any]:
+        begin = time.perf_counter()
+        self._session = load(path, **arguments)
+        seconds, resident = time.perf_counter() - begin, resident_memory()
+        measure(self._session, Workload(1, prompt_tokens, 0))
+        return {"graph": self._session.graph, "load_seconds": seconds, "resident_bytes": resident}
+
+    def _measure(self, **workload: int) -> dict[str, Any]:
+        assert self._session is not None
+        timing = measure(self._session, Workload(**workload))
+        return {**asdict(timing), "peak_bytes": peak_memory()}
+
+    def _read(self, threads: int | None) -> dict[str, Any]:
+        self._reader = self._reader or MemoryReader(threads)
+        return {"bytes_per_second": self._reader.bytes_per_second()}
+
+
+def main() -> None:
+    """Answer requests from standard input until it ends."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)  # whatever a library prints stays out of the answers
+    worker = _Worker()
+    for line in sys.stdin:
+        ((name, arguments),) = json.loads(line).items()
+        try:
+            answer = worker.requests[name](**arguments)
+        except CurConvertError as error:
+            answer = {"error": type(error).__name__, "message": str(error)}
+        answers.write(json.dumps(answer) + "\n")
+
+
+if __name__ == "__main__":
+    main()

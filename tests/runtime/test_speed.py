@@ -1,0 +1,74 @@
+"""What is timed, how many bytes a step reads, and how fast this machine reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from curconvert.graph import build_graphs, save_graphs
+from curconvert_runtime import InputError, Session, load
+from curconvert_runtime.artifact import Artifact
+from curconvert_runtime.machine import MemoryReader, peak_memory, resident_memory
+from curconvert_runtime.speed import Workload, measure, weight_bytes
+from curconvert_runtime.tensor_file import read_headers
+from support.families import make_checkpoint
+from support.tiny_artifact import CONTEXT
+
+
+def test_a_request_is_timed_in_two_parts(session: Session) -> None:
+    """The first token, and the steps after it: one step for each token that is asked for."""
+    steps: list[Any] = []
+    run = session.run
+    session.run = lambda *arguments, **options: steps.append(0) or run(*arguments, **options)  # type: ignore[method-assign]
+    try:
+        timing = measure(session, Workload(2, 5, 4))
+    finally:
+        session.run = run  # type: ignore[method-assign]
+    assert len(steps) == 1 + 4
+    assert timing.first_token > 0
+    assert timing.decode > 0
+
+
+def test_the_whole_context_can_be_measured(sealed: Path) -> None:
+    """Prompt and generated tokens may fill it, and no more."""
+    artifact = Artifact.open(sealed)
+    workload = Workload(1, CONTEXT - 3, 3)
+    workload.check_context(artifact)
+    measure(load(sealed), workload)
+    with pytest.raises(InputError, match=f"context of .* is {CONTEXT}"):
+        Workload(1, CONTEXT - 2, 3).check_context(artifact)
+
+
+@pytest.mark.parametrize("graph", ["portable", "fused"])
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.float16, 4)])
+@pytest.mark.parametrize("tied", [True, False])
+def test_weights_that_a_step_reads(graph: str, dtype: torch.dtype, size: int, tied: bool, tmp_path: Path) -> None:
+    """Every parameter once, as float32, without an embedding that only gives away rows."""
+    model = make_checkpoint(tmp_path, "llama", dtype=dtype, tie_word_embeddings=tied)
+    save_graphs(build_graphs(model.config, model.tensors, model.forms), tmp_path)
+    files = {"portable": {"file": "model.onnx"}, "fused": {"file": "model.fused.onnx"}}
+    artifact = Artifact(tmp_path, {"graphs": files}, read_headers(tmp_path / "model.safetensors"))
+    skipped = 0 if tied else model.oracle.get_input_embeddings().weight.numel()
+    parameters = sum(parameter.numel() for parameter in model.oracle.parameters())
+    assert weight_bytes(artifact, graph) == size * (parameters - skipped)
+
+
+def test_memory_of_this_process_is_known() -> None:
+    """Linux tells both; the peak is never below what was just held."""
+    held = np.ones(2**24, np.float64)
+    resident, peak = resident_memory(), peak_memory()
+    assert resident is not None
+    assert peak is not None
+    assert held.nbytes < resident <= peak
+
+
+def test_the_reader_reads_every_byte() -> None:
+    """The parts are the whole buffer, one for each thread, and the rate is a plausible one."""
+    reader = MemoryReader(2)
+    rate = reader.bytes_per_second()
+    assert 1e8 < rate < 1e13
+    assert reader.buffer_bytes == 2**29
