@@ -62,9 +62,13 @@ class MemoryReader:
         """Return the best rate of a few passes."""
         return max(self._rate() for _ in range(_PASSES))
 
+    def read_once(self) -> None:
+        """Read the whole buffer."""
+        list(self._pool.map(_read, self._parts))
+
     def _rate(self) -> float:
         begin = time.perf_counter()
-        list(self._pool.map(_read, self._parts))
+        self.read_once()
         return self.buffer_bytes / (time.perf_counter() - begin)
 
 
