@@ -8,6 +8,8 @@ PYTEST_ARGS ?=
 
 BIN := .venv/bin
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+# A file's tests stay in one process, which is one of as many as there are cores: so each takes one core's worth.
+PYTEST := $(OFFLINE) OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 .PHONY: venv model clients demo test test-all check clean distclean
 
@@ -44,10 +46,10 @@ check: venv
 	MYPYPATH=benchmarks $(BIN)/mypy benchmarks/*.py
 
 test: venv model clients check
-	$(OFFLINE) $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 test-all: venv model clients check
-	$(OFFLINE) $(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 clean:
 	rm -rf out dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
