@@ -16,7 +16,7 @@ from curconvert.allocation.evidence import Evidence
 from curconvert.allocation.gathering import Gathering
 from curconvert.artifact.journal import UNRECORDED, Journal, State
 from curconvert.artifact.safetensors_writer import SafetensorsWriter
-from curconvert.blocks.heads import attention_heads
+from curconvert.blocks.heads import Heads, attention_heads
 from curconvert.blocks.modules import factored_linear
 from curconvert.blocks.precision import calibration_dtype
 from curconvert.blocks.stream import Block, BlockStream
@@ -30,6 +30,8 @@ from curconvert.factorization.types import Factorization
 from curconvert.options import ConvertOptions
 from curconvert.parity_probe import ParityProbe
 from curconvert.planning import MatrixPlan, Plan, bias_of, layer_of
+from curconvert.quantization.block import quantisation_tasks
+from curconvert.quantization.tensors import Tables
 from curconvert.selection.scores import LayerScorer
 from curconvert_runtime.fidelity import Progress
 from curconvert_runtime.forms import SPARSE, factor_name
@@ -38,9 +40,11 @@ from curconvert_runtime.probes import (
     OriginalOutputs,
     fidelity_probe,
 )
+from curconvert_runtime.quantized import part_name
 
 BATCH = 8  # sequences per forward pass: enough to keep the matmuls busy, few enough to stay small
 _LOGITS = 2**24  # held at once, 64 MB: a 16-bit head is widened once for all of them
+UNQUANTISED = Tables()
 _LOGIT_ROWS = 32  # positions whose full-vocabulary log-probabilities are held in float64 at once
 
 
@@ -147,6 +151,7 @@ def compress(
     executor: Executor,
     progress: Progress = silent,
     journal: Journal = UNRECORDED,
+    tables: Tables = UNQUANTISED,
 ) -> tuple[dict[str, Factorization], CompressedProbe]:
     """Factorize the planned matrices block by block and write every tensor of the artifact's decoder blocks.
 
@@ -162,15 +167,17 @@ def compress(
         executor: Factorizes.
         progress: Called after each block.
         journal: Keeps each block.
+        tables: Embedding and head where they are quantised.
 
     Returns:
-        Reports of the factorized matrices (their tensors released), and the compressed model's parity probe.
+        Reports of the factorized and quantised matrices (their tensors released), and the compressed model's parity
+        probe.
     """
-    stream = BlockStream(checkpoint, dtype, torch.device(options.device))
-    matrices = {m.name: m for m in plan.matrices if m.form != "dense"}
+    stream = BlockStream(checkpoint, dtype, torch.device(options.device), tables.quantised)
+    matrices = {m.name: m for m in plan.matrices if m.form != "dense" or options.quantization}
     later = set(matrices)
     if options.full_metric:
-        later |= {bias_of(name) for name, matrix in matrices.items() if matrix.form not in SPARSE.values()}
+        later |= {bias_of(name) for name, m in matrices.items() if m.form not in ("dense", *SPARSE.values())}
     last_layer = max(layer_of(name) for name in matrices) if matrices else -1
     known = evidence.has_statistics(matrices) and not options.sequential
     hidden = [] if known else _embed(stream, tokens.calibration)
@@ -185,24 +192,21 @@ def compress(
         probe.restore(state)
         writer.resume(state.data["written"])
     # First, because a value that cannot be stored is named here; in the block loop it would only be felt.
-    _write_all_but(later.union(writer.written), checkpoint, writer)
+    _write_tables(tables, writer)
+    _write_all_but(later.union(writer.written, tables.quantised), checkpoint, writer)
     for index in range(done, stream.num_layers):
         with stream.block(index) as block:
             if index == 0 and hidden:
                 products = calibration_dtype(checkpoint, block, hidden[0])
             targets = [matrices[name] for name in block.linears if name in matrices]
             if targets:
-                if options.form == "auto":
-                    tasks = allocated_tasks(targets, evidence, checkpoint, options, dtype)
-                else:
-                    inputs = (
-                        evidence.statistics_of(target.name for target in targets)
-                        if known
-                        else _calibrate(block, targets, hidden, products, sequential=options.sequential)
-                    )
-                    own = heads[index] if heads else None
-                    tasks = block_tasks(targets, inputs, checkpoint, own, options, dtype, evidence)
-                found = _factorize(executor, tasks)
+                inputs = (
+                    evidence.statistics_of(target.name for target in targets)
+                    if known
+                    else _calibrate(block, targets, hidden, products, sequential=options.sequential)
+                )
+                own = heads[index] if heads else None
+                found = _factors(executor, targets, inputs, checkpoint, own, options, dtype, evidence)
                 _install(block, found)
                 if options.sequential:
                     block.advance(hidden, dtype=products)
@@ -227,10 +231,43 @@ def _write_all_but(names: Collection[str], checkpoint: Checkpoint, writer: Safet
             writer.copy(name, checkpoint.read(name), checkpoint.tensors[name])
 
 
+def _write_tables(tables: Tables, writer: SafetensorsWriter) -> None:
+    for name, table in tables.quantised.items():
+        for suffix, part in table.parts.items():
+            if part_name(name, suffix) not in writer.written:
+                writer.write(part_name(name, suffix), part)
+
+
 def _write_factors(matrix: MatrixPlan, factors: Factorization, writer: SafetensorsWriter) -> None:
     for suffix, tensor in factors.tensors.items():
-        if matrix.stores(suffix):
+        quantised = part_name(suffix, "scales") in factors.tensors  # its parts are stored instead
+        if matrix.stores(suffix) and not quantised:
             writer.write(factor_name(matrix.name, suffix), tensor)
+
+
+def _factors(
+    executor: Executor,
+    plans: list[MatrixPlan],
+    statistics: Mapping[str, InputStatistics],
+    checkpoint: Checkpoint,
+    heads: Heads | None,
+    options: ConvertOptions,
+    dtype: torch.dtype,
+    evidence: Evidence,
+) -> dict[str, Factorization]:
+    """Factorize one block's matrices and then, where that is asked for, quantise them and its dense ones."""
+    found: dict[str, Factorization] = {}
+    if factored := [plan for plan in plans if plan.form != "dense"]:
+        if options.form == "auto":
+            tasks = allocated_tasks(factored, evidence, checkpoint, options, dtype)
+        else:
+            tasks = block_tasks(factored, statistics, checkpoint, heads, options, dtype, evidence)
+        found = _run(executor, tasks)
+    if options.quantization:
+        found = _run(
+            executor, quantisation_tasks(plans, found, statistics, checkpoint, options, dtype, evidence)
+        )  # fmt: skip
+    return found
 
 
 def _calibrate(
@@ -248,8 +285,8 @@ def _calibrate(
     return {name: statistics for names, statistics in collector.groups() for name in names}
 
 
-def _factorize(executor: Executor, tasks: Iterable[FactorTask]) -> dict[str, Factorization]:
-    """Factorize one block's targets side by side."""
+def _run(executor: Executor, tasks: Iterable[FactorTask]) -> dict[str, Factorization]:
+    """Work on one block's matrices side by side."""
     return {name: factors for found in executor.map(tasks) for name, factors in found.items()}
 
 
@@ -274,6 +311,7 @@ def divergence(
     progress: Progress = silent,
     journal: Journal = UNRECORDED,
     stage: str = "search",
+    tables: Tables = UNQUANTISED,
 ) -> float:
     """Compress in memory only, and return the mean KL(original ‖ compressed) on the probes, nats per token.
 
@@ -289,21 +327,22 @@ def divergence(
         progress: Called after each block.
         journal: Keeps each block, and the result.
         stage: Name of this plan's trial in the journal.
+        tables: Embedding and head where they are quantised.
     """
     state = journal.recall(stage)
     if state and "divergence" in state.data:
         return float(state.data["divergence"])
-    stream, reference = BlockStream(checkpoint, dtype), BlockStream(checkpoint)
+    stream, reference = BlockStream(checkpoint, dtype, tables=tables.quantised), BlockStream(checkpoint)
     hidden = _embed(stream, tokens.probes)
     done = 0
     if state:
         done, hidden = state.data["blocks"], state.restored("hidden")
-    matrices = {m.name: m for m in plan.matrices if m.form != "dense"}
+    matrices = {m.name: m for m in plan.matrices if m.form != "dense" or options.quantization}
     for index in range(done, stream.num_layers):
         with stream.block(index) as block:
             targets = [matrices[name] for name in block.linears if name in matrices]
-            tasks = allocated_tasks(targets, evidence, checkpoint, options, dtype)
-            _install(block, _factorize(executor, tasks))
+            known = evidence.statistics_of(target.name for target in targets)
+            _install(block, _factors(executor, targets, known, checkpoint, None, options, dtype, evidence))
             block.advance(hidden)
         journal.record(stage, State({"blocks": index + 1}, {"hidden": hidden}))
         progress("search", index + 1, stream.num_layers)

@@ -20,6 +20,7 @@ from curconvert.graph.fused import Fused
 from curconvert.graph.lowering import Lowering
 from curconvert.graph.portable import Portable
 from curconvert.graph.template import dense_template
+from curconvert_runtime.quantized import Layout, part_name
 
 PORTABLE_FILE = "model.onnx"
 FUSED_FILE = "model.fused.onnx"
@@ -45,6 +46,8 @@ def build_graphs(
     tensors: Mapping[str, TensorInfo],
     forms: Mapping[str, str],
     owners: Mapping[str, str] = MappingProxyType({}),
+    quantised: Mapping[str, tuple[int, int]] = MappingProxyType({}),
+    layout: Layout | None = None,
 ) -> Graphs:
     """Build both graphs of a model without reading a weight.
 
@@ -54,6 +57,8 @@ def build_graphs(
             `lm_head.weight` means tied to the embedding.
         forms: Weight name to one of `curconvert_runtime.forms.FORMS`, for matrices that are stored as factors.
         owners: Weight name to that of the matrix under whose name its R is stored, where R is common to two.
+        quantised: Shape of each matrix that is stored in parts, by the name that it would have as one tensor.
+        layout: Of those parts.
 
     Returns:
         Graphs whose weights are external: `location` is the file's name, so they must be saved beside it.
@@ -62,7 +67,8 @@ def build_graphs(
         InputError: The tensors do not fit the config.
         UnsupportedError: The family, or a form, has no graph.
     """
-    stored = deployed_dtype(tensors)
+    parts = layout.parts((0, 0)) if layout else ()
+    stored = deployed_dtype(tensors, {part_name(name, part) for name in quantised for part in parts})
     skeleton = build_skeleton(config)
     facts = read_facts(skeleton)
     template = dense_template(skeleton.config)
@@ -70,7 +76,8 @@ def build_graphs(
     for dialect in (Portable, Fused):
         model = template.clone()
         inputs = {str(value.name): value for value in model.graph.inputs}
-        Lowering(model, dialect(Emitter(model.graph, stored), facts, inputs), facts, tensors, forms, owners).run()
+        written = dialect(Emitter(model.graph, stored), facts, inputs)
+        Lowering(model, written, facts, tensors, forms, owners, quantised, layout).run()
         bind(model.graph, tensors)
         _finish(model)
         graphs.append(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 import onnx_ir as ir
@@ -11,6 +12,8 @@ import onnx_ir as ir
 from curconvert.graph.emit import Emitter
 from curconvert.graph.facts import AttentionFacts, ModelFacts
 from curconvert.graph.rotary import cos_sin
+from curconvert.graph.unpacking import unpacked
+from curconvert.graph.weights import Packed, Weight, width
 
 _BOOL, _INT64 = ir.DataType.BOOL, ir.DataType.INT64
 
@@ -37,36 +40,51 @@ class Portable:
         self._masks: dict[int | None, ir.Value] = {}
         self._rows: dict[ir.Value, ir.Value] = {}
         self._shapes: dict[int, ir.Value] = {}
+        self._unpacked: dict[ir.Value, ir.Value] = {}
         self._batch_sequence: ir.Value | None = None
 
-    def linear(self, x: ir.Value, weights: list[ir.Value]) -> ir.Value:
+    def look_up(self, table: Packed, rows: ir.Value) -> ir.Value:
+        """Look digits and scales up, and unpack these rows only."""
+        parts = (*table.digits, table.scales, *table.zeros)
+        found = {part: self.emit("Gather", part, rows) for part in parts}
+        chosen = replace(
+            table, digits=tuple(found[part] for part in table.digits), scales=found[table.scales],
+            zeros=tuple(found[part] for part in table.zeros),
+        )  # fmt: skip
+        return self._from_rows(unpacked(self.emit, chosen), table.shape[1])
+
+    def linear(self, x: ir.Value, weights: list[Weight]) -> ir.Value:
         """Multiply by one matrix after the other."""
-        rows = self._as_rows(x, _width(weights[0], 1))
+        rows = self._as_rows(x, width(weights[0], 1))
         for weight in weights:
             rows = self._multiply(rows, weight)
-        return self._from_rows(rows, _width(weights[-1], 0))
+        return self._from_rows(rows, width(weights[-1], 0))
 
-    def interpolate(self, x: ir.Value, kept: ir.Value, others: ir.Value, order: ir.Value) -> ir.Value:
+    def interpolate(self, x: ir.Value, kept: Weight, others: Weight, order: ir.Value) -> ir.Value:
         """Multiply twice, keeping both products, and put their columns in order."""
-        rows = self._multiply(self._as_rows(x, _width(kept, 1)), kept)
+        rows = self._multiply(self._as_rows(x, width(kept, 1)), kept)
         both = self.emit("Concat", rows, self._multiply(rows, others), axis=-1)
-        return self._from_rows(self.emit("Gather", both, order, axis=-1), _width(order, 0))
+        return self._from_rows(self.emit("Gather", both, order, axis=-1), width(order, 0))
 
-    def place(self, x: ir.Value, kept: ir.Value, order: ir.Value) -> ir.Value:
+    def place(self, x: ir.Value, kept: Weight, order: ir.Value) -> ir.Value:
         """Multiply, and let the outputs that are not computed share one zero."""
         product = self.linear(x, [kept])
         # One zero at the end of the last of three axes (batch, sequence, rank).
         return self.emit("Gather", self.emit("Pad", product, self.emit.ints(0, 0, 0, 0, 0, 1)), order, axis=-1)
 
-    def pick(self, x: ir.Value, kept: ir.Value, order: ir.Value) -> ir.Value:
+    def pick(self, x: ir.Value, kept: Weight, order: ir.Value) -> ir.Value:
         """Multiply some inputs."""
         return self.linear(self.emit("Gather", x, order, axis=-1), [kept])
 
-    def _multiply(self, rows: ir.Value, weight: ir.Value) -> ir.Value:
+    def _multiply(self, rows: ir.Value, weight: Weight) -> ir.Value:
         """Multiply by Gemm(transB=1): weights stay in torch's layout, and no transposed copy is made at load.
 
         Gemm is two-dimensional: the batch and sequence axes become rows and come back afterwards.
         """
+        if isinstance(weight, Packed):
+            if weight.scales not in self._unpacked:  # a matrix that serves two products is unpacked once
+                self._unpacked[weight.scales] = unpacked(self.emit, weight)
+            return self.emit("Gemm", rows, self._unpacked[weight.scales], transB=1)
         return self.emit("Gemm", rows, self.emit.exact(weight), transB=1)
 
     def _from_rows(self, rows: ir.Value, width: int) -> ir.Value:
@@ -189,7 +207,3 @@ class Portable:
             real = emit("Unsqueeze", emit.cast(self._attention_mask, _BOOL), emit.ints(1, 2, 3))
             self._masks[window] = emit("And", real, seen)
         return self._masks[window]
-
-
-def _width(weight: ir.Value, axis: int) -> int:
-    return int(weight.shape[axis])
