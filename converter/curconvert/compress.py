@@ -19,7 +19,8 @@ from curconvert.artifact.safetensors_writer import SafetensorsWriter
 from curconvert.blocks.heads import Heads, attention_heads
 from curconvert.blocks.modules import factored_linear
 from curconvert.blocks.precision import calibration_dtype
-from curconvert.blocks.stream import Block, BlockStream
+from curconvert.blocks.skeleton import HEAD
+from curconvert.blocks.stream import Block, BlockStream, Recorder
 from curconvert.calibration.statistics import InputStatistics, StatisticsCollector
 from curconvert.calibration.text import CalibrationTokens
 from curconvert.checkpoint.types import Checkpoint
@@ -60,11 +61,13 @@ class OriginalPass:
         scores: Of each layer, (layers,), by name; those that were asked for.
         outputs: The probe positions' outputs, in order.
         states: The last block's output on the probes, batches of (sequences, tokens, hidden_size).
+        head: Statistics of the head's input on the calibration tokens, where they were asked for.
     """
 
     scores: Mapping[str, NDArray[np.float64]]
     outputs: list[OriginalOutputs]
     states: list[Tensor]
+    head: InputStatistics | None = None
 
 
 def run_original(
@@ -74,6 +77,7 @@ def run_original(
     scores: Collection[str] = (),
     gathering: Gathering | None = None,
     backward: BackwardPass | None = None,
+    head: bool = False,
     device: str = CPU,
     progress: Progress = silent,
     journal: Journal = UNRECORDED,
@@ -86,13 +90,14 @@ def run_original(
         scores: Names of layer scores to measure, see `curconvert.selection.scores`.
         gathering: Keeps the statistics of linears' inputs.
         backward: Goes back through the model afterwards.
+        head: Whether to keep statistics of the head's input.
         device: Where blocks run.
         progress: Called after each block.
         journal: Keeps each block.
     """
     stream = BlockStream(checkpoint, device=torch.device(device))
     probes = _embed(stream, tokens.probes)  # also what a resumed pass needs: masks and positions
-    hidden = _embed(stream, tokens.calibration) if scores or gathering or backward else []
+    hidden = _embed(stream, tokens.calibration) if scores or gathering or backward or head else []
     scorers = {name: LayerScorer(name) for name in sorted(scores)}
     done, dtype = 0, torch.float32
     if state := journal.recall("original"):
@@ -121,9 +126,20 @@ def run_original(
         journal.record("original", State(data, carried), durable)
         progress("original", index + 1, stream.num_layers)
     outputs = _probe_outputs(stream, probes, tokens.probes)
+    seen = _head_statistics(stream, hidden) if head else None
     if backward:
         backward.finish(stream, hidden)
-    return OriginalPass({name: np.array(scorer.scores) for name, scorer in scorers.items()}, outputs, probes)
+    return OriginalPass({name: np.array(scorer.scores) for name, scorer in scorers.items()}, outputs, probes, seen)
+
+
+def _head_statistics(stream: BlockStream, hidden: list[Tensor]) -> InputStatistics:
+    recorder = Recorder()
+    collector = StatisticsCollector({HEAD: recorder})
+    with collector.collecting():
+        for batch in hidden:
+            stream.record_head(batch, recorder)
+    ((_, statistics),) = collector.groups()
+    return statistics
 
 
 def _probe_outputs(stream: BlockStream, hidden: list[Tensor], ids: NDArray[np.int64]) -> list[OriginalOutputs]:

@@ -175,14 +175,15 @@ def measure(
         gathering = Gathering(
             targets, evidence, exact=bool(others), tokens=prepared.tokens.calibration.size, split=ends
         )
+    # A sweep has several options, and none that quantises.
+    quantization = wanted[0].quantization
+    feedback = quantization is not None and quantization.uses_statistics
     original = run_original(
-        checkpoint, prepared.tokens, scores=scores, gathering=gathering, backward=backward,
+        checkpoint, prepared.tokens, scores=scores, gathering=gathering, backward=backward, head=feedback,
         device=wanted[0].device, progress=progress,
         journal=journal,
     )  # fmt: skip
-    # A sweep has several options, and none that quantises.
-    quantization = wanted[0].quantization
-    tables = quantised_tables(checkpoint, quantization) if quantization else UNQUANTISED
+    tables = quantised_tables(checkpoint, quantization, original.head) if quantization else UNQUANTISED
     return Measured(original, evidence, backward.curves if isinstance(backward, Sensitivity) else (), tables)
 
 

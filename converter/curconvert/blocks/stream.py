@@ -46,6 +46,14 @@ class _Stub(nn.Module):
         return hidden_states if self.inject is None else self.inject
 
 
+class Recorder(nn.Module):
+    """Takes the head's place and returns one number of its input for each token: hooks see the whole input."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map (…, hidden_size) to (…, 1)."""
+        return hidden[..., :1]
+
+
 class Block:
     """One decoder block with its weights in float32.
 
@@ -250,14 +258,27 @@ class BlockStream:
             (found,) = torch.autograd.grad(rows.gather(1, drawn).sum(), hidden)
         return found
 
+    def record_head(self, hidden: Tensor, recorder: Recorder) -> None:
+        """Show a recorder what enters the head.
+
+        Args:
+            hidden: (batch, tokens, hidden_size) float32, the last block's output.
+            recorder: Called once.
+        """
+        with torch.no_grad():
+            self._after_blocks(hidden, recorder)
+
     def _head(self, hidden: Tensor) -> Tensor:
         names = self._checkpoint.tensors
+        head = HEAD if HEAD in names else EMBEDDING
+        bias = self._checkpoint.read("lm_head.bias") if "lm_head.bias" in names else None
+        return self._after_blocks(hidden, ChunkedHead(self._vocabulary_table(head), bias, self._deployed))
+
+    def _after_blocks(self, hidden: Tensor, head: nn.Module) -> Tensor:
         norm = self._model.get_submodule("model.norm")
         scale = self._round(self._checkpoint.read("model.norm.weight"))
         set_tensor(norm, "weight", scale.to(torch.float32, copy=True))
-        head = HEAD if HEAD in names else EMBEDDING
-        bias = self._checkpoint.read("lm_head.bias") if "lm_head.bias" in names else None
-        self._model.lm_head = ChunkedHead(self._vocabulary_table(head), bias, self._deployed)
+        self._model.lm_head = head
         ids = torch.zeros(hidden.shape[:2], dtype=torch.int64)
         self._stubs[-1].inject = hidden
         try:

@@ -52,9 +52,7 @@ class Quantised:
         return Quantised((len(ids), self.shape[1]), self.layout, chosen).rows()
 
 
-def quantise(
-    name: str, weight: Tensor, layout: Layout, gram: Matrix | None = None, *, search: bool = False
-) -> Quantised:
+def quantise(name: str, weight: Tensor, layout: Layout, gram: Matrix | None = None) -> Quantised:
     """Quantise a matrix.
 
     Args:
@@ -63,7 +61,6 @@ def quantise(
         layout: The numbers to be had.
         gram: H of W's input, (n, n): rounding errors are fed back so that `tr((W − Ŵ) H (W − Ŵ)ᵀ)` is small (GPTQ).
             None rounds to the nearest.
-        search: Without H: take the scale with the least squared error instead of the one that clips nothing.
 
     Raises:
         InputError: W has a number that is not finite, or so large that its scale does not fit float32.
@@ -78,7 +75,7 @@ def quantise(
             raise InputError(f"{name}: holds NaN or infinity; the checkpoint is damaged")
         grids = _Grids(scales[rows], zeros[rows], q[rows], layout)
         if feedback is None:
-            _nearest(part, grids, search=search)
+            _nearest(part, grids)
         else:
             _with_feedback(part, feedback, grids)
     if not np.isfinite(scales).all():
@@ -165,13 +162,11 @@ def _integers(values: Matrix, scale: Matrix, zero: NDArray[Any], layout: Layout)
     return np.asarray(np.clip(np.rint(values / scale) + zero, 0, layout.largest))
 
 
-def _nearest(W: Matrix, grids: _Grids, *, search: bool) -> None:
+def _nearest(W: Matrix, grids: _Grids) -> None:
     """Round each block by itself."""
     for block, columns in enumerate(grids.columns(W.shape[1])):
         part = W[:, columns]
-        grids.open(
-            block, *(searched(part, np.ones(part.shape[1]), grids.layout) if search else widest(part, grids.layout))
-        )
+        grids.open(block, *widest(part, grids.layout))
         grids.put(block, 0, part)
 
 

@@ -73,8 +73,7 @@ class QuantisationTask:
         with lapack(self.name):
             for suffix, gram in self._metrics(tensors):
                 stored = factor_name(self.name, suffix)
-                layout, feedback = self.quantization.layout, self.quantization.uses_statistics
-                found = quantise(stored, tensors[suffix], layout, gram, search=feedback)
+                found = quantise(stored, tensors[suffix], self.quantization.layout, gram)
                 tensors[suffix] = found.rows()
                 tensors |= {part_name(suffix, part): value for part, value in found.parts.items()}
             plain = {suffix: tensor for suffix, tensor in tensors.items() if "." not in suffix}

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from curconvert.artifact.safetensors_writer import SafetensorsWriter
 from curconvert.blocks.skeleton import EMBEDDING, HEAD
+from curconvert.calibration.statistics import InputStatistics
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.planning import Plan, decoder_linears
 from curconvert.quantization.options import Quantization
@@ -63,13 +64,24 @@ class Tables:
     errors: Mapping[str, float] = field(default_factory=dict)
 
 
-def quantised_tables(checkpoint: Checkpoint, quantization: Quantization) -> Tables:
-    """Round embedding and head to the nearest: their rows are looked up, or meet inputs that were not measured."""
+def quantised_tables(checkpoint: Checkpoint, quantization: Quantization, head: InputStatistics | None = None) -> Tables:
+    """Quantise embedding and head.
+
+    A table that multiplies is rounded by the inputs that it meets there, a tied embedding too: what its rows lose as
+    embeddings costs far less than what it would lose as a head. An embedding of its own is rounded to the nearest.
+
+    Args:
+        checkpoint: The original.
+        quantization: What is asked for.
+        head: Statistics of the head's input; None rounds to the nearest.
+    """
+    multiplied = HEAD if HEAD in checkpoint.tensors else EMBEDDING
     found, errors = {}, {}
     for name in TABLES:
         if name in checkpoint.tensors:
             weight = checkpoint.read(name)
-            found[name] = quantise(name, weight, quantization.layout, search=quantization.uses_statistics)
+            gram = head.gram if head is not None and name == multiplied else None
+            found[name] = quantise(name, weight, quantization.layout, gram)
             errors[name] = relative_error(weight, found[name])
     return Tables(found, errors)
 
