@@ -174,6 +174,9 @@ class _Work:
         if not auto and not self._known:
             last = max(layer_of(m.name) for m in self._changed)
             count += (last + 1) / (1 + max(layer_of(m.name) for m in self._plan.matrices))
+        asked = self._options.quantization
+        if asked is not None and asked.uses_statistics and not auto and not scored:
+            count += 1  # the original's last block gives what the head meets
         seconds = flops / machine.single + count * calibration / products
         seconds += 2 * self._whole * (4 + (2 if self._sixteen_bits else 4)) / _COPY_RATE  # weights, read and widened
         grams = sum(2.0 * self._tokens * n**2 for n in self._grams())

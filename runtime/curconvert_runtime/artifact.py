@@ -31,7 +31,7 @@ from curconvert_runtime.forms import (
 )
 from curconvert_runtime.hashing import cached_sha256
 from curconvert_runtime.onnx_external import external_tensors
-from curconvert_runtime.quantized import dequantise, layout_of, part_name, quantised_shapes
+from curconvert_runtime.quantized import PARTS, dequantise, layout_of, part_name, quantised_shapes
 from curconvert_runtime.tensor_file import TensorHeader, read_headers, read_tensor
 from curconvert_schemas import SchemaError, validate
 
@@ -231,7 +231,11 @@ def _check_quantised(manifest: Mapping[str, Any], tensors: Mapping[str, TensorHe
             raise IntegrityError(
                 f"{tensors[name].file}: {name!r} is stored beside its quantised parts; convert the model again"
             )
-        for suffix, expected in layout.parts(shape).items():
+        parts = layout.parts(shape)
+        for suffix in set(PARTS) - parts.keys():
+            if part_name(name, suffix) in tensors:
+                raise IntegrityError(f"{MANIFEST}: {name!r} has a stored part {suffix!r} that its layout does not have")
+        for suffix, expected in parts.items():
             header = tensors.get(part_name(name, suffix))
             if header is None:
                 raise IntegrityError(f"{MANIFEST}: {name!r} is quantised, but its part {suffix!r} is missing")
