@@ -18,7 +18,7 @@ DTYPES: Mapping[str, ir.DataType] = {
     "BF16": ir.DataType.BFLOAT16,
 }
 INDEX_DTYPE = ir.DataType.INT32
-PACKED_DTYPE = ir.DataType.UINT8
+PACKED_DTYPES = (ir.DataType.UINT8, ir.DataType.UINT4)
 
 
 def deployed_dtype(tensors: Mapping[str, TensorInfo], packed: Collection[str] = ()) -> ir.DataType:
@@ -73,17 +73,17 @@ def _external(value: ir.Value, tensors: Mapping[str, TensorInfo]) -> ir.External
     if info is None:
         raise InputError(f"graph: weight {name} is not among the stored tensors")
     expected = tuple(value.shape.numpy())
-    # Packed digits are looked up by rows, and multiplied by rows and blocks: the same bytes in two shapes.
-    same = info.shape[:1] == expected[:1] and math.prod(info.shape) == math.prod(expected)
-    if info.shape != expected and not (info.dtype == "U8" and same):
+    # Packed digits are looked up by rows, multiplied by rows and blocks, or taken one by one: the same bytes.
+    packed = info.dtype == "U8" and value.dtype in PACKED_DTYPES and info.shape[:1] == expected[:1]
+    if info.shape != expected and not packed:
         raise InputError(f"graph: tensor {name} has shape {info.shape}, the config asks for {expected}")
     if info.location is None:
         raise InputError(f"graph: tensor {name} has no raw bytes in a file; write it to safetensors first")
-    dtype = value.dtype if value.dtype in (INDEX_DTYPE, PACKED_DTYPE) else DTYPES.get(info.dtype)
-    stored = {INDEX_DTYPE: "I32", PACKED_DTYPE: "U8"}.get(dtype, info.dtype) if dtype else "a float"
+    dtype = value.dtype if value.dtype in (INDEX_DTYPE, *PACKED_DTYPES) else DTYPES.get(info.dtype)
+    stored = "I32" if dtype == INDEX_DTYPE else "U8" if dtype in PACKED_DTYPES else info.dtype
     if dtype is None or info.dtype != stored:
-        raise InputError(f"graph: tensor {name} is {info.dtype}, expected {stored}")
-    size = math.prod(info.shape) * dtype.itemsize
+        raise InputError(f"graph: tensor {name} is {info.dtype}, expected {stored if dtype else 'a float'}")
+    size = math.prod(expected) * dtype.itemsize
     if info.location.length != size:
         raise InputError(f"graph: tensor {name} has {info.location.length} bytes, its shape asks for {int(size)}")
     return ir.ExternalTensor(

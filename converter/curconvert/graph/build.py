@@ -18,7 +18,7 @@ from curconvert.graph.emit import Emitter
 from curconvert.graph.facts import read_facts
 from curconvert.graph.fused import Fused
 from curconvert.graph.lowering import Lowering
-from curconvert.graph.portable import Portable
+from curconvert.graph.portable import OPSET_WITH_BLOCKS, Portable
 from curconvert.graph.template import dense_template
 from curconvert_runtime.quantized import Layout, part_name
 
@@ -26,6 +26,8 @@ PORTABLE_FILE = "model.onnx"
 FUSED_FILE = "model.fused.onnx"
 # The IR version of ONNX 1.12, the first release with opset 17.
 _IR_VERSION = 8
+# And of ONNX 1.16, the first with opset 21: integers of 4 bits, and blocks of DequantizeLinear.
+_IR_VERSION_WITH_BLOCKS = 10
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def build_graphs(
     for dialect in (Portable, Fused):
         model = template.clone()
         inputs = {str(value.name): value for value in model.graph.inputs}
-        written = dialect(Emitter(model.graph, stored), facts, inputs)
+        written = dialect(Emitter(model.graph, stored), facts, inputs, quantised=layout is not None)
         Lowering(model, written, facts, tensors, forms, owners, quantised, layout).run()
         bind(model.graph, tensors)
         _finish(model)
@@ -96,7 +98,7 @@ def _finish(model: ir.Model) -> None:
             # An output without a name is left out: the statistics of SkipSimplifiedLayerNormalization.
             if not output.uses() and not output.is_graph_output():
                 output.name = ""
-    model.ir_version = _IR_VERSION
+    model.ir_version = _IR_VERSION if model.graph.opset_imports[""] < OPSET_WITH_BLOCKS else _IR_VERSION_WITH_BLOCKS
     model.producer_name, model.producer_version = "curconvert", None
 
 

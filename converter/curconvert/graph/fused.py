@@ -6,15 +6,15 @@ No attention bias: with one, the CUDA kernel of GroupQueryAttention leaves its f
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
 import onnx_ir as ir
 
-from curconvert.graph.emit import MICROSOFT
-from curconvert.graph.facts import AttentionFacts
+from curconvert.graph.emit import MICROSOFT, Emitter
+from curconvert.graph.facts import AttentionFacts, ModelFacts
 from curconvert.graph.portable import Portable
 from curconvert.graph.rotary import cos_sin
 from curconvert.graph.weights import Packed, Weight
+from curconvert_runtime.quantized import Layout
 
 _INT32, _INT64 = ir.DataType.INT32, ir.DataType.INT64
 _FLOAT32 = 1  # MatMulNBits' accuracy_level; with 4 it rounds activations to 8 bits, which parity would not survive
@@ -26,10 +26,18 @@ class Fused(Portable):
     What has no contributed operator is inherited: onnxruntime fuses the plain normalisation at load.
     """
 
-    opset_imports: Mapping[str, int] = MappingProxyType({"": 17, MICROSOFT: 1})
-
     _lengths: tuple[ir.Value, ir.Value] | None = None
     _rows_of_tables: ir.Value | None = None
+
+    def __init__(
+        self, emit: Emitter, facts: ModelFacts, inputs: Mapping[str, ir.Value], *, quantised: bool = False
+    ) -> None:
+        super().__init__(emit, facts, inputs, quantised=quantised)
+        self.opset_imports = {"": 17, MICROSOFT: 1}
+
+    def digits(self, shape: tuple[int, int], layout: Layout) -> tuple[ir.DataType, tuple[int, ...]]:
+        """Return MatMulNBits' bytes by rows and blocks."""
+        return ir.DataType.UINT8, (shape[0], layout.blocks(shape[1]), layout.block_size // 2)
 
     def _as_rows(self, x: ir.Value, width: int) -> ir.Value:
         """Leave the axes as they are: FusedMatMul takes all of them."""

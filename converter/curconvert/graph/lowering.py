@@ -17,14 +17,14 @@ from onnx_ir.passes import common as passes
 from curconvert.blocks.skeleton import EMBEDDING, HEAD
 from curconvert.checkpoint.types import TensorInfo
 from curconvert.errors import InputError, UnsupportedError
-from curconvert.graph.binding import INDEX_DTYPE, PACKED_DTYPE, source_of
+from curconvert.graph.binding import INDEX_DTYPE, source_of
 from curconvert.graph.emit import Emitter
 from curconvert.graph.facts import AttentionFacts, ModelFacts
 from curconvert.graph.weights import Packed, Weight
 from curconvert_runtime.forms import FORMS, factor_name, is_index
 from curconvert_runtime.quantized import Layout, part_name
 
-_FLOAT = ir.DataType.FLOAT
+_FLOAT, _UINT8 = ir.DataType.FLOAT, ir.DataType.UINT8
 
 
 class Dialect(Protocol):
@@ -32,6 +32,9 @@ class Dialect(Protocol):
 
     emit: Emitter
     opset_imports: Mapping[str, int]
+
+    def digits(self, shape: tuple[int, int], layout: Layout) -> tuple[ir.DataType, tuple[int, ...]]:
+        """Return as what a product takes a plane of digits of a matrix: element type and shape, of the same bytes."""
 
     def look_up(self, table: Packed, rows: ir.Value) -> ir.Value:
         """Return some rows of a quantised matrix."""
@@ -173,7 +176,7 @@ class Lowering:
     def _adjusted(self, node: ir.Node) -> tuple[ir.Value, ...] | None:
         emit, left, right = self._dialect.emit, _input(node, 0), _input(node, 1)
         if node.op_type == "Gather" and left.name == EMBEDDING and EMBEDDING in self._quantised:
-            self._embedded = self._dialect.look_up(self._parts(EMBEDDING, EMBEDDING, blocks=False), right)
+            self._embedded = self._dialect.look_up(self._parts(EMBEDDING, EMBEDDING, rows=True), right)
             return (self._embedded,)
         if node.op_type == "Gather" and emit.stored is not _FLOAT and left.is_initializer():
             # Rows are looked up first and become float32 then: the embedding itself need not.
@@ -252,21 +255,24 @@ class Lowering:
     def _rows(self, name: str) -> int:
         return self._quantised[name][0] if name in self._quantised else self._tensors[name].shape[0]
 
-    def _parts(self, name: str, tensor: str, *, blocks: bool = True) -> Packed:
+    def _parts(self, name: str, tensor: str, *, rows: bool = False) -> Packed:
         """Return the initialisers of a quantised matrix.
 
         Args:
             name: What they are named after.
             tensor: What is stored.
-            blocks: Whether digits have an axis of blocks, as products take them; otherwise they lie in rows.
+            rows: Whether rows of bytes are looked up; otherwise digits are as the dialect's products take them.
         """
         if name in self._packed:
             return self._packed[name]
         assert self._layout is not None
         shape, found = self._quantised[tensor], {}
         for suffix, (kind, size) in self._layout.parts(shape).items():
-            dtype = PACKED_DTYPE if kind == "U8" else _FLOAT
-            seen = size if blocks or not suffix.startswith("q") else (size[0], size[1] * size[2])
+            dtype, seen = (_UINT8 if kind == "U8" else _FLOAT), size
+            if suffix.startswith("q"):
+                dtype, seen = (
+                    (_UINT8, (size[0], size[1] * size[2])) if rows else self._dialect.digits(shape, self._layout)
+                )
             found[suffix] = self._initialiser(part_name(name, suffix), dtype, seen, "quantised")
         zeros = () if self._layout.symmetric else tuple(found[f"zeros{plane}"] for plane in self._layout.planes)
         digits = tuple(found[f"q{plane}"] for plane in self._layout.planes)

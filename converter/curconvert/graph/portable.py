@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from types import MappingProxyType
 
 import onnx_ir as ir
 
 from curconvert.graph.emit import Emitter
 from curconvert.graph.facts import AttentionFacts, ModelFacts
 from curconvert.graph.rotary import cos_sin
-from curconvert.graph.unpacking import unpacked
+from curconvert.graph.unpacking import dequantised, unpacked
 from curconvert.graph.weights import Packed, Weight, width
+from curconvert_runtime.quantized import Layout
+
+OPSET_WITH_BLOCKS = 21
+_OPSET_WITH_AXES = 18  # of ReduceMean, as an input
 
 _BOOL, _INT64 = ir.DataType.BOOL, ir.DataType.INT64
 
@@ -21,15 +24,19 @@ _BOOL, _INT64 = ir.DataType.BOOL, ir.DataType.INT64
 class Portable:
     """Standard operators of opset 17, which every onnxruntime since 1.12 has on CPU and CUDA.
 
+    Quantised matrices take opset 21: integers of 4 bits, and DequantizeLinear by blocks.
+
     Args:
         emit: Where nodes go.
         facts: The model's facts.
         inputs: The graph inputs by name.
+        quantised: Whether some matrices are.
     """
 
-    opset_imports: Mapping[str, int] = MappingProxyType({"": 17})
-
-    def __init__(self, emit: Emitter, facts: ModelFacts, inputs: Mapping[str, ir.Value]) -> None:
+    def __init__(
+        self, emit: Emitter, facts: ModelFacts, inputs: Mapping[str, ir.Value], *, quantised: bool = False
+    ) -> None:
+        self.opset_imports: Mapping[str, int] = {"": OPSET_WITH_BLOCKS if quantised else 17}
         self.emit = emit
         self._facts = facts
         self._input_ids = inputs["input_ids"]
@@ -42,6 +49,10 @@ class Portable:
         self._shapes: dict[int, ir.Value] = {}
         self._unpacked: dict[ir.Value, ir.Value] = {}
         self._batch_sequence: ir.Value | None = None
+
+    def digits(self, shape: tuple[int, int], layout: Layout) -> tuple[ir.DataType, tuple[int, ...]]:
+        """Return a row of integers of 4 bits for each row, the padding among them."""
+        return ir.DataType.UINT4, (shape[0], layout.blocks(shape[1]) * layout.block_size)
 
     def look_up(self, table: Packed, rows: ir.Value) -> ir.Value:
         """Look digits and scales up, and unpack these rows only."""
@@ -82,8 +93,10 @@ class Portable:
         Gemm is two-dimensional: the batch and sequence axes become rows and come back afterwards.
         """
         if isinstance(weight, Packed):
-            if weight.scales not in self._unpacked:  # a matrix that serves two products is unpacked once
-                self._unpacked[weight.scales] = unpacked(self.emit, weight)
+            if weight.scales not in self._unpacked:  # a matrix that serves two products is dequantised once
+                self._unpacked[weight.scales] = dequantised(self.emit, weight)
+            if missing := weight.padded - weight.shape[1]:  # of the two, rows are less to copy
+                rows = self.emit("Pad", rows, self.emit.ints(0, 0, 0, missing))
             return self.emit("Gemm", rows, self._unpacked[weight.scales], transB=1)
         return self.emit("Gemm", rows, self.emit.exact(weight), transB=1)
 
@@ -106,7 +119,10 @@ class Portable:
         """Normalise by the pattern that onnxruntime fuses into its own kernel."""
         emit = self.emit
         square = emit("Pow", x, emit.constant(2.0))
-        mean = emit("ReduceMean", square, axes=[-1], keepdims=1)
+        if self.opset_imports[""] < _OPSET_WITH_AXES:
+            mean = emit("ReduceMean", square, axes=[-1], keepdims=1)
+        else:
+            mean = emit("ReduceMean", square, emit.ints(-1), keepdims=1)
         root = emit("Sqrt", emit("Add", mean, emit.constant(epsilon)))
         return emit("Mul", emit("Div", x, root), weight)
 

@@ -17,8 +17,8 @@ class Packed:
     Attributes:
         shape: (m, n) of the matrix.
         layout: How it is packed.
-        digits: uint8, the highest plane first: (m, blocks, block_size / 2), or (m, blocks · block_size / 2) where rows
-            are looked up.
+        digits: The highest plane first: uint8, (m, blocks · block_size / 2), where rows are looked up; otherwise as the
+            dialect's products take them.
         scales: float32, (m, blocks).
         zeros: uint8, (m, ⌈blocks / 2⌉), one for each plane; empty where the layout is symmetric.
     """
