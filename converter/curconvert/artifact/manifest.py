@@ -75,7 +75,7 @@ def build_manifest(
         "environment": environment(),
         "matrices": [_matrix(m, (reports or {}).get(m.name)) for m in (plan.matrices if plan else ())],
         "graphs": GRAPHS,
-        "quantization": None if quantization is None else dict(quantization),
+        **({} if quantization is None else {"quantization": dict(quantization)}),
         "metrics": None,
     }
 
