@@ -74,6 +74,8 @@ def _points() -> Iterator[Point]:
 
 
 POINTS = tuple(_points())
+SHORT = ("dense int8 32 gptq", "dense int8 32 nearest", "dense int4 64 gptq", "dense int4 64 nearest")
+"""What the README shows."""
 
 
 def main() -> None:
@@ -86,7 +88,7 @@ def main() -> None:
         "text": f"{given.text.name}, {given.windows} windows of {given.window} tokens",
     }
     results = Results(given.results, setting)
-    missing = [point for point in POINTS if not results.has(point.label, 0, "fidelity")]
+    missing = [p for p in POINTS if p.label in given.points and not results.has(p.label, 0, "fidelity")]
     with tempfile.TemporaryDirectory(dir=given.scratch) as folder:
         for found in measured_points(missing, Path(folder), calibration, given) if missing else ():
             results.add(found)
@@ -109,6 +111,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--windows", type=int, default=24)
     parser.add_argument("--results", type=Path, default=ROOT / ".cache" / "results" / "quantization.jsonl")
+    labels = [point.label for point in POINTS]
+    parser.add_argument("--points", nargs="*", choices=labels, default=labels, metavar="POINT")
     parser.add_argument("--scratch", type=Path, help="folder for artifacts; the system's temporary one by default")
     parser.add_argument("--publish", action="store_true")
     return parser.parse_args()
@@ -184,6 +188,22 @@ were on a 4-bit grid in blocks of 32 before, so int4 in blocks of 32 would say n
 
 Made by `python benchmarks/quantization.py --text …`.
 """,
+    )
+    points = results.points
+    short = [
+        [label, f"{point['bytes'] / 1e6:.1f}", f"{point['fidelity']['kl']['mean']:.4f}",
+         f"{point['fidelity']['perplexity_compressed']:.2f}"]
+        for label in SHORT
+        if (point := points.get((label, 0)))
+    ]  # fmt: skip
+    publish(
+        "quantization-short",
+        f"""{MODEL_NAME} on {setting["text"]}; float32 has a perplexity of {dense:.2f}. More in
+[docs/benchmarks.md](docs/benchmarks.md).
+
+{table(["artifact", "MB", "KL to the original", "perplexity"], short)}
+""",
+        ROOT / "README.md",
     )
 
 

@@ -122,7 +122,8 @@ def conversion(result: Conversion) -> None:
     if result.plan is not None:
         compressed = [m for m in result.plan.matrices if m.rank]
         layers = ", ".join(map(str, result.plan.layers or ()))
-        console.print(f"{len(compressed)} matrices compressed in layers {layers}")
+        if compressed:
+            console.print(f"{len(compressed)} matrices compressed in layers {layers}")
         dense = [m for m in result.plan.matrices if m.reason not in (None, "not selected")]
         if dense:
             names = sorted({m.name.split(".")[-2] for m in dense})
