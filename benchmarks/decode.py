@@ -66,7 +66,8 @@ def measure(group: str, folders: dict[str, Path], batch: int, steps: int) -> lis
         decoders[name] = Decoder(session, [np.arange(1000, 1000 + PROMPT)] * batch, steps + 1)
         decoders[name].prefill()
     reader, tokens = MemoryReader(1), np.full(batch, 5)
-    read, seconds = [], {name: [] for name in sessions}
+    read: list[float] = []
+    seconds: dict[str, list[float]] = {name: [] for name in sessions}
     for _ in range(steps):
         begin = time.process_time()
         reader.read_once()

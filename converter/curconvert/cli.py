@@ -24,12 +24,14 @@ from curconvert.cli_options import (
     heal_options,
     method_options,
     numeric_options,
+    quantization_options,
     source_options,
     thresholds,
     to_calibration,
     to_execution,
     to_healing,
     to_options,
+    to_quantization,
     to_source,
 )
 from curconvert.errors import BackendError, CurConvertError, InputError
@@ -304,19 +306,25 @@ def plan(
 @_out
 @_overwrite
 @click.option("--dtype", help="float32, float16 or bfloat16; default: the checkpoint's.")
+@quantization_options
 @_common
 def export(
     model: str, config: Path | None, config_set: dict[str, str], revision: str | None, out: Path, overwrite: bool,
-    dtype: str | None, as_json: bool, quiet: bool,
+    dtype: str | None, as_json: bool, quiet: bool, **values: Any,
 ) -> None:  # fmt: skip
-    """Write the same graphs for the uncompressed MODEL: the baseline of every comparison."""
+    """Write the same graphs for the uncompressed MODEL: the baseline of every comparison.
+
+    --quantize rounds to the nearest here; `convert --method dense` rounds by a calibration text, and verifies.
+    """
     _require_converter()
     from curconvert.pipeline import export as run
 
+    quantization = to_quantization(values | {"rounding": None if values["quantize"] is None else "nearest"})
     with render.progress(quiet) as progress:
         result = run(
-            to_source(model, config, config_set, revision), out, dtype=dtype, overwrite=overwrite, progress=progress
-        )
+            to_source(model, config, config_set, revision), out,
+            dtype=dtype, quantization=quantization, overwrite=overwrite, progress=progress,
+        )  # fmt: skip
     if as_json:
         click.echo(json.dumps(render.conversion_json(result)))
     elif not quiet:

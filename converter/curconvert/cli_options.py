@@ -75,8 +75,17 @@ numeric_options = _stacked(
 )
 
 
+quantization_options = _stacked(
+    click.option("--asymmetric", is_flag=True, help="A zero point for each block of --quantize."),
+    click.option("--block-size", type=int, help="Numbers that share a scale: 32, 64 or 128. [int4: 64, int8: 32]"),
+    click.option("--quantize", metavar="TYPE", help="int8 or int4: factors, dense matrices, embedding and head."),
+)
+
+
 method_options = _stacked(
     calibration_options,
+    click.option("--rounding", help="gptq (by the inputs on the calibration text) or nearest, with --quantize. [gptq]"),
+    quantization_options,
     click.option(
         "--share/--no-share",
         default=None,
@@ -105,7 +114,7 @@ method_options = _stacked(
         help="auto: sizes by what each matrix is worth, the default with --keep, --target-params, --target-bytes "
         "or --max-kl; cur, the default otherwise; curing (the paper, arXiv 2501.04211, exactly); row-id or pifa "
         "(interpolative storage); svd-llm, asvd, fwsvd or svd (two factors); neurons (a smaller MLP); "
-        "modegpt (smaller MLP and attention heads).",
+        "modegpt (smaller MLP and attention heads); dense (nothing gets smaller, for --quantize).",
     ),
     numeric_options,
 )
@@ -171,6 +180,15 @@ def to_calibration(values: dict[str, Any]) -> Any:
     return CalibrationOptions(**{name: value for name, value in found.items() if value is not None})
 
 
+def to_quantization(values: dict[str, Any]) -> Any:
+    """Take the quantisation's options out of a command's; None where nothing shall be quantised."""
+    from curconvert.quantization.options import Quantization
+
+    return Quantization.of(
+        values.pop("quantize"), values.pop("block_size"), values.pop("asymmetric"), values.pop("rounding", None)
+    )
+
+
 def to_options(values: dict[str, Any], max_kl: float | None = None) -> Any:
     """Make a conversion's options of those of a command; `max_kl` counts where no size is given."""
     from curconvert.options import ConvertOptions, parse_targets
@@ -182,6 +200,7 @@ def to_options(values: dict[str, Any], max_kl: float | None = None) -> Any:
     return ConvertOptions.for_method(
         values.pop("method"),
         calibration=to_calibration(values),
+        quantization=to_quantization(values),
         targets=None if targets is None else parse_targets(targets),
         **values,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -16,10 +16,12 @@ from curconvert.allocation.evidence import Evidence
 from curconvert.allocation.gathering import Gathering
 from curconvert.artifact.journal import UNRECORDED, Journal, State
 from curconvert.artifact.safetensors_writer import SafetensorsWriter
-from curconvert.blocks.heads import attention_heads
+from curconvert.blocks.heads import Heads, attention_heads
 from curconvert.blocks.modules import factored_linear
 from curconvert.blocks.precision import calibration_dtype
-from curconvert.blocks.stream import Block, BlockStream
+from curconvert.blocks.skeleton import HEAD
+from curconvert.blocks.stream import Block, BlockStream, Recorder
+from curconvert.calibration.statistics import InputStatistics, StatisticsCollector
 from curconvert.calibration.text import CalibrationTokens
 from curconvert.calibration_states import CalibrationStates
 from curconvert.checkpoint.types import Checkpoint
@@ -30,6 +32,8 @@ from curconvert.factorization.types import Factorization
 from curconvert.options import ConvertOptions
 from curconvert.parity_probe import ParityProbe
 from curconvert.planning import MatrixPlan, Plan, bias_of, layer_of
+from curconvert.quantization.block import quantisation_tasks
+from curconvert.quantization.tensors import Tables
 from curconvert.selection.scores import LayerScorer
 from curconvert_runtime.fidelity import Progress
 from curconvert_runtime.forms import SPARSE, factor_name
@@ -38,9 +42,11 @@ from curconvert_runtime.probes import (
     OriginalOutputs,
     fidelity_probe,
 )
+from curconvert_runtime.quantized import part_name
 
 BATCH = 8  # sequences per forward pass: enough to keep the matmuls busy, few enough to stay small
 _LOGITS = 2**24  # held at once, 64 MB: a 16-bit head is widened once for all of them
+UNQUANTISED = Tables()
 _LOGIT_ROWS = 32  # positions whose full-vocabulary log-probabilities are held in float64 at once
 
 
@@ -56,11 +62,13 @@ class OriginalPass:
         scores: Of each layer, (layers,), by name; those that were asked for.
         outputs: The probe positions' outputs, in order.
         states: The last block's output on the probes, batches of (sequences, tokens, hidden_size).
+        head: Statistics of the head's input on the calibration tokens, where they were asked for.
     """
 
     scores: Mapping[str, NDArray[np.float64]]
     outputs: list[OriginalOutputs]
     states: list[Tensor]
+    head: InputStatistics | None = None
 
 
 def run_original(
@@ -70,6 +78,7 @@ def run_original(
     scores: Collection[str] = (),
     gathering: Gathering | None = None,
     backward: BackwardPass | None = None,
+    head: bool = False,
     device: str = CPU,
     progress: Progress = silent,
     journal: Journal = UNRECORDED,
@@ -82,13 +91,14 @@ def run_original(
         scores: Names of layer scores to measure, see `curconvert.selection.scores`.
         gathering: Keeps the statistics of linears' inputs.
         backward: Goes back through the model afterwards.
+        head: Whether to keep statistics of the head's input.
         device: Where blocks run.
         progress: Called after each block.
         journal: Keeps each block.
     """
     stream = BlockStream(checkpoint, device=torch.device(device))
     probes = _embed(stream, tokens.probes)  # also what a resumed pass needs: masks and positions
-    hidden = _embed(stream, tokens.calibration) if scores or gathering or backward else []
+    hidden = _embed(stream, tokens.calibration) if scores or gathering or backward or head else []
     scorers = {name: LayerScorer(name) for name in sorted(scores)}
     done, dtype = 0, torch.float32
     if state := journal.recall("original"):
@@ -117,9 +127,20 @@ def run_original(
         journal.record("original", State(data, carried), durable)
         progress("original", index + 1, stream.num_layers)
     outputs = _probe_outputs(stream, probes, tokens.probes)
+    seen = _head_statistics(stream, hidden) if head else None
     if backward:
         backward.finish(stream, hidden)
-    return OriginalPass({name: np.array(scorer.scores) for name, scorer in scorers.items()}, outputs, probes)
+    return OriginalPass({name: np.array(scorer.scores) for name, scorer in scorers.items()}, outputs, probes, seen)
+
+
+def _head_statistics(stream: BlockStream, hidden: list[Tensor]) -> InputStatistics:
+    recorder = Recorder()
+    collector = StatisticsCollector({HEAD: recorder})
+    with collector.collecting():
+        for batch in hidden:
+            stream.record_head(batch, recorder)
+    ((_, statistics),) = collector.groups()
+    return statistics
 
 
 def _probe_outputs(stream: BlockStream, hidden: list[Tensor], ids: NDArray[np.int64]) -> list[OriginalOutputs]:
@@ -147,6 +168,7 @@ def compress(
     executor: Executor,
     progress: Progress = silent,
     journal: Journal = UNRECORDED,
+    tables: Tables = UNQUANTISED,
 ) -> tuple[dict[str, Factorization], CompressedProbe]:
     """Factorize the planned matrices block by block and write every tensor of the artifact's decoder blocks.
 
@@ -162,15 +184,17 @@ def compress(
         executor: Factorizes.
         progress: Called after each block.
         journal: Keeps each block.
+        tables: Embedding and head where they are quantised.
 
     Returns:
-        Reports of the factorized matrices (their tensors released), and the compressed model's parity probe.
+        Reports of the factorized and quantised matrices (their tensors released), and the compressed model's parity
+        probe.
     """
-    stream = BlockStream(checkpoint, dtype, torch.device(options.device))
-    matrices = {m.name: m for m in plan.matrices if m.form != "dense"}
+    stream = BlockStream(checkpoint, dtype, torch.device(options.device), tables.quantised)
+    matrices = {m.name: m for m in plan.matrices if m.form != "dense" or options.quantization}
     later = set(matrices)
     if options.full_metric:
-        later |= {bias_of(name) for name, matrix in matrices.items() if matrix.form not in SPARSE.values()}
+        later |= {bias_of(name) for name, m in matrices.items() if m.form not in ("dense", *SPARSE.values())}
     last_layer = max(layer_of(name) for name in matrices) if matrices else -1
     known = evidence.has_statistics(matrices) and not options.sequential
     states = CalibrationStates([] if known else _embed(stream, tokens.calibration), options)
@@ -186,21 +210,17 @@ def compress(
         probe.restore(state)
         writer.resume(state.data["written"])
     # First, because a value that cannot be stored is named here; in the block loop it would only be felt.
-    _write_all_but(later.union(writer.written), checkpoint, writer)
+    _write_tables(tables, writer)
+    _write_all_but(later.union(writer.written, tables.quantised), checkpoint, writer)
     for index in range(done, stream.num_layers):
         with stream.block(index) as block:
             if index == 0 and states.first is not None:
                 states.products = calibration_dtype(checkpoint, block, states.first)
             targets = [matrices[name] for name in block.linears if name in matrices]
             if targets:
+                own = heads[index] if heads else None
                 for part, inputs in [(targets, None)] if known else states.stages(block, targets):
-                    if options.form == "auto":
-                        tasks = allocated_tasks(part, evidence, checkpoint, options, dtype)
-                    else:
-                        kept = evidence.statistics_of(m.name for m in part) if inputs is None else inputs
-                        own = heads[index] if heads else None
-                        tasks = block_tasks(part, kept, checkpoint, own, options, dtype, evidence)
-                    found = _factorize(executor, tasks)
+                    found = _factors(executor, part, inputs, checkpoint, own, options, dtype, evidence)
                     _install(block, found)
                     for name, factors in found.items():
                         _write_factors(matrices[name], factors, writer)
@@ -224,14 +244,48 @@ def _write_all_but(names: Collection[str], checkpoint: Checkpoint, writer: Safet
             writer.copy(name, checkpoint.read(name), checkpoint.tensors[name])
 
 
+def _write_tables(tables: Tables, writer: SafetensorsWriter) -> None:
+    for name, table in tables.quantised.items():
+        for suffix, part in table.parts.items():
+            if part_name(name, suffix) not in writer.written:
+                writer.write(part_name(name, suffix), part)
+
+
 def _write_factors(matrix: MatrixPlan, factors: Factorization, writer: SafetensorsWriter) -> None:
     for suffix, tensor in factors.tensors.items():
-        if matrix.stores(suffix):
+        quantised = part_name(suffix, "scales") in factors.tensors  # its parts are stored instead
+        if matrix.stores(suffix) and not quantised:
             writer.write(factor_name(matrix.name, suffix), tensor)
 
 
-def _factorize(executor: Executor, tasks: Iterable[FactorTask]) -> dict[str, Factorization]:
-    """Factorize one block's targets side by side."""
+def _factors(
+    executor: Executor,
+    plans: Sequence[MatrixPlan],
+    collected: Mapping[str, InputStatistics] | None,
+    checkpoint: Checkpoint,
+    heads: Heads | None,
+    options: ConvertOptions,
+    dtype: torch.dtype,
+    evidence: Evidence,
+) -> dict[str, Factorization]:
+    """Factorize some of a block's matrices and then, where that is asked for, quantise them and its dense ones."""
+    found: dict[str, Factorization] = {}
+    auto = options.form == "auto"
+    if collected is None:  # auto's own tasks read what they need
+        collected = {} if auto and not options.quantization else evidence.statistics_of(plan.name for plan in plans)
+    if factored := [plan for plan in plans if plan.form != "dense"]:
+        if auto:
+            tasks = allocated_tasks(factored, evidence, checkpoint, options, dtype)
+        else:
+            tasks = block_tasks(factored, collected, checkpoint, heads, options, dtype, evidence)
+        found = _run(executor, tasks)
+    if options.quantization:
+        found = _run(executor, quantisation_tasks(plans, found, collected, checkpoint, options, dtype, evidence))
+    return found
+
+
+def _run(executor: Executor, tasks: Iterable[FactorTask]) -> dict[str, Factorization]:
+    """Work on one block's matrices side by side."""
     return {name: factors for found in executor.map(tasks) for name, factors in found.items()}
 
 
@@ -256,6 +310,7 @@ def divergence(
     progress: Progress = silent,
     journal: Journal = UNRECORDED,
     stage: str = "search",
+    tables: Tables = UNQUANTISED,
 ) -> float:
     """Compress in memory only, and return the mean KL(original ‖ compressed) on the probes, nats per token.
 
@@ -271,21 +326,22 @@ def divergence(
         progress: Called after each block.
         journal: Keeps each block, and the result.
         stage: Name of this plan's trial in the journal.
+        tables: Embedding and head where they are quantised.
     """
     state = journal.recall(stage)
     if state and "divergence" in state.data:
         return float(state.data["divergence"])
-    stream, reference = BlockStream(checkpoint, dtype), BlockStream(checkpoint)
+    stream, reference = BlockStream(checkpoint, dtype, tables=tables.quantised), BlockStream(checkpoint)
     hidden = _embed(stream, tokens.probes)
     done = 0
     if state:
         done, hidden = state.data["blocks"], state.restored("hidden")
-    matrices = {m.name: m for m in plan.matrices if m.form != "dense"}
+    matrices = {m.name: m for m in plan.matrices if m.form != "dense" or options.quantization}
     for index in range(done, stream.num_layers):
         with stream.block(index) as block:
             targets = [matrices[name] for name in block.linears if name in matrices]
-            tasks = allocated_tasks(targets, evidence, checkpoint, options, dtype)
-            _install(block, _factorize(executor, tasks))
+            known = evidence.statistics_of(target.name for target in targets)
+            _install(block, _factors(executor, targets, known, checkpoint, None, options, dtype, evidence))
             block.advance(hidden)
         journal.record(stage, State({"blocks": index + 1}, {"hidden": hidden}))
         progress("search", index + 1, stream.num_layers)

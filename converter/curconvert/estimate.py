@@ -118,7 +118,9 @@ def _rate(product: Callable[[], object], seconds: float = 0.25) -> float:
     return count * 2 * _SIZE**3 / spent
 
 
-def estimate(checkpoint: Checkpoint, plan: Plan, options: ConvertOptions, itemsize: int, machine: Machine) -> Estimate:
+def estimate(
+    checkpoint: Checkpoint, plan: Plan, options: ConvertOptions, itemsize: float, machine: Machine
+) -> Estimate:
     """Estimate from shapes.
 
     Args:
@@ -128,7 +130,7 @@ def estimate(checkpoint: Checkpoint, plan: Plan, options: ConvertOptions, itemsi
         itemsize: Bytes of a deployed number.
         machine: Its rates.
     """
-    output = plan.parameters_after * itemsize
+    output = int(plan.parameters_after * itemsize)
     disk = needed_bytes(checkpoint, plan, options, itemsize, targets_of(checkpoint, options))
     work = _Work(checkpoint, plan, options)
     seconds = work.passes(machine) + work.factorizations() / (_LAPACK * machine.double * machine.workers)
@@ -147,7 +149,8 @@ class _Work:
         self._whole = sum(m.parameters_before for m in plan.matrices)
         self._block = sum(m.parameters_before for m in plan.matrices if layer_of(m.name) == 0)
         self._compressed = [m for m in plan.matrices if m.form != "dense"]
-        self._layers = {layer_of(m.name) for m in self._compressed}
+        self._changed = list(plan.matrices) if options.quantization else self._compressed
+        self._layers = {layer_of(m.name) for m in self._changed}
         self._sixteen_bits = checkpoint.tensors[EMBEDDING].dtype != "F32"
         text = options.calibration
         self._length = text.tokens_per_sequence
@@ -171,6 +174,9 @@ class _Work:
         count = 0.0 if auto else float(scored)
         if not auto and not self._known:
             count += self._block_runs() / (1 + max(layer_of(m.name) for m in self._plan.matrices))
+        asked = self._options.quantization
+        if asked is not None and asked.uses_statistics and not auto and not scored:
+            count += 1  # the original's last block gives what the head meets
         seconds = flops / machine.single + count * calibration / products
         seconds += 2 * self._whole * (4 + (2 if self._sixteen_bits else 4)) / _COPY_RATE  # weights, read and widened
         grams = sum(2.0 * self._tokens * n**2 for n in self._grams()) * (2 if self._options.mixes_targets else 1)
@@ -186,22 +192,29 @@ class _Work:
         """How often blocks are run on the calibration text while the model is compressed, all of them together."""
         whole = 1.0 + max(self._layers)
         if self._options.mixes_targets:  # the original too, and a compressed block as far as each of its inputs
-            inputs = distinct_inputs({m.name: m.shape for m in self._compressed})
+            inputs = distinct_inputs({m.name: m.shape for m in self._changed})
             return 2 * whole - min(self._layers) + _AS_FAR * len(inputs)
         return whole + (len(self._layers) if self._options.sequential else 0)
 
     def _grams(self) -> list[int]:
         """Widths of the inputs whose Gram matrix is formed."""
-        widths = distinct_inputs({m.name: m.shape for m in self._compressed}).values()
+        widths = distinct_inputs({m.name: m.shape for m in self._changed}).values()
         return [width for width in widths if self._tokens >= width]
 
     def factorizations(self) -> float:
         """Flops of all factorizations, as if they were products in float64."""
-        found = sum(self._factorization(m) for m in self._compressed)
+        found = sum(self._factorization(m) for m in self._compressed) + sum(self._rounding(m) for m in self._changed)
         if self._options.mixes_targets:  # the teacher's target twice, and its error on what is held out
             shapes = [m.shape for m in self._compressed if self._tokens >= m.shape[1]]
             found += sum(14.0 * m * n**2 + n**3 for m, n in shapes)
         return found
+
+    def _rounding(self, matrix: MatrixPlan) -> float:
+        """Flops of quantising: the errors, and with feedback the inverse and a triangular product."""
+        (m, n), asked = matrix.shape, self._options.quantization
+        if asked is None:
+            return 0.0
+        return 4.0 * m * n**2 + (m * n**2 + n**3 if asked.uses_statistics else 0.0)
 
     def _factorization(self, matrix: MatrixPlan) -> float:
         (m, n), rank = matrix.shape, matrix.rank or 0
@@ -224,16 +237,14 @@ class _Work:
         widest = max(max(m.shape) for m in self._plan.matrices)
         states = 4.0 * (self._tokens + self._probes) * self._hidden
         forward = 4 * 4 * BATCH * self._length * widest
-        largest = sorted((self._held(m) for m in self._compressed), reverse=True)[:workers]
+        largest = sorted((self._held(m) for m in self._changed), reverse=True)[:workers]
         grams = sum(8 * n**2 for n in set(self._grams()))
         if self._options.mixes_targets:  # one input at a time, with its drift and a part held out
             states += 4 * self._tokens * (self._hidden + sum(self._grams()) // len(self._layers))
             grams = 4 * 8 * max(self._grams(), default=0) ** 2
-        inputs = sum(4 * self._tokens * n for n in {m.shape[1] for m in self._compressed if self._tokens < m.shape[1]})
+        inputs = sum(4 * self._tokens * n for n in {m.shape[1] for m in self._changed if self._tokens < m.shape[1]})
         # A block's weights are mapped as they are stored, too, and checked before the first is factorized.
-        mapped = (
-            (2 if self._sixteen_bits else 4) * sum(m.parameters_before for m in self._compressed) / len(self._layers)
-        )
+        mapped = (2 if self._sixteen_bits else 4) * sum(m.parameters_before for m in self._changed) / len(self._layers)
         compressing = 4 * self._block + mapped + states + max(forward, _ARENAS * sum(largest)) + grams + inputs
         return _TORCH_BYTES + max(compressing, self._resident + self._cache)
 

@@ -14,11 +14,14 @@ from curconvert.errors import InputError
 from curconvert.factorization.cur import LINKS
 from curconvert.factorization.two_factor import APPROXIMATIONS
 from curconvert.factorization.types import Basis
+from curconvert.quantization.options import Quantization
 from curconvert.selection.indices import BASIS_SELECTORS, IMPORTANCES, SELECTORS
 from curconvert_runtime.forms import MODULAR
 
 DType = Literal["float32", "float16", "bfloat16"]
-Method = Literal["cur", "curing", "row-id", "pifa", "svd-llm", "asvd", "fwsvd", "svd", "neurons", "modegpt", "auto"]
+Method = Literal[
+    "cur", "curing", "row-id", "pifa", "svd-llm", "asvd", "fwsvd", "svd", "neurons", "modegpt", "auto", "dense"
+]
 DTYPES: tuple[str, ...] = get_args(DType)
 METHODS: tuple[str, ...] = get_args(Method)
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -40,9 +43,10 @@ _PRESETS: Mapping[str, Mapping[str, Any]] = {
     "neurons": {"form": "modular", "targets": tuple(MODULAR)},
     "modegpt": {"form": "modules", "targets": LINEARS},
     "auto": {"form": "auto", "layers": "all", "targets": LINEARS, "self_text": DEFAULT_SELF_TEXT},
+    "dense": {"form": "dense", "layers": "all", "targets": LINEARS},
 }
 _APPROXIMATIONS = {"interpolative": get_args(Basis), "two_factor": APPROXIMATIONS}
-_FORMS = ("cur", "interpolative", "two_factor", "modular", "modules", "auto")
+_FORMS = ("cur", "interpolative", "two_factor", "modular", "modules", "auto", "dense")
 _MODULES = (("q_proj", "k_proj"), ("v_proj", "o_proj"), tuple(MODULAR))  # linears that get smaller together
 DEFAULT_RANK = 128
 DEFAULT_KEEP = 0.9
@@ -88,7 +92,7 @@ class ConvertOptions:
         method: Name of the preset, for the record.
         form: How compressed matrices are stored, see `curconvert_runtime.forms`; `modular` stands for the two forms of
             a smaller MLP, `modules` for those of a smaller MLP and a smaller attention, `auto` for what serves each
-            matrix best.
+            matrix best; `dense` compresses none, and only quantises.
         rank: Largest rank of a compressed matrix, or number of neurons to keep; None where `density` decides.
         density: Largest share of a compressed matrix's numbers to keep; None where `rank` decides.
         keep: Share of the model's parameters to keep, embedding included; `auto` only, as the next four.
@@ -108,6 +112,7 @@ class ConvertOptions:
         sequential: Calibrate each block on the outputs of the compressed blocks before it; see `mixes_targets`.
         self_text: Share of the calibration sequences that the model writes itself: `curconvert.calibration.sampled`.
         dtype: Deployed dtype; None keeps the checkpoint's (float32 for quantised GGUF).
+        quantization: How stored matrices are quantised; None leaves them float.
         share: Let neighbouring layers' matrices have one basis where it pays; `auto` only.
         seed: Seeds every random choice, together with the tensor's name.
         device: Where blocks run and products with large weights are computed: `cpu`, `cuda` or `cuda:N`. Solves and
@@ -135,6 +140,7 @@ class ConvertOptions:
     ridge: float = 1e-2
     self_text: float = 0.0
     dtype: str | None = None
+    quantization: Quantization | None = None
     share: bool = False
     seed: int = 0
     device: str = CPU
@@ -158,7 +164,8 @@ class ConvertOptions:
             "modegpt": {"density": DEFAULT_DENSITY},
             "auto": {"keep": DEFAULT_KEEP},
         }
-        size = {} if given.keys() & {"density", "rank", *_BUDGETS} else default.get(method, {"rank": DEFAULT_RANK})
+        sized = method == "dense" or given.keys() & {"density", "rank", *_BUDGETS}
+        size = {} if sized else default.get(method, {"rank": DEFAULT_RANK})
         return cls(**{"method": method, **size, **_PRESETS[method], **given})
 
     def __post_init__(self) -> None:
@@ -189,6 +196,7 @@ class ConvertOptions:
             if not 0 <= number <= most:
                 raise InputError(f"{option} {number}: expected a number from 0 to {most:g}")
         self._check_targets()
+        self._check_dense()
         check_device(self.device)
         if self.device != CPU and (self.form == "auto" or self.approximation == "fwsvd" or self.self_text):
             raise InputError(f"--device {self.device}: --method auto, fwsvd and --self-text run on the CPU only")
@@ -196,6 +204,14 @@ class ConvertOptions:
             raise InputError("--layers and --sequential: --method auto chooses among all layers by itself")
         if self.share and self.form != "auto":
             raise InputError(f"--share: belongs to --method auto, not to {self.method}")
+
+    def _check_dense(self) -> None:
+        if self.form == "dense" and (self.quantization is None or self.layers != "all"):
+            raise InputError("--method dense compresses no layer, it only quantises: give --quantize, and no --layers")
+        if self.quantization is not None and self.target_bytes is not None:
+            raise InputError(
+                "--target-bytes counts numbers of one size; with --quantize give --keep or --target-params"
+            )
 
     def _check_targets(self) -> None:
         if not self.targets:
@@ -212,9 +228,11 @@ class ConvertOptions:
         _at_least("--rank-multiple", self.rank_multiple, 1)
         sizes = {name: getattr(self, name) for name in ("rank", "density", *_BUDGETS)}
         given = [name for name, value in sizes.items() if value is not None]
-        allowed = {"auto": _BUDGETS, "modules": ("density",)}.get(self.form, ("rank", "density"))
+        allowed = {"auto": _BUDGETS, "modules": ("density",), "dense": ()}.get(self.form, ("rank", "density"))
         flags = {name: "--" + name.replace("parameters", "params").replace("_", "-") for name in sizes}
-        if len(given) != 1 or given[0] not in allowed:
+        if self.form == "dense" and given:
+            raise InputError(f"{flags[given[0]]}: --method dense keeps every number; it takes no size")
+        if allowed and (len(given) != 1 or given[0] not in allowed):
             found = ", ".join(flags[name] for name in given) or "none"
             expected = ", ".join(flags[name] for name in allowed)
             raise InputError(f"--method {self.method} takes one size of {expected}; found {found}")
@@ -248,6 +266,7 @@ class ConvertOptions:
         """Return the options as plain JSON, without anything that names this machine."""
         values = asdict(self)
         values["targets"] = list(self.targets)
+        values["quantization"] = None if self.quantization is None else self.quantization.to_json()
         if self.calibration.source != BUILTIN:
             values["calibration"]["source"] = Path(self.calibration.source).name
         return values

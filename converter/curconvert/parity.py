@@ -7,6 +7,7 @@ checkpoint they came from.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +25,15 @@ from curconvert.checkpoint import Checkpoint, open_checkpoint
 from curconvert.errors import IntegrityError
 from curconvert.planning import bias_of
 from curconvert_runtime.artifact import Artifact
-from curconvert_runtime.forms import PROVENANCE, Shared, tensor_names
+from curconvert_runtime.forms import PROVENANCE, Shared, multiply, tensor_names
 from curconvert_runtime.hashing import sha256
 from curconvert_runtime.parity import compare, compare_with_probe, teacher_forced
 from curconvert_runtime.probes import Probes
+from curconvert_runtime.quantized import PARTS, part_name
 from curconvert_runtime.report import Check
 from curconvert_runtime.verification import VerifyOptions, graph_answers
 
+_SAME_ERROR = 1e-4  # that sums of squares may differ by, on another machine
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I32": torch.int32, "I64": torch.int64}
 
 
@@ -67,13 +70,17 @@ def build_torch_model(artifact: Artifact) -> nn.Module:
         InputError: transformers refuses the config.
     """
     model = build_skeleton({key: value for key, value in artifact.config.items() if key != "quantization_config"})
-    unused = {name for name in artifact.tensors if not name.endswith(PROVENANCE)}
+    parts = {part_name(name, part) for name in artifact.quantised for part in PARTS}
+    unused = {name for name in artifact.tensors if not name.endswith(PROVENANCE) and name not in parts}
+    unused |= set(artifact.quantised)
     factored = {m["name"]: m for m in artifact.manifest["matrices"] if m["form"] != "dense"}
 
     def take(name: str) -> Tensor:
-        if name not in artifact.tensors:
+        if name not in artifact.tensors and name not in artifact.quantised:
             raise IntegrityError(f"{artifact.path}: config.json asks for tensor {name}, which is not stored")
         unused.discard(name)
+        if name in artifact.quantised:
+            return torch.from_numpy(artifact.matrix(name))
         tensor = stored_tensor(artifact, name)
         return tensor.to(torch.float32) if tensor.is_floating_point() else tensor
 
@@ -92,7 +99,8 @@ def build_torch_model(artifact: Artifact) -> nn.Module:
                 unused.difference_update(_factors(matrix).values())
                 _replace(model, owner, linear_of_artifact(artifact, matrix))
             continue
-        tied = name == HEAD and HEAD not in artifact.tensors and artifact.config.get("tie_word_embeddings")
+        absent = HEAD not in artifact.tensors and HEAD not in artifact.quantised
+        tied = name == HEAD and absent and artifact.config.get("tie_word_embeddings")
         value = take(EMBEDDING if tied else name)
         if tuple(value.shape) != wanted:
             raise IntegrityError(
@@ -111,7 +119,10 @@ def linear_of_artifact(artifact: Artifact, matrix: Mapping[str, Any]) -> nn.Modu
         artifact: Where its factors are stored, and its bias if there is one.
         matrix: The manifest's row.
     """
-    factors = {suffix: stored_tensor(artifact, name) for suffix, name in _factors(matrix).items()}
+    factors = {
+        suffix: torch.from_numpy(artifact.matrix(name)) if name in artifact.quantised else stored_tensor(artifact, name)
+        for suffix, name in _factors(matrix).items()
+    }
     name = bias_of(matrix["name"])
     bias = stored_tensor(artifact, name) if name in artifact.tensors else None
     return factored_linear(matrix["form"], factors, bias)
@@ -196,7 +207,8 @@ def check_slices(path: str | Path, original: str | Path | Checkpoint) -> list[Ch
         Three checks: the source files' sha256; C and R as columns and rows of the original weight (R of a `subspace`
         basis is not made of them), and the kept rows of smaller MLPs and of q_proj and k_proj; every other tensor, a
         bias of kept rows too. Of a bias that the manifest calls corrected, and of what was trained, only the shape:
-        their values depend on a text.
+        their values depend on a text. With quantised tensors a fourth: what they stand for is as far from the original
+        as the manifest says. Bits of theirs cannot be compared, because each rounding error moves the numbers after it.
 
     Raises:
         CurConvertError: Either cannot be opened.
@@ -211,12 +223,42 @@ def check_slices(path: str | Path, original: str | Path | Checkpoint) -> list[Ch
         Check("source.files", same, detail if same else f"the artifact was made from other files than {original}")
     ]
     slices, others = list(_slice_faults(artifact, checkpoint)), list(_other_faults(artifact, checkpoint))
-    for name, faults, good in (
+    verdicts = [
         ("source.slices", slices, "every tensor that is said to be columns or rows of the original's is"),
         ("source.tensors", others, "every other tensor equals the original's"),
-    ):
-        checks.append(Check(name, not faults, "; ".join(faults[:3]) or good))
-    return checks
+    ]
+    if artifact.quantised:
+        far = list(_quantised_faults(artifact, checkpoint))
+        verdicts.append(
+            ("source.quantised", far, "every quantised matrix is as near to the original's as it is said to be")
+        )
+    return [*checks, *(Check(name, not faults, "; ".join(faults[:3]) or good) for name, faults, good in verdicts)]
+
+
+def _quantised_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[str]:
+    """Compare distances from the original's matrices with those in the manifest."""
+    for row in artifact.manifest["quantization"]["tensors"]:
+        if row["relative_frobenius_error"] is not None:
+            yield from _distance_faults(row, artifact.matrix(row["name"]), checkpoint)
+    for row in artifact.manifest["matrices"]:
+        names = {"weight": row["name"]} if row["form"] == "dense" else _factors(row)
+        if artifact.quantised.keys() & set(names.values()):
+            stored = {suffix: artifact.matrix(name) for suffix, name in names.items()}
+            m, n = row["shape"]
+            yield from _distance_faults(row, multiply(row["form"], (m, n), stored), checkpoint)
+
+
+def _distance_faults(row: Mapping[str, Any], stored: NDArray[Any], checkpoint: Checkpoint) -> Iterator[str]:
+    name, said = row["name"], row["relative_frobenius_error"]
+    info = checkpoint.tensors.get(name)
+    if info is None or info.shape != tuple(row["shape"]):
+        yield f"{name}: the original has shape {info.shape if info else 'none'}, the manifest {row['shape']}"
+        return
+    weight = checkpoint.read(name).to(torch.float64).numpy()
+    whole = float(np.linalg.norm(weight))
+    error = float(np.linalg.norm(weight - stored)) / whole if whole > 0 else 0.0
+    if said is None or not math.isclose(error, said, rel_tol=_SAME_ERROR, abs_tol=_SAME_ERROR):
+        yield f"{name} is {error:.4f} of its norm from the original, the manifest says {said}"
 
 
 def _slice_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[str]:
@@ -231,6 +273,8 @@ def _slice_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[str]:
         slices = _slices(matrix)
         weight = checkpoint.read(name) if slices else torch.empty(0)
         for part, (axis, indices) in slices.items():
+            if f"{stem}.{part}" in artifact.quantised:
+                continue
             wanted = weight.index_select(axis, stored_tensor(artifact, f"{stem}.{indices}"))
             if not _same_bits(stored_tensor(artifact, f"{stem}.{part}"), wanted):
                 yield f"{stem}.{part} is not made of the original's {'columns' if axis else 'rows'}"
@@ -253,8 +297,9 @@ def _other_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[str]:
     cut = {bias_of(m["name"]) for m in rows if m["form"] == "modular_rows"}
     corrected = {bias_of(m["name"]) for m in rows if m.get("corrected_bias")}
     trained = set(artifact.manifest.get("healing", {}).get("tensors", ()))
-    kept = set(artifact.tensors) - factors
-    for name in sorted(kept ^ (set(checkpoint.tensors) - factored)):
+    parts = {part_name(name, part) for name in artifact.quantised for part in PARTS}
+    kept = set(artifact.tensors) - factors - parts
+    for name in sorted(kept ^ (set(checkpoint.tensors) - factored - set(artifact.quantised))):
         yield f"{name} is in {'the artifact' if name in kept else 'the original'} only"
     for name in sorted(kept & set(checkpoint.tensors)):
         stored, wanted = stored_tensor(artifact, name), checkpoint.read(name)

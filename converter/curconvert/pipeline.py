@@ -15,14 +15,15 @@ from curconvert.artifact.workspace import workspace
 from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.compress import silent
+from curconvert.errors import InputError
 from curconvert.estimate import Estimate, estimate, measure_machine
 from curconvert.execution.executor import ExecutionOptions, executing
 from curconvert.fingerprint import fingerprint
 from curconvert.options import DTYPES, ConvertOptions, SourceOptions, check_choice
 from curconvert.planning import Plan
 from curconvert.production import (
+    bytes_per_number,
     decide,
-    deployed_dtype,
     first_plan,
     inputs,
     measure,
@@ -32,6 +33,8 @@ from curconvert.production import (
     stored_dtype,
     torch_dtype,
 )
+from curconvert.quantization.options import Quantization
+from curconvert.quantization.tensors import quantised_tensors, quantization_json, write_quantised
 from curconvert.report.card import write_reports
 from curconvert_runtime.fidelity import Progress
 from curconvert_runtime.machine import peak_memory
@@ -85,7 +88,7 @@ def predict(
         CurConvertError: As `plan`.
     """
     checkpoint = open_source(source)
-    itemsize = torch_dtype(deployed_dtype(checkpoint, options)).itemsize
+    itemsize = bytes_per_number(checkpoint, options)
     machine = measure_machine(folder, execution.tasks_at_once)
     return estimate(checkpoint, first_plan(checkpoint, options), options, itemsize, machine)
 
@@ -124,7 +127,7 @@ def convert(
     first = first_plan(checkpoint, options)  # refuses what cannot work before any tensor is read
     given = prepare(checkpoint, options)
     targets = targets_of(checkpoint, options)
-    check_space(out, needed_bytes(checkpoint, first, options, given.torch_dtype.itemsize, targets))
+    check_space(out, needed_bytes(checkpoint, first, options, bytes_per_number(checkpoint, options), targets))
     identity = fingerprint(checkpoint, given.companions, given.tokens, options)
     with workspace(out, identity, resume=resume) as space, executing(execution) as executor:
         prepared = sampled(given, options, progress, space.journal)
@@ -142,14 +145,26 @@ def export(
     out: Path,
     *,
     dtype: str | None = None,
+    quantization: Quantization | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> Conversion:
     """Write the same graphs and files for an uncompressed checkpoint: the baseline of every comparison.
 
+    Args:
+        source: The checkpoint.
+        out: The folder to publish.
+        dtype: Deployed dtype; None keeps the checkpoint's.
+        quantization: Rounds matrices, to the nearest: no text is read here. `convert` with the method `dense` rounds
+            by the inputs on a calibration text, and verifies.
+        overwrite: Replace an existing artifact.
+        progress: Called after each tensor.
+
     Raises:
         CurConvertError: As for `convert`.
     """
+    if quantization is not None and quantization.uses_statistics:
+        raise InputError("--rounding gptq: export reads no calibration text; use convert --method dense")
     if dtype is not None:
         check_choice("--dtype", dtype, DTYPES)
     checkpoint = open_source(source)
@@ -157,13 +172,20 @@ def export(
     dtype = dtype or stored_dtype(checkpoint)
     companions = checkpoint.companions()
     with atomic_folder(out, overwrite) as work:
-        with SafetensorsWriter(work, tensor_specs(checkpoint, None, torch_dtype(dtype))) as writer:
+        quantised = quantised_tensors(checkpoint, None) if quantization else {}
+        errors: dict[str, float] = {}
+        with SafetensorsWriter(work, tensor_specs(checkpoint, None, torch_dtype(dtype), quantization)) as writer:
             for done, name in enumerate(checkpoint.tensors, 1):
-                writer.copy(name, checkpoint.read(name), checkpoint.tensors[name])
+                if quantization and name in quantised:
+                    errors[name] = write_quantised(name, checkpoint.read(name), quantization, writer)
+                else:
+                    writer.copy(name, checkpoint.read(name), checkpoint.tensors[name])
                 progress("export", done, len(checkpoint.tensors))
             writer.finish()
-        write_model_files(work, checkpoint, companions, dtype, writer.tensors)
-        manifest = build_manifest(checkpoint, dtype)
+        layout = quantization.layout if quantization else None
+        write_model_files(work, checkpoint, companions, dtype, writer.tensors, (), quantised, layout)
+        described = quantization_json(quantization, quantised, errors) if quantization else None
+        manifest = build_manifest(checkpoint, dtype, quantization=described)
         write_reports(work, manifest)
         seal(work, manifest)
     return Conversion(out, None, (), None, peak_memory())

@@ -55,7 +55,7 @@ class MatrixPlan:
 
     def stores(self, suffix: str) -> bool:
         """Tell whether a factor is stored under this matrix's name: a common R is only under its owner's."""
-        return suffix != "R" or self.shared is None or self.shared.matrices[0] == self.name
+        return suffix.split(".", maxsplit=1)[0] != "R" or self.shared is None or self.shared.matrices[0] == self.name
 
 
 @dataclass(frozen=True)
@@ -216,6 +216,11 @@ def make_plan(checkpoint: Checkpoint, options: ConvertOptions, layers: tuple[int
         known = select_layers(options.layers, num_layers)
     shown = known if known is not None else tuple(range(num_layers - 1 - total, num_layers - 1))
     linears = decoder_linears(checkpoint)
+    if options.form == "dense":
+        reason = "not selected"
+        return assemble(
+            checkpoint, [MatrixPlan(name, shape, "dense", reason=reason) for name, shape in linears.items()], (), 0
+        )
     heads = heads_of(checkpoint, options)
     matrices = []
     for name, shape in linears.items():

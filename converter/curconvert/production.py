@@ -26,11 +26,13 @@ from curconvert.blocks.skeleton import EMBEDDING
 from curconvert.calibration.sampled import partly_sampled
 from curconvert.calibration.text import BUILTIN, CalibrationTokens, digest, load_tokens
 from curconvert.checkpoint.types import Checkpoint, Companions
-from curconvert.compress import OriginalPass, compress, run_original
+from curconvert.compress import UNQUANTISED, OriginalPass, compress, run_original
 from curconvert.device import find_device
 from curconvert.execution.executor import Executor
 from curconvert.options import ConvertOptions
-from curconvert.planning import Plan, keeps_inputs, layer_of, linear_of, make_plan
+from curconvert.planning import Plan, decoder_linears, keeps_inputs, layer_of, linear_of, make_plan
+from curconvert.quantization.options import stored_bytes
+from curconvert.quantization.tensors import Tables, quantised_tables, quantised_tensors, quantization_json
 from curconvert.report.card import write_reports
 from curconvert.selection.layers import score_of, select_layers
 from curconvert.verification import verify_artifact
@@ -74,11 +76,13 @@ class Measured:
         original: Its answers, and the layers' scores where the options asked for them.
         evidence: Statistics of linears, those that the options need.
         curves: What each size of each module costs; empty unless `auto` asked for them.
+        tables: Embedding and head where they are quantised.
     """
 
     original: OriginalPass
     evidence: Evidence
     curves: Sequence[Curve] = ()
+    tables: Tables = UNQUANTISED
 
 
 def first_plan(checkpoint: Checkpoint, options: ConvertOptions) -> Plan:
@@ -88,7 +92,7 @@ def first_plan(checkpoint: Checkpoint, options: ConvertOptions) -> Plan:
         InputError: The size cannot be had.
     """
     if options.form == "auto":
-        return uniform_plan(checkpoint, options, torch_dtype(deployed_dtype(checkpoint, options)).itemsize)
+        return uniform_plan(checkpoint, options, bytes_per_number(checkpoint, options))
     return make_plan(checkpoint, options)
 
 
@@ -162,18 +166,25 @@ def measure(
     # One conversion calibrates while it compresses, because only some layers may be its targets; but where the inputs
     # themselves are kept, that is cheaper than to run the model again.
     if auto or len(others) > 1 or (others and keeps_inputs(checkpoint, others[0])):
-        targets = {name for options in (*others, *([auto] if auto else [])) for name in targets_of(checkpoint, options)}
+        served = (*others, *([auto] if auto else []))
+        targets = {name for options in served for name in targets_of(checkpoint, options)}
+        if any(options.quantization for options in served):  # what is not compressed is quantised by its inputs, too
+            targets |= decoder_linears(checkpoint).keys()
         # auto alone needs no exact products: each of its solves has a ridge, far above the rounding.
         ends = {name for name in targets if linear_of(name) == "down_proj"} if auto else set()
         gathering = Gathering(
             targets, evidence, exact=bool(others), tokens=prepared.tokens.calibration.size, split=ends
         )
+    # A sweep has several options, and none that quantises.
+    quantization = wanted[0].quantization
+    feedback = quantization is not None and quantization.uses_statistics
     original = run_original(
-        checkpoint, prepared.tokens, scores=scores, gathering=gathering, backward=backward,
+        checkpoint, prepared.tokens, scores=scores, gathering=gathering, backward=backward, head=feedback,
         device=wanted[0].device, progress=progress,
         journal=journal,
     )  # fmt: skip
-    return Measured(original, evidence, backward.curves if isinstance(backward, Sensitivity) else ())
+    tables = quantised_tables(checkpoint, quantization, original.head) if quantization else UNQUANTISED
+    return Measured(original, evidence, backward.curves if isinstance(backward, Sensitivity) else (), tables)
 
 
 def _fisher_targets(checkpoint: Checkpoint, options: ConvertOptions) -> set[str]:
@@ -207,13 +218,15 @@ def decide(
         InputError: The size cannot be had.
     """
     checkpoint, original = prepared.checkpoint, measured.original
+    if options.form == "dense":
+        return make_plan(checkpoint, options)
     if options.form != "auto":
         num_layers, score = int(checkpoint.config["num_hidden_layers"]), score_of(options.layers)
         scores = original.scores[score] if score else None
         return make_plan(checkpoint, options, select_layers(options.layers, num_layers, scores))
     return decide_plan(
         checkpoint, first_plan(checkpoint, options), measured.curves, prepared.tokens, original, options,
-        prepared.torch_dtype, measured.evidence, executor, progress, journal,
+        prepared.torch_dtype, measured.evidence, executor, progress, journal, measured.tables,
     )  # fmt: skip
 
 
@@ -248,15 +261,22 @@ def produce(
         CurConvertError: What cannot be stored or does not pass.
     """
     checkpoint, tokens, dtype = prepared.checkpoint, prepared.tokens, prepared.torch_dtype
-    with SafetensorsWriter(work, tensor_specs(checkpoint, decided, dtype)) as writer:
+    quantization = options.quantization
+    with SafetensorsWriter(work, tensor_specs(checkpoint, decided, dtype, quantization)) as writer:
         reports, parity = compress(
-            checkpoint, decided, tokens, options, dtype, writer, measured.evidence, executor, progress, journal
+            checkpoint, decided, tokens, options, dtype, writer, measured.evidence, executor, progress, journal,
+            measured.tables,
         )  # fmt: skip
         writer.finish()
     probes = pack_probes(tokens.probes, measured.original.outputs, parity)
     save_tensors(work / "probes.safetensors", {name: torch.from_numpy(v) for name, v in probes.items()})
-    write_model_files(work, checkpoint, prepared.companions, prepared.dtype, writer.tensors, decided.matrices)
-    manifest = build_manifest(checkpoint, prepared.dtype, decided, reports, options, tokens)
+    quantised = quantised_tensors(checkpoint, decided) if quantization else {}
+    write_model_files(
+        work, checkpoint, prepared.companions, prepared.dtype, writer.tensors, decided.matrices, quantised,
+        quantization.layout if quantization else None,
+    )  # fmt: skip
+    described = quantization_json(quantization, quantised, measured.tables.errors) if quantization else None
+    manifest = build_manifest(checkpoint, prepared.dtype, decided, reports, options, tokens, described)
     peak = peak_memory()
     return verify_and_seal(work, manifest, verification, progress), peak
 
@@ -277,6 +297,11 @@ def scratch_beside(work: Path) -> Iterator[Path]:
 def deployed_dtype(checkpoint: Checkpoint, options: ConvertOptions) -> str:
     """Return the dtype of the artifact's weights."""
     return options.dtype or stored_dtype(checkpoint)
+
+
+def bytes_per_number(checkpoint: Checkpoint, options: ConvertOptions) -> float:
+    """Return the bytes of a number of the artifact's matrices."""
+    return stored_bytes(torch_dtype(deployed_dtype(checkpoint, options)), options.quantization)
 
 
 def stored_dtype(checkpoint: Checkpoint) -> str:

@@ -126,7 +126,8 @@ def conversion(result: Conversion) -> None:
     if result.plan is not None:
         compressed = [m for m in result.plan.matrices if m.rank]
         layers = ", ".join(map(str, result.plan.layers or ()))
-        console.print(f"{len(compressed)} matrices compressed in layers {layers}")
+        if compressed:
+            console.print(f"{len(compressed)} matrices compressed in layers {layers}")
         dense = [m for m in result.plan.matrices if m.reason not in (None, "not selected")]
         if dense:
             names = sorted({m.name.split(".")[-2] for m in dense})
@@ -278,6 +279,8 @@ def artifact(manifest: Mapping[str, Any]) -> None:
     model, source = manifest["model"], manifest["source"]
     console.print(f"{printable(source['name'])} ({source['kind']}), {model['model_type']}, {model['dtype']}")
     console.print(_totals(model["parameters_before"], model["parameters_after"]))
+    if quantised := manifest.get("quantization"):
+        console.print(_quantised(quantised))
     table = Table("matrix", "shape", "form", "rank", "output error", "Frobenius error", box=None)
     for m in manifest["matrices"]:
         if m["form"] != "dense":
@@ -288,6 +291,16 @@ def artifact(manifest: Mapping[str, Any]) -> None:
     console.print(table)
     for name, entry in manifest["files"].items():
         console.print(f"{entry['size']:>14,}  {entry['sha256'][:16]}…  {printable(name)}")
+
+
+def _quantised(quantization: Mapping[str, Any]) -> str:
+    zeros = "symmetric" if quantization["symmetric"] else "with zero points"
+    bits = 8 * quantization["bytes"] / quantization["parameters"]
+    return (
+        f"{quantization['parameters']:,} parameters in int{quantization['bits']}, blocks of "
+        f"{quantization['block_size']}, {zeros}, {quantization['rounding']} rounding: {quantization['bytes']:,} bytes, "
+        f"{bits:.2f} bits each"
+    )
 
 
 def _totals(before: int, after: int) -> str:

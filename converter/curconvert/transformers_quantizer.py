@@ -18,7 +18,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from curconvert.artifact.quantization_config import QUANT_METHOD, QUANTIZATION_VERSION
 from curconvert.blocks.modules import CURLinear, factored_linear
-from curconvert.errors import InputError
+from curconvert.errors import InputError, UnsupportedError
 from curconvert.families import Family, family_of
 from curconvert_runtime.forms import Shared, factor_shapes, index_lengths
 
@@ -31,14 +31,25 @@ class CurConvertConfig(QuantizationConfigMixin):  # type: ignore[misc]  # transf
         matrices: Of each compressed matrix, by its weight's name: `form`, `rank` and, where two matrices have one R,
             `shared` as in the manifest.
         version: Of this layout.
+        bits: Of quantised matrices; None where there are none.
 
     Raises:
         InputError: The layout is of a later version.
+        UnsupportedError: Matrices are quantised.
     """
 
     def __init__(
-        self, matrices: Mapping[str, Mapping[str, Any]], version: int = QUANTIZATION_VERSION, **_: object
+        self,
+        matrices: Mapping[str, Mapping[str, Any]],
+        version: int = QUANTIZATION_VERSION,
+        bits: int | None = None,
+        **_: object,
     ) -> None:
+        if bits is not None:
+            raise UnsupportedError(
+                f"config.json: the weights are quantised to int{bits}, which transformers does not load; serve the "
+                "artifact's graphs, or convert without --quantize"
+            )
         if version != QUANTIZATION_VERSION:
             raise InputError(
                 f"config.json: quantization_config of version {version}: expected {QUANTIZATION_VERSION}; "

@@ -31,6 +31,7 @@ from curconvert_runtime.forms import (
 )
 from curconvert_runtime.hashing import cached_sha256
 from curconvert_runtime.onnx_external import external_tensors
+from curconvert_runtime.quantized import PARTS, dequantise, layout_of, part_name, quantised_shapes
 from curconvert_runtime.tensor_file import TensorHeader, read_headers, read_tensor
 from curconvert_schemas import SchemaError, validate
 
@@ -75,8 +76,9 @@ class Artifact:
         names = [matrix["name"] for matrix in manifest["matrices"]]
         if len(set(names)) != len(names):
             raise IntegrityError(f"{folder / MANIFEST}: a matrix is listed twice; convert the model again")
+        quantised = _check_quantised(manifest, tensors)
         for matrix in manifest["matrices"]:
-            _check_matrix(matrix, tensors, STORED_DTYPE[manifest["model"]["dtype"]])
+            _check_matrix(matrix, tensors, STORED_DTYPE[manifest["model"]["dtype"]], quantised)
         for graph in manifest["graphs"].values():
             _check_graph(folder, graph["file"], manifest["files"], tensors)
         for name, expected in manifest["files"].items():
@@ -116,6 +118,24 @@ class Artifact:
         if not self.has(name):
             raise IntegrityError(f"{self.path / name}: the artifact has no such file; convert the model again")
         return self.path / name
+
+    @cached_property
+    def quantised(self) -> Mapping[str, tuple[int, int]]:
+        """Shapes of the matrices that are stored in parts, by the name that each would have as one tensor."""
+        return quantised_shapes(self.manifest)
+
+    def matrix(self, name: str) -> NDArray[Any]:
+        """Return a tensor as `tensor` does, or what the parts of a quantised one stand for, float32.
+
+        Raises:
+            InputError: There is neither.
+        """
+        layout = layout_of(self.manifest)
+        if layout is None or name not in self.quantised:
+            return self.tensor(name)
+        shape = self.quantised[name]
+        parts = {suffix: self.tensor(part_name(name, suffix)) for suffix in layout.parts(shape)}
+        return dequantise(parts, shape[1], layout)
 
     def tensor(self, name: str) -> NDArray[Any]:
         """Return a stored tensor, memory-mapped read-only (bfloat16: a float32 copy).
@@ -199,7 +219,40 @@ def _read_weights(folder: Path, files: Mapping[str, Any]) -> dict[str, TensorHea
     return tensors
 
 
-def _check_matrix(matrix: Mapping[str, Any], tensors: Mapping[str, TensorHeader], dtype: str) -> None:
+def _check_quantised(manifest: Mapping[str, Any], tensors: Mapping[str, TensorHeader]) -> Mapping[str, tuple[int, int]]:
+    """Compare the manifest's quantised matrices with their stored parts, and return their shapes."""
+    layout, shapes = layout_of(manifest), quantised_shapes(manifest)
+    if layout is None:
+        return {}
+    if len(shapes) != len(manifest["quantization"]["tensors"]):
+        raise IntegrityError(f"{MANIFEST}: a quantised tensor is listed twice; convert the model again")
+    for name, shape in shapes.items():
+        if name in tensors:
+            raise IntegrityError(
+                f"{tensors[name].file}: {name!r} is stored beside its quantised parts; convert the model again"
+            )
+        parts = layout.parts(shape)
+        for suffix in set(PARTS) - parts.keys():
+            if part_name(name, suffix) in tensors:
+                raise IntegrityError(f"{MANIFEST}: {name!r} has a stored part {suffix!r} that its layout does not have")
+        for suffix, expected in parts.items():
+            header = tensors.get(part_name(name, suffix))
+            if header is None:
+                raise IntegrityError(f"{MANIFEST}: {name!r} is quantised, but its part {suffix!r} is missing")
+            if (header.dtype, header.shape) != expected:
+                raise IntegrityError(
+                    f"{header.file}: tensor {header.name!r} is {header.dtype} {list(header.shape)}, {MANIFEST} says "
+                    f"{expected[0]} {list(expected[1])}; convert the model again"
+                )
+    return shapes
+
+
+def _check_matrix(
+    matrix: Mapping[str, Any],
+    tensors: Mapping[str, TensorHeader],
+    dtype: str,
+    quantised: Mapping[str, tuple[int, int]],
+) -> None:
     """Compare one manifest row with the stored tensors' names, shapes and dtypes."""
     name, (m, n) = matrix["name"], matrix["shape"]
     expected: dict[str, tuple[tuple[int, ...], str | None]]
@@ -220,6 +273,12 @@ def _check_matrix(matrix: Mapping[str, Any], tensors: Mapping[str, TensorHeader]
                 f"{tensors[name].file}: {name!r} is stored beside its factors; convert the model again"
             )
     for tensor, (shape, stored) in expected.items():
+        if tensor in quantised:
+            if quantised[tensor] != shape:
+                raise IntegrityError(
+                    f"{MANIFEST}: quantised {tensor!r} is {list(quantised[tensor])}, its matrix asks for {list(shape)}"
+                )
+            continue
         header = tensors.get(tensor)
         if header is None:
             raise IntegrityError(f"{MANIFEST}: {name!r} is {matrix['form']}, but tensor {tensor!r} is missing")

@@ -208,11 +208,13 @@ def multiply(form: str, shape: tuple[int, int], tensors: Mapping[str, NDArray[An
     """Multiply the factors out, or put kept rows or columns where they were: (m, n) float64.
 
     Args:
-        form: One of `FORMS`.
+        form: One of `FORMS`, or `dense`.
         shape: (m, n).
         tensors: The stored tensors by suffix.
     """
     wide = {suffix: np.asarray(tensor, dtype=np.float64) for suffix, tensor in tensors.items() if suffix not in INDICES}
+    if form == "dense":
+        return wide["weight"]
     if form == "cur":
         return np.asarray(wide["C"] @ wide["U"] @ wide["R"])
     if form == "interpolative":

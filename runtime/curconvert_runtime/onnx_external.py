@@ -26,8 +26,8 @@ _CHILDREN: dict[str, dict[int, str]] = {
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
     "function": {7: "node", 11: "attribute"},
 }
-# TensorProto.DataType → bytes per element, for the types that can be stored externally here.
-_ITEM_SIZE = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}
+# TensorProto.DataType → half bytes per element, for the types that can be stored externally here; 21 is UINT4.
+_HALF_BYTES = {1: 8, 2: 2, 3: 2, 4: 4, 5: 4, 6: 8, 7: 16, 9: 2, 10: 4, 11: 16, 12: 8, 13: 16, 16: 4, 21: 1}
 _NODE_OPERATOR = 4
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_EXTERNAL = 1, 2, 8, 13
 
@@ -125,7 +125,7 @@ def _external(data: memoryview) -> ExternalTensor | None:
     if not all(text.isascii() and text.isdecimal() and len(text) < 20 for text in numbers):
         raise _MalformedError(f"{where} has an offset or length that is not a number")
     offset, length = map(int, numbers)
-    needed = math.prod(dims) * _ITEM_SIZE.get(data_type, 0)
+    needed = (math.prod(dims) * _HALF_BYTES.get(data_type, 0) + 1) // 2
     if length != needed:
         raise _MalformedError(f"{where} takes {length} bytes, its type and shape need {needed}")
     return ExternalTensor(name, keys["location"], offset, length)

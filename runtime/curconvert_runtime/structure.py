@@ -4,7 +4,7 @@ A resealed manifest agrees with any bytes; these relations between the bytes sti
 
 * C and R are slices of one matrix W, so both contain the block `W[rows, cols]`: `C[rows, :] = R[:, cols]`, bit for bit.
   (The factors of the other forms owe each other nothing; how `rows` and `order` agree, the neurons of a modular
-  MLP's three linears, and two matrices with a common R, is checked when opening.)
+  MLP's three linears, and two matrices with a common R, is checked when opening.) Not where they are quantised.
 * The parameters that the manifest counts are those that are stored.
 * A graph's initialiser that bears a tensor's name must point to that tensor's bytes.
 * `config.json` must agree with the manifest, with itself (it says some things in two dialects), and with the rotation
@@ -24,6 +24,7 @@ from curconvert_runtime.artifact import Artifact
 from curconvert_runtime.forms import Shared, is_index, parameters
 from curconvert_runtime.onnx_external import external_tensors
 from curconvert_runtime.probes import CompressedProbe
+from curconvert_runtime.quantized import layout_of, part_name
 from curconvert_runtime.report import Check
 from curconvert_runtime.rotary import rotary_check
 from curconvert_runtime.tensor_file import DTYPES, TensorHeader
@@ -69,6 +70,7 @@ def _config(artifact: Artifact) -> Check:
 def _factors(artifact: Artifact) -> Check:
     """C and R must agree where they overlap."""
     stems = [m["name"].removesuffix(".weight") for m in artifact.manifest["matrices"] if m["form"] == "cur"]
+    stems = [stem for stem in stems if f"{stem}.C" not in artifact.quantised]  # rounded one by one, they differ
     faults = []
     for stem in stems:
         rows, cols = artifact.tensor(f"{stem}.rows"), artifact.tensor(f"{stem}.cols")
@@ -92,7 +94,18 @@ def _counts(artifact: Artifact) -> Check:
             after = parameters(row["form"], (m, n), row["rank"], Shared.of(row), row["name"])
         if (row["parameters_before"], row["parameters_after"]) != (m * n, after):
             faults.append(f"{row['name'][:200]}: {m * n} parameters became {after}, the manifest says otherwise")
-    stored = sum(math.prod(header.shape) for name, header in artifact.tensors.items() if not is_index(name))
+    layout, quantised = layout_of(artifact.manifest), artifact.quantised
+    parts = {
+        part_name(name, part) for name, shape in quantised.items() for part in (layout.parts(shape) if layout else ())
+    }
+    single = [h for name, h in artifact.tensors.items() if not is_index(name) and name not in parts]
+    packed = sum(rows * columns for rows, columns in quantised.values())
+    stored = sum(math.prod(header.shape) for header in single) + packed
+    if layout is not None:
+        said = artifact.manifest["quantization"]
+        found = packed, sum(artifact.tensors[part].length for part in parts)
+        if (said["parameters"], said["bytes"]) != found:
+            faults.append(f"{found[0]} parameters are quantised in {found[1]} bytes, the manifest says otherwise")
     if artifact.model["parameters_after"] != stored:
         faults.append(f"{stored} parameters are stored, the manifest says {artifact.model['parameters_after']}")
     return _verdict("structure.counts", faults, len(rows), "matrices and the whole model have the stated parameters")
@@ -127,8 +140,8 @@ def _bindings(artifact: Artifact, kind: str) -> Check:
     bound = external_tensors(artifact.graphs[kind])
     for initialiser in bound:
         name = initialiser.name
-        if name == "lm_head.weight" and name not in artifact.tensors:
-            name = "model.embed_tokens.weight"  # tied
+        if name.startswith("lm_head.weight") and name not in artifact.tensors:
+            name = f"model.embed_tokens.weight{name.removeprefix('lm_head.weight')}"  # tied
         header = artifact.tensors.get(name)
         if header is None:
             faults.append(f"initialiser {name[:200]!r} is named after no tensor")

@@ -28,6 +28,7 @@ from curconvert.errors import BackendError, InputError
 from curconvert.options import ConvertOptions, SourceOptions
 from curconvert.pipeline import convert
 from curconvert.production import first_plan
+from curconvert.quantization.options import Quantization
 from support.checkpoints import edit_config, edit_tensors
 from support.families import TinyModel, make_checkpoint
 from support.killed import convert_in_a_process
@@ -40,8 +41,9 @@ SETTINGS: Mapping[str, dict[str, Any]] = {
     "search": {"rank": None, "max_kl": 0.05, "rank_multiple": 4, "self_text": 0.0},
     "fwsvd": {"self_text": 0.5},
     "modegpt": {"rank": None, "density": 0.6},
+    "quantised": {"layers": "2-3", "quantization": Quantization("int4", 32)},
 }
-METHODS = {"sequential": "cur", "search": "auto"}
+METHODS = {"sequential": "cur", "search": "auto", "quantised": "pifa"}
 
 
 class StopError(Exception):

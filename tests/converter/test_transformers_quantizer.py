@@ -15,10 +15,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from curconvert.blocks.modules import CURLinear
-from curconvert.errors import InputError
+from curconvert.errors import InputError, UnsupportedError
 from curconvert.options import SourceOptions
 from curconvert.parity import build_torch_model
 from curconvert.pipeline import convert, export
+from curconvert.quantization.options import Quantization
 from curconvert_runtime import Artifact
 from support.families import make_checkpoint
 from support.tiny_runs import tiny_options, token_file
@@ -111,6 +112,17 @@ def test_a_later_layout_is_refused(home: Path, tmp_path: Path) -> None:
     (tmp_path / "later" / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=r"version 2: expected 1; install a newer curconvert"):
         load(tmp_path / "later")
+
+
+def test_quantised_weights_are_refused(home: Path, tmp_path: Path) -> None:
+    """With what can be done instead; of an export, too."""
+    tokens = token_file(tmp_path / "ids.safetensors")
+    source = SourceOptions(str(home / "llama-source"))
+    convert(source, tmp_path / "int8", tiny_options(tokens, quantization=Quantization("int8", rounding="nearest")))
+    export(source, tmp_path / "dense", quantization=Quantization("int8", rounding="nearest"))
+    for name in ("int8", "dense"):
+        with pytest.raises(UnsupportedError, match="quantised to int8, which transformers does not load"):
+            load(tmp_path / name)
 
 
 def test_a_dense_model_is_not_compressed_on_loading(home: Path) -> None:

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from curconvert.options import SourceOptions
 from curconvert.parity import build_torch_model
 from curconvert.pipeline import convert
+from curconvert.quantization.options import Quantization
 from curconvert_runtime import Artifact
 from curconvert_runtime.forms import FORMS
 from support.checkpoints import make_layers_alike
@@ -28,6 +29,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "neurons": {"density": 0.5, "rank": None},
     "modegpt": {"density": 0.6, "rank": None},
     "auto": {"keep": 0.7, "rank": None, "rank_multiple": 4},
+    "int4": {"method": "pifa", "density": 0.7, "rank": None, "quantization": Quantization("int4", 32, asymmetric=True)},
+    "int8": {"method": "dense", "rank": None, "quantization": Quantization("int8")},
     "shared": {"method": "auto", "keep": 0.75, "rank": None, "rank_multiple": 2, "share": True},
 }
 PROMPTS = [[5, 9, 30, 7], [11, 4], [8, 40, 6, 22, 31, 9, 17]]

@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import curconvert
@@ -21,7 +22,9 @@ import curconvert_schemas
 from curconvert.cli import main
 from curconvert.families import SUPPORTED_FAMILIES
 from curconvert.options import SourceOptions
+from curconvert.parity import build_torch_model
 from curconvert.pipeline import convert
+from curconvert.quantization.options import Quantization
 from curconvert.verification import verify_artifact
 from curconvert_runtime import Artifact
 from curconvert_runtime.forms import Shared, multiply, tensor_names
@@ -214,3 +217,20 @@ def test_links_lead_somewhere(document: Path) -> None:
     """Every relative link of a document is a file of the project."""
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text(encoding="utf-8")):
         assert (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize(("method", "kind", "asymmetric"), [("cur", "int8", True), ("pifa", "int4", False)])
+def test_the_reader_of_the_format_reads_quantised_factors(
+    tmp_path: Path, method: str, kind: str, asymmetric: bool
+) -> None:
+    """Both types, with zero points and without."""
+    make_checkpoint(tmp_path / "source", "llama")
+    asked = Quantization(kind, 32, asymmetric)
+    options = tiny_options(token_file(tmp_path / "ids.safetensors"), method, quantization=asked)
+    convert(SourceOptions(str(tmp_path / "source")), tmp_path / "out", options)
+    artifact = Artifact.open(tmp_path / "out")
+    row = next(matrix for matrix in artifact.manifest["matrices"] if matrix["form"] != "dense")
+    linear = build_torch_model(artifact).get_submodule(row["name"].removesuffix(".weight"))
+    product = linear(torch.eye(row["shape"][1])).T
+    expected = f"{row['name']}: rank {row['rank']}, largest entry {float(product.abs().max()):.4f}"
+    assert expected in run(block("reader", "docs/artifact.md"), tmp_path)

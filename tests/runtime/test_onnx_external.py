@@ -51,6 +51,21 @@ def test_tensors_are_found_wherever_a_graph_can_hold_them(tmp_path: Path) -> Non
     assert found == {"constant", "in list", "then", "else", "outer else", "plain", "sparse", "function"}
 
 
+@pytest.mark.parametrize(("count", "length"), [(6, 3), (7, 4)])
+def test_numbers_of_four_bits_take_half_a_byte(tmp_path: Path, count: int, length: int) -> None:
+    """An odd one is alone in the last byte; one byte more or less is refused."""
+    for wrong in (-1, 0, 1):
+        packed = TensorProto(dims=[count], data_type=TensorProto.UINT4, name="x", raw_data=bytes(length))
+        set_external_data(packed, "w.bin", offset=0, length=length + wrong)
+        packed.ClearField("raw_data")
+        path = save(tmp_path / "g.onnx", helper.make_model(helper.make_graph([], "g", [], [], [packed])))
+        if wrong:
+            with pytest.raises(IntegrityError, match="type and shape need"):
+                external_tensors(path)
+        else:
+            assert external_tensors(path) == [ExternalTensor("x", "w.bin", 0, length)]
+
+
 def test_entries_are_read_as_the_onnx_package_wrote_them(tmp_path: Path) -> None:
     """Location, offset and length come back unchanged, and inline tensors are left out."""
     inline = numpy_helper.from_array(np.zeros(3), "inline")

@@ -36,7 +36,7 @@ def targets_of(checkpoint: Checkpoint, options: ConvertOptions) -> dict[str, tup
     return {name: shape for name, shape in shapes.items() if linear_of(name) in options.targets}
 
 
-def target_parameters(checkpoint: Checkpoint, options: ConvertOptions, itemsize: int) -> int:
+def target_parameters(checkpoint: Checkpoint, options: ConvertOptions, itemsize: float) -> int:
     """Return the parameters that the whole model may keep.
 
     Args:
@@ -55,16 +55,16 @@ def target_parameters(checkpoint: Checkpoint, options: ConvertOptions, itemsize:
         shapes = targets_of(checkpoint, options)
         indices = sum(m + min(m, n) for m, n in shapes.values())
         rest = options.target_bytes - 4 * indices - _HEADER_BYTES * (len(checkpoint.tensors) + 3 * len(shapes))
-        target, asked = rest // itemsize, f"--target-bytes {options.target_bytes}"
+        target, asked = int(rest / itemsize), f"--target-bytes {options.target_bytes}"
     else:
         share = SEARCHED_KEEP if options.keep is None else options.keep
         target, asked = int(share * before), f"--keep {share:g}"
     if not 0 < target < before:
-        raise InputError(f"{asked}: the model has {before} parameters, {before * itemsize} bytes; ask for fewer")
+        raise InputError(f"{asked}: the model has {before} parameters, {int(before * itemsize)} bytes; ask for fewer")
     return target
 
 
-def uniform_plan(checkpoint: Checkpoint, options: ConvertOptions, itemsize: int) -> Plan:
+def uniform_plan(checkpoint: Checkpoint, options: ConvertOptions, itemsize: float) -> Plan:
     """Plan every target at one density: what can be known before anything is measured.
 
     Args:

@@ -21,6 +21,8 @@ from curconvert.errors import InputError
 from curconvert.execution.executor import Executor
 from curconvert.options import ConvertOptions
 from curconvert.planning import Plan
+from curconvert.quantization.options import stored_bytes
+from curconvert.quantization.tensors import Tables
 from curconvert_runtime.fidelity import Progress
 
 logger = logging.getLogger(__name__)
@@ -40,6 +42,7 @@ def decide_plan(
     executor: Executor,
     progress: Progress,
     journal: Journal,
+    tables: Tables,
 ) -> Plan:
     """Decide the size of every module.
 
@@ -55,6 +58,7 @@ def decide_plan(
         executor: Factorizes for a search.
         progress: Called after each block of a search.
         journal: Keeps each block of a search, and each trial's divergence.
+        tables: Embedding and head where they are quantised.
 
     Raises:
         InputError: The budget cannot be had.
@@ -64,14 +68,17 @@ def decide_plan(
         return with_sharing(separate, curves, checkpoint, evidence, options, executor) if options.share else separate
 
     if options.max_kl is None:
-        return shared(allocated(plan, curves, target_parameters(checkpoint, options, dtype.itemsize)))
+        return shared(
+            allocated(plan, curves, target_parameters(checkpoint, options, stored_bytes(dtype, options.quantization)))
+        )
 
     trials = itertools.count(1)
 
     def measure(candidate: Plan) -> float:
         stage = f"search-{next(trials)}"
         found = divergence(
-            checkpoint, candidate, tokens, original, options, dtype, evidence, executor, progress, journal, stage
+            checkpoint, candidate, tokens, original, options, dtype, evidence, executor, progress, journal, stage,
+            tables,
         )  # fmt: skip
         logger.info("%d parameters: KL %.4f", candidate.parameters_after, found)
         return found

@@ -34,10 +34,12 @@ def build_manifest(
     reports: Mapping[str, Factorization] | None = None,
     options: ConvertOptions | None = None,
     tokens: CalibrationTokens | None = None,
+    quantization: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the manifest without its file table and metrics.
 
-    An exported, uncompressed checkpoint has no plan, reports, options or calibration.
+    An exported, uncompressed checkpoint has no plan, reports, options or calibration. What is quantised is described by
+    `curconvert.quantization.tensors.quantization_json`.
     """
     config = checkpoint.config
     stored = total_parameters(checkpoint)
@@ -73,6 +75,7 @@ def build_manifest(
         "environment": environment(),
         "matrices": [_matrix(m, (reports or {}).get(m.name)) for m in (plan.matrices if plan else ())],
         "graphs": GRAPHS,
+        **({} if quantization is None else {"quantization": dict(quantization)}),
         "metrics": None,
     }
 

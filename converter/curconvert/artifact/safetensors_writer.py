@@ -26,6 +26,7 @@ SHARD_BYTES = 5 * 10**9
 _CHUNK = 4 * 2**20  # elements converted at a time: bounds the copy when the dtype changes
 SAFETENSORS_DTYPES = {
     torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int32: "I32", torch.int64: "I64",
+    torch.uint8: "U8",
 }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ def needed_bytes(
     checkpoint: Checkpoint,
     plan: Plan,
     options: ConvertOptions,
-    itemsize: int,
+    itemsize: float,
     targets: Mapping[str, tuple[int, int]],
 ) -> int:
     """Estimate the most bytes that a conversion has on the disk at once, the artifact included.
@@ -46,7 +46,7 @@ def needed_bytes(
     states = 4 * hidden * layers * min(calibration, GRADIENT_TOKENS + 8 * length) if backward else 0
     matrices = _auto_bytes(targets) if options.form == "auto" else 0
     inputs = 4 * calibration * sum(distinct_inputs(targets).values()) if keeps_inputs(checkpoint, options) else 0
-    return stored * itemsize + records + answers + states + matrices + inputs + _REST
+    return int(stored * itemsize) + records + answers + states + matrices + inputs + _REST
 
 
 def _auto_bytes(shapes: Mapping[str, tuple[int, int]]) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from curconvert.quantization.rounding import Quantised
 from curconvert_runtime.forms import FORMS, INDICES
 
 _HEAD_CHUNK = 8192  # vocabulary rows per product: bounds the float32 copy of a half-precision lm_head
@@ -132,14 +133,16 @@ def factored_linear(form: str, tensors: Mapping[str, Tensor], bias: Tensor | Non
     """Build the linear of a form, with float32 factors and bias.
 
     Args:
-        form: One of `curconvert_runtime.forms.FORMS`.
-        tensors: The stored tensors by suffix; index vectors that the product does not need may be among them.
+        form: One of `curconvert_runtime.forms.FORMS`, or `dense`.
+        tensors: The stored tensors by suffix; index vectors that the product does not need may be among them, and the
+            parts of quantised ones (`R.q`) beside what they stand for (`R`).
         bias: (out_features,) or None; for `modular_rows` that of the kept rows, (rank,).
 
     Raises:
         ValueError: The form is unknown.
     """
-    factors = {suffix: tensor.to(torch.float32) for suffix, tensor in tensors.items() if suffix not in INDICES}
+    floats = {suffix: tensor for suffix, tensor in tensors.items() if suffix not in INDICES and "." not in suffix}
+    factors = {suffix: tensor.to(torch.float32) for suffix, tensor in floats.items()}
     bias = None if bias is None else bias.to(torch.float32)
     if form == "cur":
         return CURLinear(factors["C"], factors["U"], factors["R"], bias)
@@ -147,7 +150,7 @@ def factored_linear(form: str, tensors: Mapping[str, Tensor], bias: Tensor | Non
         return InterpolativeLinear(factors["R"], factors["T"], tensors["order"], bias)
     if form == "two_factor":
         return TwoFactorLinear(factors["A"], factors["B"], bias)
-    if form in ("modular_rows", "modular_columns"):
+    if form in ("dense", "modular_rows", "modular_columns"):
         return _smaller_linear(factors["weight"], bias)
     if form == "sparse_rows":
         return SparseRowsLinear(factors["weight"], tensors["order"], bias)
@@ -182,17 +185,26 @@ class SplitLinear(nn.Module):
 class ChunkedHead(nn.Module):
     """An lm_head over a memory-mapped weight of any float dtype, multiplied in float32 by blocks of vocabulary rows."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, deployed: torch.dtype | None = None) -> None:
+    def __init__(
+        self, weight: Tensor | Quantised, bias: Tensor | None = None, deployed: torch.dtype | None = None
+    ) -> None:
         super().__init__()
         # Plain attributes: the mapped file must not be moved or cast by module-wide calls.
-        self._weight, self._bias = weight, bias
-        self._deployed = deployed or weight.dtype
+        self._weight, self._bias, self._deployed = weight, bias, deployed
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Map (…, hidden_size) to (…, vocab_size) logits."""
-        chunks = [hidden @ self._rounded(rows, hidden.dtype).T for rows in torch.split(self._weight, _HEAD_CHUNK)]
+        chunks = [hidden @ rows.to(hidden.dtype).T for rows in self._rows()]
         logits = torch.cat(chunks, dim=-1)
         return logits if self._bias is None else logits + self._rounded(self._bias, hidden.dtype)
 
+    def _rows(self) -> Iterator[Tensor]:
+        if isinstance(self._weight, Quantised):
+            for start in range(0, self._weight.shape[0], _HEAD_CHUNK):
+                yield self._weight.rows(slice(start, start + _HEAD_CHUNK))
+        else:
+            for rows in torch.split(self._weight, _HEAD_CHUNK):
+                yield rows.to(self._deployed or rows.dtype)
+
     def _rounded(self, part: Tensor, dtype: torch.dtype) -> Tensor:
-        return part.to(self._deployed).to(dtype)
+        return part.to(self._deployed or part.dtype).to(dtype)

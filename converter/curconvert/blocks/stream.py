@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from curconvert.blocks.modules import ChunkedHead, SplitLinear
 from curconvert.blocks.skeleton import EMBEDDING, HEAD, build_skeleton, canonical_parameters, set_tensor
 from curconvert.checkpoint.safetensors_file import prefetch
 from curconvert.checkpoint.types import Checkpoint
+from curconvert.quantization.rounding import Quantised
 
 LAYERS = "model.layers"
 
@@ -42,6 +44,14 @@ class _Stub(nn.Module):
         if self.stop:
             raise _FrontReachedError
         return hidden_states if self.inject is None else self.inject
+
+
+class Recorder(nn.Module):
+    """Takes the head's place and returns one number of its input for each token: hooks see the whole input."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map (…, hidden_size) to (…, 1)."""
+        return hidden[..., :1]
 
 
 class Block:
@@ -158,7 +168,11 @@ class BlockStream:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, deployed: torch.dtype | None = None, device: torch.device = _CPU
+        self,
+        checkpoint: Checkpoint,
+        deployed: torch.dtype | None = None,
+        device: torch.device = _CPU,
+        tables: Mapping[str, Quantised] = MappingProxyType({}),
     ) -> None:
         """Open the stream.
 
@@ -166,8 +180,10 @@ class BlockStream:
             checkpoint: The model.
             deployed: Round every weight to this dtype, as an artifact stores it; None keeps the checkpoint's values.
             device: Where blocks run. Hidden states, the embedding and the head stay in main memory.
+            tables: Embedding and head where they are quantised.
         """
         self._checkpoint, self._deployed, self._device = checkpoint, deployed, device
+        self._tables = tables
         self._table: tuple[str, Tensor] | None = None
         self._model = build_skeleton(checkpoint.config)
         base = self._model.get_submodule("model")
@@ -192,7 +208,8 @@ class BlockStream:
         """
         unique, compact = torch.unique(token_ids, return_inverse=True)
         # Only the rows in use are widened; the embedding itself stays in the file.
-        rows = self._round(self._vocabulary_table(EMBEDDING)[unique]).to(torch.float32)
+        table = self._vocabulary_table(EMBEDDING)
+        rows = table[unique] if isinstance(table, Quantised) else self._round(table[unique]).to(torch.float32)
         embedding = self._model.get_submodule("model.embed_tokens")
         set_tensor(embedding, "weight", rows)
         self._stubs[-1].stop = True
@@ -270,14 +287,27 @@ class BlockStream:
             (found,) = torch.autograd.grad(rows.gather(1, drawn).sum(), hidden)
         return found
 
+    def record_head(self, hidden: Tensor, recorder: Recorder) -> None:
+        """Show a recorder what enters the head.
+
+        Args:
+            hidden: (batch, tokens, hidden_size) float32, the last block's output.
+            recorder: Called once.
+        """
+        with torch.no_grad():
+            self._after_blocks(hidden, recorder)
+
     def _head(self, hidden: Tensor) -> Tensor:
         names = self._checkpoint.tensors
+        head = HEAD if HEAD in names else EMBEDDING
+        bias = self._checkpoint.read("lm_head.bias") if "lm_head.bias" in names else None
+        return self._after_blocks(hidden, ChunkedHead(self._vocabulary_table(head), bias, self._deployed))
+
+    def _after_blocks(self, hidden: Tensor, head: nn.Module) -> Tensor:
         norm = self._model.get_submodule("model.norm")
         scale = self._round(self._checkpoint.read("model.norm.weight"))
         set_tensor(norm, "weight", scale.to(torch.float32, copy=True))
-        head = HEAD if HEAD in names else EMBEDDING
-        bias = self._checkpoint.read("lm_head.bias") if "lm_head.bias" in names else None
-        self._model.lm_head = ChunkedHead(self._vocabulary_table(head), bias, self._deployed)
+        self._model.lm_head = head
         ids = torch.zeros(hidden.shape[:2], dtype=torch.int64)
         self._stubs[-1].inject = hidden
         try:
@@ -287,8 +317,10 @@ class BlockStream:
             self._stubs[-1].inject = None
         return logits
 
-    def _vocabulary_table(self, name: str) -> Tensor:
+    def _vocabulary_table(self, name: str) -> Tensor | Quantised:
         """Read the embedding or the head, kept until the next block: a GGUF file dequantises it on every read."""
+        if name in self._tables:
+            return self._tables[name]
         if self._table is None or self._table[0] != name:
             self._table = (name, self._checkpoint.read(name))
         return self._table[1]

@@ -47,7 +47,7 @@ def allocated_tasks(
         InputError: As `block_tasks`.
     """
     names = [plan.name for plan in plans]
-    parts = _read(names, evidence.statistics_of(names), checkpoint, dtype)
+    parts = read_projections(names, evidence.statistics_of(names), checkpoint, dtype)
     mlp = [plan for plan in plans if plan.form in MODULAR.values()]
     if mlp:
         (down,) = (plan for plan in mlp if plan.form == "modular_columns")
@@ -68,7 +68,7 @@ def _shared_task(
     """Read both matrices of a pair: either block computes their factors, so nothing is kept from one to the other."""
     assert plan.shared is not None
     names = plan.shared.matrices
-    parts = _read(names, evidence.statistics_of(names), checkpoint, dtype)
+    parts = read_projections(names, evidence.statistics_of(names), checkpoint, dtype)
     return SharedTask(
         plan, [parts[name] for name in names], [evidence.fisher(name) for name in names], options.ridge, dtype
     )
@@ -103,7 +103,9 @@ def block_tasks(
         InputError: The plan takes a part of a module, or different sizes from its parts; or a weight, bias or
             statistics would make every later number meaningless: not finite, or not in the deployed dtype.
     """
-    parts = _read([plan.name for plan in plans], statistics, checkpoint, dtype, corrected=options.full_metric)
+    parts = read_projections(
+        [plan.name for plan in plans], statistics, checkpoint, dtype, corrected=options.full_metric
+    )
     mlp = [plan for plan in plans if plan.form in MODULAR.values()]
     if mlp:
         yield _mlp_task(mlp, parts, options.ridge, dtype)
@@ -145,7 +147,7 @@ def _largest_first(plans: Sequence[MatrixPlan]) -> list[MatrixPlan]:
     return sorted(plans, key=lambda plan: -plan.parameters_before)
 
 
-def _read(
+def read_projections(
     names: Sequence[str],
     statistics: Mapping[str, InputStatistics],
     checkpoint: Checkpoint,

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 
 import onnx_ir as ir
 
+from curconvert.blocks.skeleton import EMBEDDING, HEAD
 from curconvert.checkpoint.types import TensorInfo
 from curconvert.errors import InputError
 from curconvert_runtime.forms import PROVENANCE, is_index
@@ -17,15 +18,20 @@ DTYPES: Mapping[str, ir.DataType] = {
     "BF16": ir.DataType.BFLOAT16,
 }
 INDEX_DTYPE = ir.DataType.INT32
+PACKED_DTYPES = (ir.DataType.UINT8, ir.DataType.UINT4)
 
 
-def deployed_dtype(tensors: Mapping[str, TensorInfo]) -> ir.DataType:
+def deployed_dtype(tensors: Mapping[str, TensorInfo], packed: Collection[str] = ()) -> ir.DataType:
     """Return the element type that all weights share.
+
+    Args:
+        tensors: The stored tensors.
+        packed: Names of parts of quantised matrices, whose types are the layout's.
 
     Raises:
         InputError: They do not share one, or it is not a float type that graphs support.
     """
-    found = {info.dtype: name for name, info in tensors.items() if not is_index(name)}
+    found = {info.dtype: name for name, info in tensors.items() if not is_index(name) and name not in packed}
     if len(found) != 1:
         examples = ", ".join(f"{dtype} ({name})" for dtype, name in sorted(found.items()))
         raise InputError(f"graph: all weights must have one dtype, found {examples or 'no weights'}")
@@ -47,24 +53,37 @@ def bind(graph: ir.Graph, tensors: Mapping[str, TensorInfo]) -> None:
         if value.const_value is not None:
             continue
         value.const_value = _external(value, tensors)
-        unused.discard(name)
+        unused.discard(source_of(name, tensors))
     _refuse_unused(unused)
 
 
+def source_of(name: str, tensors: Collection[str]) -> str:
+    """Return the stored tensor that an initialiser reads: the parts of a tied, quantised head are the embedding's.
+
+    They have names of their own because the product takes them in another shape than the look-up.
+    """
+    if name.startswith(f"{HEAD}.") and name not in tensors:
+        return f"{EMBEDDING}{name.removeprefix(HEAD)}"
+    return name
+
+
 def _external(value: ir.Value, tensors: Mapping[str, TensorInfo]) -> ir.ExternalTensor:
-    name = str(value.name)
+    name = source_of(str(value.name), tensors)
     info = tensors.get(name)
     if info is None:
         raise InputError(f"graph: weight {name} is not among the stored tensors")
     expected = tuple(value.shape.numpy())
-    if info.shape != expected:
+    # Packed digits are looked up by rows, multiplied by rows and blocks, or taken one by one: the same bytes.
+    packed = info.dtype == "U8" and value.dtype in PACKED_DTYPES and info.shape[:1] == expected[:1]
+    if info.shape != expected and not packed:
         raise InputError(f"graph: tensor {name} has shape {info.shape}, the config asks for {expected}")
     if info.location is None:
         raise InputError(f"graph: tensor {name} has no raw bytes in a file; write it to safetensors first")
-    dtype = INDEX_DTYPE if is_index(name) else DTYPES[info.dtype]
-    if is_index(name) and info.dtype != "I32":
-        raise InputError(f"graph: tensor {name} is {info.dtype}, expected I32")
-    size = math.prod(info.shape) * dtype.itemsize
+    dtype = value.dtype if value.dtype in (INDEX_DTYPE, *PACKED_DTYPES) else DTYPES.get(info.dtype)
+    stored = "I32" if dtype == INDEX_DTYPE else "U8" if dtype in PACKED_DTYPES else info.dtype
+    if dtype is None or info.dtype != stored:
+        raise InputError(f"graph: tensor {name} is {info.dtype}, expected {stored if dtype else 'a float'}")
+    size = math.prod(expected) * dtype.itemsize
     if info.location.length != size:
         raise InputError(f"graph: tensor {name} has {info.location.length} bytes, its shape asks for {int(size)}")
     return ir.ExternalTensor(
@@ -72,8 +91,8 @@ def _external(value: ir.Value, tensors: Mapping[str, TensorInfo]) -> ir.External
         info.location.offset,
         info.location.length,
         dtype,
-        shape=ir.Shape(info.shape),
-        name=name,
+        shape=ir.Shape(expected),
+        name=str(value.name),
         base_dir=info.location.file.parent,
     )
 

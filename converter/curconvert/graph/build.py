@@ -19,14 +19,17 @@ from curconvert.graph.emit import Emitter
 from curconvert.graph.facts import read_facts
 from curconvert.graph.fused import Fused
 from curconvert.graph.lowering import Lowering
-from curconvert.graph.portable import Portable
+from curconvert.graph.portable import OPSET_WITH_BLOCKS, Portable
 from curconvert.graph.template import dense_template
 from curconvert_runtime.contract import FIRST_LOGITS
+from curconvert_runtime.quantized import Layout, part_name
 
 PORTABLE_FILE = "model.onnx"
 FUSED_FILE = "model.fused.onnx"
 # The IR version of ONNX 1.12, the first release with opset 17.
 _IR_VERSION = 8
+# And of ONNX 1.16, the first with opset 21: integers of 4 bits, and blocks of DequantizeLinear.
+_IR_VERSION_WITH_BLOCKS = 10
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ def build_graphs(
     tensors: Mapping[str, TensorInfo],
     forms: Mapping[str, str],
     owners: Mapping[str, str] = MappingProxyType({}),
+    quantised: Mapping[str, tuple[int, int]] = MappingProxyType({}),
+    layout: Layout | None = None,
 ) -> Graphs:
     """Build both graphs of a model without reading a weight.
 
@@ -56,6 +61,8 @@ def build_graphs(
             `lm_head.weight` means tied to the embedding.
         forms: Weight name to one of `curconvert_runtime.forms.FORMS`, for matrices that are stored as factors.
         owners: Weight name to that of the matrix under whose name its R is stored, where R is common to two.
+        quantised: Shape of each matrix that is stored in parts, by the name that it would have as one tensor.
+        layout: Of those parts.
 
     Returns:
         Graphs whose weights are external: `location` is the file's name, so they must be saved beside it.
@@ -64,7 +71,8 @@ def build_graphs(
         InputError: The tensors do not fit the config.
         UnsupportedError: The family, or a form, has no graph.
     """
-    stored = deployed_dtype(tensors)
+    parts = layout.parts((0, 0)) if layout else ()
+    stored = deployed_dtype(tensors, {part_name(name, part) for name in quantised for part in parts})
     skeleton = build_skeleton(config)
     facts = read_facts(skeleton)
     template = dense_template(skeleton.config)
@@ -72,7 +80,8 @@ def build_graphs(
     for dialect in (Portable, Fused):
         model = template.clone()
         inputs = {str(value.name): value for value in model.graph.inputs}
-        Lowering(model, dialect(Emitter(model.graph, stored), facts, inputs), facts, tensors, forms, owners).run()
+        written = dialect(Emitter(model.graph, stored), facts, inputs, quantised=layout is not None)
+        Lowering(model, written, facts, tensors, forms, owners, quantised, layout).run()
         bind(model.graph, tensors)
         if dialect is Fused:
             trim_answers(model.graph)
@@ -93,7 +102,7 @@ def _finish(model: ir.Model) -> None:
             # An output without a name is left out: the statistics of SkipSimplifiedLayerNormalization.
             if not output.uses() and not output.is_graph_output():
                 output.name = ""
-    model.ir_version = _IR_VERSION
+    model.ir_version = _IR_VERSION if model.graph.opset_imports[""] < OPSET_WITH_BLOCKS else _IR_VERSION_WITH_BLOCKS
     model.producer_name, model.producer_version = "curconvert", None
 
 

@@ -14,16 +14,17 @@ from typing import Protocol
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from curconvert.blocks.skeleton import EMBEDDING, HEAD
 from curconvert.checkpoint.types import TensorInfo
 from curconvert.errors import InputError, UnsupportedError
-from curconvert.graph.binding import INDEX_DTYPE
+from curconvert.graph.binding import INDEX_DTYPE, source_of
 from curconvert.graph.emit import Emitter
 from curconvert.graph.facts import AttentionFacts, ModelFacts
+from curconvert.graph.weights import Packed, Weight
 from curconvert_runtime.forms import FORMS, factor_name, is_index
+from curconvert_runtime.quantized import Layout, part_name
 
-_FLOAT = ir.DataType.FLOAT
-EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
+_FLOAT, _UINT8 = ir.DataType.FLOAT, ir.DataType.UINT8
 
 
 class Dialect(Protocol):
@@ -32,16 +33,22 @@ class Dialect(Protocol):
     emit: Emitter
     opset_imports: Mapping[str, int]
 
-    def linear(self, x: ir.Value, weights: list[ir.Value]) -> ir.Value:
+    def digits(self, shape: tuple[int, int], layout: Layout) -> tuple[ir.DataType, tuple[int, ...]]:
+        """Return as what a product takes a plane of digits of a matrix: element type and shape, of the same bytes."""
+
+    def look_up(self, table: Packed, rows: ir.Value) -> ir.Value:
+        """Return some rows of a quantised matrix."""
+
+    def linear(self, x: ir.Value, weights: list[Weight]) -> ir.Value:
         """Return x·W₁ᵀ·W₂ᵀ… for weights in torch's (out, in) layout."""
 
-    def interpolate(self, x: ir.Value, kept: ir.Value, others: ir.Value, order: ir.Value) -> ir.Value:
+    def interpolate(self, x: ir.Value, kept: Weight, others: Weight, order: ir.Value) -> ir.Value:
         """Return y₀ = x·keptᵀ and y₀·othersᵀ, laid end to end, in the given order."""
 
-    def place(self, x: ir.Value, kept: ir.Value, order: ir.Value) -> ir.Value:
+    def place(self, x: ir.Value, kept: Weight, order: ir.Value) -> ir.Value:
         """Return x·keptᵀ with a zero behind it, in the given order."""
 
-    def pick(self, x: ir.Value, kept: ir.Value, order: ir.Value) -> ir.Value:
+    def pick(self, x: ir.Value, kept: Weight, order: ir.Value) -> ir.Value:
         """Return x[order]·keptᵀ."""
 
     def rms_norm(self, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
@@ -74,6 +81,8 @@ class Lowering:
         tensors: The stored tensors; only names and shapes are looked at.
         forms: Weight name to its form; a weight that is not named is dense.
         owners: Weight name to that of the matrix whose R it takes; a weight that is not named has its own.
+        quantised: Shapes of matrices that are stored in parts.
+        layout: Of those parts.
     """
 
     def __init__(
@@ -84,6 +93,8 @@ class Lowering:
         tensors: Mapping[str, TensorInfo],
         forms: Mapping[str, str],
         owners: Mapping[str, str],
+        quantised: Mapping[str, tuple[int, int]],
+        layout: Layout | None,
     ) -> None:
         self._model = model
         self._graph = model.graph
@@ -92,8 +103,12 @@ class Lowering:
         self._tensors = tensors
         self._forms = forms
         self._owners = owners
+        self._quantised = quantised
+        self._layout = layout
         self._formed: set[str] = set()
+        self._embedded: ir.Value | None = None
         self._factors: dict[str, ir.Value] = {}
+        self._packed: dict[str, Packed] = {}
 
     def run(self) -> None:
         """Rewrite the model."""
@@ -160,6 +175,9 @@ class Lowering:
 
     def _adjusted(self, node: ir.Node) -> tuple[ir.Value, ...] | None:
         emit, left, right = self._dialect.emit, _input(node, 0), _input(node, 1)
+        if node.op_type == "Gather" and left.name == EMBEDDING and EMBEDDING in self._quantised:
+            self._embedded = self._dialect.look_up(self._parts(EMBEDDING, EMBEDDING, rows=True), right)
+            return (self._embedded,)
         if node.op_type == "Gather" and emit.stored is not _FLOAT and left.is_initializer():
             # Rows are looked up first and become float32 then: the embedding itself need not.
             return (emit.cast(emit("Gather", left, right), _FLOAT),)
@@ -172,6 +190,8 @@ class Lowering:
         return None
 
     def _is_embedding(self, value: ir.Value) -> bool:
+        if value is self._embedded:
+            return True
         producer = value.producer()
         if producer is not None and producer.op_type == "Cast":
             producer = _input(producer, 0).producer()
@@ -185,7 +205,7 @@ class Lowering:
         product = self._product(_input(node, 0), weight)
         bias = str(weight.name).removesuffix("weight") + "bias"
         if self._forms.get(str(weight.name)) == "modular_rows":
-            _resize(node.outputs[0], self._tensors[str(weight.name)].shape[0])
+            _resize(node.outputs[0], self._rows(str(weight.name)))
         if bias in self._tensors and bias not in self._graph.initializers:
             # mobius does not read `mlp_bias`; the biases that it knows are Add nodes of the template.
             product = self._dialect.emit("Add", product, self._dialect.emit.exact(self._stored(bias)))
@@ -197,26 +217,67 @@ class Lowering:
         self._formed.add(name)
         form = self._forms.get(name, "dense")
 
-        def stored(suffixes: str) -> list[ir.Value]:
-            owners = {"R": self._owners.get(name, name)}
-            return [self._stored(factor_name(owners.get(s, name), s), form) for s in suffixes.split()]
+        def stored(suffix: str) -> Weight:
+            owner = self._owners.get(name, name) if suffix == "R" else name
+            return self._matrix(factor_name(owner, suffix), form)
+
+        def order() -> ir.Value:
+            return self._stored(factor_name(name, "order"), form)
 
         match form:
             case "dense":
-                tied = name == HEAD and name not in self._tensors
-                return self._dialect.linear(x, [self._graph.initializers[EMBEDDING] if tied else weight])
+                return self._dialect.linear(x, [self._dense(name, weight)])
             case "cur":
-                return self._dialect.linear(x, stored("R U C"))
+                return self._dialect.linear(x, [stored("R"), stored("U"), stored("C")])
             case "two_factor":
-                return self._dialect.linear(x, stored("B A"))
+                return self._dialect.linear(x, [stored("B"), stored("A")])
             case "interpolative":
-                return self._dialect.interpolate(x, *stored("R T order"))
+                return self._dialect.interpolate(x, stored("R"), stored("T"), order())
             case "modular_rows" | "modular_columns":
-                return self._dialect.linear(x, stored("weight"))
+                return self._dialect.linear(x, [stored("weight")])
             case "sparse_rows" | "sparse_columns":
                 sparse = self._dialect.place if form == "sparse_rows" else self._dialect.pick
-                return sparse(x, *stored("weight order"))
+                return sparse(x, stored("weight"), order())
         raise UnsupportedError(f"tensor {name}: form {form!r} has no graph, expected one of {', '.join(FORMS)}")
+
+    def _dense(self, name: str, weight: ir.Value) -> Weight:
+        """Return a dense weight: the template's initialiser, the embedding for a tied head, or its parts."""
+        if name in self._quantised and name != EMBEDDING:
+            return self._parts(name, name)
+        tied = name in (HEAD, EMBEDDING) and HEAD not in self._tensors
+        if tied and EMBEDDING in self._quantised:
+            return self._parts(HEAD, EMBEDDING)
+        return self._graph.initializers[EMBEDDING] if tied else weight
+
+    def _matrix(self, name: str, form: str) -> Weight:
+        return self._parts(name, name) if name in self._quantised else self._stored(name, form)
+
+    def _rows(self, name: str) -> int:
+        return self._quantised[name][0] if name in self._quantised else self._tensors[name].shape[0]
+
+    def _parts(self, name: str, tensor: str, *, rows: bool = False) -> Packed:
+        """Return the initialisers of a quantised matrix.
+
+        Args:
+            name: What they are named after.
+            tensor: What is stored.
+            rows: Whether rows of bytes are looked up; otherwise digits are as the dialect's products take them.
+        """
+        if name in self._packed:
+            return self._packed[name]
+        assert self._layout is not None
+        shape, found = self._quantised[tensor], {}
+        for suffix, (kind, size) in self._layout.parts(shape).items():
+            dtype, seen = (_UINT8 if kind == "U8" else _FLOAT), size
+            if suffix.startswith("q"):
+                dtype, seen = (
+                    (_UINT8, (size[0], size[1] * size[2])) if rows else self._dialect.digits(shape, self._layout)
+                )
+            found[suffix] = self._initialiser(part_name(name, suffix), dtype, seen, "quantised")
+        zeros = () if self._layout.symmetric else tuple(found[f"zeros{plane}"] for plane in self._layout.planes)
+        digits = tuple(found[f"q{plane}"] for plane in self._layout.planes)
+        self._packed[name] = Packed(shape, self._layout, digits, found["scales"], zeros)
+        return self._packed[name]
 
     def _stored(self, name: str, form: str = "dense") -> ir.Value:
         """Return the initialiser for a stored tensor that the template does not know, or knows in another shape."""
@@ -224,9 +285,13 @@ class Lowering:
             return self._factors[name]
         if name not in self._tensors:
             raise InputError(f"graph: tensor {name} is missing, its matrix is said to be {form}")
-        shape = ir.Shape(self._tensors[name].shape)
         dtype = INDEX_DTYPE if is_index(name) else self._dialect.emit.stored
-        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=shape)
+        return self._initialiser(name, dtype, self._tensors[name].shape, form)
+
+    def _initialiser(self, name: str, dtype: ir.DataType, shape: tuple[int, ...], form: str) -> ir.Value:
+        if source_of(name, self._tensors) not in self._tensors:
+            raise InputError(f"graph: tensor {name} is missing, its matrix is said to be {form}")
+        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
         # An initialiser without a tensor; binding fills it in.
         self._graph.initializers[name] = self._factors[name] = value
         return value

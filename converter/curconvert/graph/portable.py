@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from types import MappingProxyType
+from dataclasses import replace
 
 import onnx_ir as ir
 
 from curconvert.graph.emit import Emitter
 from curconvert.graph.facts import AttentionFacts, ModelFacts
 from curconvert.graph.rotary import cos_sin
+from curconvert.graph.unpacking import dequantised, unpacked
+from curconvert.graph.weights import Packed, Weight, width
+from curconvert_runtime.quantized import Layout
+
+OPSET_WITH_BLOCKS = 21
+_OPSET_WITH_AXES = 18  # of ReduceMean, as an input
 
 _BOOL, _INT64 = ir.DataType.BOOL, ir.DataType.INT64
 
@@ -18,15 +24,19 @@ _BOOL, _INT64 = ir.DataType.BOOL, ir.DataType.INT64
 class Portable:
     """Standard operators of opset 17, which every onnxruntime since 1.12 has on CPU and CUDA.
 
+    Quantised matrices take opset 21: integers of 4 bits, and DequantizeLinear by blocks.
+
     Args:
         emit: Where nodes go.
         facts: The model's facts.
         inputs: The graph inputs by name.
+        quantised: Whether some matrices are.
     """
 
-    opset_imports: Mapping[str, int] = MappingProxyType({"": 17})
-
-    def __init__(self, emit: Emitter, facts: ModelFacts, inputs: Mapping[str, ir.Value]) -> None:
+    def __init__(
+        self, emit: Emitter, facts: ModelFacts, inputs: Mapping[str, ir.Value], *, quantised: bool = False
+    ) -> None:
+        self.opset_imports: Mapping[str, int] = {"": OPSET_WITH_BLOCKS if quantised else 17}
         self.emit = emit
         self._facts = facts
         self._input_ids = inputs["input_ids"]
@@ -37,36 +47,57 @@ class Portable:
         self._masks: dict[int | None, ir.Value] = {}
         self._rows: dict[ir.Value, ir.Value] = {}
         self._shapes: dict[int, ir.Value] = {}
+        self._unpacked: dict[ir.Value, ir.Value] = {}
         self._batch_sequence: ir.Value | None = None
 
-    def linear(self, x: ir.Value, weights: list[ir.Value]) -> ir.Value:
+    def digits(self, shape: tuple[int, int], layout: Layout) -> tuple[ir.DataType, tuple[int, ...]]:
+        """Return a row of integers of 4 bits for each row, the padding among them."""
+        return ir.DataType.UINT4, (shape[0], layout.blocks(shape[1]) * layout.block_size)
+
+    def look_up(self, table: Packed, rows: ir.Value) -> ir.Value:
+        """Look digits and scales up, and unpack these rows only."""
+        parts = (*table.digits, table.scales, *table.zeros)
+        found = {part: self.emit("Gather", part, rows) for part in parts}
+        chosen = replace(
+            table, digits=tuple(found[part] for part in table.digits), scales=found[table.scales],
+            zeros=tuple(found[part] for part in table.zeros),
+        )  # fmt: skip
+        return self._from_rows(unpacked(self.emit, chosen), table.shape[1])
+
+    def linear(self, x: ir.Value, weights: list[Weight]) -> ir.Value:
         """Multiply by one matrix after the other."""
-        rows = self._as_rows(x, _width(weights[0], 1))
+        rows = self._as_rows(x, width(weights[0], 1))
         for weight in weights:
             rows = self._multiply(rows, weight)
-        return self._from_rows(rows, _width(weights[-1], 0))
+        return self._from_rows(rows, width(weights[-1], 0))
 
-    def interpolate(self, x: ir.Value, kept: ir.Value, others: ir.Value, order: ir.Value) -> ir.Value:
+    def interpolate(self, x: ir.Value, kept: Weight, others: Weight, order: ir.Value) -> ir.Value:
         """Multiply twice, keeping both products, and put their columns in order."""
-        rows = self._multiply(self._as_rows(x, _width(kept, 1)), kept)
+        rows = self._multiply(self._as_rows(x, width(kept, 1)), kept)
         both = self.emit("Concat", rows, self._multiply(rows, others), axis=-1)
-        return self._from_rows(self.emit("Gather", both, order, axis=-1), _width(order, 0))
+        return self._from_rows(self.emit("Gather", both, order, axis=-1), width(order, 0))
 
-    def place(self, x: ir.Value, kept: ir.Value, order: ir.Value) -> ir.Value:
+    def place(self, x: ir.Value, kept: Weight, order: ir.Value) -> ir.Value:
         """Multiply, and let the outputs that are not computed share one zero."""
         product = self.linear(x, [kept])
         # One zero at the end of the last of three axes (batch, sequence, rank).
         return self.emit("Gather", self.emit("Pad", product, self.emit.ints(0, 0, 0, 0, 0, 1)), order, axis=-1)
 
-    def pick(self, x: ir.Value, kept: ir.Value, order: ir.Value) -> ir.Value:
+    def pick(self, x: ir.Value, kept: Weight, order: ir.Value) -> ir.Value:
         """Multiply some inputs."""
         return self.linear(self.emit("Gather", x, order, axis=-1), [kept])
 
-    def _multiply(self, rows: ir.Value, weight: ir.Value) -> ir.Value:
+    def _multiply(self, rows: ir.Value, weight: Weight) -> ir.Value:
         """Multiply by Gemm(transB=1): weights stay in torch's layout, and no transposed copy is made at load.
 
         Gemm is two-dimensional: the batch and sequence axes become rows and come back afterwards.
         """
+        if isinstance(weight, Packed):
+            if weight.scales not in self._unpacked:  # a matrix that serves two products is dequantised once
+                self._unpacked[weight.scales] = dequantised(self.emit, weight)
+            if missing := weight.padded - weight.shape[1]:  # of the two, rows are less to copy
+                rows = self.emit("Pad", rows, self.emit.ints(0, 0, 0, missing))
+            return self.emit("Gemm", rows, self._unpacked[weight.scales], transB=1)
         return self.emit("Gemm", rows, self.emit.exact(weight), transB=1)
 
     def _from_rows(self, rows: ir.Value, width: int) -> ir.Value:
@@ -88,7 +119,10 @@ class Portable:
         """Normalise by the pattern that onnxruntime fuses into its own kernel."""
         emit = self.emit
         square = emit("Pow", x, emit.constant(2.0))
-        mean = emit("ReduceMean", square, axes=[-1], keepdims=1)
+        if self.opset_imports[""] < _OPSET_WITH_AXES:
+            mean = emit("ReduceMean", square, axes=[-1], keepdims=1)
+        else:
+            mean = emit("ReduceMean", square, emit.ints(-1), keepdims=1)
         root = emit("Sqrt", emit("Add", mean, emit.constant(epsilon)))
         return emit("Mul", emit("Div", x, root), weight)
 
@@ -189,7 +223,3 @@ class Portable:
             real = emit("Unsqueeze", emit.cast(self._attention_mask, _BOOL), emit.ints(1, 2, 3))
             self._masks[window] = emit("And", real, seen)
         return self._masks[window]
-
-
-def _width(weight: ir.Value, axis: int) -> int:
-    return int(weight.shape[axis])

@@ -18,7 +18,7 @@ from curconvert.calibration.sampled import resident_model
 from curconvert.calibration.text import BUILTIN, CalibrationTokens, load_tokens
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.compress import silent
-from curconvert.errors import InputError
+from curconvert.errors import InputError, UnsupportedError
 from curconvert.healing.blocks import heal_blocks
 from curconvert.healing.options import HealOptions
 from curconvert.healing.rewrite import copy_with, write_probes
@@ -127,6 +127,8 @@ def _original(artifact: Artifact, source: SourceOptions) -> Checkpoint:
 
 
 def _check_forms(artifact: Artifact, options: HealOptions) -> None:
+    if artifact.quantised:
+        raise UnsupportedError(f"{artifact.path}: its weights are quantised; heal an artifact made without --quantize")
     forms = {matrix["form"] for matrix in artifact.manifest["matrices"]}
     if options.train == "u" and not forms & {"cur", "interpolative"}:
         raise InputError(

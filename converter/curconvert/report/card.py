@@ -36,11 +36,24 @@ def write_reports(folder: Path, manifest: Mapping[str, Any]) -> None:
         "text": (manifest["metrics"] or {}).get("text"),
         "fidelity": _fidelity_rows(manifest["metrics"]),
         "compressed": compressed,
+        "quantised": _quantised(manifest.get("quantization")),
         "kept_dense": [m for m in manifest["matrices"] if m["reason"] not in (None, "not selected")],
         "kept": model["parameters_after"] / model["parameters_before"],
     }
     for name, template in _TEMPLATES.items():
         (folder / name).write_text(environment.get_template(template).render(values), encoding="utf-8")
+
+
+def _quantised(found: Mapping[str, Any] | None) -> str | None:
+    """Return a sentence about an artifact's quantisation."""
+    if found is None:
+        return None
+    bits = 8 * found["bytes"] / found["parameters"]
+    zeros = "symmetric" if found["symmetric"] else "with zero points"
+    return (
+        f"{found['parameters']:,} of them are stored in int{found['bits']}, {zeros}, in blocks of "
+        f"{found['block_size']}: {bits:.2f} bits each, scales included; rounding: {found['rounding']}."
+    )
 
 
 def _fidelity_rows(metrics: Mapping[str, Any] | None) -> list[tuple[str, float]]:

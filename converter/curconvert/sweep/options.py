@@ -47,7 +47,7 @@ class SweepOptions:
             if not 0 < share < 1:
                 raise InputError(f"--keep {share:g}: expected shares above 0 and below 1")
         for method in self.methods:
-            check_choice("--methods", method, METHODS)
+            check_choice("--methods", method, tuple(name for name in METHODS if name != "dense"))
         for option, number in (("--window", self.window), ("--max-tokens", self.max_tokens)):
             if number < 2:
                 raise InputError(f"{option} {number}: expected an integer of at least 2")

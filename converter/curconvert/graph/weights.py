@@ -1,0 +1,43 @@
+"""A stored matrix as a graph sees it: one initialiser, or the parts of a quantised one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import onnx_ir as ir
+
+from curconvert_runtime.quantized import Layout
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The initialisers of a quantised matrix; `curconvert_runtime.quantized` defines them.
+
+    Attributes:
+        shape: (m, n) of the matrix.
+        layout: How it is packed.
+        digits: The highest plane first: uint8, (m, blocks · block_size / 2), where rows are looked up; otherwise as the
+            dialect's products take them.
+        scales: float32, (m, blocks).
+        zeros: uint8, (m, ⌈blocks / 2⌉), one for each plane; empty where the layout is symmetric.
+    """
+
+    shape: tuple[int, int]
+    layout: Layout
+    digits: tuple[ir.Value, ...]
+    scales: ir.Value
+    zeros: tuple[ir.Value, ...]
+
+    @property
+    def padded(self) -> int:
+        """Columns with those that fill the last block up."""
+        return self.layout.blocks(self.shape[1]) * self.layout.block_size
+
+
+Weight: TypeAlias = ir.Value | Packed
+
+
+def width(weight: Weight, axis: int) -> int:
+    """Return the length of an axis of a matrix, or of an index vector."""
+    return int(weight.shape[axis])

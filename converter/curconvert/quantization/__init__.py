@@ -1,0 +1,1 @@
+"""Weight-only quantisation: which numbers stored matrices become, and in which metric they are rounded."""

@@ -1,0 +1,246 @@
+"""From a matrix to integers, scales and zero points: to the nearest, or with error feedback in the metric of its input.
+
+Everything is float64. Error feedback subtracts from each column what all columns before it have lost, divided by
+pivots of H⁻¹ that span the condition of H; and rows are independent, so memory is bounded by taking some at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from curconvert.chunked import ChunkedMatrix
+from curconvert.errors import InputError
+from curconvert_runtime.quantized import Layout, dequantise, pack_integers
+
+Matrix = NDArray[np.float64]
+Vector = NDArray[np.float64]
+
+DAMPING = 0.01  # share of the mean diagonal that is added to H, as in GPTQ (arXiv 2210.17323, §3.3)
+_LAZY = 64  # columns whose errors reach the columns behind them as one product
+_SHRINKS = np.linspace(1.0, 0.6, 11)  # of the scale that clips nothing; a searched scale is one of these
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A quantised matrix.
+
+    Attributes:
+        shape: (m, n).
+        layout: How it is stored.
+        parts: The stored tensors by suffix, see `curconvert_runtime.quantized`.
+    """
+
+    shape: tuple[int, int]
+    layout: Layout
+    parts: dict[str, Tensor]
+
+    def rows(self, which: slice = slice(None)) -> Tensor:
+        """Return what some rows stand for, (rows, n) float32."""
+        arrays = {suffix: part.numpy() for suffix, part in self.parts.items()}
+        return torch.from_numpy(dequantise(arrays, self.shape[1], self.layout, which))
+
+    def __getitem__(self, ids: Tensor) -> Tensor:
+        """Return what the rows of some numbers stand for, (count, n) float32."""
+        chosen = {suffix: part[ids] for suffix, part in self.parts.items()}
+        return Quantised((len(ids), self.shape[1]), self.layout, chosen).rows()
+
+
+def quantise(name: str, weight: Tensor, layout: Layout, gram: Matrix | None = None) -> Quantised:
+    """Quantise a matrix.
+
+    Args:
+        name: For messages.
+        weight: W, (m, n), any float dtype.
+        layout: The numbers to be had.
+        gram: H of W's input, (n, n): rounding errors are fed back so that `tr((W − Ŵ) H (W − Ŵ)ᵀ)` is small (GPTQ).
+            None rounds to the nearest.
+
+    Raises:
+        InputError: W has a number that is not finite, or so large that its scale does not fit float32.
+    """
+    m, n = weight.shape
+    feedback = None if gram is None else Feedback.of(gram)
+    blocks = layout.blocks(n)
+    q = np.empty((m, blocks, layout.block_size), np.uint8)
+    scales, zeros = np.empty((m, blocks), np.float32), np.empty((m, blocks), np.uint8)
+    for rows, part in ChunkedMatrix(weight).chunks():
+        if not np.isfinite(part).all():
+            raise InputError(f"{name}: holds NaN or infinity; the checkpoint is damaged")
+        grids = _Grids(scales[rows], zeros[rows], q[rows], layout)
+        if feedback is None:
+            _nearest(part, grids)
+        else:
+            _with_feedback(part, feedback, grids)
+    if not np.isfinite(scales).all():
+        raise InputError(f"{name}: {float(weight.abs().max()):.4g} does not fit a float32 scale")
+    planes = pack_integers(q, layout)
+    parts: dict[str, NDArray[Any]] = {f"q{plane}": digits for plane, digits in zip(layout.planes, planes, strict=True)}
+    parts["scales"] = scales
+    if not layout.symmetric:
+        packed = pack_integers(zeros, layout)
+        parts |= {f"zeros{plane}": digits for plane, digits in zip(layout.planes, packed, strict=True)}
+    return Quantised((m, n), layout, {suffix: torch.from_numpy(np.ascontiguousarray(p)) for suffix, p in parts.items()})
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What a Gram matrix H says about rounding.
+
+    Attributes:
+        order: In which columns are rounded, (n,): by their inputs' mean squares, the largest first.
+        pivots: T, upper triangular, with `(H + δI)⁻¹ = Tᵀ T` in that order; δ is a share of the mean of H's diagonal.
+        energies: H's diagonal, in the order of columns.
+    """
+
+    order: NDArray[np.int64]
+    pivots: Matrix
+    energies: Vector
+
+    @classmethod
+    def of(cls, gram: Matrix, damping: float = DAMPING) -> Feedback:
+        """Factor H.
+
+        A feature that is always zero gets the mean of the diagonal: its column cannot matter and feeds nothing back.
+
+        Args:
+            gram: H, (n, n) symmetric positive semi-definite.
+            damping: δ's share.
+        """
+        energies = np.diag(gram).copy()
+        order = np.argsort(-energies, kind="stable")
+        mean = float(energies.mean())
+        added = np.where(energies > 0, damping * mean, mean) if mean > 0 else np.ones_like(energies)
+        whole = (gram + np.diag(added))[np.ix_(order, order)]
+        # Factored from its end, H = P Pᵀ with P upper triangular, and then T = P⁻¹: H⁻¹ itself is not formed.
+        factor = scipy.linalg.cholesky(whole[::-1, ::-1], lower=True, check_finite=False)
+        inverse = scipy.linalg.solve_triangular(factor, np.eye(len(whole)), lower=True, check_finite=False)
+        return cls(order, np.ascontiguousarray(inverse[::-1, ::-1]), energies)
+
+
+@dataclass(frozen=True)
+class _Grids:
+    """Scales, zero points and integers of some rows, filled in block by block.
+
+    Attributes:
+        scales: (rows, blocks) float32.
+        zeros: (rows, blocks) uint8.
+        integers: (rows, blocks, block_size) uint8.
+        layout: The numbers to be had.
+    """
+
+    scales: NDArray[np.float32]
+    zeros: NDArray[np.uint8]
+    integers: NDArray[np.uint8]
+    layout: Layout
+
+    def columns(self, count: int) -> list[slice]:
+        """Return the columns of each block."""
+        step = self.layout.block_size
+        return [slice(start, min(start + step, count)) for start in range(0, count, step)]
+
+    def open(self, block: int, scale: Vector, zero: Vector) -> None:
+        """Set a block's scales and zero points; what pads it stands for 0."""
+        self.scales[:, block], self.zeros[:, block] = scale, zero
+        self.integers[:, block] = self.zeros[:, block, None]
+
+    def put(self, block: int, place: int, values: Matrix) -> Matrix:
+        """Round some columns of a block, (rows, k), from a place in it on, and return what they stand for."""
+        scale, zero = self.scales[:, block, None].astype(np.float64), self.zeros[:, block, None]
+        q = _integers(values, scale, zero, self.layout)
+        self.integers[:, block, place : place + values.shape[1]] = q
+        return np.asarray(scale * (q - zero))
+
+
+def _integers(values: Matrix, scale: Matrix, zero: NDArray[Any], layout: Layout) -> Matrix:
+    return np.asarray(np.clip(np.rint(values / scale) + zero, 0, layout.largest))
+
+
+def _nearest(W: Matrix, grids: _Grids) -> None:
+    """Round each block by itself."""
+    for block, columns in enumerate(grids.columns(W.shape[1])):
+        part = W[:, columns]
+        grids.open(block, *widest(part, grids.layout))
+        grids.put(block, 0, part)
+
+
+def _with_feedback(W: Matrix, feedback: Feedback, grids: _Grids) -> None:
+    """Round column by column, and let later columns make up for what is lost (GPTQ, algorithm 1).
+
+    Columns with the largest inputs come first, while all others can still make up for them. So a block's columns are
+    not due together, and its scale is searched beforehand, in the columns as they are, weighted with their inputs.
+
+    Args:
+        W: (m, n).
+        feedback: Of H.
+        grids: Filled in.
+    """
+    size, diagonal = grids.layout.block_size, np.diag(feedback.pivots)
+    for block, columns in enumerate(grids.columns(W.shape[1])):
+        grids.open(block, *searched(W[:, columns], feedback.energies[columns], grids.layout))
+    due = W[:, feedback.order]
+    for start in range(0, W.shape[1], _LAZY):
+        stop = min(start + _LAZY, W.shape[1])
+        lost = np.empty((len(W), stop - start))
+        for index in range(start, stop):
+            block, place = divmod(int(feedback.order[index]), size)
+            kept = grids.put(block, place, due[:, index, None])
+            error = (due[:, index] - kept[:, 0]) / diagonal[index]
+            lost[:, index - start] = error
+            due[:, index + 1 : stop] -= np.outer(error, feedback.pivots[index, index + 1 : stop])
+        due[:, stop:] -= lost @ feedback.pivots[start:stop, stop:]
+
+
+def widest(part: Matrix, layout: Layout) -> tuple[Vector, Vector]:
+    """Return the smallest scale of each row that clips nothing, with its zero point: (rows,) each.
+
+    Integers reach one further down than up from a constant zero point, so a negative scale may be the smaller one.
+
+    Args:
+        part: One block of some rows, (rows, k).
+        layout: The numbers to be had.
+    """
+    high, low = np.maximum(part.max(axis=1), 0.0), np.maximum(-part.min(axis=1), 0.0)
+    if layout.symmetric:
+        up, down = layout.largest - layout.middle, layout.middle
+        upright, turned = np.maximum(high / up, low / down), np.maximum(low / up, high / down)
+        return _safe(np.where(turned < upright, -turned, upright)), np.full(len(part), float(layout.middle))
+    scale = _safe((high + low) / layout.largest)
+    return scale, np.clip(np.rint(low / scale), 0, layout.largest)
+
+
+def searched(part: Matrix, costs: Vector, layout: Layout) -> tuple[Vector, Vector]:
+    """Return the scale of each row with the least error `Σ cost·(w − ŵ)²` among shrunk ones, and its zero point.
+
+    With 8 bits clipping never pays, so nothing is searched.
+
+    Args:
+        part: One block of some rows, (rows, k).
+        costs: Of an error in each column, (k,).
+        layout: The numbers to be had.
+    """
+    widest_scale, zero = widest(part, layout)
+    if layout.bits > 4:
+        return widest_scale, zero
+    best, least = widest_scale.copy(), np.full(len(part), np.inf)
+    for signed in (widest_scale, -widest_scale) if layout.symmetric else (widest_scale,):
+        for shrink in _SHRINKS:
+            scale = _safe(shrink * signed)
+            error = scale[:, None] * (_integers(part, scale[:, None], zero[:, None], layout) - zero[:, None]) - part
+            cost = (error * error) @ costs
+            better = cost < least
+            best[better], least[better] = scale[better], cost[better]
+    return best, zero
+
+
+def _safe(scale: Vector) -> Vector:
+    """Round scales to float32, as they are stored; a block of zeros gets 1."""
+    with np.errstate(over="ignore"):
+        stored = scale.astype(np.float32).astype(np.float64)
+    return np.where(stored == 0, 1.0, stored)

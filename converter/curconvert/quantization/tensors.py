@@ -1,0 +1,127 @@
+"""Which tensors of an artifact are quantised, and the tables of the vocabulary, which are read by rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from curconvert.artifact.safetensors_writer import SafetensorsWriter
+from curconvert.blocks.skeleton import EMBEDDING, HEAD
+from curconvert.calibration.statistics import InputStatistics
+from curconvert.checkpoint.types import Checkpoint
+from curconvert.planning import Plan, decoder_linears
+from curconvert.quantization.options import Quantization
+from curconvert.quantization.rounding import Quantised, quantise
+from curconvert.quantization.tasks import quantised_factors
+from curconvert_runtime.forms import factor_name, factor_shapes
+from curconvert_runtime.quantized import part_name
+
+TABLES = (EMBEDDING, HEAD)
+
+
+def quantised_tensors(checkpoint: Checkpoint, decided: Plan | None) -> dict[str, tuple[int, int]]:
+    """Return the shape of each tensor that is quantised, by its name: factors, dense linears, embedding and head.
+
+    Norms and biases stay float, and a small U of C·U·R.
+
+    Args:
+        checkpoint: The original.
+        decided: Form and rank of its matrices; None for a model that is not compressed.
+    """
+    plans = {matrix.name: matrix for matrix in decided.matrices} if decided else {}
+    found = {name: _matrix(checkpoint.tensors[name].shape) for name in TABLES if name in checkpoint.tensors}
+    for name, shape in decoder_linears(checkpoint).items():
+        plan = plans.get(name)
+        if plan is None or plan.rank is None:
+            found[name] = shape
+            continue
+        shapes = factor_shapes(plan.form, shape, plan.rank, plan.shared)
+        for suffix in quantised_factors(plan.form, plan.rank):
+            if plan.stores(suffix):
+                found[factor_name(name, suffix)] = shapes[suffix]
+    return found
+
+
+def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    rows, columns = shape
+    return rows, columns
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Embedding and head as they are stored quantised.
+
+    Attributes:
+        quantised: By name; empty where nothing is.
+        errors: `‖W − Ŵ‖_F / ‖W‖_F` of each.
+    """
+
+    quantised: Mapping[str, Quantised] = field(default_factory=dict)
+    errors: Mapping[str, float] = field(default_factory=dict)
+
+
+def quantised_tables(checkpoint: Checkpoint, quantization: Quantization, head: InputStatistics | None = None) -> Tables:
+    """Quantise embedding and head.
+
+    A table that multiplies is rounded by the inputs that it meets there, a tied embedding too: what its rows lose as
+    embeddings costs far less than what it would lose as a head. An embedding of its own is rounded to the nearest.
+
+    Args:
+        checkpoint: The original.
+        quantization: What is asked for.
+        head: Statistics of the head's input; None rounds to the nearest.
+    """
+    multiplied = HEAD if HEAD in checkpoint.tensors else EMBEDDING
+    found, errors = {}, {}
+    for name in TABLES:
+        if name in checkpoint.tensors:
+            weight = checkpoint.read(name)
+            gram = head.gram if head is not None and name == multiplied else None
+            found[name] = quantise(name, weight, quantization.layout, gram)
+            errors[name] = relative_error(weight, found[name])
+    return Tables(found, errors)
+
+
+def write_quantised(name: str, weight: Tensor, quantization: Quantization, writer: SafetensorsWriter) -> float:
+    """Round a matrix to the nearest, write its parts and return its relative Frobenius error."""
+    found = quantise(name, weight, quantization.layout)
+    for suffix, part in found.parts.items():
+        writer.write(part_name(name, suffix), part)
+    return relative_error(weight, found)
+
+
+def relative_error(weight: Tensor, quantised: Quantised, rows: int = 8192) -> float:
+    """Return `‖W − Ŵ‖_F / ‖W‖_F`, some rows at a time."""
+    error = whole = 0.0
+    for start in range(0, len(weight), rows):
+        part = weight[start : start + rows].to(torch.float64)
+        error += float((part - quantised.rows(slice(start, start + rows))).square().sum())
+        whole += float(part.square().sum())
+    return (error / whole) ** 0.5 if whole > 0 else 0.0
+
+
+def quantization_json(
+    quantization: Quantization, tensors: Mapping[str, tuple[int, int]], errors: Mapping[str, float]
+) -> dict[str, Any]:
+    """Return what the manifest says about quantised tensors.
+
+    Args:
+        quantization: What was asked for.
+        tensors: Shapes by name.
+        errors: Relative Frobenius errors of those that are no decoder linear's: its row of `matrices` has that one.
+    """
+    layout = quantization.layout
+    return {
+        "bits": layout.bits, "block_size": layout.block_size, "symmetric": layout.symmetric,
+        "rounding": quantization.rounding,
+        "parameters": sum(rows * columns for rows, columns in tensors.values()),
+        "bytes": sum(layout.nbytes(shape) for shape in tensors.values()),
+        "tensors": [
+            {"name": name, "shape": list(shape), "relative_frobenius_error": errors.get(name)}
+            for name, shape in sorted(tensors.items())
+        ],
+    }  # fmt: skip

@@ -1,0 +1,235 @@
+"""Quantised artifacts, from the options to every gate: parity, the original's numbers, planted faults."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from curconvert.errors import IntegrityError
+from curconvert.options import SourceOptions
+from curconvert.parity import build_torch_model, check_slices, torch_parity
+from curconvert.pipeline import convert, export
+from curconvert.quantization.options import Quantization
+from curconvert_runtime import Artifact
+from curconvert_runtime.verification import VerifyOptions, verify
+from support.checkpoints import make_layers_alike
+from support.families import make_checkpoint
+from support.tiny_artifact import reseal
+from support.tiny_runs import manifest_of, stored_tensors, tiny_options
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+INT4, INT8 = Quantization("int4", 32), Quantization("int8")
+ZEROS = Quantization("int4", 32, asymmetric=True)
+TIED = {"tie_word_embeddings": True}
+# Method, its size, family, its settings, quantisation: every form, both tyings, both types, with and without zeros.
+CASES: dict[str, tuple[str, dict[str, Any], str, dict[str, Any], Quantization]] = {
+    "dense": ("dense", {"rank": None}, "llama", TIED, INT8),
+    "dense-untied": ("dense", {"rank": None}, "phi3", {}, Quantization("int8", 64, asymmetric=True)),
+    "embedding-scale": ("dense", {"rank": None}, "gemma2", {}, INT4),
+    "sequential": ("dense", {"rank": None, "sequential": True}, "qwen3", {}, ZEROS),
+    "cur": ("cur", {}, "qwen2", {}, ZEROS),
+    "pifa": ("pifa", {"dtype": "bfloat16"}, "qwen2", {"mlp_bias": True}, INT4),
+    "svd-llm": ("svd-llm", {"layers": "1"}, "olmo2", {}, Quantization("int4", 64)),
+    "neurons": ("neurons", {"rank": 20}, "llama", {"mlp_bias": True, "attention_bias": True}, INT4),
+    "modegpt": ("modegpt", {"rank": None, "density": 0.6}, "llama", TIED, ZEROS),
+    "auto": ("auto", {"rank": None, "keep": 0.9, "rank_multiple": 4}, "llama", {}, INT8),
+    "nearest": ("pifa", {}, "llama", {}, Quantization("int4", 32, rounding="nearest")),
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, tokens: Path) -> Callable[[str], tuple[Path, Path]]:
+    """Convert each case once, through every gate of a conversion; returns the checkpoint and the artifact."""
+    done: dict[str, tuple[Path, Path]] = {}
+
+    def get(name: str) -> tuple[Path, Path]:
+        if name not in done:
+            method, size, family, settings, quantization = CASES[name]
+            home = tmp_path_factory.mktemp(name)
+            model = make_checkpoint(home / "model", family, **settings)
+            options = tiny_options(tokens, method, quantization=quantization, **size)
+            convert(SourceOptions(str(model.folder)), home / "out", options, verification=VerifyOptions())
+            done[name] = model.folder, home / "out"
+        return done[name]
+
+    return get
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_gate_passes(made: Callable[[str], tuple[Path, Path]], name: str) -> None:
+    """Both graphs answer as torch does with the dequantised weights, and those are as near to the original as said."""
+    source, out = made(name)
+    checks = [*torch_parity(out).checks, *check_slices(out, source)]
+    assert {check.name for check in checks if not check.passed} == set()
+    assert {"torch.portable.logits", "torch.fused.logits", "source.quantised"} <= {check.name for check in checks}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_only_norms_biases_and_indices_stay_as_they_were(made: Callable[[str], tuple[Path, Path]], name: str) -> None:
+    """Nothing of two axes is float but scales and a small U; the manifest's numbers are those of the file."""
+    _, out = made(name)
+    stored, said = stored_tensors(out), manifest_of(out)["quantization"]
+    wide = {name for name, tensor in stored.items() if tensor.ndim > 1 and tensor.is_floating_point()}
+    assert {name for name in wide if not name.endswith((".scales", ".U"))} == set()
+    ends = (".q", ".q_low", ".scales", ".zeros", ".zeros_low")
+    parts = [tensor for name, tensor in stored.items() if name.endswith(ends)]
+    assert said["bytes"] == sum(part.numel() * part.element_size() for part in parts)
+    assert said["parameters"] == sum(rows * columns for rows, columns in (row["shape"] for row in said["tensors"]))
+    rest = sum(t.numel() for name, t in stored.items() if t.is_floating_point() and not name.endswith(ends))
+    assert manifest_of(out)["model"]["parameters_after"] == said["parameters"] + rest
+
+
+def test_the_portable_graph_has_standard_operators_only(made: Callable[[str], tuple[Path, Path]]) -> None:
+    """Of opset 21, for integers of 4 bits; the fused one multiplies packed weights by MatMulNBits alone."""
+    _, out = made("dense-untied")
+    portable = onnx.load(out / "model.onnx", load_external_data=False)
+    assert {(entry.domain, entry.version) for entry in portable.opset_import} == {("", 21)}
+    onnx.checker.check_model(str(out / "model.onnx"))
+    fused = onnx.load(out / "model.fused.onnx", load_external_data=False).graph
+    found = {node.op_type for node in fused.node}
+    assert {"MatMulNBits", "GatherBlockQuantized"} <= found
+    assert "FusedMatMul" not in found
+
+
+def test_a_tied_head_reads_the_embedding(made: Callable[[str], tuple[Path, Path]]) -> None:
+    """One copy of the bytes for the look-up and for the product, in both graphs."""
+    _, out = made("dense")
+    assert not any(name.startswith("lm_head") for name in stored_tensors(out))
+    for graph in ("model.onnx", "model.fused.onnx"):
+        places = {
+            tensor.name: {entry.key: entry.value for entry in tensor.external_data}
+            for tensor in onnx.load(out / graph, load_external_data=False).graph.initializer
+        }
+        for part in ("q", "q_low", "scales"):
+            assert places[f"{HEAD}.{part}"] == places[f"{EMBEDDING}.{part}"]
+
+
+def test_the_head_is_rounded_by_its_inputs(made: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
+    """It is not what rounding to the nearest gives; an embedding of its own is."""
+    source, out = made("pifa")
+    export(SourceOptions(str(source)), tmp_path / "nearest", quantization=Quantization("int4", 32, rounding="nearest"))
+    ours, nearest = stored_tensors(out), stored_tensors(tmp_path / "nearest")
+    assert torch.equal(ours[f"{EMBEDDING}.q"], nearest[f"{EMBEDDING}.q"])
+    assert not torch.equal(ours[f"{HEAD}.q"], nearest[f"{HEAD}.q"])
+
+
+def test_an_export_rounds_to_the_nearest(tmp_path: Path) -> None:
+    """Without a text: half a step at most from the checkpoint, norms bit for bit, graphs that agree with torch."""
+    model = make_checkpoint(tmp_path / "model", "qwen3", **TIED)
+    export(SourceOptions(str(model.folder)), tmp_path / "out", quantization=Quantization("int8", rounding="nearest"))
+    artifact, original = Artifact.open(tmp_path / "out"), load_file(model.folder / "model.safetensors")
+    assert all(check.passed for check in check_slices(tmp_path / "out", model.folder))
+    for name in artifact.quantised:
+        steps = np.abs(artifact.tensor(f"{name}.scales")).max()
+        assert np.abs(artifact.matrix(name) - original[name].numpy()).max() <= 0.5001 * steps
+    torch_model: Any = build_torch_model(artifact)
+    ids = torch.tensor([[5, 9, 30, 7, 61]])
+    from curconvert_runtime import load
+
+    for kind in ("portable", "fused"):
+        answers = load(tmp_path / "out", graph=kind).logits(ids[0].numpy())
+        np.testing.assert_allclose(answers, torch_model(ids).logits[0].detach().numpy(), atol=1e-4)
+
+
+def test_a_search_counts_what_rounding_costs(tmp_path: Path, tokens: Path) -> None:
+    """The artifact itself stays within --max-kl, embedding and head included."""
+    model = make_checkpoint(tmp_path / "model", "llama")
+    options = tiny_options(
+        tokens, "auto", rank=None, max_kl=1.0, rank_multiple=4, self_text=0.0, quantization=Quantization("int4", 32)
+    )
+    found = convert(SourceOptions(str(model.folder)), tmp_path / "out", options, verification=VerifyOptions(max_kl=1.0))
+    assert found.plan is not None
+    assert found.plan.parameters_after < found.plan.parameters_before
+
+
+def test_two_layers_with_one_basis_have_it_quantised_once(tmp_path: Path, tokens: Path) -> None:
+    """Either block computes the same common R; one of them stores it."""
+    model = make_checkpoint(tmp_path / "model", "llama")
+    make_layers_alike(model.folder)
+    options = tiny_options(
+        tokens, "auto", rank=None, keep=0.75, rank_multiple=2, share=True, quantization=Quantization("int4", 32)
+    )
+    convert(SourceOptions(str(model.folder)), tmp_path / "out", options, verification=VerifyOptions())
+    shared = [row["shared"]["matrices"] for row in manifest_of(tmp_path / "out")["matrices"] if row["shared"]]
+    assert shared
+    stored = stored_tensors(tmp_path / "out")
+    for owner, other in shared:
+        assert f"{owner.removesuffix('weight')}R.q" in stored
+        assert f"{other.removesuffix('weight')}R.q" not in stored
+    assert all(check.passed for check in torch_parity(tmp_path / "out").checks)
+
+
+def copied(folder: Path, to: Path) -> Path:
+    return Path(shutil.copytree(folder, to / "out"))
+
+
+def change_byte(folder: Path, name: str) -> None:
+    """Change the first byte of a stored tensor, and reseal."""
+    header = Artifact.open(folder).tensors[name]
+    data = bytearray(header.file.read_bytes())
+    data[header.offset] ^= 0x70
+    header.file.write_bytes(data)
+    reseal(folder)
+
+
+def test_a_changed_digit_is_found(made: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
+    """By the stored answers, and by the distance from the original."""
+    source, out = made("dense")
+    folder = copied(out, tmp_path)
+    change_byte(folder, "model.layers.1.mlp.up_proj.weight.q")
+    assert "source.quantised" in {check.name for check in check_slices(folder, source) if not check.passed}
+    assert {check.name for check in verify(folder).failures} >= {"parity.portable.logits", "parity.fused.logits"}
+
+
+def _edit(**values: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda manifest: manifest["quantization"].update(values)
+
+
+def _first(**values: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda manifest: manifest["quantization"]["tensors"][0].update(values)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_edit(block_size=64), "convert the model again"),
+        (_edit(bits=4), "a stored part 'q_low'"),
+        (_edit(symmetric=False), "'zeros' is missing"),
+        (_edit(block_size=48), "48"),
+        (_first(shape=[97, 64]), "convert the model again"),
+        (_first(name="lm_head.weights"), "missing"),
+        (lambda manifest: manifest.update(quantization=None), "missing"),
+        (lambda m: m["quantization"]["tensors"].append(m["quantization"]["tensors"][0]), "twice"),
+    ],
+)
+def test_a_manifest_that_says_otherwise_is_refused(
+    made: Callable[[str], tuple[Path, Path]], tmp_path: Path, change: Callable[[dict[str, Any]], None], words: str
+) -> None:
+    """Before a tensor is used."""
+    folder = copied(made("dense")[1], tmp_path)
+    reseal(folder, change)
+    with pytest.raises(IntegrityError, match=words):
+        Artifact.open(folder)
+
+
+@pytest.mark.parametrize("key", ["parameters", "bytes"])
+def test_wrong_counts_are_found(made: Callable[[str], tuple[Path, Path]], tmp_path: Path, key: str) -> None:
+    """One more than there are."""
+    folder = copied(made("dense")[1], tmp_path)
+    reseal(folder, lambda manifest: manifest["quantization"].update({key: manifest["quantization"][key] + 1}))
+    assert "structure.counts" in {check.name for check in verify(folder).failures}
+
+
+def test_options_are_in_the_manifest(made: Callable[[str], tuple[Path, Path]]) -> None:
+    """With the block size that a default stood for."""
+    options = json.loads((made("dense")[1] / "curconvert.json").read_text(encoding="utf-8"))["options"]
+    assert options["quantization"] == {"type": "int8", "block_size": 32, "asymmetric": False, "rounding": "gptq"}

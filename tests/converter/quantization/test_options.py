@@ -1,0 +1,99 @@
+"""What can be asked for, and what is refused before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from curconvert.errors import InputError
+from curconvert.options import ConvertOptions, SourceOptions
+from curconvert.pipeline import export
+from curconvert.quantization.options import Quantization
+from curconvert.sweep.options import SweepOptions
+from curconvert_runtime.quantized import Layout
+from support.command_line import call, refused
+from support.families import make_checkpoint
+from support.tiny_runs import add_tokenizer
+
+
+def test_the_default_block_follows_the_type() -> None:
+    """64 numbers in int4, 32 in int8; a constant zero point, and rounding by the inputs."""
+    assert Quantization("int4").layout == Layout(4, 64, True)
+    assert Quantization("int8").layout == Layout(8, 32, True)
+    assert Quantization("int8", 128, asymmetric=True).layout == Layout(8, 128, False)
+    assert Quantization("int4").uses_statistics
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("int3", None, False, None), "--quantize 'int3'"),
+        (("int4", 48, False, None), "--block-size 48: expected one of 32, 64, 128"),
+        (("int4", 256, False, None), "--block-size 256"),
+        (("int4", 64, False, "up"), "--rounding 'up'"),
+        ((None, 64, False, None), "--block-size: belongs to --quantize"),
+        ((None, None, True, None), "--asymmetric: belongs to --quantize"),
+        ((None, None, False, "gptq"), "--rounding: belongs to --quantize"),
+    ],
+)
+def test_bad_values_are_refused(given: tuple[Any, ...], words: str) -> None:
+    """By the option's name."""
+    with pytest.raises(InputError, match=words):
+        Quantization.of(*given)
+
+
+def test_nothing_is_quantised_unless_it_is_asked_for() -> None:
+    """No option, no quantisation."""
+    assert Quantization.of(None) is None
+    assert ConvertOptions.for_method("cur").to_json()["quantization"] is None
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({}, "give --quantize"),
+        ({"quantization": Quantization("int4"), "layers": "1-2"}, "no --layers"),
+        ({"quantization": Quantization("int4"), "rank": 8}, "--rank: --method dense keeps every number"),
+    ],
+)
+def test_the_dense_method_only_quantises(values: dict[str, Any], words: str) -> None:
+    """It takes no size and no layers, and has nothing else to do."""
+    with pytest.raises(InputError, match=words):
+        ConvertOptions.for_method("dense", **values)
+
+
+def test_a_budget_in_bytes_is_refused() -> None:
+    """Not all numbers have one size then."""
+    with pytest.raises(InputError, match="--target-bytes"):
+        ConvertOptions.for_method("auto", target_bytes=10**6, quantization=Quantization("int4"))
+
+
+def test_a_sweep_has_no_dense_points() -> None:
+    """Every point of a sweep has a size."""
+    with pytest.raises(InputError, match="--methods 'dense'"):
+        SweepOptions(methods=("dense",))
+
+
+def test_an_export_cannot_round_by_inputs(tmp_path: Path) -> None:
+    """It reads no text; the message says what does."""
+    with pytest.raises(InputError, match="convert --method dense"):
+        export(SourceOptions("nowhere"), tmp_path / "out", quantization=Quantization("int4"))
+
+
+def test_the_command_line_quantises(tmp_path: Path) -> None:
+    """An export, what `inspect` says of it, and a conversion's plan; a bad value exits with 2."""
+    model = make_checkpoint(tmp_path / "model", "llama").folder
+    add_tokenizer(model)
+    done = call("export", model, "-o", tmp_path / "out", "--quantize", "int4", "--block-size", "32", "--asymmetric")
+    assert done.exit_code == 0, done.output
+    shown = call("inspect", tmp_path / "out").stdout
+    assert "in int4, blocks of 32, with zero points, nearest rounding" in shown
+    assert "bits each" in shown
+    planned = call(
+        "plan", model, "-o", tmp_path, "--method", "dense", "--quantize", "int8", "--calibration-tokens", "24"
+    )
+    assert planned.exit_code == 0, planned.output
+    refused(call("export", model, "-o", tmp_path / "o", "--quantize", "int5", "-q"), 2, "--quantize 'int5'")
+    refused(call("convert", model, "-o", tmp_path / "o", "--block-size", "32", "-q"), 2, "--block-size")

@@ -1,0 +1,124 @@
+"""The layout of quantised matrices, against numbers written out by hand and against onnxruntime's own kernels."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from curconvert_runtime.quantized import BITS, BLOCK_SIZES, Layout, dequantise, pack_integers, unpack
+
+M, N = 5, 150  # the last block is padded, whatever its size, and blocks of 64 and 32 are odd in number
+LAYOUTS = [Layout(*values) for values in itertools.product(BITS, BLOCK_SIZES, (True, False))]
+
+
+def draw(layout: Layout) -> tuple[dict[str, NDArray[np.generic]], NDArray[np.float64]]:
+    """Draw integers, scales and zero points, and return their parts and, in float64, what they stand for."""
+    rng = np.random.default_rng(layout.bits + layout.block_size)
+    blocks = layout.blocks(N)
+    q = rng.integers(0, layout.largest + 1, (M, blocks, layout.block_size)).astype(np.uint8)
+    scales = rng.standard_normal((M, blocks)).astype(np.float32)
+    zeros = np.full((M, blocks), {4: 8, 8: 136}[layout.bits], np.uint8)
+    if not layout.symmetric:
+        zeros = rng.integers(0, layout.largest + 1, (M, blocks)).astype(np.uint8)
+    parts: dict[str, NDArray[np.generic]] = {"scales": scales}
+    names = ("",) if layout.bits == 4 else ("", "_low")
+    parts |= {f"q{name}": plane for name, plane in zip(names, pack_integers(q, layout), strict=True)}
+    if not layout.symmetric:
+        parts |= {f"zeros{name}": plane for name, plane in zip(names, pack_integers(zeros, layout), strict=True)}
+    wide = (q.astype(np.float64) - zeros[..., None]) * scales[..., None]
+    return parts, wide.reshape(M, -1)[:, :N]
+
+
+def run(node: onnx.NodeProto, inputs: dict[str, NDArray[np.generic]], fed: str) -> NDArray[np.float32]:
+    """Run one operator of onnxruntime whose other inputs are constants."""
+    constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in inputs.items() if name != fed]
+    kind = helper.np_dtype_to_tensor_dtype(inputs[fed].dtype)
+    graph = helper.make_graph(
+        [node], "one", [helper.make_tensor_value_info(fed, kind, inputs[fed].shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], constants,
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {fed: inputs[fed]})
+    return np.asarray(found)
+
+
+def test_digits_lie_low_first() -> None:
+    """Two digits to a byte; 8 bits are a plane of high digits and one of low ones."""
+    values = np.array([[0x1A, 0x2B, 0x3C, 0x4D]], np.uint8)
+    high, low = pack_integers(values, Layout(8, 32, True))
+    assert high.tolist() == [[0x21, 0x43]]
+    assert low.tolist() == [[0xBA, 0xDC]]
+
+
+def test_an_odd_row_ends_with_half_a_byte() -> None:
+    """Zero points of an odd number of blocks fill whole bytes in each row."""
+    (packed,) = pack_integers(np.array([[1, 2, 3], [4, 5, 6]], np.uint8), Layout(4, 32, False))
+    assert packed.tolist() == [[0x21, 0x03], [0x54, 0x06]]
+    assert unpack(packed, 3).tolist() == [[1, 2, 3], [4, 5, 6]]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_parts_stand_for_scaled_differences(layout: Layout) -> None:
+    """s·(q − z), rounded once to float32, padding cut off; some rows alone give the same."""
+    parts, expected = draw(layout)
+    found = dequantise(parts, N, layout)
+    np.testing.assert_array_equal(found, expected.astype(np.float32))
+    np.testing.assert_array_equal(dequantise(parts, N, layout, slice(1, 3)), found[1:3])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_stated_sizes_are_those_of_the_parts(layout: Layout) -> None:
+    """Names, dtypes, shapes and bytes of every part."""
+    parts, _ = draw(layout)
+    kinds = {"U8": np.uint8, "F32": np.float32}
+    said = {suffix: (kinds[kind], shape) for suffix, (kind, shape) in layout.parts((M, N)).items()}
+    assert said == {suffix: (part.dtype, part.shape) for suffix, part in parts.items()}
+    assert layout.nbytes((M, N)) == sum(part.nbytes for part in parts.values())
+
+
+def test_bits_of_a_number_count_its_share_of_the_scale() -> None:
+    """A float32 scale for 64 numbers adds half a bit to 4; a zero point a sixteenth more."""
+    assert Layout(4, 64, True).bits_per_number == 4.5
+    assert Layout(4, 64, False).bits_per_number == 4.5625
+    assert Layout(8, 32, True).bits_per_number == 9
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_onnxruntime_multiplies_what_the_parts_stand_for(layout: Layout) -> None:
+    """One MatMulNBits of 4 bits for each plane, as the fused graph has them."""
+    parts, weight = draw(layout)
+    x = np.random.default_rng(0).standard_normal((3, N)).astype(np.float32)
+    total = np.zeros((3, M))
+    for plane in layout.planes:
+        inputs = {"x": x, "q": parts[f"q{plane}"], "s": parts["scales"]}
+        if not layout.symmetric:
+            inputs["z"] = parts[f"zeros{plane}"]
+        attributes = {"K": N, "N": M, "bits": 4, "block_size": layout.block_size, "accuracy_level": 1}
+        node = helper.make_node("MatMulNBits", list(inputs), ["y"], domain="com.microsoft", **attributes)
+        total = 16 * total + run(node, inputs, "x")
+    expected = x.astype(np.float64) @ weight.T
+    np.testing.assert_allclose(total, expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_onnxruntime_looks_up_what_the_parts_stand_for(layout: Layout) -> None:
+    """GatherBlockQuantized takes the same bytes, in rows, and gives the padding too."""
+    parts, weight = draw(layout)
+    ids = np.array([[4, 0], [2, 2]])
+    total = np.zeros((2, 2, N))
+    for plane in layout.planes:
+        inputs = {"q": parts[f"q{plane}"].reshape(M, -1), "i": ids, "s": parts["scales"]}
+        if not layout.symmetric:
+            inputs["z"] = parts[f"zeros{plane}"]
+        attributes = {"gather_axis": 0, "quantize_axis": 1, "bits": 4, "block_size": layout.block_size}
+        node = helper.make_node("GatherBlockQuantized", list(inputs), ["y"], domain="com.microsoft", **attributes)
+        total = 16 * total + run(node, inputs, "i")[..., :N]
+    np.testing.assert_allclose(total, weight[ids], rtol=1e-5, atol=1e-5)
