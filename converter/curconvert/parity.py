@@ -118,10 +118,17 @@ def linear_of_artifact(artifact: Artifact, matrix: Mapping[str, Any]) -> nn.Modu
     Args:
         artifact: Where its factors are stored, and its bias if there is one.
         matrix: The manifest's row.
+
+    Raises:
+        IntegrityError: A factor is not stored.
     """
+    names = _factors(matrix)
+    missing = [name for name in names.values() if name not in artifact.tensors and name not in artifact.quantised]
+    if missing:
+        raise IntegrityError(f"{artifact.path}: config.json asks for tensor {missing[0]}, which is not stored")
     factors = {
         suffix: torch.from_numpy(artifact.matrix(name)) if name in artifact.quantised else stored_tensor(artifact, name)
-        for suffix, name in _factors(matrix).items()
+        for suffix, name in names.items()
     }
     name = bias_of(matrix["name"])
     bias = stored_tensor(artifact, name) if name in artifact.tensors else None

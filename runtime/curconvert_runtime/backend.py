@@ -148,6 +148,8 @@ def create_session(graph: Path, provider: str, threads: int | None = None, optio
             onnxruntime.preload_dlls()
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3  # errors reach the caller as exceptions; warnings are about optimisation
+    # The portable graph's quantised weights become float32 while it is loaded; otherwise every call does that anew.
+    settings.add_session_config_entry("session.disable_quant_qdq", "1")
     if threads is not None:
         settings.intra_op_num_threads = threads
     provider_options: Mapping[str, str] = {}

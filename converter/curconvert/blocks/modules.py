@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from curconvert.quantization.rounding import Quantised
 from curconvert_runtime.forms import FORMS, INDICES
+
+if TYPE_CHECKING:  # transformers 4 imports this module without what rounding needs
+    from curconvert.quantization.rounding import Quantised
 
 _HEAD_CHUNK = 8192  # vocabulary rows per product: bounds the float32 copy of a half-precision lm_head
 
@@ -199,12 +202,12 @@ class ChunkedHead(nn.Module):
         return logits if self._bias is None else logits + self._rounded(self._bias, hidden.dtype)
 
     def _rows(self) -> Iterator[Tensor]:
-        if isinstance(self._weight, Quantised):
-            for start in range(0, self._weight.shape[0], _HEAD_CHUNK):
-                yield self._weight.rows(slice(start, start + _HEAD_CHUNK))
-        else:
+        if isinstance(self._weight, Tensor):
             for rows in torch.split(self._weight, _HEAD_CHUNK):
                 yield rows.to(self._deployed or rows.dtype)
+        else:
+            for start in range(0, self._weight.shape[0], _HEAD_CHUNK):
+                yield self._weight.rows(slice(start, start + _HEAD_CHUNK))
 
     def _rounded(self, part: Tensor, dtype: torch.dtype) -> Tensor:
         return part.to(self._deployed or part.dtype).to(dtype)
