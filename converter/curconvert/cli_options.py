@@ -149,35 +149,30 @@ heal_options = _stacked(
 
 def to_healing(values: dict[str, Any]) -> Any:
     """Build the options of `heal`; what is not given keeps its default."""
-    from curconvert.calibration.text import CalibrationOptions
     from curconvert.healing.options import SEQUENCES, HealOptions
 
-    text = {
-        "source": values.pop("data"),
-        "text_field": values.pop("text_field"),
-        "sequences": values.pop("data_sequences"),
-        "tokens_per_sequence": values.pop("data_tokens"),
-        "probe_sequences": values.pop("probe_sequences"),
-        "seed": values["seed"],
-    }
-    given = {name: value for name, value in text.items() if value is not None}
-    data = CalibrationOptions(**{"sequences": SEQUENCES, **given})
+    data = _text(values, "data", "data_sequences", "data_tokens", sequences=SEQUENCES)
     return HealOptions(data=data, **{name: value for name, value in values.items() if value is not None})
 
 
 def to_calibration(values: dict[str, Any]) -> Any:
     """Take the calibration's options out of a command's."""
+    return _text(values, "calibration", "calibration_sequences", "calibration_tokens")
+
+
+def _text(values: dict[str, Any], source: str, sequences: str, tokens: str, /, **defaults: int) -> Any:
+    """Take the options of a text out of a command's, which name them in their own way."""
     from curconvert.calibration.text import CalibrationOptions
 
     found = {
-        "source": values.pop("calibration"),
+        "source": values.pop(source),
         "text_field": values.pop("text_field"),
-        "sequences": values.pop("calibration_sequences"),
-        "tokens_per_sequence": values.pop("calibration_tokens"),
+        "sequences": values.pop(sequences),
+        "tokens_per_sequence": values.pop(tokens),
         "probe_sequences": values.pop("probe_sequences"),
         "seed": values["seed"],
     }
-    return CalibrationOptions(**{name: value for name, value in found.items() if value is not None})
+    return CalibrationOptions(**{**defaults, **{name: value for name, value in found.items() if value is not None}})
 
 
 def to_quantization(values: dict[str, Any]) -> Any:
