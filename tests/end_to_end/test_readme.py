@@ -23,7 +23,9 @@ from curconvert.cli import main
 from curconvert.families import SUPPORTED_FAMILIES
 from curconvert.options import SourceOptions
 from curconvert.parity import build_torch_model
+from curconvert.parity import check_slices
 from curconvert.pipeline import convert
+from curconvert.quantization.options import Quantization
 from curconvert.quantization.options import Quantization
 from curconvert.verification import verify_artifact
 from curconvert_runtime import Artifact
@@ -194,8 +196,8 @@ def test_the_families_page_lists_what_is_supported() -> None:
     assert set(re.findall(r"^\| [^|`]+ \| `(\w+)` \|", rows, re.MULTILINE)) == set(SUPPORTED_FAMILIES)
 
 
-def test_the_verification_page_names_every_check(folder: Path) -> None:
-    """Each check of a full report, thresholds, torch and source included, stands on the page."""
+def test_the_verification_page_names_every_check(folder: Path, tmp_path: Path) -> None:
+    """Each check of a full report, thresholds, torch, source and quantised weights included, stands on the page."""
     text = (ROOT / "docs" / "verification.md").read_text(encoding="utf-8")
     known = re.findall(r"^\| (`[^|]*) \|", text.partition("## The numbers")[0], re.MULTILINE)
     patterns = [pattern for row in known for pattern in re.findall(r"`([^`]+)`", row)]
@@ -203,6 +205,10 @@ def test_the_verification_page_names_every_check(folder: Path) -> None:
     source = str(folder / "path/to/model")
     names = {check.name for check in verify_artifact(folder / "out", limits, against=source, torch=True).checks}
     names |= {check.name for check in verify_artifact(folder / "out", limits, torch=False).checks}
+    make_checkpoint(tmp_path / "source", "llama")
+    int8 = tiny_options(token_file(tmp_path / "ids.safetensors"), quantization=Quantization("int8", rounding="nearest"))
+    convert(SourceOptions(str(tmp_path / "source")), tmp_path / "int8", int8)
+    names |= {check.name for check in check_slices(tmp_path / "int8", tmp_path / "source")}
     assert [name for name in sorted(names) if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)] == []
     assert [pattern for pattern in patterns if not fnmatch.filter(names, pattern)] == []
 
