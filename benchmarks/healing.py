@@ -122,13 +122,20 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["curing", "cur"])
     parser.add_argument("--parts", nargs="+", default=[*PARTS], choices=PARTS)
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="above the paper's: fewer steps")
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--max-tokens", type=int, default=24 * 512)
     parser.add_argument("--results", type=Path, default=ROOT / ".cache" / "benchmarks" / "healing.jsonl")
     parser.add_argument("--publish", action="store_true", help="write docs/benchmarks.md from --results")
     given = parser.parse_args()
     data = CalibrationOptions(source=given.calibration, sequences=8192)
-    options = HealOptions(steps=given.steps, warmup=min(100, given.steps // 6), data=data, patience=given.steps)
+    options = HealOptions(
+        steps=given.steps,
+        warmup=min(100, given.steps // 6),
+        data=data,
+        patience=given.steps,
+        learning_rate=given.learning_rate,
+    )
     lines = given.results.read_text().splitlines() if given.results.exists() else []
     points = {(p["method"], p["part"], p["steps"]): p for p in map(json.loads, lines)}
     for method in given.methods:
@@ -178,7 +185,7 @@ KL to the original on 16 held-out sequences of the training text, nats per token
 {chr(10).join(curves)}
 
 Made by `python benchmarks/healing.py --text {given.text.name} --calibration {Path(given.calibration).name}
---steps {given.steps} --publish`.
+--steps {given.steps} --learning-rate {given.learning_rate:g} --publish`.
 """,
     )
 

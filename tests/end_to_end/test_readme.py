@@ -22,10 +22,8 @@ import curconvert_schemas
 from curconvert.cli import main
 from curconvert.families import SUPPORTED_FAMILIES
 from curconvert.options import SourceOptions
-from curconvert.parity import build_torch_model
-from curconvert.parity import check_slices
+from curconvert.parity import build_torch_model, check_slices
 from curconvert.pipeline import convert
-from curconvert.quantization.options import Quantization
 from curconvert.quantization.options import Quantization
 from curconvert.verification import verify_artifact
 from curconvert_runtime import Artifact
