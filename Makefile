@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 BIN := .venv/bin
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 # A file's tests stay in one process, which is one of as many as there are cores: so each takes one core's worth.
-PYTEST := $(OFFLINE) OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+PYTEST := $(OFFLINE) OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 .PHONY: venv model clients demo test test-all check clean distclean
 
