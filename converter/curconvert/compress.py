@@ -210,6 +210,7 @@ def compress(
         probe.restore(state)
         writer.resume(state.data["written"])
     # First, because a value that cannot be stored is named here; in the block loop it would only be felt.
+    stream.release_table()  # it is read again to be written
     _write_tables(tables, writer)
     _write_all_but(later.union(writer.written, tables.quantised), checkpoint, writer)
     for index in range(done, stream.num_layers):

@@ -228,10 +228,14 @@ class BlockStream:
         assert hidden is not None
         return hidden
 
+    def release_table(self) -> None:
+        """Give up the embedding or the head, which is kept from its last use until the next block."""
+        self._table = None
+
     @contextmanager
     def block(self, index: int) -> Iterator[Block]:
         """Materialise one decoder block in float32 and release it again."""
-        self._table = None
+        self.release_table()
         layer = self._layers[index]
         owners = list(canonical_parameters(layer, f"{LAYERS}.{index}."))
         for name, owner, attribute in owners:
