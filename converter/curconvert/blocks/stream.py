@@ -231,6 +231,7 @@ class BlockStream:
     def release_table(self) -> None:
         """Give up the embedding or the head, which is kept from its last use until the next block."""
         self._table = None
+        _release_freed_memory()
 
     @contextmanager
     def block(self, index: int) -> Iterator[Block]:
