@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
 
 from curconvert_runtime.contract import FIRST_LOGITS
 
-# What may stand between the product with the vocabulary and the logits: scaling and soft-capping.
-_ELEMENTWISE = ("Mul", "Div", "Tanh")
+# What may stand between the products with the vocabulary and the logits: a bias, scaling, soft-capping, and the sum of
+# the two products that an int8 head is.
+_ELEMENTWISE = ("Add", "Mul", "Div", "Tanh")
 
 
 def trim_answers(graph: ir.Graph) -> None:
@@ -22,19 +24,30 @@ def trim_answers(graph: ir.Graph) -> None:
     Args:
         graph: A graph whose product with the vocabulary takes (batch, sequence, hidden), changed in place.
     """
-    product = next(value.producer() for value in graph.outputs if value.name == "logits")
-    while product is not None and product.op_type in _ELEMENTWISE:
-        product = next(node for node in (value.producer() for value in product.inputs if value) if node)
-    assert product is not None
-    hidden = product.inputs[0]
+    products = list(_products(next(value for value in graph.outputs if value.name == "logits")))
+    (hidden,) = {product.inputs[0] for product in products}
     first = _constant(graph, FIRST_LOGITS, 0)
     graph.inputs.append(first)
     end, axis = (
         _constant(graph, f"{FIRST_LOGITS}_{name}", value) for name, value in (("end", sys.maxsize), ("axis", 1))
     )
     cut = ir.node("Slice", [hidden, first, end, axis])
-    graph.insert_before(product, cut)
-    product.replace_input_with(0, cut.outputs[0])
+    graph.insert_after(hidden.producer(), cut)
+    for product in products:
+        product.replace_input_with(0, cut.outputs[0])
+
+
+def _products(value: ir.Value) -> Iterator[ir.Node]:
+    """Yield the nodes that a value is an elementwise function of."""
+    node = value.producer()
+    if node is None:  # a constant
+        return
+    if node.op_type not in _ELEMENTWISE:
+        yield node
+        return
+    for part in node.inputs:
+        if part is not None:
+            yield from _products(part)
 
 
 def _constant(graph: ir.Graph, name: str, value: int) -> ir.Value:
