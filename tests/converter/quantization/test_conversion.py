@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,7 +20,8 @@ from curconvert.options import SourceOptions
 from curconvert.parity import build_torch_model, check_slices, torch_parity
 from curconvert.pipeline import convert, export
 from curconvert.quantization.options import Quantization
-from curconvert_runtime import Artifact
+from curconvert_runtime import Artifact, load
+from curconvert_runtime.contract import FIRST_LOGITS
 from curconvert_runtime.verification import VerifyOptions, verify
 from support.checkpoints import make_layers_alike
 from support.families import make_checkpoint
@@ -111,6 +113,23 @@ def test_a_tied_head_reads_the_embedding(made: Callable[[str], tuple[Path, Path]
         }
         for part in ("q", "q_low", "scales"):
             assert places[f"{HEAD}.{part}"] == places[f"{EMBEDDING}.{part}"]
+
+
+@pytest.mark.parametrize("name", ["dense", "dense-untied", "embedding-scale"])
+def test_the_fused_graph_computes_the_last_logits_alone(made: Callable[[str], tuple[Path, Path]], name: str) -> None:
+    """Asked for two columns it gives two, those of the whole answer: both products of an int8 head, soft-capped too."""
+    session = load(made(name)[1], graph="fused")
+    ids = np.array([[5, 9, 30, 7, 11, 4, 8]])
+    everything, _ = session.forward(ids)
+    plain = ort.InferenceSession(session.artifact.graphs["fused"], providers=["CPUExecutionProvider"])
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.arange(ids.size)[None]}
+    shape = session.allocate_cache(1).values[0].shape()
+    past = {entry.name: np.zeros(shape, np.float32) for entry in plain.get_inputs() if "past" in entry.name}
+    wanted = {entry.name for entry in plain.get_inputs()}
+    given = {key: value for key, value in feeds.items() if key in wanted}
+    few = plain.run(["logits"], {**given, **past, FIRST_LOGITS: np.array([-2])})[0]
+    assert few.shape == everything[:, -2:].shape
+    np.testing.assert_allclose(few, everything[:, -2:], atol=1e-4, rtol=0)
 
 
 def test_the_head_is_rounded_by_its_inputs(made: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
