@@ -29,22 +29,35 @@ def fingerprint(
     Returns:
         By names that are meant for messages.
     """
-    files = {
-        f"source file {entry['name']}": f"{entry['size']} bytes, {entry['sha256']}"
-        for entry in source_files(checkpoint)
-    }
     copied = {f"source file {name}": sha256(path) for name, path in companions.copied.items()}
     written = {
         f"source file {name}": hashlib.sha256(content).hexdigest() for name, content in companions.written.items()
     }
     return {
-        "curconvert version": __version__,
-        "artifact format": FORMAT_VERSION,
-        **_flat("option", options.to_json()),
-        **files,
+        **common(checkpoint, tokens, options.to_json()),
         **copied,
         **written,
         "model config": hashlib.sha256(json.dumps(checkpoint.config, sort_keys=True).encode()).hexdigest(),
+    }
+
+
+def common(checkpoint: Checkpoint, tokens: CalibrationTokens, options: Mapping[str, Any]) -> dict[str, str]:
+    """Return what any work on a model and a text depends on.
+
+    Args:
+        checkpoint: The original, whose files are hashed.
+        tokens: The text.
+        options: As JSON; all of them count.
+    """
+    files = {
+        f"source file {entry['name']}": f"{entry['size']} bytes, {entry['sha256']}"
+        for entry in source_files(checkpoint)
+    }
+    return {
+        "curconvert version": __version__,
+        "artifact format": FORMAT_VERSION,
+        **_flat("option", options),
+        **files,
         "calibration text (sha256 of its tokens)": tokens.sha256,
         **_flat("environment", environment()),
     }

@@ -48,27 +48,33 @@ class ParityProbe:
     def result(self, stream: BlockStream) -> CompressedProbe:
         """Collect what the artifact keeps."""
         logits = [stream.logits(row)[0] for row in self.hidden]
-        vocabulary = sample_vocabulary(logits[0].shape[-1])
-        width = self.ids.shape[1]
-        first, last = self.keys[min(self.keys)], self.keys[max(self.keys)]
-        return CompressedProbe(
-            ids=self.ids,
-            lengths=self.lengths,
-            vocabulary=vocabulary,
-            logits=padded([row[:, vocabulary] for row in logits], width, axis=0),
-            first_key=padded(first, width, axis=1),
-            last_key=padded(last, width, axis=1),
-        )
+        return collected(self.ids, self.lengths, logits, self.keys[min(self.keys)], self.keys[max(self.keys)])
 
 
-def padded(rows: list[Tensor], width: int, axis: int) -> NDArray[np.float32]:
-    """Stack rows of unequal lengths, filled up with zeros.
+def collected(
+    ids: NDArray[np.int32], lengths: NDArray[np.int32], logits: list[Tensor], first: list[Tensor], last: list[Tensor]
+) -> CompressedProbe:
+    """Collect what an artifact keeps of its parity sequences.
 
     Args:
-        rows: float tensors that differ in one axis only.
-        width: What that axis is filled up to.
-        axis: Which one it is.
+        ids: Token ids, right-padded, (rows, longest).
+        lengths: Tokens of each row.
+        logits: Of each row, (tokens, vocabulary).
+        first: Keys of the first layer after rotary embedding, (heads, tokens, head_dim) of each row.
+        last: Those of the last layer.
     """
+    vocabulary, width = sample_vocabulary(logits[0].shape[-1]), ids.shape[1]
+    return CompressedProbe(
+        ids=ids,
+        lengths=lengths,
+        vocabulary=vocabulary,
+        logits=_padded([row[:, vocabulary] for row in logits], width, axis=0),
+        first_key=_padded(first, width, axis=1),
+        last_key=_padded(last, width, axis=1),
+    )
+
+
+def _padded(rows: list[Tensor], width: int, axis: int) -> NDArray[np.float32]:
     arrays = []
     for row in rows:
         pad = [(0, 0)] * row.ndim

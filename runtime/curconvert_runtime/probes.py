@@ -172,11 +172,7 @@ def pack_probes(
         problem = _problem(part)
         if problem:
             raise InputError(f"probes: {problem}")
-    return {
-        f"{prefix}.{field.name}": np.ascontiguousarray(getattr(part, field.name))
-        for prefix, part in (("original", probe), ("compressed", compressed))
-        for field in fields(part)
-    }
+    return Probes(probe, compressed).tensors()
 
 
 @dataclass(frozen=True)
@@ -185,6 +181,14 @@ class Probes:
 
     original: OriginalProbe
     compressed: CompressedProbe
+
+    def tensors(self) -> dict[str, NDArray[Any]]:
+        """Return the file's tensors, C-contiguous copies, by name."""
+        return {
+            f"{prefix}.{field.name}": np.array(getattr(part, field.name), order="C")
+            for prefix, part in (("original", self.original), ("compressed", self.compressed))
+            for field in fields(part)
+        }
 
     @classmethod
     def load(cls, artifact: Artifact) -> Probes:

@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
-import scipy.linalg
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -135,34 +134,27 @@ class InputStatistics:
             found += part.T @ (part @ matrix)
         return found / self.tokens
 
-    def energy(self, matrix: Matrix) -> float:
+    def images(self, matrix: Matrix) -> NDArray[np.floating[Any]]:
+        """Return the one large product that `energy` needs: `M H`, or `M Xᵀ / √T` where samples X are held, (k, any).
+
+        It is linear in M. With samples it is float32: such sums are only reported, and 1e-6 of them is exact enough.
+
+        Args:
+            matrix: M, (k, in_features) float64.
+        """
+        if self.samples is None:
+            return np.asarray(matrix @ self.gram)
+        return np.asarray((matrix / np.sqrt(self.tokens)).astype(np.float32) @ self.samples.T)
+
+    def energy(self, matrix: Matrix, images: NDArray[np.floating[Any]] | None = None) -> float:
         """Return `E‖M x‖² = tr(M H Mᵀ)`.
 
         Args:
             matrix: M, (k, in_features) float64.
+            images: `images(matrix)`, where it is known.
         """
-        return squares(self.outputs(matrix))
-
-    def outputs(self, matrix: Matrix) -> NDArray[np.floating[Any]]:
-        """Return `M S` for a root `H = S Sᵀ`, (k, any): its squares sum up to `E‖M x‖²`.
-
-        In float32 where samples are held: such sums are only reported, and 1e-6 of them is exact enough.
-
-        Args:
-            matrix: M, (k, in_features) float64.
-        """
-        found: NDArray[np.floating[Any]] = matrix.astype(self._root.dtype, copy=False) @ self._root
-        return found if self.samples is None else found / np.float32(np.sqrt(self.tokens))
-
-    @cached_property
-    def _root(self) -> NDArray[np.floating[Any]]:
-        """The inputs, (in_features, T), as they are; or S, by Cholesky where H is not singular."""
-        if self.samples is not None:
-            return self.samples.T
-        try:
-            return np.asarray(scipy.linalg.cholesky(self.gram, lower=True, check_finite=False))
-        except np.linalg.LinAlgError:
-            return square_root(self.gram)
+        found = self.images(matrix) if images is None else images
+        return squares(found) if self.samples is not None else max(float(np.vdot(found, matrix)), 0.0)
 
     def mixed(self, weights: Matrix) -> Matrix:
         """Return sums of inputs, `Xᵀ M`, (in_features, k); where samples are held.
@@ -176,20 +168,6 @@ class InputStatistics:
     def _inputs(self) -> ChunkedMatrix:
         assert self.samples is not None
         return ChunkedMatrix(torch.from_numpy(self.samples))
-
-
-def square_root(gram: Matrix) -> Matrix:
-    """Return S with `H = S Sᵀ`, (n, n).
-
-    By eigendecomposition, S = V Λ^½, as in SVD-LLM v2 (arXiv 2503.12340), and not by Cholesky: H is singular as
-    soon as an input feature is dead or there are fewer tokens than features, where Cholesky breaks down and
-    eigenvalues are only clipped at zero. Nothing ever divides by S; see `factorization/low_rank.py`.
-
-    Args:
-        gram: H, (n, n) symmetric positive semi-definite up to rounding.
-    """
-    values, vectors = scipy.linalg.eigh(gram, driver="evd", check_finite=False)
-    return np.asarray(vectors * np.sqrt(np.maximum(values, 0)))
 
 
 def squares(matrix: NDArray[np.floating[Any]]) -> float:

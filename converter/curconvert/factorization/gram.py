@@ -24,6 +24,20 @@ def ridged(gram: Matrix, ridge: float) -> Matrix:
     return np.asarray(gram + ridge * np.diag(np.diag(gram)))
 
 
+def square_root(gram: Matrix) -> Matrix:
+    """Return S with `H = S Sᵀ`, (n, n).
+
+    By eigendecomposition, S = V Λ^½, as in SVD-LLM v2 (arXiv 2503.12340), and not by Cholesky: H is singular as
+    soon as an input feature is dead or there are fewer tokens than features, where Cholesky breaks down and
+    eigenvalues are only clipped at zero. Nothing here ever divides by S; see `low_rank`.
+
+    Args:
+        gram: H, (n, n) symmetric positive semi-definite up to rounding.
+    """
+    values, vectors = scipy.linalg.eigh(gram, driver="evd", check_finite=False)
+    return np.asarray(vectors * np.sqrt(np.maximum(values, 0)))
+
+
 def solve_right(numerator: Matrix, gram: Matrix) -> Matrix:
     """Return `N G⁺` for a symmetric positive semi-definite G.
 
@@ -148,12 +162,12 @@ def _errors(
             yield statistics.energy(error), statistics.energy(part), squares(error), squares(part)
         return
     left, right = thin
-    common = statistics.outputs(right)
+    common = statistics.images(right)
     for rows, part in weight.chunks():
-        # The outputs of the factors cost little beside those of the weight, which are needed anyway.
-        error, outputs = part - left[rows] @ right, statistics.outputs(part)
-        missed = outputs - left[rows].astype(common.dtype, copy=False) @ common
-        yield squares(missed), squares(outputs), squares(error), squares(part)
+        # The images of the factors cost little beside those of the weight, which are needed anyway.
+        error, images = part - left[rows] @ right, statistics.images(part)
+        missed = images - left[rows].astype(common.dtype, copy=False) @ common
+        yield statistics.energy(error, missed), statistics.energy(part, images), squares(error), squares(part)
 
 
 def _thin(factors: Factorization) -> tuple[Matrix, Matrix] | None:

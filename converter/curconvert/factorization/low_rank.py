@@ -15,7 +15,7 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from curconvert.calibration.statistics import square_root
+from curconvert.factorization.gram import square_root
 from curconvert.factorization.metrics import FullMetric
 
 Matrix = NDArray[np.float64]

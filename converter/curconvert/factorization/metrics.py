@@ -8,8 +8,8 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from curconvert.calibration.statistics import InputStatistics, square_root
-from curconvert.factorization.gram import ridged
+from curconvert.calibration.statistics import InputStatistics
+from curconvert.factorization.gram import ridged, square_root
 
 Matrix = NDArray[np.float64]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -13,9 +12,9 @@ from transformers import DynamicCache
 
 from curconvert.artifact.safetensors_writer import all_finite, save_tensors
 from curconvert.errors import InputError
-from curconvert.parity_probe import padded
+from curconvert.parity_probe import collected
 from curconvert_runtime.artifact import Artifact
-from curconvert_runtime.probes import PROBES, CompressedProbe, Probes
+from curconvert_runtime.probes import PROBES, Probes
 
 
 def copy_with(artifact: Artifact, work: Path, values: Mapping[str, Tensor]) -> None:
@@ -49,28 +48,14 @@ def write_probes(folder: Path, probes: Probes, model: nn.Module) -> None:
         probes: The original's answers, and which tokens the compressed model is asked about.
         model: The compressed model in float32, its weights rounded as they are stored.
     """
-    asked, logits, first, last = probes.compressed, [], [], []
+    asked = probes.compressed
+    logits, first, last = [], [], []
     for row, length in zip(asked.ids, asked.lengths, strict=True):
-        cache = DynamicCache()
+        cache, tokens = DynamicCache(), torch.from_numpy(row[:length].astype("int64"))
         with torch.inference_mode():
-            output = model(
-                input_ids=torch.from_numpy(row[:length].astype("int64"))[None], past_key_values=cache, use_cache=True
-            )
-        logits.append(output.logits[0].index_select(-1, torch.tensor(asked.vocabulary)))
+            output = model(input_ids=tokens[None], past_key_values=cache, use_cache=True)
+        logits.append(output.logits[0])
         first.append(cache.layers[0].keys[0])
         last.append(cache.layers[-1].keys[0])
-    width = asked.ids.shape[1]
-    answers = CompressedProbe(
-        ids=asked.ids,
-        lengths=asked.lengths,
-        vocabulary=asked.vocabulary,
-        logits=padded(logits, width, axis=0),
-        first_key=padded(first, width, axis=1),
-        last_key=padded(last, width, axis=1),
-    )
-    tensors = {  # copies: what is read from the file cannot be written to
-        f"{prefix}.{field.name}": torch.tensor(getattr(part, field.name))
-        for prefix, part in (("original", probes.original), ("compressed", answers))
-        for field in fields(part)
-    }
-    save_tensors(folder / PROBES, tensors)
+    answers = Probes(probes.original, collected(asked.ids, asked.lengths, logits, first, last))
+    save_tensors(folder / PROBES, {name: torch.from_numpy(array) for name, array in answers.tensors().items()})

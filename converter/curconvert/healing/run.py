@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from curconvert.artifact.folder import check_output, publish
+from curconvert.artifact.folder import MANIFEST, check_output, publish
 from curconvert.artifact.manifest import seal, source_files
 from curconvert.artifact.workspace import workspace
 from curconvert.blocks.precision import multiplies_bfloat16
-from curconvert.blocks.skeleton import EMBEDDING
 from curconvert.calibration.sampled import resident_model
 from curconvert.calibration.text import BUILTIN, CalibrationTokens, load_tokens
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.compress import silent
 from curconvert.errors import InputError, UnsupportedError
+from curconvert.fingerprint import common
 from curconvert.healing.blocks import heal_blocks
 from curconvert.healing.options import HealOptions
 from curconvert.healing.rewrite import copy_with, write_probes
@@ -92,7 +91,10 @@ def heal(
     tokens = load_tokens(options.data, tokenizer, vocab_size=artifact.model["vocab_size"])
     probes = Probes.load(artifact)
     dtype = torch.bfloat16 if multiplies_bfloat16() else torch.float32
-    with workspace(out, _fingerprint(artifact, checkpoint, tokens, options), resume=resume) as space:
+    identity = {
+        "artifact": sha256(artifact.path / MANIFEST), **common(checkpoint, tokens, options.to_json())
+    }  # fmt: skip
+    with workspace(out, identity, resume=resume) as space:
         if options.mode == "blocks":
             healed, curves = heal_blocks(artifact, checkpoint, tokens, options, dtype, space.journal, progress)
         else:
@@ -135,18 +137,6 @@ def _check_forms(artifact: Artifact, options: HealOptions) -> None:
             f"{artifact.path}: nothing to train in the forms {', '.join(sorted(forms)) or 'of an export'}: U belongs "
             "to cur, T to interpolative; --train u+norms trains the norms"
         )
-
-
-def _fingerprint(
-    artifact: Artifact, checkpoint: Checkpoint, tokens: CalibrationTokens, options: HealOptions
-) -> dict[str, str]:
-    return {
-        "artifact": sha256(artifact.path / "curconvert.json"),
-        "original": json.dumps(source_files(checkpoint)),
-        "text (sha256 of its tokens)": tokens.sha256,
-        "options": json.dumps(options.to_json(), sort_keys=True),
-        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads, {checkpoint.tensors[EMBEDDING].dtype}",
-    }
 
 
 def _manifest(

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from curconvert.calibration.statistics import square_root
 from curconvert.errors import InputError
-from curconvert.factorization.gram import check_rank, measured, output_norm, ridged, solve_right
+from curconvert.factorization.gram import check_rank, measured, output_norm, ridged, solve_right, square_root
 from support.matrices import correlated, dead, error_in, random_weight
 
 
