@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -37,3 +38,8 @@ def find_device(name: str) -> torch.device:
                 "install a CUDA build of torch with its driver, or use --device cpu"
             )
     return device
+
+
+def products_in(dtype: torch.dtype, device_type: str = CPU) -> AbstractContextManager[object]:
+    """Return a context in which products are computed in a dtype; sums and norms stay float32."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device_type, dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -17,6 +17,7 @@ from curconvert.blocks.modules import ChunkedHead, SplitLinear
 from curconvert.blocks.skeleton import EMBEDDING, HEAD, build_skeleton, canonical_parameters, set_tensor
 from curconvert.checkpoint.safetensors_file import prefetch
 from curconvert.checkpoint.types import Checkpoint
+from curconvert.device import products_in
 from curconvert.quantization.rounding import Quantised
 
 LAYERS = "model.layers"
@@ -91,8 +92,7 @@ class Block:
             dtype: Of products; sums, norms and what the block returns stay float32.
         """
         kwargs = {**self._kwargs[hidden.shape[0], hidden.shape[1]], "past_key_values": cache}
-        low = torch.autocast(self.device.type, dtype) if dtype != torch.float32 else nullcontext()
-        with torch.inference_mode(), low:
+        with torch.inference_mode(), products_in(dtype, self.device.type):
             output: Tensor = self.layer(hidden.to(self.device), **placed(kwargs, self.device))
         return output.to(hidden.device)
 

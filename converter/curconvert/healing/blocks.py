@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,9 +15,10 @@ from curconvert.blocks.skeleton import canonical_parameters, set_tensor
 from curconvert.blocks.stream import Block, BlockStream
 from curconvert.calibration.text import CalibrationTokens
 from curconvert.checkpoint.types import Checkpoint
+from curconvert.device import products_in
 from curconvert.healing.options import HealOptions
 from curconvert.healing.student import trainable
-from curconvert.healing.training import Point, train
+from curconvert.healing.training import Loss, Point, train
 from curconvert.parity import linear_of_artifact, stored_tensor
 from curconvert_runtime.artifact import Artifact
 from curconvert_runtime.fidelity import Progress
@@ -53,6 +53,7 @@ def heal_blocks(
     stream = BlockStream(checkpoint)
     count, micro = len(tokens.calibration), options.batch // options.accumulate
     ids = np.concatenate([tokens.calibration, tokens.probes])
+    held_out = np.arange(count, len(ids))
     stream.embed(torch.from_numpy(ids[:1].repeat(micro, axis=0)))  # so that masks of this shape are known
     theirs = torch.cat([stream.embed(torch.from_numpy(row[None])) for row in ids])
     ours = theirs.clone()
@@ -72,17 +73,11 @@ def heal_blocks(
             parameters = trainable(block.layer, options.train, f"model.layers.{index}.")
             if parameters:
                 stage = f"block-{index}"
-                loss = _loss(block, ours, theirs, dtype)
-                held_out = np.arange(count, len(ids))
-
-                def measure(block: Block = block, rows: NDArray[np.intp] = held_out) -> float:
-                    with torch.no_grad():
-                        errors = [_loss(block, ours, theirs, torch.float32)(rows[i : i + 1]) for i in range(len(rows))]
-                    return float(torch.stack(errors).mean())
-
+                loss, exact = (_loss(block, ours, theirs, products) for products in (dtype, torch.float32))
                 curves[stage] = train(
-                    list(parameters.values()), loss, measure, count, options, journal, stage, progress
-                )
+                    list(parameters.values()), loss, partial(_mean, exact, held_out), count, options, journal, stage,
+                    progress,
+                )  # fmt: skip
                 healed |= {name: parameter.detach().clone() for name, parameter in parameters.items()}
             for row in torch.split(ours, 1):
                 row.copy_(block.forward(row))
@@ -97,6 +92,12 @@ def heal_blocks(
     return healed, curves
 
 
+def _mean(loss: Loss, rows: NDArray[np.intp]) -> float:
+    """Return the mean loss of some sequences, one by one."""
+    with torch.no_grad():
+        return float(torch.stack([loss(rows[i : i + 1]) for i in range(len(rows))]).mean())
+
+
 def _install(block: Block, artifact: Artifact) -> None:
     """Give a block the weights of the artifact."""
     for matrix in artifact.manifest["matrices"]:
@@ -107,14 +108,13 @@ def _install(block: Block, artifact: Artifact) -> None:
             set_tensor(owner, attribute, stored_tensor(artifact, name).to(torch.float32))
 
 
-def _loss(block: Block, ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> Callable[[NDArray[np.intp]], Tensor]:
+def _loss(block: Block, ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> Loss:
     """Return the squared error of the block's output over that of the output itself, of some sequences."""
-    low = torch.autocast("cpu", dtype) if dtype != torch.float32 else nullcontext()
 
     def loss(chosen: NDArray[np.intp]) -> Tensor:
         rows = torch.from_numpy(chosen)
         wanted = theirs[rows]
-        with low:
+        with products_in(dtype):
             found = block.trained(ours[rows])
         return functional.mse_loss(found.float(), wanted) / wanted.square().mean()
 

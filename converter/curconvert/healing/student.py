@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,7 +10,9 @@ from torch.nn import functional
 
 from curconvert.blocks.modules import CURLinear, InterpolativeLinear
 from curconvert.blocks.skeleton import canonical_parameters
+from curconvert.device import products_in
 from curconvert.healing.options import HealOptions, Trained
+from curconvert.healing.training import Loss
 
 Ids = NDArray[np.int64]
 _ROWS = 8  # sequences that are measured at once
@@ -52,9 +51,7 @@ def keep_few_activations(model: nn.Module) -> None:
             setattr(module, "attention_dropout", 0.0)  # noqa: B010 - mypy takes it for a tensor
 
 
-def distillation(
-    student: nn.Module, teacher: nn.Module, ids: Ids, options: HealOptions, dtype: torch.dtype
-) -> Callable[[NDArray[np.intp]], Tensor]:
+def distillation(student: nn.Module, teacher: nn.Module, ids: Ids, options: HealOptions, dtype: torch.dtype) -> Loss:
     """Return the loss of some sequences: hidden states between blocks, cross-entropy, divergence.
 
     The hidden states are those that leave each block but the last, as in CURing; the embedding's are the same in both.
@@ -66,11 +63,10 @@ def distillation(
         options: Weights of the parts.
         dtype: Of products.
     """
-    low = torch.autocast("cpu", dtype) if dtype != torch.float32 else nullcontext()
 
     def loss(chosen: NDArray[np.intp]) -> Tensor:
         tokens = torch.from_numpy(ids[chosen])
-        with low:
+        with products_in(dtype):
             with torch.no_grad():
                 wanted = teacher(input_ids=tokens, use_cache=False, output_hidden_states=True)
             found = student(input_ids=tokens, use_cache=False, output_hidden_states=True)

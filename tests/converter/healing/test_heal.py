@@ -107,8 +107,12 @@ def test_the_parts_of_a_batch_add_up(home: Path, tmp_path: Path) -> None:
     """Two halves, with activations computed again, give what the batch gives at once."""
     whole = healed(home, "cur", tmp_path / "whole", steps=10)
     parts = healed(home, "cur", tmp_path / "parts", steps=10, accumulate=2, checkpointing=True)
-    pairs = zip(whole.curves["heal"], parts.curves["heal"], strict=True)
-    assert all(abs(a.held_out - b.held_out) < 1e-2 * b.held_out for a, b in pairs)
+    (start, one), (same, two) = whole.curves["heal"], parts.curves["heal"]
+    assert start == same
+    assert one.loss == pytest.approx(
+        two.loss, rel=1e-2
+    )  # AdamW would hide a gradient of another scale; the loss does not
+    assert one.held_out == pytest.approx(two.held_out, rel=1e-2)
 
 
 class StoppedError(Exception):
