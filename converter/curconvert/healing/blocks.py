@@ -55,8 +55,8 @@ def heal_blocks(
     ids = np.concatenate([tokens.calibration, tokens.probes])
     held_out = np.arange(count, len(ids))
     stream.embed(torch.from_numpy(ids[:1].repeat(micro, axis=0)))  # so that masks of this shape are known
-    theirs = torch.cat([stream.embed(torch.from_numpy(row[None])) for row in ids])
-    ours = theirs.clone()
+    rounded = BlockStream(checkpoint, getattr(torch, artifact.model["dtype"]))  # as the artifact stores the embedding
+    theirs, ours = (torch.cat([one.embed(torch.from_numpy(row[None])) for row in ids]) for one in (stream, rounded))
     healed: dict[str, Tensor] = {}
     curves: dict[str, list[Point]] = {}
     done = 0

@@ -13,7 +13,7 @@ import torch
 
 from curconvert.artifact.workspace import workspace_of
 from curconvert.calibration.sampled import resident_model
-from curconvert.calibration.text import CalibrationOptions
+from curconvert.calibration.text import CalibrationOptions, load_tokens
 from curconvert.checkpoint import open_checkpoint
 from curconvert.compress import silent
 from curconvert.errors import InputError
@@ -91,6 +91,20 @@ def test_blocks_are_healed_one_by_one(home: Path, tmp_path: Path) -> None:
     for curve in result.curves.values():
         assert min(point.held_out for point in curve) < curve[0].held_out
     assert divergence(home, tmp_path / "out") < 0.98 * divergence(home, home / "cur")
+
+
+def test_blocks_of_a_16_bit_artifact_are_healed_on_its_own_embedding(home: Path, tmp_path: Path) -> None:
+    """What enters its first block is rounded, unlike the original's: the curve begins at that block's real error."""
+    result = healed(home, "half", tmp_path / "out", mode="blocks", steps=10)
+    artifact, checkpoint = Artifact.open(home / "half"), open_checkpoint(str(home / "source"))
+    ids = torch.from_numpy(load_tokens(options(home).data, None).probes)
+    outputs = []
+    for model in (build_torch_model(artifact), resident_model(checkpoint)):
+        with torch.no_grad():
+            outputs.append(model(input_ids=ids, output_hidden_states=True).hidden_states[1])
+    ours, theirs = outputs
+    errors = [float((a - b).square().mean() / b.square().mean()) for a, b in zip(ours, theirs, strict=True)]
+    assert result.curves["block-0"][0].held_out == pytest.approx(sum(errors) / len(errors), rel=2e-6)
 
 
 def test_norms_are_trained_where_that_is_asked(home: Path, tmp_path: Path) -> None:
