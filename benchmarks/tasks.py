@@ -1,4 +1,8 @@
-"""Perplexity of a whole text and accuracy on BLiMP and PIQA, from a session's logits alone."""
+"""Perplexity of a whole text and accuracy on BLiMP and PIQA, by the artifact as a torch model.
+
+300,000 tokens a model take hours in float32 on two cores: products are bfloat16 here (float32 between them), in
+transformers, which loads the same factors. `quality.py` prints what that changes where it has both.
+"""
 
 from __future__ import annotations
 
@@ -11,30 +15,65 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
-from curconvert_runtime.session import Session
+import curconvert  # noqa: F401  # registers what loads an artifact
 from curconvert_runtime.text import Tokenizer
 
-_TOKENS = 2048  # per batch: bounds its logits to 400 MB at a vocabulary of 49,152
+_TOKENS = 4096  # per batch
+_ROWS = 128  # of logits at a time: 25 MB at a vocabulary of 49,152, which a cache holds
 
 
-def perplexity(session: Session, windows: NDArray[np.int64]) -> float:
+class Scorer:
+    """Log-probabilities by a causal language model, products in bfloat16.
+
+    Args:
+        path: The artifact.
+    """
+
+    def __init__(self, path: Path) -> None:
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa").eval()
+        self._body: nn.Module = model.get_decoder()
+        self._head: Tensor = model.get_output_embeddings().weight.detach().to(torch.bfloat16)
+
+    def log_probs(self, rows: list[NDArray[np.int64]]) -> list[NDArray[np.float32]]:
+        """Return the log-probability of each row's tokens but the first.
+
+        Shorter rows are padded on the right, which no token before sees.
+        """
+        ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = torch.from_numpy(row)
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            hidden = self._body(ids, use_cache=False).last_hidden_state[:, :-1].reshape(-1, self._head.shape[1])
+            targets = ids[:, 1:].reshape(-1, 1)
+            parts = [self._picked(hidden[i : i + _ROWS], targets[i : i + _ROWS]) for i in range(0, len(hidden), _ROWS)]
+        scores = torch.cat(parts).reshape(len(rows), -1).numpy()
+        return [found[: len(row) - 1] for found, row in zip(scores, rows, strict=True)]
+
+    def _picked(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        logits = (hidden.to(torch.bfloat16) @ self._head.T).float()
+        return logits.gather(1, targets)[:, 0] - logits.logsumexp(1)
+
+
+def perplexity(scorer: Scorer, windows: NDArray[np.int64]) -> float:
     """Return exp of the mean negative log-probability of each window's tokens but the first.
 
     Args:
-        session: The model.
+        scorer: The model.
         windows: Token ids, (windows, tokens).
     """
     step = max(1, _TOKENS // windows.shape[1])
-    losses = [_log_probs(session, list(windows[i : i + step])) for i in range(0, len(windows), step)]
+    losses = [scorer.log_probs(list(windows[i : i + step])) for i in range(0, len(windows), step)]
     return math.exp(-float(np.mean(np.concatenate([row for batch in losses for row in batch]))))
 
 
-def blimp(session: Session, tokenizer: Tokenizer, folder: Path, prefix: int, limit: int) -> list[bool]:
+def blimp(scorer: Scorer, tokenizer: Tokenizer, folder: Path, prefix: int, limit: int) -> list[bool]:
     """Tell for each minimal pair whether the grammatical sentence is more probable (Warstadt et al. 2020).
 
     Args:
-        session: The model.
+        scorer: The model.
         tokenizer: Its tokenizer.
         folder: One `.jsonl` file for each phenomenon.
         prefix: Token that stands before each sentence, so that its first token counts.
@@ -44,17 +83,17 @@ def blimp(session: Session, tokenizer: Tokenizer, folder: Path, prefix: int, lim
     pairs = [json.loads(line) for lines in files for line in lines[:limit]]
     texts = [pair[key] for pair in pairs for key in ("sentence_good", "sentence_bad")]
     rows = [[prefix, *tokenizer.encode(text, add_special_tokens=False)] for text in texts]
-    scores = _scores(session, rows, [1] * len(rows))
+    scores = _scores(scorer, rows, [1] * len(rows))
     return [bool(good > bad) for good, bad in zip(scores[::2], scores[1::2], strict=True)]
 
 
-def piqa(session: Session, tokenizer: Tokenizer, folder: Path, prefix: int) -> list[bool]:
+def piqa(scorer: Scorer, tokenizer: Tokenizer, folder: Path, prefix: int) -> list[bool]:
     """Tell for each question whether the right solution is more probable (Bisk et al. 2020).
 
     The prompt is `Question: … Answer:`; the score is the log-probability of the solution's tokens, not normalised.
 
     Args:
-        session: The model.
+        scorer: The model.
         tokenizer: Its tokenizer.
         folder: Holds `valid.jsonl` and `valid-labels.lst`.
         prefix: Token before the prompt.
@@ -67,7 +106,7 @@ def piqa(session: Session, tokenizer: Tokenizer, folder: Path, prefix: int) -> l
         for key in ("sol1", "sol2"):
             rows.append([*prompt, *tokenizer.encode(f" {question[key].strip()}", add_special_tokens=False)])
             starts.append(len(prompt))
-    scores = _scores(session, rows, starts)
+    scores = _scores(scorer, rows, starts)
     return [
         (second > first) == bool(label) for first, second, label in zip(scores[::2], scores[1::2], labels, strict=True)
     ]
@@ -79,25 +118,14 @@ def accuracy(correct: Sequence[bool]) -> dict[str, Any]:
     return {"share": share, "error": math.sqrt(share * (1 - share) / len(correct)), "count": len(correct)}
 
 
-def _scores(session: Session, rows: list[list[int]], starts: list[int]) -> list[float]:
+def _scores(scorer: Scorer, rows: list[list[int]], starts: list[int]) -> list[float]:
     """Sum each row's log-probabilities from its start on, rows of like length together."""
     scores = [0.0] * len(rows)
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     while order:
         step = max(1, _TOKENS // len(rows[order[0]]))
         part, order = order[:step], order[step:]
-        found = _log_probs(session, [np.array(rows[index], np.int64) for index in part])
+        found = scorer.log_probs([np.array(rows[index], np.int64) for index in part])
         for index, values in zip(part, found, strict=True):
             scores[index] = float(np.sum(values[starts[index] - 1 :]))
     return scores
-
-
-def _log_probs(session: Session, rows: list[NDArray[np.int64]]) -> list[NDArray[np.float64]]:
-    """Return the log-probability of each row's tokens but the first; summed in float32 over the vocabulary."""
-    logits = session.logits([row.tolist() for row in rows])
-    found = []
-    for row, scores in zip(rows, logits, strict=True):
-        wide = torch.from_numpy(np.ascontiguousarray(scores[:-1]))
-        picked = wide.gather(1, torch.from_numpy(row[1:])[:, None])[:, 0]
-        found.append((picked - wide.logsumexp(1)).double().numpy())
-    return found
