@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import sys
@@ -85,7 +86,7 @@ class Recorded:
 class Results:
     """Measured points, one JSON object a line; those of another setting are kept, but not seen."""
 
-    def __init__(self, path: Path, setting: dict[str, Any], limit: float) -> None:
+    def __init__(self, path: Path, setting: dict[str, Any], limit: float = math.inf) -> None:
         self._path, self._setting, self._limit = path, setting, limit
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         self.points = {self._key(p): p for p in map(json.loads, lines) if p["setting"] == setting}
