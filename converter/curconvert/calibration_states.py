@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from curconvert.artifact.journal import State
 from curconvert.blocks.stream import Block
+from curconvert.calibration.batches import Batches, Keeping
 from curconvert.calibration.statistics import HELD_OUT, InputStatistics, StatisticsCollector, moments_of
 from curconvert.options import ConvertOptions
 from curconvert.planning import MatrixPlan, by_input
@@ -25,14 +26,15 @@ class CalibrationStates:
     Args:
         hidden: Batches of (sequences, tokens, hidden_size), which enter the first block; empty where nothing is needed.
         options: The rule.
+        keeping: Where other batches are kept.
 
     Attributes:
         products: Dtype of the blocks' products.
     """
 
-    def __init__(self, hidden: list[Tensor], options: ConvertOptions) -> None:
-        self._hidden, self._options = hidden, options
-        self._originals: list[Tensor] = []
+    def __init__(self, hidden: Batches, options: ConvertOptions, keeping: Keeping = list) -> None:
+        self._hidden, self._options, self._keeping = hidden, options, keeping
+        self._originals: Batches = []
         self.products = torch.float32
 
     @property
@@ -74,7 +76,7 @@ class CalibrationStates:
         Where there are fewer tokens than features nothing is compared.
         """
         groups = {group[0].name: group for group in by_input(targets)}
-        self._originals = self._originals or [batch.clone() for batch in self._hidden]
+        self._originals = self._originals or self._keeping(batch.clone() for batch in self._hidden)
         wanted = [name for name, group in groups.items() if group[0].shape[1] <= self._tokens]
         originals = self._inputs(block, wanted)
         # Of few batches the last one is held out; a single one is needed whole.
@@ -124,17 +126,18 @@ class CalibrationStates:
         self._hidden.clear()
         self._originals.clear()
 
-    def tensors(self) -> dict[str, list[Tensor]]:
+    def tensors(self) -> dict[str, Batches]:
         """Return what it carries, by name."""
         return {"hidden": self._hidden, "originals": self._originals}
 
     def restore(self, state: State) -> None:
         """Take over what `tensors` has returned."""
-        self._hidden, self._originals = state.restored("hidden"), state.restored("originals")
+        self._hidden = self._keeping(state.tensors.get("hidden", ()))
+        self._originals = self._keeping(state.tensors.get("originals", ()))
 
     @property
     def _tokens(self) -> int:
         return sum(batch.shape[0] * batch.shape[1] for batch in self._hidden)
 
-    def _advance(self, block: Block, batches: list[Tensor]) -> None:
+    def _advance(self, block: Block, batches: Batches) -> None:
         block.advance(batches, dtype=self.products)

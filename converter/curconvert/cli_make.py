@@ -51,7 +51,8 @@ from curconvert.cli_options import (
 def convert(
     model: str, config: Path | None, config_set: dict[str, str], revision: str | None, out: Path, overwrite: bool,
     no_verify: bool, resume: bool, as_json: bool, quiet: bool, max_kl: float | None, min_top1: float | None,
-    max_ppl_ratio: float | None, max_parity: float, executor: str, workers: int | None, **method: Any,
+    max_ppl_ratio: float | None, max_parity: float, executor: str, workers: int | None, memory_limit: int | None,
+    **method: Any,
 ) -> None:  # fmt: skip
     """Compress MODEL into a verified artifact: a .safetensors or .gguf file, a Hugging Face folder, or a hub id."""
     require_converter()
@@ -64,7 +65,7 @@ def convert(
         result = run(
             to_source(model, config, config_set, revision), out, options,
             overwrite=overwrite, resume=resume, verification=gates,
-            execution=to_execution(executor, workers), progress=progress,
+            execution=to_execution(executor, workers, memory_limit), progress=progress,
         )  # fmt: skip
     if as_json:
         click.echo(json.dumps(render.conversion_json(result)))
@@ -112,7 +113,8 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[st
 def sweep(
     model: str, config: Path | None, config_set: dict[str, str], revision: str | None, out: Path, overwrite: bool,
     keep: tuple[float, ...], methods: tuple[str, ...], text: Path | None, window: int, max_tokens: int,
-    keep_artifacts: bool, executor: str, workers: int | None, as_json: bool, quiet: bool, **values: Any,
+    keep_artifacts: bool, executor: str, workers: int | None, memory_limit: int | None, as_json: bool, quiet: bool,
+    **values: Any,
 ) -> None:  # fmt: skip
     """Measure MODEL at many sizes from one calibration: a table and a plot of quality, bytes and decode speed."""
     require_converter("matplotlib")
@@ -125,7 +127,7 @@ def sweep(
     with render.progress(quiet) as progress:
         result = run(
             to_source(model, config, config_set, revision), out, options,
-            overwrite=overwrite, execution=to_execution(executor, workers), progress=progress,
+            overwrite=overwrite, execution=to_execution(executor, workers, memory_limit), progress=progress,
         )  # fmt: skip
     if as_json:
         click.echo(json.dumps({"path": str(result.path), **result.to_json()}))

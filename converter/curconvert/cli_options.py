@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -208,14 +209,35 @@ def to_source(model: str, config: Path | None, config_set: dict[str, str], revis
     return SourceOptions(model, config, config_set, revision)
 
 
-def to_execution(executor: str, workers: int | None) -> Any:
+def to_execution(executor: str, workers: int | None, memory_limit: int | None) -> Any:
     """Make the execution's options of those of a command."""
     from curconvert.execution.executor import ExecutionOptions
 
-    return ExecutionOptions(executor, workers)
+    return ExecutionOptions(executor, workers, memory_limit)
+
+
+class Size(click.ParamType):  # type: ignore[type-arg]  # generic in later versions only
+    """Bytes: 4GB, 500MB, 1.5GiB or a plain number."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse it."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", value.strip().lower())
+        if match is None:
+            self.fail(f"{value!r}: expected a size such as 4GB or 500MiB", param, ctx)
+        number, prefix, binary = match.groups()
+        return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix or " "))
 
 
 execution_options = _stacked(
+    click.option(
+        "--memory-limit",
+        type=Size(),
+        help="Most resident memory, as `plan` estimates it (4GB); hidden states go to the disk for it. [no limit]",
+    ),
     click.option("--workers", type=int, help="Matrices factorized at the same time. [the cores at hand]"),
     click.option(
         "--executor",

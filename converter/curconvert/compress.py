@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from curconvert.allocation.backward import BackwardPass
 from curconvert.allocation.evidence import Evidence
@@ -21,6 +21,7 @@ from curconvert.blocks.modules import factored_linear
 from curconvert.blocks.precision import calibration_dtype
 from curconvert.blocks.skeleton import HEAD
 from curconvert.blocks.stream import Block, BlockStream, Recorder
+from curconvert.calibration.batches import Batches, Keeping
 from curconvert.calibration.statistics import InputStatistics, StatisticsCollector
 from curconvert.calibration.text import CalibrationTokens
 from curconvert.calibration_states import CalibrationStates
@@ -67,7 +68,7 @@ class OriginalPass:
 
     scores: Mapping[str, NDArray[np.float64]]
     outputs: list[OriginalOutputs]
-    states: list[Tensor]
+    states: Batches
     head: InputStatistics | None = None
 
 
@@ -80,6 +81,7 @@ def run_original(
     backward: BackwardPass | None = None,
     head: bool = False,
     device: str = CPU,
+    keeping: Keeping = list,
     progress: Progress = silent,
     journal: Journal = UNRECORDED,
 ) -> OriginalPass:
@@ -93,16 +95,19 @@ def run_original(
         backward: Goes back through the model afterwards.
         head: Whether to keep statistics of the head's input.
         device: Where blocks run.
+        keeping: Where hidden states on the calibration tokens are kept.
         progress: Called after each block.
         journal: Keeps each block.
     """
     stream = BlockStream(checkpoint, device=torch.device(device))
     probes = _embed(stream, tokens.probes)  # also what a resumed pass needs: masks and positions
-    hidden = _embed(stream, tokens.calibration) if scores or gathering or backward or head else []
+    wanted = bool(scores or gathering or backward or head)
+    hidden = _embed(stream, tokens.calibration if wanted else tokens.calibration[:0], keeping)
     scorers = {name: LayerScorer(name) for name in sorted(scores)}
     done, dtype = 0, torch.float32
     if state := journal.recall("original"):
-        done, probes, hidden = state.data["blocks"], state.restored("probes"), state.restored("hidden")
+        done, probes = state.data["blocks"], state.restored("probes")
+        hidden = keeping(state.tensors.get("hidden", ()))
         dtype = getattr(torch, state.data["dtype"])
         for name, scorer in scorers.items():
             scorer.scores.extend(state.data["scores"][name])
@@ -133,7 +138,7 @@ def run_original(
     return OriginalPass({name: np.array(scorer.scores) for name, scorer in scorers.items()}, outputs, probes, seen)
 
 
-def _head_statistics(stream: BlockStream, hidden: list[Tensor]) -> InputStatistics:
+def _head_statistics(stream: BlockStream, hidden: Batches) -> InputStatistics:
     recorder = Recorder()
     collector = StatisticsCollector({HEAD: recorder})
     with collector.collecting():
@@ -143,7 +148,7 @@ def _head_statistics(stream: BlockStream, hidden: list[Tensor]) -> InputStatisti
     return statistics
 
 
-def _probe_outputs(stream: BlockStream, hidden: list[Tensor], ids: NDArray[np.int64]) -> list[OriginalOutputs]:
+def _probe_outputs(stream: BlockStream, hidden: Batches, ids: NDArray[np.int64]) -> list[OriginalOutputs]:
     outputs, step = [], max(1, _LOGITS // stream.vocab_size)
     sequences = [row for batch in hidden for row in batch]
     for row, states in zip(ids, sequences, strict=True):
@@ -169,6 +174,7 @@ def compress(
     progress: Progress = silent,
     journal: Journal = UNRECORDED,
     tables: Tables = UNQUANTISED,
+    keeping: Keeping = list,
 ) -> tuple[dict[str, Factorization], CompressedProbe]:
     """Factorize the planned matrices block by block and write every tensor of the artifact's decoder blocks.
 
@@ -185,6 +191,7 @@ def compress(
         progress: Called after each block.
         journal: Keeps each block.
         tables: Embedding and head where they are quantised.
+        keeping: Where hidden states on the calibration tokens are kept.
 
     Returns:
         Reports of the factorized and quantised matrices (their tensors released), and the compressed model's parity
@@ -197,7 +204,8 @@ def compress(
         later |= {bias_of(name) for name, m in matrices.items() if m.form not in ("dense", *SPARSE.values())}
     last_layer = max(layer_of(name) for name in matrices) if matrices else -1
     known = evidence.has_statistics(matrices) and not options.sequential
-    states = CalibrationStates([] if known else _embed(stream, tokens.calibration), options)
+    calibration = tokens.calibration[:0] if known else tokens.calibration
+    states = CalibrationStates(_embed(stream, calibration, keeping), options, keeping)
     probe = ParityProbe(stream, tokens)
     heads = attention_heads(checkpoint.config) if any(m.form in SPARSE.values() for m in plan.matrices) else None
     reports: dict[str, Factorization] = {}
@@ -358,5 +366,5 @@ def divergence(
     return total / rows
 
 
-def _embed(stream: BlockStream, ids: NDArray[np.int64]) -> list[Tensor]:
-    return [stream.embed(torch.from_numpy(ids[i : i + BATCH])) for i in range(0, len(ids), BATCH)]
+def _embed(stream: BlockStream, ids: NDArray[np.int64], keeping: Keeping = list) -> Batches:
+    return keeping(stream.embed(torch.from_numpy(ids[i : i + BATCH])) for i in range(0, len(ids), BATCH))

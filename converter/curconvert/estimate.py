@@ -19,11 +19,13 @@ from curconvert.allocation.plans import targets_of
 from curconvert.artifact.space import needed_bytes
 from curconvert.blocks.precision import multiplies_bfloat16
 from curconvert.blocks.skeleton import EMBEDDING
+from curconvert.calibration.batches import FileBatches, Keeping
 from curconvert.calibration.sampled import RESIDENT_BYTES
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.chunked import CHUNK
 from curconvert.compress import BATCH
 from curconvert.errors import InputError
+from curconvert.execution.executor import ExecutionOptions
 from curconvert.options import ConvertOptions
 from curconvert.planning import MatrixPlan, Plan, distinct_inputs, keeps_inputs, layer_of
 from curconvert.selection.bases import krylov_size
@@ -72,6 +74,35 @@ class Estimate:
     peak_memory_bytes: int
     temporary_bytes: int
     output_bytes: int
+
+
+def keeping_within(
+    checkpoint: Checkpoint, plan: Plan, options: ConvertOptions, execution: ExecutionOptions, folder: Path
+) -> Keeping:
+    """Decide where hidden states are kept: in memory, or on the disk where the limit leaves no room for them.
+
+    Args:
+        checkpoint: The opened model.
+        plan: What shapes alone can tell.
+        options: Method, numerics and calibration.
+        execution: The limit, and how many matrices are worked on at once.
+        folder: On the disk that would take them.
+
+    Raises:
+        InputError: More memory is needed even so.
+    """
+    limit, work = execution.memory_limit, _Work(checkpoint, plan, options)
+    if limit is None or work.memory(execution.tasks_at_once) <= limit:
+        return list
+    needed = work.memory(execution.tasks_at_once, spilled=True)
+    if needed > limit:
+        least = work.memory(1, spilled=True)
+        fewer = "--workers 1 or " if least <= limit else ""
+        raise InputError(
+            f"--memory-limit: {limit / 1e9:.2f} GB, but about {needed / 1e9:.2f} GB are needed with all hidden states "
+            f"on the disk; allow more, or take {fewer}less calibration text"
+        )
+    return lambda batches: FileBatches(batches, folder)
 
 
 def measure_machine(folder: Path, workers: int) -> Machine:
@@ -232,15 +263,21 @@ class _Work:
             return flops + 2.0 * m * n * (m + n) + _EIGH * (m**3 + n**3) / 2
         return flops + 4.0 * m * n * short + _EIGH * (short**3 + (n**3 if m > n else 0))
 
-    def memory(self, workers: int) -> float:
-        """Bytes that are resident at the peak: while blocks are compressed, or while the model writes text."""
+    def memory(self, workers: int, *, spilled: bool = False) -> float:
+        """Bytes that are resident at the peak: while blocks are compressed, or while the model writes text.
+
+        Args:
+            workers: Matrices that are worked on at once.
+            spilled: The calibration tokens' hidden states are on the disk, but for one batch.
+        """
         widest = max(max(m.shape) for m in self._plan.matrices)
-        states = 4.0 * (self._tokens + self._probes) * self._hidden
+        kept = min(BATCH * self._length, self._tokens) if spilled else self._tokens
+        states = 4.0 * (kept + self._probes) * self._hidden
         forward = 4 * 4 * BATCH * self._length * widest
         largest = sorted((self._held(m) for m in self._changed), reverse=True)[:workers]
         grams = sum(8 * n**2 for n in set(self._grams()))
         if self._options.mixes_targets:  # one input at a time, with its drift and a part held out
-            states += 4 * self._tokens * (self._hidden + sum(self._grams()) // len(self._layers))
+            states += 4 * (kept * self._hidden + self._tokens * sum(self._grams()) // len(self._layers))
             grams = 4 * 8 * max(self._grams(), default=0) ** 2
         inputs = sum(4 * self._tokens * n for n in {m.shape[1] for m in self._changed if self._tokens < m.shape[1]})
         # A block's weights are mapped as they are stored, too, and checked before the first is factorized.

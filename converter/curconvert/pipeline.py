@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from curconvert.allocation.plans import targets_of
@@ -10,13 +10,13 @@ from curconvert.artifact.folder import atomic_folder, check_output, publish
 from curconvert.artifact.manifest import build_manifest, seal
 from curconvert.artifact.model_files import tensor_specs, write_model_files
 from curconvert.artifact.safetensors_writer import SafetensorsWriter
-from curconvert.artifact.space import check_space, needed_bytes
-from curconvert.artifact.workspace import workspace
+from curconvert.artifact.space import check_space, needed_bytes, spilled_bytes
+from curconvert.artifact.workspace import workspace, workspace_of
 from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.compress import silent
 from curconvert.errors import InputError
-from curconvert.estimate import Estimate, estimate, measure_machine
+from curconvert.estimate import Estimate, estimate, keeping_within, measure_machine
 from curconvert.execution.executor import ExecutionOptions, executing
 from curconvert.fingerprint import fingerprint
 from curconvert.options import DTYPES, ConvertOptions, SourceOptions, check_choice
@@ -127,10 +127,12 @@ def convert(
     first = first_plan(checkpoint, options)  # refuses what cannot work before any tensor is read
     given = prepare(checkpoint, options)
     targets = targets_of(checkpoint, options)
-    check_space(out, needed_bytes(checkpoint, first, options, bytes_per_number(checkpoint, options), targets))
+    keeping = keeping_within(checkpoint, first, options, execution, workspace_of(out))
+    needed = needed_bytes(checkpoint, first, options, bytes_per_number(checkpoint, options), targets)
+    check_space(out, needed + (spilled_bytes(checkpoint, options) if keeping is not list else 0))
     identity = fingerprint(checkpoint, given.companions, given.tokens, options)
     with workspace(out, identity, resume=resume) as space, executing(execution) as executor:
-        prepared = sampled(given, options, progress, space.journal)
+        prepared = replace(sampled(given, options, progress, space.journal), keeping=keeping)
         measured = measure(prepared, [options], space.evidence, progress, space.journal)
         decided = decide(prepared, measured, options, executor, progress, space.journal)
         report, peak = produce(

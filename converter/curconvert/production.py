@@ -23,6 +23,7 @@ from curconvert.artifact.manifest import build_manifest, seal
 from curconvert.artifact.model_files import tensor_specs, write_model_files
 from curconvert.artifact.safetensors_writer import SafetensorsWriter, save_tensors
 from curconvert.blocks.skeleton import EMBEDDING
+from curconvert.calibration.batches import Keeping
 from curconvert.calibration.sampled import partly_sampled
 from curconvert.calibration.text import BUILTIN, CalibrationTokens, digest, load_tokens
 from curconvert.checkpoint.types import Checkpoint, Companions
@@ -55,12 +56,14 @@ class Prepared:
         companions: Its files that are passed on.
         tokens: Calibration and probe sequences.
         dtype: Deployed dtype.
+        keeping: Where hidden states on the calibration tokens are kept.
     """
 
     checkpoint: Checkpoint
     companions: Companions
     tokens: CalibrationTokens
     dtype: str
+    keeping: Keeping = list
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -180,8 +183,7 @@ def measure(
     feedback = quantization is not None and quantization.uses_statistics
     original = run_original(
         checkpoint, prepared.tokens, scores=scores, gathering=gathering, backward=backward, head=feedback,
-        device=wanted[0].device, progress=progress,
-        journal=journal,
+        device=wanted[0].device, keeping=prepared.keeping, progress=progress, journal=journal,
     )  # fmt: skip
     tables = quantised_tables(checkpoint, quantization, original.head) if quantization else UNQUANTISED
     return Measured(original, evidence, backward.curves if isinstance(backward, Sensitivity) else (), tables)
@@ -265,7 +267,7 @@ def produce(
     with SafetensorsWriter(work, tensor_specs(checkpoint, decided, dtype, quantization)) as writer:
         reports, parity = compress(
             checkpoint, decided, tokens, options, dtype, writer, measured.evidence, executor, progress, journal,
-            measured.tables,
+            measured.tables, prepared.keeping,
         )  # fmt: skip
         writer.finish()
     probes = pack_probes(tokens.probes, measured.original.outputs, parity)

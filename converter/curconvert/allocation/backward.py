@@ -15,6 +15,7 @@ from torch import Tensor
 from curconvert.allocation.evidence import Evidence
 from curconvert.artifact.journal import UNRECORDED, Journal, State
 from curconvert.blocks.stream import Block, BlockStream
+from curconvert.calibration.batches import Batches
 from curconvert.calibration.gradients import GradientCollector, GradientSamples
 from curconvert.errors import InputError
 from curconvert.planning import layer_of
@@ -55,14 +56,14 @@ class BackwardPass:
         """Return the weight names whose linears need gradients."""
         return self._rows
 
-    def advance(self, block: Block, hidden: list[Tensor]) -> None:
+    def advance(self, block: Block, hidden: Batches) -> None:
         """Run one block of the pass forwards; `hidden` becomes the next block's input."""
         if block.index >= self._first():
             for batch in _chosen(hidden):
                 self._evidence.save_hidden(block.index, batch, hidden[batch])
         block.advance(hidden)
 
-    def finish(self, stream: BlockStream, hidden: list[Tensor]) -> None:
+    def finish(self, stream: BlockStream, hidden: Batches) -> None:
         """Go back from the logits to the first block with a wanted linear.
 
         Raises:
@@ -107,7 +108,7 @@ class BackwardPass:
         return min((layer_of(name) for name in self.wanted()), default=0)
 
 
-def _chosen(hidden: list[Tensor]) -> list[int]:
+def _chosen(hidden: Batches) -> list[int]:
     """Return the batches that gradients are taken of: evenly spread."""
     count = min(-(-GRADIENT_TOKENS // (hidden[0].shape[0] * hidden[0].shape[1])), len(hidden))
     return [int((index + 0.5) * len(hidden) / count) for index in range(count)]

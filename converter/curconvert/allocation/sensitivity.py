@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from curconvert.allocation.backward import BackwardPass
 from curconvert.allocation.curves import Curve, interpolated
 from curconvert.allocation.evidence import Evidence
 from curconvert.artifact.journal import UNRECORDED, Journal
 from curconvert.blocks.stream import BlockStream
+from curconvert.calibration.batches import Batches
 from curconvert.calibration.gradients import GradientSamples
 from curconvert.calibration.statistics import InputStatistics
 from curconvert.checkpoint.types import Checkpoint
@@ -73,7 +73,7 @@ class Sensitivity(BackwardPass):
         """Return the weight names whose linears need gradients."""
         return self._priced | self._rows
 
-    def finish(self, stream: BlockStream, hidden: list[Tensor]) -> None:
+    def finish(self, stream: BlockStream, hidden: Batches) -> None:
         """Go back from the logits to the first block, pricing every module."""
         super().finish(stream, hidden)
         self.curves.reverse()

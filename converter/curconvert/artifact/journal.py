@@ -7,13 +7,16 @@ journal that another run can go on from, and that run computes with the very sam
 from __future__ import annotations
 
 import json
+import zipfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from curconvert.artifact.durable import fsync, replace_text
@@ -44,25 +47,48 @@ class State:
 
     def save(self, path: Path) -> None:
         """Write it to a file."""
-        arrays = {
-            f"{name}.{number}": tensor.numpy()
-            for name, tensors in self.tensors.items()
-            for number, tensor in enumerate(tensors)
-        }
-        data = np.frombuffer(json.dumps(self.data).encode(), np.uint8)
-        with path.open("wb") as file:
-            np.savez(file, **{_DATA: data}, **arrays)  # type: ignore[arg-type]  # a mapping of arrays
+        # An .npz, but one array at a time: `np.savez` wants all of them at once.
+        with zipfile.ZipFile(path, "w") as file:
+            _add(file, _DATA, np.frombuffer(json.dumps(self.data).encode(), np.uint8))
+            for name, tensors in self.tensors.items():
+                for number, tensor in enumerate(tensors):
+                    _add(file, f"{name}.{number}", tensor.numpy())
 
     @classmethod
     def load(cls, path: Path) -> State:
-        """Read it back. Tensors are copies in torch's own memory, whose alignment some kernels' results depend on."""
-        tensors: dict[str, list[Tensor]] = {}
+        """Open what `save` has written; a tensor is read when it is asked for, so the file has to stay until then."""
         with np.load(path) as stored:
             data = json.loads(stored[_DATA].tobytes())
-            for key in stored.files:
-                if key != _DATA:
-                    tensors.setdefault(key.rpartition(".")[0], []).append(torch.from_numpy(stored[key]).clone())
-        return cls(data, tensors)
+            counts = Counter(key.rpartition(".")[0] for key in stored.files if key != _DATA)
+        return cls(data, {name: _Stored(path, name, count) for name, count in counts.items()})
+
+
+class _Stored(Sequence[Tensor]):
+    """A list of tensors in a file."""
+
+    def __init__(self, path: Path, name: str, count: int) -> None:
+        self._path, self._name, self._count = path, name, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Tensor]: ...
+    def __getitem__(self, index: int | slice) -> Tensor | Sequence[Tensor]:
+        """Read one, into torch's own memory, whose alignment some kernels' results depend on."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        with np.load(self._path) as stored:
+            return torch.from_numpy(stored[f"{self._name}.{index}"]).clone()
+
+
+def _add(file: zipfile.ZipFile, name: str, array: NDArray[Any]) -> None:
+    with file.open(f"{name}.npy", "w", force_zip64=True) as part:
+        np.lib.format.write_array(part, array, allow_pickle=False)
 
 
 class Journal:

@@ -39,7 +39,7 @@ def needed_bytes(
     probes = options.calibration.probe_sequences * length
     calibration = options.calibration.sequences * length
     # While a record replaces the one before it, both are there; another stage's last one stays.
-    records = 3 * 4 * hidden * (probes + calibration * (2 if options.mixes_targets else 1))
+    records = 3 * (4 * hidden * probes + spilled_bytes(checkpoint, options))
     stored = plan.parameters_before if options.max_kl is not None else plan.parameters_after
     answers = probes * 8 * min(TOP_TOKENS, checkpoint.tensors[EMBEDDING].shape[0])
     backward = options.form == "auto" or options.approximation == "fwsvd"
@@ -47,6 +47,13 @@ def needed_bytes(
     matrices = _auto_bytes(targets) if options.form == "auto" else 0
     inputs = 4 * calibration * sum(distinct_inputs(targets).values()) if keeps_inputs(checkpoint, options) else 0
     return int(stored * itemsize) + records + answers + states + matrices + inputs + _REST
+
+
+def spilled_bytes(checkpoint: Checkpoint, options: ConvertOptions) -> int:
+    """Return the bytes of the hidden states on the calibration tokens."""
+    text = options.calibration
+    tokens = text.sequences * text.tokens_per_sequence * (2 if options.mixes_targets else 1)
+    return 4 * int(checkpoint.config["hidden_size"]) * tokens
 
 
 def _auto_bytes(shapes: Mapping[str, tuple[int, int]]) -> int:

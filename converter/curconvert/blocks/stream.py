@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
@@ -140,7 +140,7 @@ class Block:
             (found,) = torch.autograd.grad(output, hidden, gradient)
         return found
 
-    def advance(self, batches: list[Tensor], *, dtype: torch.dtype = torch.float32) -> None:
+    def advance(self, batches: Iterable[Tensor], *, dtype: torch.dtype = torch.float32) -> None:
         """Run the block on each batch and put its output in the input's place: no second copy of the hidden states."""
         with torch.inference_mode():
             for batch in batches:

@@ -42,17 +42,20 @@ class Executor(Protocol):
 
 @dataclass(frozen=True)
 class ExecutionOptions:
-    """Where matrices are factorized. Results do not depend on it.
+    """Where matrices are factorized and hidden states are kept. Results do not depend on it.
 
     Attributes:
         executor: `local`, `ray` (a cluster on this machine for as long as the work lasts) or `ray://HOST:PORT` (a
             running cluster, by the address of its client server).
         workers: Tasks at the same time; None is the number of cores that this process may use. A running cluster
             decides by itself.
+        memory_limit: Bytes that this process may have resident, as estimated; hidden states go to the disk where that
+            is needed for it. None does without.
     """
 
     executor: str = "local"
     workers: int | None = None
+    memory_limit: int | None = None
 
     def __post_init__(self) -> None:
         if self.executor not in ("local", "ray") and not (self.address and self.address != _REMOTE):
@@ -62,6 +65,8 @@ class ExecutionOptions:
                 raise InputError(f"--workers {self.workers}: expected an integer of at least 1")
             if self.address:
                 raise InputError(f"--workers {self.workers}: a running cluster decides by itself; leave it out")
+        if self.memory_limit is not None and self.memory_limit < 1:
+            raise InputError(f"--memory-limit {self.memory_limit}: expected bytes, above 0")
 
     @property
     def tasks_at_once(self) -> int:

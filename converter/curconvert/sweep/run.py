@@ -17,6 +17,7 @@ from curconvert.artifact.manifest import environment
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.compress import silent
 from curconvert.errors import BackendError, CurConvertError, InputError, UnsupportedError
+from curconvert.estimate import keeping_within
 from curconvert.execution.executor import ExecutionOptions, Executor, executing
 from curconvert.options import ConvertOptions, SourceOptions
 from curconvert.pipeline import export, open_source
@@ -88,7 +89,10 @@ def sweep(
     possible = [asked for _, asked in wanted if asked is not None]
     if not possible:
         raise InputError(f"no point can be had; {wanted[0][0].folder}: {wanted[0][0].reason}")
-    prepared = sampled(prepare(checkpoint, common), common, progress)
+    plans = [(asked, first_plan(checkpoint, asked)) for asked in possible]
+    keepings = [keeping_within(checkpoint, plan, asked, execution, out.absolute().parent) for asked, plan in plans]
+    keeping = next((keeping for keeping in keepings if keeping is not list), list)
+    prepared = replace(sampled(prepare(checkpoint, common), common, progress), keeping=keeping)
     with (
         atomic_folder(out, overwrite, SWEEP) as work,
         scratch_beside(work) as scratch,

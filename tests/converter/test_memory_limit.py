@@ -1,0 +1,107 @@
+"""Hidden states on the disk: the same bytes, and no more memory than was allowed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from curconvert.artifact.workspace import workspace_of
+from curconvert.calibration import batches
+from curconvert.calibration.batches import FileBatches
+from curconvert.checkpoint import open_checkpoint
+from curconvert.errors import InputError
+from curconvert.estimate import Machine, estimate
+from curconvert.execution.executor import ExecutionOptions
+from curconvert.options import ConvertOptions, SourceOptions
+from curconvert.pipeline import convert
+from curconvert.production import first_plan
+from support.families import make_checkpoint
+from support.tiny_runs import tiny_options
+
+MEBIBYTE = 2**20
+KINDS = {
+    "cur": ("cur", {}),
+    "sequential": ("pifa", {"sequential": True}),
+    "auto": ("auto", {"rank": None, "keep": 0.9, "rank_multiple": 4, "self_text": 0.0}),
+    "modegpt": ("modegpt", {"rank": None, "density": 0.6}),
+}
+
+
+def resident() -> int:
+    """Bytes of files that are mapped and resident."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssFile", "RssShmem")))
+
+
+def just_too_little(folder: Path, options: ConvertOptions) -> ExecutionOptions:
+    """Allow one byte less than a conversion is estimated to take."""
+    checkpoint, machine = open_checkpoint(folder), Machine(1e11, 1e11, 1e11, 1e9, workers=1)
+    needed = estimate(checkpoint, first_plan(checkpoint, options), options, 4, machine).peak_memory_bytes
+    return ExecutionOptions(workers=1, memory_limit=needed - 1)
+
+
+def test_what_is_written_stays_and_one_batch_is_resident(tmp_path: Path) -> None:
+    """Two passes over 64 batches of 2 MiB, of uneven size, written in place."""
+    given = [torch.full((1, 8, 2**16 + index), float(index)) for index in range(64)]
+    kept = FileBatches(iter(given), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert len(kept) == 64
+    before, most = resident(), 0
+    for _ in range(2):
+        for batch in kept:
+            batch.add_(1)
+            most = max(most, resident() - before)
+    assert most < 10 * MEBIBYTE
+    assert all(torch.equal(batch, wanted + 2) for batch, wanted in zip(kept, given, strict=True))
+    assert [batch.shape for batch in kept[62:]] == [batch.shape for batch in given[62:]]
+    assert torch.equal(kept[-1], given[-1] + 2)
+    assert all(batch.data_ptr() % 64 == 0 for batch in kept)
+    with pytest.raises(IndexError):
+        kept[64]
+    kept.clear()
+    assert len(kept) == 0
+    assert not FileBatches([], tmp_path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_bytes_are_the_same(tmp_path: Path, tokens: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the states on the disk, stopped halfway and gone on with."""
+    method, values = KINDS[kind]
+    model = make_checkpoint(tmp_path / "model", "llama", num_hidden_layers=4).folder
+    options = tiny_options(tokens, method, **values)
+    execution = just_too_little(model, options)
+    convert(SourceOptions(str(model)), tmp_path / "memory", options)
+    made: list[int] = []
+    initial = FileBatches.__init__
+    monkeypatch.setattr(
+        batches.FileBatches, "__init__", lambda self, *given: (initial(self, *given), made.append(len(self)))[0]
+    )
+
+    def stopping(_stage: str, _done: int, _total: int) -> None:
+        calls.append(None)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+
+    calls: list[None] = []
+    with pytest.raises(KeyboardInterrupt):
+        convert(SourceOptions(str(model)), tmp_path / "disk", options, execution=execution, progress=stopping)
+    convert(SourceOptions(str(model)), tmp_path / "disk", options, execution=execution)
+    assert max(made) == 2  # 12 sequences
+    for path in (tmp_path / "memory").iterdir():
+        assert path.read_bytes() == (tmp_path / "disk" / path.name).read_bytes(), path.name
+
+
+def test_too_little_is_refused_before_anything_is_written(tmp_path: Path, tokens: Path) -> None:
+    """It is said what is needed; fewer matrices at the same time are proposed where they suffice."""
+    model = make_checkpoint(tmp_path / "model", "llama").folder
+    options, out = tiny_options(tokens), tmp_path / "out"
+    with pytest.raises(InputError, match=r"0.00 GB, but about 0\.\d\d GB are needed .* allow more, or take less"):
+        convert(SourceOptions(str(model)), out, options, execution=ExecutionOptions(memory_limit=10**6))
+    alone = replace(just_too_little(model, options), workers=16)
+    with pytest.raises(InputError, match="--workers 1 or less"):
+        convert(SourceOptions(str(model)), out, options, execution=alone)
+    assert not out.exists()
+    assert not workspace_of(out).exists()
