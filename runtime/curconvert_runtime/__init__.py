@@ -7,7 +7,6 @@ print(session.generate("The capital of France is").text)
 from __future__ import annotations
 
 import importlib
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -71,6 +70,8 @@ _HOME = {
 def __getattr__(name: str) -> Any:
     """Import a public name, or the version, when it is first used: the package itself costs nothing."""
     if name == "__version__":
+        from importlib import metadata  # noqa: PLC0415 - it takes as long as the rest of this package
+
         try:
             return metadata.version("curconvert")
         except metadata.PackageNotFoundError:  # run from a source tree that was never installed

@@ -6,7 +6,6 @@ import contextlib
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -183,6 +182,8 @@ def _version(onnxruntime: ModuleType) -> str:
 
 def installed_versions() -> dict[str, str]:
     """Return the versions of the packages that decide what a session computes, those that are installed."""
+    from importlib import metadata  # noqa: PLC0415 - as in `__init__.py`
+
     versions = {}
     for name in ("onnxruntime", "onnxruntime-gpu", "numpy", "tokenizers"):
         try:

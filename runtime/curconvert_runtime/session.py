@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from curconvert_runtime import requests
 from curconvert_runtime.artifact import Artifact
 from curconvert_runtime.backend import (
+    CpuOptions,
     CudaOptions,
     DeviceOptions,
     create_session,
@@ -28,6 +29,7 @@ from curconvert_runtime.backend import (
 )
 from curconvert_runtime.contract import FIRST_LOGITS, cache_names, check_contract
 from curconvert_runtime.errors import BackendError, InputError
+from curconvert_runtime.machine import release_mapped
 from curconvert_runtime.requests import Ids, TokenRows
 
 if TYPE_CHECKING:
@@ -87,6 +89,9 @@ class Session:
         self._head_dim: int = model["head_dim"]
         path = artifact.graphs[graph]
         self._session = create_session(path, provider, threads, self.options)
+        if not (isinstance(self.options, CpuOptions) and not self.options.prepack):
+            # Weights were copied, rearranged or to the device; of a tied embedding only looked-up rows are read again.
+            release_mapped({header.file for header in artifact.tensors.values()})
         self._ort = import_onnxruntime(provider)
         self.has_positions = check_contract(self._session, path, model)
         self.trims_logits = any(entry.name == FIRST_LOGITS for entry in self._session.get_overridable_initializers())

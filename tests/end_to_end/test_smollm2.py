@@ -88,6 +88,27 @@ def test_conversion_stays_below_a_gigabyte(conversion: dict[str, Any]) -> None:
     assert conversion["peak_memory_bytes"] < 1e9
 
 
+_SERVE = """
+import sys
+from curconvert_runtime import GenerationOptions, load
+from curconvert_runtime.machine import peak_memory
+session = load(sys.argv[1])
+session.tokenizer.encode("a word")
+completion = session.generate([list(range(100, 612))], GenerationOptions(max_new_tokens=64, temperature=0.0))
+print(peak_memory())
+"""
+
+
+def test_serving_takes_little_more_than_the_weights(artifact: Artifact) -> None:
+    """Loaded, 512 tokens read and 64 written by the fused graph: under 1.3 times the weights' bytes, and the cache."""
+    command = [sys.executable, "-c", _SERVE, str(artifact.path)]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+    assert done.returncode == 0, done.stderr
+    model = artifact.model
+    cache = 2 * 4 * model["num_hidden_layers"] * model["num_key_value_heads"] * model["head_dim"] * (512 + 64)
+    assert int(done.stdout) < 1.3 * artifact.file("model.safetensors").stat().st_size + cache
+
+
 def test_graphs_are_small(artifact: Artifact) -> None:
     """The two graphs hold no weights: together they are under 3 MB."""
     assert sum((artifact.path / name).stat().st_size for name in ("model.onnx", "model.fused.onnx")) < 3e6
