@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from curconvert_runtime.errors import BackendError, InputError
@@ -115,7 +115,13 @@ def import_onnxruntime(provider: str) -> ModuleType:
     return module
 
 
-def create_session(graph: Path, provider: str, threads: int | None = None, options: DeviceOptions | None = None) -> Any:
+def create_session(
+    graph: Path,
+    provider: str,
+    threads: int | None = None,
+    options: DeviceOptions | None = None,
+    initializers: Mapping[str, Any] = MappingProxyType({}),
+) -> Any:
     """Load a graph on exactly one execution provider.
 
     Args:
@@ -123,6 +129,8 @@ def create_session(graph: Path, provider: str, threads: int | None = None, optio
         provider: `cpu` or `cuda`.
         threads: Threads of one operator; None leaves the choice to onnxruntime.
         options: Settings of the provider.
+        initializers: Weights to use instead of reading them from the graph's external data: `OrtValue`s, which must
+            live as long as the session.
 
     Returns:
         An `onnxruntime.InferenceSession`.
@@ -157,6 +165,8 @@ def create_session(graph: Path, provider: str, threads: int | None = None, optio
     else:
         for key, value in chosen.session_config().items():
             settings.add_session_config_entry(key, value)
+    for name, value in initializers.items():
+        settings.add_initializer(name, value)
     try:
         # Without this key (older versions: with it too) the Python class prints a notice and tries other providers.
         with contextlib.redirect_stdout(io.StringIO()):
@@ -182,7 +192,7 @@ def _version(onnxruntime: ModuleType) -> str:
 
 def installed_versions() -> dict[str, str]:
     """Return the versions of the packages that decide what a session computes, those that are installed."""
-    from importlib import metadata  # noqa: PLC0415 - as in `__init__.py`
+    from importlib import metadata  # noqa: PLC0415 - it takes longer to import than this package
 
     versions = {}
     for name in ("onnxruntime", "onnxruntime-gpu", "numpy", "tokenizers"):

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import os
 import re
-import sys
 import time
-from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,27 +23,6 @@ def peak_memory() -> int | None:
 def resident_memory() -> int | None:
     """Resident memory of this process, in bytes; None where the system is not Linux."""
     return _status("VmRSS")
-
-
-def release_mapped(paths: Collection[Path]) -> None:
-    """Take the pages of mapped files out of this process; one that is read again comes back from the page cache.
-
-    Linux only; elsewhere nothing happens. Nothing may have been written to the mappings.
-
-    Args:
-        paths: The files.
-    """
-    maps = Path("/proc/self/maps")
-    names = {str(path.resolve()) for path in paths}
-    if sys.platform != "linux" or not maps.exists():
-        return
-    libc = ctypes.CDLL(None)
-    libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    for line in maps.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
-        parts = line.split(maxsplit=5)  # address range, permissions, offset, device, inode, and a name where it has one
-        if parts[5:] and parts[5] in names:
-            start, end = (int(part, 16) for part in parts[0].split("-"))
-            libc.madvise(start, end - start, mmap.MADV_DONTNEED)
 
 
 def _status(field: str) -> int | None:

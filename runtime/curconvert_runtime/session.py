@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,13 +30,14 @@ from curconvert_runtime.backend import (
 )
 from curconvert_runtime.contract import FIRST_LOGITS, cache_names, check_contract
 from curconvert_runtime.errors import BackendError, InputError
-from curconvert_runtime.machine import release_mapped
 from curconvert_runtime.requests import Ids, TokenRows
+from curconvert_runtime.tensor_file import MappedTensor
 
 if TYPE_CHECKING:
     from curconvert_runtime.generation import Completion, GenerationOptions
     from curconvert_runtime.text import Tokenizer
 
+EMBEDDING = "model.embed_tokens.weight"
 Logits = NDArray[np.float32]
 
 
@@ -88,16 +90,20 @@ class Session:
         self._heads: int = model["num_key_value_heads"]
         self._head_dim: int = model["head_dim"]
         path = artifact.graphs[graph]
-        self._session = create_session(path, provider, threads, self.options)
-        if not (isinstance(self.options, CpuOptions) and not self.options.prepack):
-            # Weights were copied, rearranged or to the device; of a tied embedding only looked-up rows are read again.
-            release_mapped({header.file for header in artifact.tensors.values()})
+        cuda = self.options if isinstance(self.options, CudaOptions) else None
+        self._device_id = cuda.device_id if cuda else 0
+        # A tied embedding is looked up in the file and multiplied in a rearranged copy. Left to onnxruntime, all of its
+        # pages stay in memory beside that copy.
+        stored = artifact.tensors.get(EMBEDDING)
+        copied = isinstance(self.options, CpuOptions) and self.options.prepack
+        self._embedding = MappedTensor(stored) if copied and stored and stored.dtype == "F32" else None
         self._ort = import_onnxruntime(provider)
+        self._initializers = {EMBEDDING: self.place(self._embedding.array)} if self._embedding else {}
+        with self._embedding.releasing() if self._embedding else nullcontext():
+            self._session = create_session(path, provider, threads, self.options, self._initializers)
         self.has_positions = check_contract(self._session, path, model)
         self.trims_logits = any(entry.name == FIRST_LOGITS for entry in self._session.get_overridable_initializers())
         self._past, self._present = cache_names(model["num_hidden_layers"])
-        cuda = self.options if isinstance(self.options, CudaOptions) else None
-        self._device_id = cuda.device_id if cuda else 0
         self._captures = cuda is not None and cuda.cuda_graph
         self._capture_numbers = itertools.count(1)
 

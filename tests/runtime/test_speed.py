@@ -12,7 +12,7 @@ import torch
 from curconvert.graph import build_graphs, save_graphs
 from curconvert_runtime import InputError, Session, load
 from curconvert_runtime.artifact import Artifact
-from curconvert_runtime.machine import MemoryReader, peak_memory, release_mapped, resident_memory
+from curconvert_runtime.machine import MemoryReader, peak_memory, resident_memory
 from curconvert_runtime.speed import Workload, measure, weight_bytes
 from curconvert_runtime.tensor_file import read_headers
 from support.families import make_checkpoint
@@ -72,24 +72,3 @@ def test_the_reader_reads_every_byte() -> None:
     rate = reader.bytes_per_second()
     assert 1e8 < rate < 1e13
     assert reader.buffer_bytes == 2**29
-
-
-def test_released_pages_come_back(tmp_path: Path) -> None:
-    """Mapped and read, a file is resident; released, it is not; read again, it holds what it held."""
-    path, other = tmp_path / "some file", tmp_path / "other"
-    content = np.arange(2**22, dtype=np.float32)
-    for file in (path, other):
-        content.tofile(file)
-    mapped = np.memmap(path, np.float32, "r")
-    total = float(mapped.sum())
-    before = resident_memory()
-    release_mapped([other])
-    unchanged = resident_memory()
-    release_mapped([path])
-    after = resident_memory()
-    assert before is not None
-    assert unchanged is not None
-    assert after is not None
-    assert before - after > 0.9 * content.nbytes
-    assert abs(before - unchanged) < 0.1 * content.nbytes
-    assert float(mapped.sum()) == total

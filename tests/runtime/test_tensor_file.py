@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from curconvert_runtime import IntegrityError
-from curconvert_runtime.tensor_file import read_headers, read_tensor
+from curconvert_runtime.machine import resident_memory
+from curconvert_runtime.tensor_file import MappedTensor, read_headers, read_tensor
 
 GOOD = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
 
@@ -102,3 +103,21 @@ def test_random_bytes_never_escape_as_another_error(tmp_path_factory: pytest.Tem
     path.write_bytes(data)
     with contextlib.suppress(IntegrityError):
         read_headers(path)
+
+
+def test_released_pages_leave_and_come_back(tmp_path: Path) -> None:
+    """Read, a tensor is resident; released, it is not; read again, it is what it was."""
+    save_file(
+        {"x": np.ones(3, np.float32), "w": np.full((4096, 4096), 3, np.float32)}, tmp_path / "weights.safetensors"
+    )
+    mapped = MappedTensor(read_headers(tmp_path / "weights.safetensors")["w"])
+    assert not mapped.array.flags.writeable
+    sums, memory = [], [resident_memory() or 0]
+    with mapped.releasing():
+        sums.append(mapped.array.sum(dtype=np.float64))
+    memory.append(resident_memory() or 0)
+    sums.append(mapped.array.sum(dtype=np.float64))
+    memory.append(resident_memory() or 0)
+    assert sums == [3 * 4096**2] * 2
+    assert memory[1] - memory[0] < 0.2 * mapped.array.nbytes
+    assert memory[2] - memory[1] > 0.8 * mapped.array.nbytes
