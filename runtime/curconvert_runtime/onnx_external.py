@@ -68,22 +68,28 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     """Yield (field number, varint value or bytes) of one message; fixed-width fields are skipped."""
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
+    at, end = 0, len(data)
+    while at < end:
+        key = data[at]  # nearly all numbers have one byte, and there are tens of thousands of them
+        at += 1
+        if key >= 0x80:
+            key, at = _varint(data, at - 1)
         number, wire = key >> 3, key & 7
         if wire == 0:
             value, at = _varint(data, at)
             yield number, value
         elif wire == 2:
-            length, at = _varint(data, at)
-            if length > len(data) - at:
+            length = data[at] if at < end else 0x80
+            at += 1
+            if length >= 0x80:
+                length, at = _varint(data, at - 1)
+            if length > end - at:
                 raise _MalformedError("a field runs past the end")
             yield number, data[at : at + length]
             at += length
         elif wire in (1, 5):
             at += 8 if wire == 1 else 4
-            if at > len(data):
+            if at > end:
                 raise _MalformedError("a field runs past the end")
         else:
             raise _MalformedError(f"wire type {wire} is not used by ONNX")
