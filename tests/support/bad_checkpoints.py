@@ -202,6 +202,12 @@ BAD: dict[str, tuple[Damage, int, tuple[str, ...]]] = {
     "tie-string": (config(tie_word_embeddings="no"), 2, ("tie_word_embeddings",)),
     "pad-outside": (config(pad_token_id=97), 2, ("pad_token_id", "97")),
     "activation-unknown": (config(hidden_act="swish9"), 2, ("swish9",)),
+    "bidirectional": (config(use_bidirectional_attention=True), 5, ("use_bidirectional_attention", "causal")),
+    "compressed": (
+        config(quantization_config={"quant_method": "curconvert", "version": 1, "matrices": {}}),
+        5,
+        ("is an artifact", "the original"),
+    ),
     "quantised": (config(quantization_config={"quant_method": "gptq"}), 5, ("quantised",)),
     # config and tensors disagree
     "fewer-layers": (config(num_hidden_layers=1), 2, ("model.layers.1.", "unexpected")),

@@ -15,6 +15,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
+from curconvert.artifact.quantization_config import QUANT_METHOD
 from curconvert.errors import InputError, UnsupportedError
 from curconvert.families import family_of
 from curconvert_runtime import strict_json
@@ -116,8 +117,8 @@ def normalise_config(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
     """
     values = {key: value for key, value in raw.items() if key not in ("auto_map", "architectures")}
     family = family_of(values)
-    if values.pop("quantization_config", None):
-        raise UnsupportedError(f"{source}: the checkpoint is quantised (quantization_config); use the unquantised one")
+    _refuse_unsupported(values, source)
+    values.pop("quantization_config", None)
     _validate(values, source)
     for key in ("head_dim", "num_key_value_heads", "rope_scaling", "rope_parameters"):
         if values.get(key, ...) is None:
@@ -157,6 +158,24 @@ def normalise_config(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
     config["architectures"] = [family.architecture]
     config["tie_word_embeddings"] = bool(config.get("tie_word_embeddings", False))
     return _both_dialects(config, source)
+
+
+def refuse_artifact(raw: Mapping[str, Any], source: str) -> None:
+    """Refuse the config of a compressed model, before its factors are taken for damaged weights.
+
+    Raises:
+        UnsupportedError: It is one.
+    """
+    quantised = raw.get("quantization_config")
+    if isinstance(quantised, dict) and quantised.get("quant_method") == QUANT_METHOD:
+        raise UnsupportedError(f"{source}: is an artifact, compressed already; give the original that it was made from")
+
+
+def _refuse_unsupported(values: Mapping[str, Any], source: str) -> None:
+    if values.get("quantization_config"):
+        raise UnsupportedError(f"{source}: the checkpoint is quantised (quantization_config); use the unquantised one")
+    if values.get("use_bidirectional_attention"):
+        raise UnsupportedError(f"{source}: use_bidirectional_attention is not supported; the graphs are causal")
 
 
 def with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 
 from curconvert.blocks.skeleton import expected_tensors
 from curconvert.checkpoint.companions import folder_companions
-from curconvert.checkpoint.config import merge_overrides, normalise_config, parse_overrides, with_dtype
+from curconvert.checkpoint.config import merge_overrides, normalise_config, parse_overrides, refuse_artifact, with_dtype
 from curconvert.checkpoint.files import ModelFolder, load_json_object, regular_file
 from curconvert.checkpoint.hub import fetch_snapshot, is_hub_id
 from curconvert.checkpoint.infer import infer_config
@@ -137,6 +137,9 @@ def _locate(source: str, revision: str | None) -> Path:
 
 def _open_folder(path: Path, config: Path | None, overrides: Mapping[str, Any]) -> Checkpoint:
     folder = ModelFolder.at(path)
+    config = config or folder.regular("config.json")
+    if config is not None:
+        refuse_artifact(load_json_object(config), str(path))
     single, index = folder.regular(SINGLE_NAME), folder.regular(INDEX_NAME)
     if single is not None and index is not None:
         raise InputError(f"{path}: holds both {SINGLE_NAME} and {INDEX_NAME}; remove the one that is not the model")
@@ -146,7 +149,6 @@ def _open_folder(path: Path, config: Path | None, overrides: Mapping[str, Any]) 
         files, stored = (single,), read_header(single)
     else:
         raise _nothing_to_open(path)
-    config = config or folder.regular("config.json")
     if config is None:
         raise InputError(f"{path / 'config.json'}: no such file; pass --config")
     raw = merge_overrides(load_json_object(config), overrides)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from curconvert.execution.executor import Task
 
 _Result = TypeVar("_Result")
+_ANSWER_SECONDS = 10.0
 _RETRIES = 3  # of a task whose worker died
 
 
@@ -52,6 +55,8 @@ def connected(address: str | None, workers: int) -> Iterator[RayExecutor]:
 
 
 def _connect(address: str | None, workers: int) -> None:
+    if address is not None:
+        _check_listening(address)
     settings: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if address is None:
         settings |= {"num_cpus": workers, "include_dashboard": False}
@@ -61,6 +66,23 @@ def _connect(address: str | None, workers: int) -> None:
         where = address or "on this machine"
         hint = "check its address, and its token if it asks for one" if address else "see its logs in /tmp/ray"
         raise BackendError(f"no Ray cluster {where} ({_last_line(error)}); {hint}, or use --executor local") from error
+
+
+def _check_listening(address: str) -> None:
+    """Refuse an address where nobody listens: Ray tries for 40 seconds."""
+    place = urlsplit(address)
+    try:
+        host, port = place.hostname, place.port
+    except ValueError:  # not a port
+        host, port = None, None
+    if not host or not port:
+        raise BackendError(f"--executor {address}: expected ray://HOST:PORT")
+    try:
+        socket.create_connection((host, port), timeout=_ANSWER_SECONDS).close()
+    except OSError as error:
+        raise BackendError(
+            f"no Ray cluster {address} ({error.strerror or error}); check its address, or use --executor local"
+        ) from None
 
 
 class RayExecutor:

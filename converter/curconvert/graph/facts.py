@@ -15,8 +15,6 @@ import numpy as np
 import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from curconvert.errors import UnsupportedError
-
 FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 
 
@@ -82,13 +80,8 @@ def read_facts(skeleton: Any) -> ModelFacts:
 
     Args:
         skeleton: The model as `build_skeleton` returns it: parameters on the meta device, buffers real.
-
-    Raises:
-        UnsupportedError: The model attends in a way that the graphs do not express.
     """
     config, decoder = skeleton.config, skeleton.model
-    if getattr(config, "use_bidirectional_attention", False):
-        raise UnsupportedError("config.json: use_bidirectional_attention is not supported; the graphs are causal")
     ropes = _ropes(decoder.rotary_emb, config)
     layers = tuple(_attention(layer.self_attn, index, config, ropes) for index, layer in enumerate(decoder.layers))
     scale = getattr(decoder.embed_tokens, "scalar_embed_scale", None)

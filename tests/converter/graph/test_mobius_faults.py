@@ -10,7 +10,6 @@ import onnx_ir as ir
 import pytest
 
 from curconvert.blocks.skeleton import build_skeleton
-from curconvert.errors import UnsupportedError
 from curconvert.graph import build_graphs
 from curconvert.graph.facts import ModelFacts, read_facts
 from support.families import TinyModel, make_checkpoint, tiny_config
@@ -89,9 +88,3 @@ def test_mlp_biases_are_added(tmp_path: Path) -> None:
 def test_layers_without_positions_stay_without() -> None:
     """SmolLM3's NoPE layers have no rotary embedding."""
     assert [layer.rope for layer in facts_of("smollm3", no_rope_layers=[1, 0]).layers] == ["", None]
-
-
-def test_bidirectional_attention_is_refused() -> None:
-    """A Gemma 3 encoder is well-formed, and not what a causal graph computes."""
-    with pytest.raises(UnsupportedError, match="use_bidirectional_attention"):
-        facts_of("gemma3_text", use_bidirectional_attention=True)
