@@ -56,5 +56,5 @@ def quantisation_tasks(
             bias = checkpoint.read(bias_of(other)) if projection.bias is not None else None
             partner = Projection(part.weight, statistics_of_other, bias).metric.gram
         yield QuantisationTask(
-            name, factors, projection, options.quantization, dtype, options.ridge, partner
+            name, factors, projection, options.quantization.of_matrix(name), dtype, options.ridge, partner
         )  # fmt: skip
