@@ -216,13 +216,12 @@ def test_a_search_counts_what_rounding_costs(tmp_path: Path, tokens: Path) -> No
     assert found.plan.parameters_after < found.plan.parameters_before
 
 
-def test_two_layers_with_one_basis_have_it_quantised_once(tmp_path: Path, tokens: Path) -> None:
-    """Either block computes the same common R; one of them stores it."""
+@pytest.mark.parametrize("asked", [INT4, MIXED], ids=["int4", "mixed"])
+def test_two_layers_with_one_basis_have_it_quantised_once(tmp_path: Path, tokens: Path, asked: Quantization) -> None:
+    """Either block computes the same common R, in one width; one of them stores it."""
     model = make_checkpoint(tmp_path / "model", "llama")
     make_layers_alike(model.folder)
-    options = tiny_options(
-        tokens, "auto", rank=None, keep=0.75, rank_multiple=2, share=True, quantization=Quantization("int4", 32)
-    )
+    options = tiny_options(tokens, "auto", rank=None, keep=0.75, rank_multiple=2, share=True, quantization=asked)
     convert(SourceOptions(str(model.folder)), tmp_path / "out", options, verification=VerifyOptions())
     shared = [row["shared"]["matrices"] for row in manifest_of(tmp_path / "out")["matrices"] if row["shared"]]
     assert shared
@@ -230,6 +229,11 @@ def test_two_layers_with_one_basis_have_it_quantised_once(tmp_path: Path, tokens
     for owner, other in shared:
         assert f"{owner.removesuffix('weight')}R.q" in stored
         assert f"{other.removesuffix('weight')}R.q" not in stored
+        widths = {
+            f"{matrix.removesuffix('weight')}{part}.q_low" in stored
+            for matrix, part in ((owner, "R"), (owner, "T"), (other, "T"))
+        }
+        assert len(widths) == 1
     assert all(check.passed for check in torch_parity(tmp_path / "out").checks)
 
 
