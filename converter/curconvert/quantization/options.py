@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -48,6 +49,8 @@ class Quantization:
     def __post_init__(self) -> None:
         if self.type not in TYPES and not self.mixed:
             raise InputError(f"--quantize {self.type!r}: expected one of {', '.join(TYPES)}")
+        if self.bits_per_weight is not None and not self.mixed:
+            raise InputError("--bits-per-weight chooses int4 or int8 for each matrix; leave --quantize out")
         if self.block_size is not None and self.block_size not in BLOCK_SIZES:
             sizes = ", ".join(map(str, BLOCK_SIZES))
             raise InputError(f"--block-size {self.block_size}: expected one of {sizes}")
@@ -70,8 +73,6 @@ class Quantization:
         Raises:
             InputError: A value is not one of its option's, or stands there without what it belongs to.
         """
-        if quantize is not None and bits_per_weight is not None:
-            raise InputError("--bits-per-weight chooses int4 or int8 for each matrix; leave --quantize out")
         if quantize is None and bits_per_weight is None:
             given = {"--block-size": block_size, "--asymmetric": asymmetric or None, "--rounding": rounding}
             for option, value in given.items():
@@ -107,9 +108,10 @@ class Quantization:
         assert self.bits_per_weight is not None
         if not least <= self.bits_per_weight <= most:
             narrow, wide = (self.single(bits).layout for bits in BITS)
+            least, most = math.ceil(1000 * least) / 1000, math.floor(1000 * most) / 1000  # what is said is accepted
             raise InputError(
-                f"--bits-per-weight {self.bits_per_weight:g}: expected {least:.4g} (all int4, blocks of "
-                f"{narrow.block_size}) to {most:.4g} (all int8, blocks of {wide.block_size})"
+                f"--bits-per-weight {self.bits_per_weight:g}: expected {least:g} (all int4, blocks of "
+                f"{narrow.block_size}) to {most:g} (all int8, blocks of {wide.block_size})"
             )
 
     @property

@@ -38,7 +38,7 @@ def test_the_default_block_follows_the_type() -> None:
         ((None, None, False, "gptq"), "--rounding: belongs to --quantize"),
         (("int4", None, False, None, 5.0), "leave --quantize out"),
         ((None, None, False, None, 4.4), r"--bits-per-weight 4.4: expected 4.5 \(all int4.* to 9 \(all int8"),
-        ((None, 128, True, None, 8.4), r"expected 4.281 \(all int4, blocks of 128\) to 8.312"),
+        ((None, 128, True, None, 8.4), r"expected 4.282 \(all int4, blocks of 128\) to 8.312"),
         ((None, None, False, None, float("nan")), "--bits-per-weight nan"),
     ],
 )
