@@ -56,6 +56,8 @@ class Point:
         asked = self.quantization
         if asked is None:
             return f"{self.model} float32"
+        if asked.mixed:
+            return f"{self.model} {asked.bits_per_weight:g} bits {asked.rounding}"
         zeros = " asymmetric" if asked.asymmetric else ""
         return f"{self.model} {asked.type} {asked.layout.block_size}{zeros} {asked.rounding}"
 
@@ -71,6 +73,9 @@ def _points() -> Iterator[Point]:
             yield Point("pifa", Quantization(kind, size, zeros, rounding))
     for rounding in ("gptq", "nearest"):
         yield Point("dense", Quantization("int4", 64, True, rounding))
+    for model in ("dense", "pifa"):
+        for bits in (5.5, 6.5):
+            yield Point(model, Quantization("mixed", bits_per_weight=bits))
 
 
 POINTS = tuple(_points())
@@ -137,14 +142,17 @@ def measured_points(
         for model, size in sizes.items()
     }
     prepared = prepare(checkpoint, wanted["dense"])
-    measured = measure(prepared, list(wanted.values()), scratch, silent)
+    mixed = [
+        replace(wanted[p.model], quantization=p.quantization) for p in points if p.quantization and p.quantization.mixed
+    ]
+    measured = measure(prepared, [*wanted.values(), *mixed], scratch, silent)
     for point in points:
         start = time.perf_counter()
         asked = point.quantization
         # The options of a float point are those of a quantised one but for that.
         options = replace(wanted[point.model], quantization=asked)
         head = measured.original.head if asked and asked.uses_statistics else None
-        tables = quantised_tables(checkpoint, asked, head) if asked else UNQUANTISED
+        tables = quantised_tables(checkpoint, asked, head) if asked and not asked.mixed else UNQUANTISED
         out = folder / "artifact"
         out.mkdir()
         with executing(ExecutionOptions()) as executor:
@@ -180,7 +188,8 @@ def report(results: Results, setting: dict[str, Any]) -> None:
         "quantization",
         f"""{MODEL_NAME}, calibrated on {setting["calibration"]}, measured on {setting["text"]}, on the fused graph
 against the original's float32 one (perplexity {dense:.3f}). Everything but norms, biases and `pifa`'s index vectors is
-quantised, embedding and head included. `pifa` keeps {DENSITY:.0%} of the numbers of every linear. The model's linears
+quantised, embedding and head included; `N bits` is `--bits-per-weight N`. `pifa` keeps {DENSITY:.0%} of the numbers
+of every linear. The model's linears
 were on a 4-bit grid in blocks of 32 before, so int4 in blocks of 32 would say nothing.
 {machine()}.
 

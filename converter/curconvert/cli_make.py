@@ -177,12 +177,14 @@ def export(
 ) -> None:  # fmt: skip
     """Write the same graphs for the uncompressed MODEL: the baseline of every comparison.
 
-    --quantize rounds to the nearest here; `convert --method dense` rounds by a calibration text, and verifies.
+    --quantize and --bits-per-weight round to the nearest here; `convert --method dense` rounds by a calibration text,
+    and verifies.
     """
     require_converter()
     from curconvert.pipeline import export as run
 
-    quantization = to_quantization(values | {"rounding": None if values["quantize"] is None else "nearest"})
+    given = values["quantize"] is not None or values["bits_per_weight"] is not None
+    quantization = to_quantization(values | {"rounding": "nearest" if given else None})
     with render.progress(quiet) as progress:
         result = run(
             to_source(model, config, config_set, revision), out,

@@ -77,15 +77,23 @@ numeric_options = _stacked(
 
 
 quantization_options = _stacked(
-    click.option("--asymmetric", is_flag=True, help="A zero point for each block of --quantize."),
+    click.option("--asymmetric", is_flag=True, help="A zero point for each block."),
     click.option("--block-size", type=int, help="Numbers that share a scale: 32, 64 or 128. [int4: 64, int8: 32]"),
+    click.option(
+        "--bits-per-weight",
+        type=float,
+        help="int4 or int8 for each matrix by what rounding it costs, within so many bits a number, scales included.",
+    ),
     click.option("--quantize", metavar="TYPE", help="int8 or int4: factors, dense matrices, embedding and head."),
 )
 
 
 method_options = _stacked(
     calibration_options,
-    click.option("--rounding", help="gptq (by the inputs on the calibration text) or nearest, with --quantize. [gptq]"),
+    click.option(
+        "--rounding",
+        help="gptq (by the inputs on the calibration text) or nearest, where something is quantised. [gptq]",
+    ),
     quantization_options,
     click.option(
         "--share/--no-share",
@@ -181,8 +189,9 @@ def to_quantization(values: dict[str, Any]) -> Any:
     from curconvert.quantization.options import Quantization
 
     return Quantization.of(
-        values.pop("quantize"), values.pop("block_size"), values.pop("asymmetric"), values.pop("rounding", None)
-    )
+        values.pop("quantize"), values.pop("block_size"), values.pop("asymmetric"), values.pop("rounding", None),
+        values.pop("bits_per_weight"),
+    )  # fmt: skip
 
 
 def to_options(values: dict[str, Any], max_kl: float | None = None) -> Any:

@@ -278,19 +278,43 @@ def _factors(
     evidence: Evidence,
 ) -> dict[str, Factorization]:
     """Factorize some of a block's matrices and then, where that is asked for, quantise them and its dense ones."""
-    found: dict[str, Factorization] = {}
-    auto = options.form == "auto"
     if collected is None:  # auto's own tasks read what they need
-        collected = {} if auto and not options.quantization else evidence.statistics_of(plan.name for plan in plans)
-    if factored := [plan for plan in plans if plan.form != "dense"]:
-        if auto:
-            tasks = allocated_tasks(factored, evidence, checkpoint, options, dtype)
-        else:
-            tasks = block_tasks(factored, collected, checkpoint, heads, options, dtype, evidence)
-        found = _run(executor, tasks)
+        needless = options.form == "auto" and not options.quantization
+        collected = {} if needless else evidence.statistics_of(plan.name for plan in plans)
+    found = factorized(executor, plans, collected, checkpoint, heads, options, dtype, evidence)
     if options.quantization:
         found = _run(executor, quantisation_tasks(plans, found, collected, checkpoint, options, dtype, evidence))
     return found
+
+
+def factorized(
+    executor: Executor,
+    plans: Sequence[MatrixPlan],
+    collected: Mapping[str, InputStatistics],
+    checkpoint: Checkpoint,
+    heads: Heads | None,
+    options: ConvertOptions,
+    dtype: torch.dtype,
+    evidence: Evidence,
+) -> dict[str, Factorization]:
+    """Factorize some of a block's matrices.
+
+    Args:
+        executor: Works on them side by side.
+        plans: Of linears; the dense ones are left out.
+        collected: Statistics of their inputs by name; `auto` reads its own.
+        checkpoint: Weights and biases.
+        heads: The layer's; None where no form is sparse.
+        options: Method and numerics.
+        dtype: Deployed dtype.
+        evidence: What the passes over the original found.
+    """
+    factored = [plan for plan in plans if plan.form != "dense"]
+    if not factored:
+        return {}
+    if options.form == "auto":
+        return _run(executor, allocated_tasks(factored, evidence, checkpoint, options, dtype))
+    return _run(executor, block_tasks(factored, collected, checkpoint, heads, options, dtype, evidence))
 
 
 def _run(executor: Executor, tasks: Iterable[FactorTask]) -> dict[str, Factorization]:

@@ -215,9 +215,14 @@ class _Work:
         if auto:  # the text that the model writes, the way forwards and the way back
             written = 2.0 * (self._whole + self._vocab * self._hidden) * self._options.self_text
             written *= self._sequences * self._length / _SAMPLING if self._resident else 0
-            back = 3 * 2.0 * self._whole * min(GRADIENT_TOKENS, self._tokens)
-            seconds += (calibration + back + written) / machine.single
+            seconds += (calibration + self._back() + written) / machine.single
+        elif self._options.mixes_widths:
+            seconds += (calibration + self._back()) / machine.single
         return seconds
+
+    def _back(self) -> float:
+        """Flops of the way back through the model."""
+        return 3 * 2.0 * self._whole * min(GRADIENT_TOKENS, self._tokens)
 
     def _block_runs(self) -> float:
         """How often blocks are run on the calibration text while the model is compressed, all of them together."""
@@ -234,7 +239,9 @@ class _Work:
 
     def factorizations(self) -> float:
         """Flops of all factorizations, as if they were products in float64."""
-        found = sum(self._factorization(m) for m in self._compressed) + sum(self._rounding(m) for m in self._changed)
+        once, rounding = sum(map(self._factorization, self._compressed)), sum(map(self._rounding, self._changed))
+        # To choose widths, everything is rounded at both of them beforehand.
+        found = 2 * once + 3 * rounding if self._options.mixes_widths else once + rounding
         if self._options.mixes_targets:  # the teacher's target twice, and its error on what is held out
             shapes = [m.shape for m in self._compressed if self._tokens >= m.shape[1]]
             found += sum(14.0 * m * n**2 + n**3 for m, n in shapes)

@@ -198,8 +198,10 @@ class ConvertOptions:
         self._check_targets()
         self._check_dense()
         check_device(self.device)
-        if self.device != CPU and (self.form == "auto" or self.approximation == "fwsvd" or self.self_text):
-            raise InputError(f"--device {self.device}: --method auto, fwsvd and --self-text run on the CPU only")
+        if self.device != CPU and (self.goes_back or self.self_text):
+            raise InputError(
+                f"--device {self.device}: --method auto, fwsvd, --bits-per-weight and --self-text run on the CPU only"
+            )
         if self.form == "auto" and (self.layers != "all" or self.sequential):
             raise InputError("--layers and --sequential: --method auto chooses among all layers by itself")
         if self.share and self.form != "auto":
@@ -212,6 +214,8 @@ class ConvertOptions:
             raise InputError(
                 "--target-bytes counts numbers of one size; with --quantize give --keep or --target-params"
             )
+        if self.mixes_widths and self.max_kl is not None:
+            raise InputError("--max-kl: widths are chosen for a size; with --bits-per-weight give --keep")
 
     def _check_targets(self) -> None:
         if not self.targets:
@@ -244,6 +248,16 @@ class ConvertOptions:
                 raise InputError(f"{flags[name]} {sizes[name]}: expected a share above 0 and below 1")
         if self.max_kl is not None and not 0 < self.max_kl < math.inf:
             raise InputError(f"--max-kl {self.max_kl}: expected nats per token, above 0")
+
+    @property
+    def mixes_widths(self) -> bool:
+        """Whether each matrix is to be quantised with a width of its own."""
+        return self.quantization is not None and self.quantization.mixed
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether gradients of the original are needed."""
+        return self.form == "auto" or self.approximation == "fwsvd" or self.mixes_widths
 
     @property
     def full_metric(self) -> bool:

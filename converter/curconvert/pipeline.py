@@ -35,7 +35,9 @@ from curconvert.production import (
 )
 from curconvert.quantization.options import Quantization
 from curconvert.quantization.tensors import quantised_tensors, quantization_json, write_quantised
+from curconvert.quantization.widths import RoundingCost
 from curconvert.report.card import write_reports
+from curconvert.widths import check_widths, exported_costs, with_widths
 from curconvert_runtime.fidelity import Progress
 from curconvert_runtime.machine import peak_memory
 from curconvert_runtime.report import VerificationReport
@@ -173,8 +175,14 @@ def export(
     check_output(out, overwrite, (checkpoint.path, *checkpoint.files))
     dtype = dtype or stored_dtype(checkpoint)
     companions = checkpoint.companions()
+    if quantization is not None and quantization.mixed:
+        check_widths(quantization, checkpoint, None)
     with atomic_folder(out, overwrite) as work:
-        quantised = quantised_tensors(checkpoint, None) if quantization else {}
+        costs: list[RoundingCost] = []
+        if quantization is not None and quantization.mixed:
+            costs = exported_costs(checkpoint, quantization, progress)
+            quantization = with_widths(quantization, checkpoint, None, costs)
+        quantised = quantised_tensors(checkpoint, None, quantization) if quantization else {}
         errors: dict[str, float] = {}
         with SafetensorsWriter(work, tensor_specs(checkpoint, None, torch_dtype(dtype), quantization)) as writer:
             for done, name in enumerate(checkpoint.tensors, 1):
@@ -184,9 +192,8 @@ def export(
                     writer.copy(name, checkpoint.read(name), checkpoint.tensors[name])
                 progress("export", done, len(checkpoint.tensors))
             writer.finish()
-        layout = quantization.layout if quantization else None
-        write_model_files(work, checkpoint, companions, dtype, writer.tensors, (), quantised, layout)
-        described = quantization_json(quantization, quantised, errors) if quantization else None
+        write_model_files(work, checkpoint, companions, dtype, writer.tensors, (), quantised)
+        described = quantization_json(quantization, quantised, errors, costs) if quantization else None
         manifest = build_manifest(checkpoint, dtype, quantization=described)
         write_reports(work, manifest)
         seal(work, manifest)

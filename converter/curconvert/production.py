@@ -32,11 +32,13 @@ from curconvert.device import find_device
 from curconvert.execution.executor import Executor
 from curconvert.options import ConvertOptions
 from curconvert.planning import Plan, decoder_linears, keeps_inputs, layer_of, linear_of, make_plan
-from curconvert.quantization.options import stored_bytes
+from curconvert.quantization.options import Quantization, stored_bytes
 from curconvert.quantization.tensors import Tables, quantised_tables, quantised_tensors, quantization_json
+from curconvert.quantization.widths import RoundingCost
 from curconvert.report.card import write_reports
 from curconvert.selection.layers import score_of, select_layers
 from curconvert.verification import verify_artifact
+from curconvert.widths import check_widths, measured_costs, with_widths
 from curconvert_runtime.fidelity import Progress
 from curconvert_runtime.machine import peak_memory
 from curconvert_runtime.probes import pack_probes, parity_batch
@@ -96,7 +98,10 @@ def first_plan(checkpoint: Checkpoint, options: ConvertOptions) -> Plan:
     """
     if options.form == "auto":
         return uniform_plan(checkpoint, options, bytes_per_number(checkpoint, options))
-    return make_plan(checkpoint, options)
+    plan = make_plan(checkpoint, options)
+    if options.quantization and options.mixes_widths and not score_of(options.layers):
+        check_widths(options.quantization, checkpoint, plan)
+    return plan
 
 
 def prepare(checkpoint: Checkpoint, options: ConvertOptions) -> Prepared:
@@ -158,6 +163,7 @@ def measure(
     checkpoint, evidence = prepared.checkpoint, Evidence(scratch)
     scores = {score for score in (score_of(options.layers) for options in wanted) if score}
     rows = {name for options in wanted for name in _fisher_targets(checkpoint, options)}
+    mixed = any(options.mixes_widths for options in wanted)
     auto = next((options for options in wanted if options.form == "auto"), None)
     backward: BackwardPass | None = None
     if auto:
@@ -168,29 +174,34 @@ def measure(
     gathering: Gathering | None = None
     # One conversion calibrates while it compresses, because only some layers may be its targets; but where the inputs
     # themselves are kept, that is cheaper than to run the model again.
-    if auto or len(others) > 1 or (others and keeps_inputs(checkpoint, others[0])):
+    if auto or mixed or len(others) > 1 or (others and keeps_inputs(checkpoint, others[0])):
         served = (*others, *([auto] if auto else []))
         targets = {name for options in served for name in targets_of(checkpoint, options)}
-        if any(options.quantization for options in served):  # what is not compressed is quantised by its inputs, too
+        # What is not compressed is quantised by its inputs, too.
+        if mixed or any(options.quantization for options in served):
             targets |= decoder_linears(checkpoint).keys()
         # auto alone needs no exact products: each of its solves has a ridge, far above the rounding.
         ends = {name for name in targets if linear_of(name) == "down_proj"} if auto else set()
         gathering = Gathering(
-            targets, evidence, exact=bool(others), tokens=prepared.tokens.calibration.size, split=ends
+            targets, evidence, exact=not auto or bool(others), tokens=prepared.tokens.calibration.size, split=ends
         )
     # A sweep has several options, and none that quantises.
     quantization = wanted[0].quantization
-    feedback = quantization is not None and quantization.uses_statistics
+    feedback = quantization is not None and (quantization.uses_statistics or mixed)
     original = run_original(
         checkpoint, prepared.tokens, scores=scores, gathering=gathering, backward=backward, head=feedback,
         device=wanted[0].device, keeping=prepared.keeping, progress=progress, journal=journal,
     )  # fmt: skip
-    tables = quantised_tables(checkpoint, quantization, original.head) if quantization else UNQUANTISED
+    tables = UNQUANTISED
+    if quantization and not mixed:  # mixed widths are chosen when the plan is known
+        tables = quantised_tables(checkpoint, quantization, original.head)
     return Measured(original, evidence, backward.curves if isinstance(backward, Sensitivity) else (), tables)
 
 
 def _fisher_targets(checkpoint: Checkpoint, options: ConvertOptions) -> set[str]:
-    """Return the weights whose rows' Fisher information a method needs; all layers' where a score will choose some."""
+    """Return the weights whose rows' Fisher information is needed; all layers' where a score will choose some."""
+    if options.mixes_widths:
+        return set(decoder_linears(checkpoint))
     if options.approximation != "fwsvd":
         return set()
     num_layers = int(checkpoint.config["num_hidden_layers"])
@@ -263,24 +274,48 @@ def produce(
         CurConvertError: What cannot be stored or does not pass.
     """
     checkpoint, tokens, dtype = prepared.checkpoint, prepared.tokens, prepared.torch_dtype
-    quantization = options.quantization
+    quantization, tables, costs = options.quantization, measured.tables, list[RoundingCost]()
+    if quantization and quantization.mixed:
+        quantization, costs = _with_widths(prepared, measured, decided, options, executor, progress, journal)
+        options = replace(options, quantization=quantization)
+        tables = quantised_tables(checkpoint, quantization, measured.original.head)
     with SafetensorsWriter(work, tensor_specs(checkpoint, decided, dtype, quantization)) as writer:
         reports, parity = compress(
             checkpoint, decided, tokens, options, dtype, writer, measured.evidence, executor, progress, journal,
-            measured.tables, prepared.keeping,
+            tables, prepared.keeping,
         )  # fmt: skip
         writer.finish()
     probes = pack_probes(tokens.probes, measured.original.outputs, parity)
     save_tensors(work / "probes.safetensors", {name: torch.from_numpy(v) for name, v in probes.items()})
-    quantised = quantised_tensors(checkpoint, decided) if quantization else {}
+    quantised = quantised_tensors(checkpoint, decided, quantization) if quantization else {}
     write_model_files(
-        work, checkpoint, prepared.companions, prepared.dtype, writer.tensors, decided.matrices, quantised,
-        quantization.layout if quantization else None,
-    )  # fmt: skip
-    described = quantization_json(quantization, quantised, measured.tables.errors) if quantization else None
+        work, checkpoint, prepared.companions, prepared.dtype, writer.tensors, decided.matrices, quantised
+    )
+    described = quantization_json(quantization, quantised, tables.errors, costs) if quantization else None
     manifest = build_manifest(checkpoint, prepared.dtype, decided, reports, options, tokens, described)
     peak = peak_memory()
     return verify_and_seal(work, manifest, verification, progress), peak
+
+
+def _with_widths(
+    prepared: Prepared,
+    measured: Measured,
+    decided: Plan,
+    options: ConvertOptions,
+    executor: Executor,
+    progress: Progress,
+    journal: Journal,
+) -> tuple[Quantization, list[RoundingCost]]:
+    """Choose each matrix's width, and return what it was chosen by as well."""
+    assert options.quantization is not None
+    assert measured.original.head is not None
+    check_widths(options.quantization, prepared.checkpoint, decided)
+    checkpoint, dtype = prepared.checkpoint, prepared.torch_dtype
+    costs = measured_costs(
+        checkpoint, decided, prepared.tokens, measured.original.head, options, dtype, measured.evidence, executor,
+        progress, journal,
+    )  # fmt: skip
+    return with_widths(options.quantization, checkpoint, decided, costs), costs
 
 
 def inputs(checkpoint: Checkpoint, options: ConvertOptions) -> tuple[Path, ...]:

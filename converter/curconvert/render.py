@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from curconvert.report.card import stored_types
+
 if TYPE_CHECKING:
     from curconvert.bench.result import Bench, Measured, Spread
     from curconvert.estimate import Estimate
@@ -35,6 +37,7 @@ _STAGES = {
     "original": "run the original",
     "sensitivity": "measure modules",
     "search": "try a size",
+    "widths": "round at both widths",
     "compress": "compress",
     "export": "write weights",
     "parity": "compare graphs",
@@ -289,16 +292,28 @@ def artifact(manifest: Mapping[str, Any]) -> None:
                 printable(m["name"]), f"{m['shape'][0]} × {m['shape'][1]}", m["form"], str(m["rank"]), *errors
             )
     console.print(table)
+    if widths := (quantised or {}).get("widths"):
+        console.print(_widths(widths))
     for name, entry in manifest["files"].items():
         console.print(f"{entry['size']:>14,}  {entry['sha256'][:16]}…  {printable(name)}")
+
+
+def _widths(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return what each matrix's width was chosen by."""
+    table = Table("matrix", "bits", "error at int4", "at int8", "cost at int4", "at int8", box=None)
+    for row in rows:
+        errors = (f"{row['errors'][key]:.4f}" for key in ("int4", "int8"))
+        costs = (f"{row['costs'][key]:.3g}" for key in ("int4", "int8"))
+        table.add_row(printable(row["name"]), str(row["bits"]), *errors, *costs)
+    return table
 
 
 def _quantised(quantization: Mapping[str, Any]) -> str:
     zeros = "symmetric" if quantization["symmetric"] else "with zero points"
     bits = 8 * quantization["bytes"] / quantization["parameters"]
     return (
-        f"{quantization['parameters']:,} parameters in int{quantization['bits']}, blocks of "
-        f"{quantization['block_size']}, {zeros}, {quantization['rounding']} rounding: {quantization['bytes']:,} bytes, "
+        f"{quantization['parameters']:,} parameters in {stored_types(quantization)}, {zeros}, "
+        f"{quantization['rounding']} rounding: {quantization['bytes']:,} bytes, "
         f"{bits:.2f} bits each"
     )
 

@@ -31,7 +31,7 @@ from curconvert_runtime.forms import (
 )
 from curconvert_runtime.hashing import cached_sha256
 from curconvert_runtime.onnx_external import external_tensors
-from curconvert_runtime.quantized import PARTS, dequantise, layout_of, part_name, quantised_shapes
+from curconvert_runtime.quantized import PARTS, Packing, dequantise, packings, part_name
 from curconvert_runtime.tensor_file import TensorHeader, read_headers, read_tensor
 from curconvert_schemas import SchemaError, validate
 
@@ -120,9 +120,9 @@ class Artifact:
         return self.path / name
 
     @cached_property
-    def quantised(self) -> Mapping[str, tuple[int, int]]:
-        """Shapes of the matrices that are stored in parts, by the name that each would have as one tensor."""
-        return quantised_shapes(self.manifest)
+    def quantised(self) -> Mapping[str, Packing]:
+        """The matrices that are stored in parts, by the name that each would have as one tensor."""
+        return packings(self.manifest)
 
     def matrix(self, name: str) -> NDArray[Any]:
         """Return a tensor as `tensor` does, or what the parts of a quantised one stand for, float32.
@@ -130,12 +130,11 @@ class Artifact:
         Raises:
             InputError: There is neither.
         """
-        layout = layout_of(self.manifest)
-        if layout is None or name not in self.quantised:
+        packing = self.quantised.get(name)
+        if packing is None:
             return self.tensor(name)
-        shape = self.quantised[name]
-        parts = {suffix: self.tensor(part_name(name, suffix)) for suffix in layout.parts(shape)}
-        return dequantise(parts, shape[1], layout)
+        parts = {suffix: self.tensor(part_name(name, suffix)) for suffix in packing.parts}
+        return dequantise(parts, packing.shape[1], packing.layout)
 
     def tensor(self, name: str) -> NDArray[Any]:
         """Return a stored tensor, memory-mapped read-only (bfloat16: a float32 copy).
@@ -219,19 +218,19 @@ def _read_weights(folder: Path, files: Mapping[str, Any]) -> dict[str, TensorHea
     return tensors
 
 
-def _check_quantised(manifest: Mapping[str, Any], tensors: Mapping[str, TensorHeader]) -> Mapping[str, tuple[int, int]]:
-    """Compare the manifest's quantised matrices with their stored parts, and return their shapes."""
-    layout, shapes = layout_of(manifest), quantised_shapes(manifest)
-    if layout is None:
+def _check_quantised(manifest: Mapping[str, Any], tensors: Mapping[str, TensorHeader]) -> Mapping[str, Packing]:
+    """Compare the manifest's quantised matrices with their stored parts, and return them."""
+    found = packings(manifest)
+    if not found:
         return {}
-    if len(shapes) != len(manifest["quantization"]["tensors"]):
+    if len(found) != len(manifest["quantization"]["tensors"]):
         raise IntegrityError(f"{MANIFEST}: a quantised tensor is listed twice; convert the model again")
-    for name, shape in shapes.items():
+    for name, packing in found.items():
         if name in tensors:
             raise IntegrityError(
                 f"{tensors[name].file}: {name!r} is stored beside its quantised parts; convert the model again"
             )
-        parts = layout.parts(shape)
+        parts = packing.parts
         for suffix in set(PARTS) - parts.keys():
             if part_name(name, suffix) in tensors:
                 raise IntegrityError(f"{MANIFEST}: {name!r} has a stored part {suffix!r} that its layout does not have")
@@ -244,14 +243,14 @@ def _check_quantised(manifest: Mapping[str, Any], tensors: Mapping[str, TensorHe
                     f"{header.file}: tensor {header.name!r} is {header.dtype} {list(header.shape)}, {MANIFEST} says "
                     f"{expected[0]} {list(expected[1])}; convert the model again"
                 )
-    return shapes
+    return found
 
 
 def _check_matrix(
     matrix: Mapping[str, Any],
     tensors: Mapping[str, TensorHeader],
     dtype: str,
-    quantised: Mapping[str, tuple[int, int]],
+    quantised: Mapping[str, Packing],
 ) -> None:
     """Compare one manifest row with the stored tensors' names, shapes and dtypes."""
     name, (m, n) = matrix["name"], matrix["shape"]
@@ -274,18 +273,19 @@ def _check_matrix(
             )
     for tensor, (shape, stored) in expected.items():
         if tensor in quantised:
-            if quantised[tensor] != shape:
+            found = quantised[tensor].shape
+            if found != shape:
                 raise IntegrityError(
-                    f"{MANIFEST}: quantised {tensor!r} is {list(quantised[tensor])}, its matrix asks for {list(shape)}"
+                    f"{MANIFEST}: quantised {tensor!r} is {list(found)}, its matrix asks for {list(shape)}"
                 )
             continue
         header = tensors.get(tensor)
         if header is None:
             raise IntegrityError(f"{MANIFEST}: {name!r} is {matrix['form']}, but tensor {tensor!r} is missing")
         if header.shape != shape or (stored is not None and header.dtype != stored):
-            found = f"{header.dtype} {list(header.shape)}"
+            seen = f"{header.dtype} {list(header.shape)}"
             raise IntegrityError(
-                f"{header.file}: tensor {tensor!r} is {found}, {MANIFEST} says {stored or ''} {list(shape)}; "
+                f"{header.file}: tensor {tensor!r} is {seen}, {MANIFEST} says {stored or ''} {list(shape)}; "
                 "convert the model again"
             )
 

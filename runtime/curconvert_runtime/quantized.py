@@ -37,7 +37,7 @@ _PLANES = {4: ("",), 8: ("", "_low")}
 
 @dataclass(frozen=True)
 class Layout:
-    """What all quantised matrices of an artifact have in common.
+    """How integers of a quantised matrix are stored.
 
     Attributes:
         bits: Of an integer, one of `BITS`.
@@ -93,21 +93,50 @@ class Layout:
         return self.bits + (32 + (0 if self.symmetric else self.bits)) / self.block_size
 
 
+@dataclass(frozen=True)
+class Packing:
+    """A quantised matrix without its numbers.
+
+    Attributes:
+        shape: (m, n).
+        layout: How it is stored.
+    """
+
+    shape: tuple[int, int]
+    layout: Layout
+
+    @property
+    def parts(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Safetensors dtype and shape of each stored part, by suffix."""
+        return self.layout.parts(self.shape)
+
+    @property
+    def numbers(self) -> int:
+        """m·n."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parts."""
+        return self.layout.nbytes(self.shape)
+
+
 def part_name(name: str, suffix: str) -> str:
     """Name of a stored part: `….q_proj.weight` and `scales` give `….q_proj.weight.scales`."""
     return f"{name}.{suffix}"
 
 
-def quantised_shapes(manifest: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """Return the shape of each quantised matrix of an artifact, by the name that it would have unquantised."""
+def packings(manifest: Mapping[str, Any]) -> dict[str, Packing]:
+    """Return shape and layout of each quantised matrix of an artifact, by the name that it would have unquantised."""
     found = manifest.get("quantization")
-    return {} if found is None else {row["name"]: (row["shape"][0], row["shape"][1]) for row in found["tensors"]}
+    if found is None:
+        return {}
 
+    def packing(row: Mapping[str, Any]) -> Packing:
+        own = {**found, **row}  # where widths are mixed, each row has its own
+        return Packing((row["shape"][0], row["shape"][1]), Layout(own["bits"], own["block_size"], own["symmetric"]))
 
-def layout_of(manifest: Mapping[str, Any]) -> Layout | None:
-    """Return an artifact's layout; None where nothing is quantised."""
-    found = manifest.get("quantization")
-    return None if found is None else Layout(found["bits"], found["block_size"], found["symmetric"])
+    return {row["name"]: packing(row) for row in found["tensors"]}
 
 
 def pack(digits: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -24,7 +24,7 @@ from curconvert_runtime.artifact import Artifact
 from curconvert_runtime.forms import Shared, is_index, parameters
 from curconvert_runtime.onnx_external import external_tensors
 from curconvert_runtime.probes import CompressedProbe
-from curconvert_runtime.quantized import layout_of, part_name
+from curconvert_runtime.quantized import part_name
 from curconvert_runtime.report import Check
 from curconvert_runtime.rotary import rotary_check
 from curconvert_runtime.tensor_file import DTYPES, TensorHeader
@@ -94,14 +94,12 @@ def _counts(artifact: Artifact) -> Check:
             after = parameters(row["form"], (m, n), row["rank"], Shared.of(row), row["name"])
         if (row["parameters_before"], row["parameters_after"]) != (m * n, after):
             faults.append(f"{row['name'][:200]}: {m * n} parameters became {after}, the manifest says otherwise")
-    layout, quantised = layout_of(artifact.manifest), artifact.quantised
-    parts = {
-        part_name(name, part) for name, shape in quantised.items() for part in (layout.parts(shape) if layout else ())
-    }
+    quantised = artifact.quantised
+    parts = {part_name(name, part) for name, packing in quantised.items() for part in packing.parts}
     single = [h for name, h in artifact.tensors.items() if not is_index(name) and name not in parts]
-    packed = sum(rows * columns for rows, columns in quantised.values())
+    packed = sum(packing.numbers for packing in quantised.values())
     stored = sum(math.prod(header.shape) for header in single) + packed
-    if layout is not None:
+    if quantised:
         said = artifact.manifest["quantization"]
         found = packed, sum(artifact.tensors[part].length for part in parts)
         if (said["parameters"], said["bytes"]) != found:

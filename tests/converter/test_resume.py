@@ -42,8 +42,9 @@ SETTINGS: Mapping[str, dict[str, Any]] = {
     "fwsvd": {"self_text": 0.5},
     "modegpt": {"rank": None, "density": 0.6},
     "quantised": {"layers": "2-3", "quantization": Quantization("int4", 32)},
+    "mixed": {"quantization": Quantization.of(None, 32, bits_per_weight=7.0)},
 }
-METHODS = {"sequential": "cur", "search": "auto", "quantised": "pifa"}
+METHODS = {"sequential": "cur", "search": "auto", "quantised": "pifa", "mixed": "row-id"}
 
 
 class StopError(Exception):

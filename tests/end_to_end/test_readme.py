@@ -223,13 +223,18 @@ def test_links_lead_somewhere(document: Path) -> None:
         assert (document.parent / target).exists(), target
 
 
-@pytest.mark.parametrize(("method", "kind", "asymmetric"), [("cur", "int8", True), ("pifa", "int4", False)])
-def test_the_reader_of_the_format_reads_quantised_factors(
-    tmp_path: Path, method: str, kind: str, asymmetric: bool
-) -> None:
-    """Both types, with zero points and without."""
+@pytest.mark.parametrize(
+    ("method", "asked"),
+    [
+        ("cur", Quantization("int8", 32, asymmetric=True)),
+        ("pifa", Quantization("int4", 32)),
+        ("pifa", Quantization.of(None, 32, bits_per_weight=7.0)),
+    ],
+    ids=["int8", "int4", "mixed"],
+)
+def test_the_reader_of_the_format_reads_quantised_factors(tmp_path: Path, method: str, asked: Quantization) -> None:
+    """Both types, with zero points and without, and both in one artifact."""
     make_checkpoint(tmp_path / "source", "llama")
-    asked = Quantization(kind, 32, asymmetric)
     options = tiny_options(token_file(tmp_path / "ids.safetensors"), method, quantization=asked)
     convert(SourceOptions(str(tmp_path / "source")), tmp_path / "out", options)
     artifact = Artifact.open(tmp_path / "out")

@@ -20,7 +20,7 @@ from curconvert.planning import MatrixPlan, Plan
 from curconvert.quantization.options import Quantization
 from curconvert.quantization.tensors import quantised_tensors
 from curconvert_runtime.forms import factor_name, factor_shapes, index_lengths
-from curconvert_runtime.quantized import Layout, part_name
+from curconvert_runtime.quantized import Packing, part_name
 
 _PART_DTYPES = {"U8": torch.uint8, "F32": torch.float32}
 
@@ -32,11 +32,11 @@ def tensor_specs(
     specs = _float_specs(checkpoint, decided, dtype)
     if quantization is None:
         return specs
-    quantised, layout = quantised_tensors(checkpoint, decided), quantization.layout
+    quantised = quantised_tensors(checkpoint, decided, quantization)
     packed = [
         TensorSpec(part_name(name, part), _PART_DTYPES[kind], size)
-        for name, shape in quantised.items()
-        for part, (kind, size) in layout.parts(shape).items()
+        for name, packing in quantised.items()
+        for part, (kind, size) in packing.parts.items()
     ]
     return [spec for spec in specs if spec.name not in quantised] + packed
 
@@ -66,8 +66,7 @@ def write_model_files(
     dtype: str,
     tensors: Mapping[str, TensorInfo],
     matrices: Iterable[MatrixPlan] = (),
-    quantised: Mapping[str, tuple[int, int]] | None = None,
-    layout: Layout | None = None,
+    quantised: Mapping[str, Packing] | None = None,
 ) -> None:
     """Write what belongs to the weights: config, tokenizer, graphs, onnxruntime-genai's settings.
 
@@ -78,19 +77,18 @@ def write_model_files(
         dtype: Deployed dtype.
         tensors: Where each stored tensor lies.
         matrices: Of the decided plan.
-        quantised: Shapes of the tensors that are stored in parts.
-        layout: Of those parts.
+        quantised: The tensors that are stored in parts.
     """
     config, compressed = with_dtype(checkpoint.config, dtype), [m for m in matrices if m.rank is not None]
     forms = {m.name: m.form for m in compressed}
     owners = {m.name: m.shared.matrices[0] for m in compressed if m.shared}
-    loading = quantization_config(compressed, layout)
+    loading = quantization_config(compressed, (quantised or {}).values())
     _write_json(work / "config.json", {**config, "quantization_config": loading} if loading else config)
     for name, source in companions.copied.items():
         shutil.copyfile(source, work / name)
     for name, content in companions.written.items():
         (work / name).write_bytes(content)
-    save_graphs(build_graphs(config, tensors, forms, owners, quantised or {}, layout), work)
+    save_graphs(build_graphs(config, tensors, forms, owners, quantised or {}), work)
     generation = work / "generation_config.json"
     settings = json.loads(generation.read_text(encoding="utf-8")) if generation.exists() else {}
     _write_json(work / "genai_config.json", genai_config({**config, **settings}))

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # transformers reads this without the converter's other packages
     from curconvert.planning import MatrixPlan
-    from curconvert_runtime.quantized import Layout
+    from curconvert_runtime.quantized import Packing
 
 QUANT_METHOD = "curconvert"
 QUANTIZATION_VERSION = 1
 
 
-def quantization_config(matrices: Iterable[MatrixPlan], layout: Layout | None = None) -> dict[str, Any]:
+def quantization_config(matrices: Iterable[MatrixPlan], quantised: Iterable[Packing] = ()) -> dict[str, Any]:
     """Return the entries of `quantization_config`; empty where nothing is compressed, as for any dense model.
 
     Args:
         matrices: Of the decided plan.
-        layout: Of quantised matrices, where there are any: transformers cannot load these, and is to say so.
+        quantised: Matrices stored in parts: transformers cannot load these, and is to say so, with the fewest bits.
     """
     found: dict[str, Any] = {}
     for matrix in matrices:
@@ -27,7 +27,8 @@ def quantization_config(matrices: Iterable[MatrixPlan], layout: Layout | None = 
         found[matrix.name] = {"form": matrix.form, "rank": matrix.rank}
         if matrix.shared:
             found[matrix.name]["shared"] = matrix.shared.to_json()
-    if not found and layout is None:
+    widths = {packing.layout.bits for packing in quantised}
+    if not found and not widths:
         return {}
-    bits = {} if layout is None else {"bits": layout.bits}
+    bits = {"bits": min(widths)} if widths else {}
     return {"quant_method": QUANT_METHOD, "version": QUANTIZATION_VERSION, "matrices": found, **bits}

@@ -12,7 +12,7 @@ from curconvert.blocks.skeleton import EMBEDDING
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.errors import BackendError
 from curconvert.options import ConvertOptions
-from curconvert.planning import Plan, distinct_inputs, keeps_inputs, linear_of
+from curconvert.planning import Plan, decoder_linears, distinct_inputs, keeps_inputs, linear_of
 from curconvert_runtime.probes import TOP_TOKENS
 
 _REST = 64 * 10**6  # graphs, reports, index vectors: far less for any model seen
@@ -42,9 +42,10 @@ def needed_bytes(
     records = 3 * (4 * hidden * probes + spilled_bytes(checkpoint, options))
     stored = plan.parameters_before if options.max_kl is not None else plan.parameters_after
     answers = probes * 8 * min(TOP_TOKENS, checkpoint.tensors[EMBEDDING].shape[0])
-    backward = options.form == "auto" or options.approximation == "fwsvd"
-    states = 4 * hidden * layers * min(calibration, GRADIENT_TOKENS + 8 * length) if backward else 0
+    states = 4 * hidden * layers * min(calibration, GRADIENT_TOKENS + 8 * length) if options.goes_back else 0
     matrices = _auto_bytes(targets) if options.form == "auto" else 0
+    if options.mixes_widths and not matrices:
+        matrices = 8 * sum(n * n for n in distinct_inputs(decoder_linears(checkpoint)).values())
     inputs = 4 * calibration * sum(distinct_inputs(targets).values()) if keeps_inputs(checkpoint, options) else 0
     return int(stored * itemsize) + records + answers + states + matrices + inputs + _REST
 

@@ -22,7 +22,7 @@ from curconvert.graph.lowering import Lowering
 from curconvert.graph.portable import OPSET_WITH_BLOCKS, Portable
 from curconvert.graph.template import dense_template
 from curconvert_runtime.contract import FIRST_LOGITS
-from curconvert_runtime.quantized import Layout, part_name
+from curconvert_runtime.quantized import Packing, part_name
 
 PORTABLE_FILE = "model.onnx"
 FUSED_FILE = "model.fused.onnx"
@@ -50,8 +50,7 @@ def build_graphs(
     tensors: Mapping[str, TensorInfo],
     forms: Mapping[str, str],
     owners: Mapping[str, str] = MappingProxyType({}),
-    quantised: Mapping[str, tuple[int, int]] = MappingProxyType({}),
-    layout: Layout | None = None,
+    quantised: Mapping[str, Packing] = MappingProxyType({}),
 ) -> Graphs:
     """Build both graphs of a model without reading a weight.
 
@@ -61,8 +60,7 @@ def build_graphs(
             `lm_head.weight` means tied to the embedding.
         forms: Weight name to one of `curconvert_runtime.forms.FORMS`, for matrices that are stored as factors.
         owners: Weight name to that of the matrix under whose name its R is stored, where R is common to two.
-        quantised: Shape of each matrix that is stored in parts, by the name that it would have as one tensor.
-        layout: Of those parts.
+        quantised: Each matrix that is stored in parts, by the name that it would have as one tensor.
 
     Returns:
         Graphs whose weights are external: `location` is the file's name, so they must be saved beside it.
@@ -71,8 +69,8 @@ def build_graphs(
         InputError: The tensors do not fit the config.
         UnsupportedError: The family, or a form, has no graph.
     """
-    parts = layout.parts((0, 0)) if layout else ()
-    stored = deployed_dtype(tensors, {part_name(name, part) for name in quantised for part in parts})
+    parts = {part_name(name, part) for name, packing in quantised.items() for part in packing.parts}
+    stored = deployed_dtype(tensors, parts)
     skeleton = build_skeleton(config)
     facts = read_facts(skeleton)
     template = dense_template(skeleton.config)
@@ -80,8 +78,8 @@ def build_graphs(
     for dialect in (Portable, Fused):
         model = template.clone()
         inputs = {str(value.name): value for value in model.graph.inputs}
-        written = dialect(Emitter(model.graph, stored), facts, inputs, quantised=layout is not None)
-        Lowering(model, written, facts, tensors, forms, owners, quantised, layout).run()
+        written = dialect(Emitter(model.graph, stored), facts, inputs, quantised=bool(quantised))
+        Lowering(model, written, facts, tensors, forms, owners, quantised).run()
         bind(model.graph, tensors)
         if dialect is Fused:
             trim_answers(model.graph)

@@ -22,7 +22,7 @@ from curconvert.graph.emit import Emitter
 from curconvert.graph.facts import AttentionFacts, ModelFacts
 from curconvert.graph.weights import Packed, Weight
 from curconvert_runtime.forms import FORMS, factor_name, is_index
-from curconvert_runtime.quantized import Layout, part_name
+from curconvert_runtime.quantized import Layout, Packing, part_name
 
 _FLOAT, _UINT8 = ir.DataType.FLOAT, ir.DataType.UINT8
 
@@ -81,8 +81,7 @@ class Lowering:
         tensors: The stored tensors; only names and shapes are looked at.
         forms: Weight name to its form; a weight that is not named is dense.
         owners: Weight name to that of the matrix whose R it takes; a weight that is not named has its own.
-        quantised: Shapes of matrices that are stored in parts.
-        layout: Of those parts.
+        quantised: Matrices that are stored in parts.
     """
 
     def __init__(
@@ -93,8 +92,7 @@ class Lowering:
         tensors: Mapping[str, TensorInfo],
         forms: Mapping[str, str],
         owners: Mapping[str, str],
-        quantised: Mapping[str, tuple[int, int]],
-        layout: Layout | None,
+        quantised: Mapping[str, Packing],
     ) -> None:
         self._model = model
         self._graph = model.graph
@@ -104,7 +102,6 @@ class Lowering:
         self._forms = forms
         self._owners = owners
         self._quantised = quantised
-        self._layout = layout
         self._formed: set[str] = set()
         self._embedded: ir.Value | None = None
         self._factors: dict[str, ir.Value] = {}
@@ -253,7 +250,7 @@ class Lowering:
         return self._parts(name, name) if name in self._quantised else self._stored(name, form)
 
     def _rows(self, name: str) -> int:
-        return self._quantised[name][0] if name in self._quantised else self._tensors[name].shape[0]
+        return self._quantised[name].shape[0] if name in self._quantised else self._tensors[name].shape[0]
 
     def _parts(self, name: str, tensor: str, *, rows: bool = False) -> Packed:
         """Return the initialisers of a quantised matrix.
@@ -265,18 +262,16 @@ class Lowering:
         """
         if name in self._packed:
             return self._packed[name]
-        assert self._layout is not None
-        shape, found = self._quantised[tensor], {}
-        for suffix, (kind, size) in self._layout.parts(shape).items():
+        packing, found = self._quantised[tensor], {}
+        shape, layout = packing.shape, packing.layout
+        for suffix, (kind, size) in packing.parts.items():
             dtype, seen = (_UINT8 if kind == "U8" else _FLOAT), size
             if suffix.startswith("q"):
-                dtype, seen = (
-                    (_UINT8, (size[0], size[1] * size[2])) if rows else self._dialect.digits(shape, self._layout)
-                )
+                dtype, seen = (_UINT8, (size[0], size[1] * size[2])) if rows else self._dialect.digits(shape, layout)
             found[suffix] = self._initialiser(part_name(name, suffix), dtype, seen, "quantised")
-        zeros = () if self._layout.symmetric else tuple(found[f"zeros{plane}"] for plane in self._layout.planes)
-        digits = tuple(found[f"q{plane}"] for plane in self._layout.planes)
-        self._packed[name] = Packed(shape, self._layout, digits, found["scales"], zeros)
+        zeros = () if layout.symmetric else tuple(found[f"zeros{plane}"] for plane in layout.planes)
+        digits = tuple(found[f"q{plane}"] for plane in layout.planes)
+        self._packed[name] = Packed(shape, layout, digits, found["scales"], zeros)
         return self._packed[name]
 
     def _stored(self, name: str, form: str = "dense") -> ir.Value:

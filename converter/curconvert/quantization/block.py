@@ -55,4 +55,6 @@ def quantisation_tasks(
             statistics_of_other = evidence.statistics_of([other])[other]
             bias = checkpoint.read(bias_of(other)) if projection.bias is not None else None
             partner = Projection(part.weight, statistics_of_other, bias).metric.gram
-        yield QuantisationTask(name, factors, projection, options.quantization, dtype, partner)
+        yield QuantisationTask(
+            name, factors, projection, options.quantization.of_matrix(name), dtype, options.ridge, partner
+        )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,38 +17,47 @@ from curconvert.planning import Plan, decoder_linears
 from curconvert.quantization.options import Quantization
 from curconvert.quantization.rounding import Quantised, quantise
 from curconvert.quantization.tasks import quantised_factors
+from curconvert.quantization.widths import RoundingCost
 from curconvert_runtime.forms import factor_name, factor_shapes
-from curconvert_runtime.quantized import part_name
+from curconvert_runtime.quantized import Packing, part_name
 
 TABLES = (EMBEDDING, HEAD)
 
 
-def quantised_tensors(checkpoint: Checkpoint, decided: Plan | None) -> dict[str, tuple[int, int]]:
-    """Return the shape of each tensor that is quantised, by its name: factors, dense linears, embedding and head.
+def quantised_tensors(checkpoint: Checkpoint, decided: Plan | None, quantization: Quantization) -> dict[str, Packing]:
+    """Return what of each tensor is known before its numbers, by its name: factors, dense linears, embedding and head.
 
     Norms and biases stay float, and a small U of C·U·R.
 
     Args:
         checkpoint: The original.
         decided: Form and rank of its matrices; None for a model that is not compressed.
+        quantization: What is asked for, widths chosen.
     """
+    return {
+        tensor: Packing(shape, quantization.of_matrix(name).layout)
+        for name, stored in quantised_shapes(checkpoint, decided).items()
+        for tensor, shape in stored.items()
+    }
+
+
+def quantised_shapes(checkpoint: Checkpoint, decided: Plan | None) -> dict[str, dict[str, tuple[int, int]]]:
+    """Return the shapes of what is quantised, by the weight's name and then the stored tensor's."""
     plans = {matrix.name: matrix for matrix in decided.matrices} if decided else {}
-    found = {name: _matrix(checkpoint.tensors[name].shape) for name in TABLES if name in checkpoint.tensors}
+    found: dict[str, dict[str, tuple[int, int]]] = {}
+    for name in TABLES:
+        if name in checkpoint.tensors:
+            rows, columns = checkpoint.tensors[name].shape
+            found[name] = {name: (rows, columns)}
     for name, shape in decoder_linears(checkpoint).items():
         plan = plans.get(name)
         if plan is None or plan.rank is None:
-            found[name] = shape
+            found[name] = {name: shape}
             continue
         shapes = factor_shapes(plan.form, shape, plan.rank, plan.shared)
-        for suffix in quantised_factors(plan.form, plan.rank):
-            if plan.stores(suffix):
-                found[factor_name(name, suffix)] = shapes[suffix]
+        stored = [suffix for suffix in quantised_factors(plan.form, plan.rank) if plan.stores(suffix)]
+        found[name] = {factor_name(name, suffix): shapes[suffix] for suffix in stored}
     return found
-
-
-def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
-    rows, columns = shape
-    return rows, columns
 
 
 @dataclass(frozen=True)
@@ -80,15 +89,15 @@ def quantised_tables(checkpoint: Checkpoint, quantization: Quantization, head: I
     for name in TABLES:
         if name in checkpoint.tensors:
             weight = checkpoint.read(name)
-            gram = head.gram if head is not None and name == multiplied else None
-            found[name] = quantise(name, weight, quantization.layout, gram)
+            gram = head.gram if head and quantization.uses_statistics and name == multiplied else None
+            found[name] = quantise(name, weight, quantization.of_matrix(name).layout, gram)
             errors[name] = relative_error(weight, found[name])
     return Tables(found, errors)
 
 
 def write_quantised(name: str, weight: Tensor, quantization: Quantization, writer: SafetensorsWriter) -> float:
     """Round a matrix to the nearest, write its parts and return its relative Frobenius error."""
-    found = quantise(name, weight, quantization.layout)
+    found = quantise(name, weight, quantization.of_matrix(name).layout)
     for suffix, part in found.parts.items():
         writer.write(part_name(name, suffix), part)
     return relative_error(weight, found)
@@ -105,23 +114,35 @@ def relative_error(weight: Tensor, quantised: Quantised, rows: int = 8192) -> fl
 
 
 def quantization_json(
-    quantization: Quantization, tensors: Mapping[str, tuple[int, int]], errors: Mapping[str, float]
+    quantization: Quantization,
+    tensors: Mapping[str, Packing],
+    errors: Mapping[str, float],
+    measured: Sequence[RoundingCost] = (),
 ) -> dict[str, Any]:
     """Return what the manifest says about quantised tensors.
 
     Args:
         quantization: What was asked for.
-        tensors: Shapes by name.
+        tensors: By name.
         errors: Relative Frobenius errors of those that are no decoder linear's: its row of `matrices` has that one.
+        measured: What widths were chosen by, where they are mixed.
     """
-    layout = quantization.layout
+    layout, mixed = quantization.layout, quantization.mixed
+
+    def row(name: str, packing: Packing) -> dict[str, Any]:
+        own = {"bits": packing.layout.bits, "block_size": packing.layout.block_size} if mixed else {}
+        error = errors.get(name)
+        return {"name": name, "shape": list(packing.shape), **own, "relative_frobenius_error": error}
+
+    chosen = {
+        "bits_per_weight": quantization.bits_per_weight,
+        "widths": [found.to_json((quantization.widths or {})[found.name]) for found in measured],
+    }
     return {
         "bits": layout.bits, "block_size": layout.block_size, "symmetric": layout.symmetric,
         "rounding": quantization.rounding,
-        "parameters": sum(rows * columns for rows, columns in tensors.values()),
-        "bytes": sum(layout.nbytes(shape) for shape in tensors.values()),
-        "tensors": [
-            {"name": name, "shape": list(shape), "relative_frobenius_error": errors.get(name)}
-            for name, shape in sorted(tensors.items())
-        ],
+        "parameters": sum(packing.numbers for packing in tensors.values()),
+        "bytes": sum(packing.nbytes for packing in tensors.values()),
+        **(chosen if mixed else {}),
+        "tensors": [row(name, packing) for name, packing in sorted(tensors.items())],
     }  # fmt: skip

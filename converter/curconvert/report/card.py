@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from curconvert_runtime.quantized import packings
 
 _TEMPLATES = {"README.md": "README.md.j2", "report.html": "report.html.j2"}
 
@@ -37,6 +40,7 @@ def write_reports(folder: Path, manifest: Mapping[str, Any]) -> None:
         "fidelity": _fidelity_rows(manifest["metrics"]),
         "compressed": compressed,
         "quantised": _quantised(manifest.get("quantization")),
+        "widths": (manifest.get("quantization") or {}).get("widths"),
         "kept_dense": [m for m in manifest["matrices"] if m["reason"] not in (None, "not selected")],
         "kept": model["parameters_after"] / model["parameters_before"],
     }
@@ -51,8 +55,19 @@ def _quantised(found: Mapping[str, Any] | None) -> str | None:
     bits = 8 * found["bytes"] / found["parameters"]
     zeros = "symmetric" if found["symmetric"] else "with zero points"
     return (
-        f"{found['parameters']:,} of them are stored in int{found['bits']}, {zeros}, in blocks of "
-        f"{found['block_size']}: {bits:.2f} bits each, scales included; rounding: {found['rounding']}."
+        f"{found['parameters']:,} of them are stored in {stored_types(found)}, {zeros}: "
+        f"{bits:.2f} bits each, scales included; rounding: {found['rounding']}."
+    )
+
+
+def stored_types(quantization: Mapping[str, Any]) -> str:
+    """Return types and block sizes of an artifact's quantised matrices, with how many have each where there are two."""
+    stored = packings({"quantization": quantization}).values()
+    found = Counter((packing.layout.bits, packing.layout.block_size) for packing in stored)
+    several = len(found) > 1
+    return " and ".join(
+        f"int{bits} in blocks of {size}" + (f" ({count} tensors)" if several else "")
+        for (bits, size), count in sorted(found.items())
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from support.tiny_runs import manifest_of, stored_tensors, tiny_options
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 INT4, INT8 = Quantization("int4", 32), Quantization("int8")
 ZEROS = Quantization("int4", 32, asymmetric=True)
+MIXED = Quantization("mixed", 32, bits_per_weight=7.0)
 TIED = {"tie_word_embeddings": True}
 # Method, its size, family, its settings, quantisation: every form, both tyings, both types, with and without zeros.
 CASES: dict[str, tuple[str, dict[str, Any], str, dict[str, Any], Quantization]] = {
@@ -44,6 +46,9 @@ CASES: dict[str, tuple[str, dict[str, Any], str, dict[str, Any], Quantization]] 
     "neurons": ("neurons", {"rank": 20}, "llama", {"mlp_bias": True, "attention_bias": True}, INT4),
     "modegpt": ("modegpt", {"rank": None, "density": 0.6}, "llama", TIED, ZEROS),
     "auto": ("auto", {"rank": None, "keep": 0.9, "rank_multiple": 4}, "llama", {}, INT8),
+    "mixed": ("dense", {"rank": None}, "qwen2", {}, MIXED),
+    "mixed-factors": ("pifa", {"sequential": True, "layers": "1"}, "llama", TIED, replace(MIXED, asymmetric=True)),
+    "mixed-auto": ("auto", {"rank": None, "keep": 0.9, "rank_multiple": 4}, "llama", {}, MIXED),
     "nearest": ("pifa", {}, "llama", {}, Quantization("int4", 32, rounding="nearest")),
 }
 
@@ -159,6 +164,47 @@ def test_an_export_rounds_to_the_nearest(tmp_path: Path) -> None:
         np.testing.assert_allclose(answers, torch_model(ids).logits[0].detach().numpy(), atol=1e-4)
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("mixed")])
+def test_widths_stay_within_the_budget(made: Callable[[str], tuple[Path, Path]], name: str) -> None:
+    """Both are there, nothing more fits, and each tensor has that of its matrix."""
+    said = manifest_of(made(name)[1])["quantization"]
+    widths = {row["name"].removesuffix("weight"): row["bits"] for row in said["widths"]}
+    assert set(widths.values()) == {4, 8}
+    for row in said["tensors"]:
+        (own,) = (bits for stem, bits in widths.items() if row["name"].startswith(stem))
+        assert row["bits"] == own
+    assert 6.5 * said["parameters"] < 8 * said["bytes"] <= 7 * said["parameters"]
+    for row in said["widths"]:
+        assert row["errors"]["int8"] < row["errors"]["int4"]
+
+
+def test_a_dense_matrix_has_the_error_that_its_width_was_chosen_by(made: Callable[[str], tuple[Path, Path]]) -> None:
+    """The table was measured on what is stored."""
+    manifest = manifest_of(made("mixed")[1])
+    errors = {row["name"]: row["relative_output_error"] for row in manifest["matrices"]}
+    rows = [row for row in manifest["quantization"]["widths"] if row["name"] in errors]
+    assert len(rows) == len(errors)
+    for row in rows:
+        assert row["errors"][f"int{row['bits']}"] == pytest.approx(errors[row["name"]], rel=1e-6)
+
+
+def test_an_export_mixes_widths(tmp_path: Path) -> None:
+    """By the squared error of the numbers: no matrix that was left out would have saved more of it per bit."""
+    model = make_checkpoint(tmp_path / "model", "llama")
+    asked = Quantization("mixed", 32, rounding="nearest", bits_per_weight=7.0)
+    export(SourceOptions(str(model.folder)), tmp_path / "out", quantization=asked)
+    assert all(check.passed for check in check_slices(tmp_path / "out", model.folder))
+    artifact, original = Artifact.open(tmp_path / "out"), load_file(model.folder / "model.safetensors")
+    said = artifact.manifest["quantization"]
+    saved: dict[int, list[float]] = {4: [], 8: []}
+    for row in said["widths"]:
+        weight = original[row["name"]].double().numpy()
+        lost = np.sum((artifact.matrix(row["name"]) - weight) ** 2)
+        assert row["costs"][f"int{row['bits']}"] == pytest.approx(lost, rel=1e-6)
+        saved[row["bits"]].append((row["costs"]["int4"] - row["costs"]["int8"]) / weight.size)
+    assert min(saved[8]) >= sorted(saved[4])[-2]  # the last one to be widened may be smaller than a better one
+
+
 def test_a_search_counts_what_rounding_costs(tmp_path: Path, tokens: Path) -> None:
     """The artifact itself stays within --max-kl, embedding and head included."""
     model = make_checkpoint(tmp_path / "model", "llama")
@@ -170,13 +216,12 @@ def test_a_search_counts_what_rounding_costs(tmp_path: Path, tokens: Path) -> No
     assert found.plan.parameters_after < found.plan.parameters_before
 
 
-def test_two_layers_with_one_basis_have_it_quantised_once(tmp_path: Path, tokens: Path) -> None:
-    """Either block computes the same common R; one of them stores it."""
+@pytest.mark.parametrize("asked", [INT4, MIXED], ids=["int4", "mixed"])
+def test_two_layers_with_one_basis_have_it_quantised_once(tmp_path: Path, tokens: Path, asked: Quantization) -> None:
+    """Either block computes the same common R, in one width; one of them stores it."""
     model = make_checkpoint(tmp_path / "model", "llama")
     make_layers_alike(model.folder)
-    options = tiny_options(
-        tokens, "auto", rank=None, keep=0.75, rank_multiple=2, share=True, quantization=Quantization("int4", 32)
-    )
+    options = tiny_options(tokens, "auto", rank=None, keep=0.75, rank_multiple=2, share=True, quantization=asked)
     convert(SourceOptions(str(model.folder)), tmp_path / "out", options, verification=VerifyOptions())
     shared = [row["shared"]["matrices"] for row in manifest_of(tmp_path / "out")["matrices"] if row["shared"]]
     assert shared
@@ -184,6 +229,11 @@ def test_two_layers_with_one_basis_have_it_quantised_once(tmp_path: Path, tokens
     for owner, other in shared:
         assert f"{owner.removesuffix('weight')}R.q" in stored
         assert f"{other.removesuffix('weight')}R.q" not in stored
+        widths = {
+            f"{matrix.removesuffix('weight')}{part}.q_low" in stored
+            for matrix, part in ((owner, "R"), (owner, "T"), (other, "T"))
+        }
+        assert len(widths) == 1
     assert all(check.passed for check in torch_parity(tmp_path / "out").checks)
 
 
@@ -220,6 +270,7 @@ def _first(**values: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        (lambda m: m["quantization"]["tensors"][0].update(bits=4, block_size=32), "a stored part 'q_low'"),
         (_edit(block_size=64), "convert the model again"),
         (_edit(bits=4), "a stored part 'q_low'"),
         (_edit(symmetric=False), "'zeros' is missing"),

@@ -36,6 +36,10 @@ def test_the_default_block_follows_the_type() -> None:
         ((None, 64, False, None), "--block-size: belongs to --quantize"),
         ((None, None, True, None), "--asymmetric: belongs to --quantize"),
         ((None, None, False, "gptq"), "--rounding: belongs to --quantize"),
+        (("int4", None, False, None, 5.0), "leave --quantize out"),
+        ((None, None, False, None, 4.4), r"--bits-per-weight 4.4: expected 4.5 \(all int4.* to 9 \(all int8"),
+        ((None, 128, True, None, 8.4), r"expected 4.282 \(all int4, blocks of 128\) to 8.312"),
+        ((None, None, False, None, float("nan")), "--bits-per-weight nan"),
     ],
 )
 def test_bad_values_are_refused(given: tuple[Any, ...], words: str) -> None:
@@ -70,6 +74,15 @@ def test_a_budget_in_bytes_is_refused() -> None:
         ConvertOptions.for_method("auto", target_bytes=10**6, quantization=Quantization("int4"))
 
 
+def test_widths_are_not_mixed_in_a_search() -> None:
+    """Nor where gradients cannot be had."""
+    mixed = Quantization.of(None, bits_per_weight=5.0)
+    with pytest.raises(InputError, match="--max-kl: widths are chosen for a size"):
+        ConvertOptions.for_method("auto", max_kl=0.1, quantization=mixed)
+    with pytest.raises(InputError, match="--bits-per-weight and --self-text run on the CPU"):
+        ConvertOptions.for_method("cur", device="cuda", quantization=mixed)
+
+
 def test_a_sweep_has_no_dense_points() -> None:
     """Every point of a sweep has a size."""
     with pytest.raises(InputError, match="--methods 'dense'"):
@@ -89,7 +102,7 @@ def test_the_command_line_quantises(tmp_path: Path) -> None:
     done = call("export", model, "-o", tmp_path / "out", "--quantize", "int4", "--block-size", "32", "--asymmetric")
     assert done.exit_code == 0, done.output
     shown = call("inspect", tmp_path / "out").stdout
-    assert "in int4, blocks of 32, with zero points, nearest rounding" in shown
+    assert "in int4 in blocks of 32, with zero points, nearest rounding" in shown
     assert "bits each" in shown
     planned = call(
         "plan", model, "-o", tmp_path, "--method", "dense", "--quantize", "int8", "--calibration-tokens", "24"
@@ -97,3 +110,23 @@ def test_the_command_line_quantises(tmp_path: Path) -> None:
     assert planned.exit_code == 0, planned.output
     refused(call("export", model, "-o", tmp_path / "o", "--quantize", "int5", "-q"), 2, "--quantize 'int5'")
     refused(call("convert", model, "-o", tmp_path / "o", "--block-size", "32", "-q"), 2, "--block-size")
+
+
+def test_the_command_line_mixes_widths(tmp_path: Path) -> None:
+    """The table is shown; a budget that padding takes up is refused by what this model's matrices would take."""
+    model = make_checkpoint(tmp_path / "model", "llama").folder
+    add_tokenizer(model)
+    done = call("export", model, "-o", tmp_path / "out", "--bits-per-weight", "7", "--block-size", "32")
+    assert done.exit_code == 0, done.output
+    shown = call("inspect", tmp_path / "out").stdout
+    assert "in int4 in blocks of 32 (" in shown
+    assert "and int8 in blocks of 32 (" in shown
+    assert "cost at int4" in shown
+    assert "<h2>Widths</h2>" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    arguments = ("-o", tmp_path / "o", "--bits-per-weight", "4.5", "-q")
+    refused(call("export", model, *arguments), 2, "--bits-per-weight 4.5: expected ", "(all int4, blocks of 64) to ")
+    refused(
+        call("convert", model, "--method", "dense", "--calibration-tokens", "24", *arguments),
+        2,
+        "--bits-per-weight 4.5: expected ",
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,7 @@ from curconvert_runtime.forms import FORMS
 
 M, N, R = 40, 48, 36
 FLOAT = torch.float32
+RIDGE = 1e-2
 INT4 = Quantization("int4", 32)
 
 
@@ -40,15 +43,18 @@ def factors_of(form: Form, rank: int = R) -> Factorization:
     rng = np.random.default_rng(1)
     shapes = {
         "two_factor": {"A": (M, rank), "B": (rank, N)},
+        "interpolative": {"R": (rank, N), "T": (M - rank, rank)},
         "cur": {"C": (M, rank), "U": (rank, rank), "R": (rank, N)},
     }
     tensors = {suffix: deployed(rng.standard_normal(shape), FLOAT) for suffix, shape in shapes[form].items()}
+    if form == "interpolative":
+        tensors["order"] = torch.from_numpy(rng.permutation(M).astype(np.int32))
     return Factorization(form, (M, N), tensors, rank, 0.0, 0.0)
 
 
 def run(factors: Factorization, projection: Projection, quantization: Quantization = INT4) -> Factorization:
     """Quantise."""
-    return QuantisationTask("layer.weight", factors, projection, quantization, FLOAT).run()["layer.weight"]
+    return QuantisationTask("layer.weight", factors, projection, quantization, FLOAT, RIDGE).run()["layer.weight"]
 
 
 def weight() -> torch.Tensor:
@@ -56,30 +62,85 @@ def weight() -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(2).standard_normal((M, N)))
 
 
-def test_the_second_factor_meets_what_the_first_gives(statistics: InputStatistics) -> None:
-    """A is rounded in the metric B̂ H B̂ᵀ, B̂ as it is stored; B in that of H."""
-    factors = factors_of("two_factor")
-    found = run(factors, Projection(weight(), statistics))
-    first = quantise("B", factors.tensors["B"], INT4.layout, statistics.gram)
-    assert torch.equal(found.tensors["B.q"], first.parts["q"])
-    stored = first.rows().to(torch.float64).numpy()
-    second = quantise("A", factors.tensors["A"], INT4.layout, stored @ statistics.gram @ stored.T)
-    assert torch.equal(found.tensors["A.q"], second.parts["q"])
-    assert torch.equal(found.tensors["A"], second.rows())
+def wide(tensor: torch.Tensor) -> NDArray[np.float64]:
+    """Widen a factor."""
+    return tensor.to(torch.float64).numpy()
 
 
-def test_a_small_link_stays_float(statistics: InputStatistics, monkeypatch: pytest.MonkeyPatch) -> None:
-    """U of C·U·R is as it was, and C is rounded behind it; past the limit it is quantised, too."""
-    factors = factors_of("cur")
-    found = run(factors, Projection(weight(), statistics))
-    assert torch.equal(found.tensors["U"], factors.tensors["U"])
-    assert {"C.q", "R.q"} <= found.tensors.keys()
-    assert "U.q" not in found.tensors
-    link = found.tensors["U"].double().numpy() @ found.tensors["R"].double().numpy()
-    behind = quantise("C", factors.tensors["C"], INT4.layout, link @ statistics.gram @ link.T)
-    assert torch.equal(found.tensors["C.q"], behind.parts["q"])
-    monkeypatch.setattr(tasks, "FLOAT_LINK_RANK", R - 1)
-    assert "U.q" in run(factors, Projection(weight(), statistics)).tensors
+def changed(
+    wanted: NDArray[np.float64], stored: NDArray[np.float64], statistics: InputStatistics
+) -> NDArray[np.float64]:
+    """Return M for which M·Ẑ is nearest to Z, by least squares in a root of the ridged metric."""
+    metric = statistics.gram + RIDGE * np.diag(np.diag(statistics.gram))
+    root = np.linalg.cholesky(metric)
+    return np.linalg.lstsq((stored @ root).T, (wanted @ root).T, rcond=None)[0].T
+
+
+def output_error(lost: NDArray[np.float64], statistics: InputStatistics) -> float:
+    """Return the norm of the outputs of a difference."""
+    return float(np.sqrt(np.trace(lost @ statistics.gram @ lost.T)))
+
+
+LAST = {"two_factor": ("B", "A"), "interpolative": ("R", "T")}
+
+
+@pytest.mark.parametrize("form", LAST)
+def test_the_second_factor_makes_up_for_the_first(form: Form, statistics: InputStatistics) -> None:
+    """It is refitted to the first one as it is stored, rounded in the metric that gives, and errors get smaller."""
+    (one, two), rank = LAST[form], 20
+    factors = factors_of(form, rank)
+    found = run(factors, Projection(factors.product(), statistics))
+    first = quantise(one, factors.tensors[one], INT4.layout, statistics.gram)
+    assert torch.equal(found.tensors[f"{one}.q"], first.parts["q"])
+    stored, own = wide(first.rows()), factors.tensors[two]
+    gram = stored @ statistics.gram @ stored.T
+    best = wide(own) @ changed(wide(factors.tensors[one]), stored, statistics)
+    second = quantise(two, torch.from_numpy(best), INT4.layout, gram)
+    np.testing.assert_allclose(wide(found.tensors[two]), wide(second.rows()), rtol=1e-6, atol=1e-6)
+    blind = quantise(two, own, INT4.layout, gram)
+
+    def error(last: torch.Tensor) -> float:
+        kept = {**factors.tensors, one: first.rows(), two: last}
+        return output_error(wide(replace(factors, tensors=kept).product() - factors.product()), statistics)
+
+    assert error(found.tensors[two]) < error(blind.rows())
+
+
+def test_a_small_link_stays_float_and_makes_up_for_both(statistics: InputStatistics) -> None:
+    """C and R are rounded as they are; U is then best for them: any other of its size is further from the factors."""
+    factors = factors_of("cur", 20)
+    found = run(factors, Projection(factors.product(), statistics)).tensors
+    assert "U.q" not in found
+    before = wide(factors.tensors["U"]) @ wide(found["R"])
+    behind = quantise("C", factors.tensors["C"], INT4.layout, before @ statistics.gram @ before.T)
+    assert torch.equal(found["C.q"], behind.parts["q"])
+    metric = statistics.gram + RIDGE * np.diag(np.diag(statistics.gram))
+    root = np.linalg.cholesky(metric)
+    best = np.linalg.pinv(wide(found["C"])) @ wide(factors.product()) @ root @ np.linalg.pinv(wide(found["R"]) @ root)
+    np.testing.assert_allclose(wide(found["U"]), best, rtol=1e-4, atol=1e-4)
+    blind = {**factors.tensors, "C": found["C"], "R": found["R"]}
+    errors = [
+        output_error(wide(replace(factors, tensors=kept).product() - factors.product()), statistics)
+        for kept in ({**blind, "U": found["U"]}, blind)
+    ]
+    assert errors[0] < 0.9 * errors[1]
+
+
+def test_past_the_limit_the_link_is_quantised_and_c_makes_up_for_it(
+    statistics: InputStatistics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each by what those before it give as they are stored."""
+    monkeypatch.setattr(tasks, "FLOAT_LINK_RANK", 19)
+    factors = factors_of("cur", 20)
+    found = run(factors, Projection(factors.product(), statistics)).tensors
+    link = wide(factors.tensors["U"]) @ changed(wide(factors.tensors["R"]), wide(found["R"]), statistics)
+    stored = wide(found["R"])
+    rounded = quantise("U", torch.from_numpy(link), INT4.layout, stored @ statistics.gram @ stored.T)
+    np.testing.assert_allclose(wide(found["U"]), wide(rounded.rows()), rtol=1e-6, atol=1e-6)
+    both = [wide(part["U"]) @ wide(part["R"]) for part in (factors.tensors, found)]
+    best = wide(factors.tensors["C"]) @ changed(*both, statistics)
+    last = quantise("C", torch.from_numpy(best), INT4.layout, both[1] @ statistics.gram @ both[1].T)
+    np.testing.assert_allclose(wide(found["C"]), wide(last.rows()), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -1,0 +1,106 @@
+"""int4 or int8 for each matrix: what rounding costs at either width, and the best choice within a budget of bits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curconvert.quantization.tasks import QuantisationTask
+from curconvert_runtime.quantized import BITS
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RoundingCost:
+    """What rounding a matrix costs at each width, of `curconvert_runtime.quantized.BITS`, the narrowest first.
+
+    Attributes:
+        name: Weight name.
+        errors: Relative errors: of the outputs, or of the numbers themselves where no inputs are known.
+        costs: What the choice minimises, see `curconvert.widths`.
+    """
+
+    name: str
+    errors: tuple[float, ...]
+    costs: tuple[float, ...]
+
+    def to_json(self, bits: int | None = None) -> dict[str, Any]:
+        """Return it as JSON, with the bits that were chosen."""
+        chosen = {} if bits is None else {"bits": bits}
+        return {"name": self.name, **chosen, "errors": _by_type(self.errors), "costs": _by_type(self.costs)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> RoundingCost:
+        """Read it back."""
+        errors, costs = (tuple(value[key][f"int{bits}"] for bits in BITS) for key in ("errors", "costs"))
+        return cls(value["name"], errors, costs)
+
+
+def _by_type(values: Sequence[float]) -> dict[str, float]:
+    return {f"int{bits}": value for bits, value in zip(BITS, values, strict=True)}
+
+
+@dataclass(frozen=True)
+class RoundingTask:
+    """One matrix, to be quantised at each width and measured.
+
+    Attributes:
+        tasks: At each width, the narrowest first.
+        importance: Cost of a unit mean square error of each output, (m,).
+    """
+
+    tasks: Sequence[QuantisationTask]
+    importance: Vector
+
+    def run(self) -> RoundingCost:
+        """Return what it costs, truncation included where the matrix is compressed; raises as `QuantisationTask`."""
+        errors, costs = [], []
+        for task in self.tasks:
+            ((name, found),) = task.run().items()
+            lost = task.projection.weight.double().numpy() - found.product().numpy()
+            errors.append(found.relative_output_error)
+            costs.append(weighted(lost, task.projection.metric.gram, self.importance))
+        return RoundingCost(name, tuple(errors), tuple(costs))
+
+
+def weighted(lost: NDArray[np.float64], gram: NDArray[np.float64], importance: Vector) -> float:
+    """Return `Σ c_i e_i H e_iᵀ` over the rows of an error, (m, n)."""
+    return float(importance @ np.einsum("ij,ij->i", lost @ gram, lost))
+
+
+def chosen_widths(
+    measured: Sequence[RoundingCost],
+    sizes: Mapping[str, Sequence[int]],
+    together: Sequence[Sequence[str]],
+    budget: float,
+) -> dict[str, int]:
+    """Choose the bits of each matrix: greedily by the cost that an added bit saves, while the budget allows it.
+
+    Args:
+        measured: Every quantised matrix.
+        sizes: Bits that each takes at each width, by name, the narrowest first.
+        together: Matrices that must have one width, because they have a stored factor in common.
+        budget: Bits of all of them together at most; as narrow as can be they fit.
+
+    Returns:
+        Bits by name.
+    """
+    costs = {found.name: found.costs for found in measured}
+    joint = [tuple(names) for names in together]
+    groups = joint + [(name,) for name in costs if not any(name in names for names in joint)]
+
+    def change(names: Sequence[str], values: Mapping[str, Sequence[float]]) -> float:
+        return sum(values[name][-1] - values[name][0] for name in names)
+
+    left = budget - sum(sizes[name][0] for name in costs)
+    widths = dict.fromkeys(costs, BITS[0])
+    for names in sorted(groups, key=lambda names: (change(names, costs) / max(change(names, sizes), 1), names)):
+        if change(names, costs) <= 0 and change(names, sizes) <= left:
+            left -= change(names, sizes)
+            widths |= dict.fromkeys(names, BITS[-1])
+    return widths
