@@ -41,6 +41,7 @@ from curconvert_runtime.probes import (
     CompressedProbe,
     OriginalOutputs,
     fidelity_probe,
+    parity_batch,
 )
 from curconvert_runtime.quantized import part_name
 
@@ -198,7 +199,7 @@ def compress(
     last_layer = max(layer_of(name) for name in matrices) if matrices else -1
     known = evidence.has_statistics(matrices) and not options.sequential
     states = CalibrationStates([] if known else _embed(stream, tokens.calibration), options)
-    probe = ParityProbe(stream, tokens)
+    probe = ParityProbe(stream, *parity_batch(tokens.probes))
     heads = attention_heads(checkpoint.config) if any(m.form in SPARSE.values() for m in plan.matrices) else None
     reports: dict[str, Factorization] = {}
     done = 0
