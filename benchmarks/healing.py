@@ -1,8 +1,8 @@
-"""What healing wins back: perplexity and divergence over the steps, for ΔU and for LoRA at equal trained parameters.
+"""What healing wins back: perplexity and divergence over the steps, for ΔU, LoRA and MoRA at equal trained parameters.
 
 The compressed models are CURing's setting (q/k/gate of the layers with the least angular distance, rank 128) by
-`--method curing` and `--method cur`. LoRA is PEFT's, on the linears that stayed dense, towards the same targets with
-the same data, batches and rates; its rank is the one that trains as many numbers as U has.
+`--method curing` and `--method cur`. LoRA (PEFT's) and MoRA (`mora.py`) are on the linears that stayed dense, towards
+the same targets with the same data, batches and rates; their ranks are those that train as many numbers as U has.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ import math
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from common import MODEL, MODEL_NAME, ROOT, machine, publish, table
+from mora import attach, spread_ranks
 from numpy.typing import NDArray
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -30,16 +33,16 @@ from curconvert import CalibrationOptions, ConvertOptions, SourceOptions, conver
 from curconvert.artifact.journal import UNRECORDED
 from curconvert.blocks.precision import multiplies_bfloat16
 from curconvert.calibration.sampled import resident_model
-from curconvert.calibration.text import load_tokens
 from curconvert.checkpoint import open_checkpoint
+from curconvert.healing.examples import load_data
 from curconvert.healing.options import HealOptions
-from curconvert.healing.student import distillation, held_out_divergence, trainable
+from curconvert.healing.student import held_out_measure, trainable, training_loss
 from curconvert.healing.training import Point, train
 from curconvert.parity import build_torch_model
 from curconvert_runtime.artifact import Artifact
 from curconvert_runtime.fidelity import text_windows
 
-PARTS = ("delta-u", "lora")
+PARTS = ("delta-u", "lora", "mora")
 _DENSE = ("v_proj", "o_proj", "up_proj", "down_proj")
 
 
@@ -53,17 +56,60 @@ def losses(model: nn.Module, windows: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.array(found)
 
 
-def lora(folder: Path, count: int) -> tuple[nn.Module, list[nn.Parameter], int]:
-    """Attach LoRA to the dense linears, with the rank that trains about as many numbers."""
+@dataclass(frozen=True)
+class Adapted:
+    """A compressed model with something to train.
+
+    Attributes:
+        model: Frozen but for the parameters; transformers' model, or PEFT's around it.
+        parameters: What is trained.
+        ranks: Of LoRA's or MoRA's matrices, as text; empty for ΔU.
+    """
+
+    model: nn.Module
+    parameters: list[nn.Parameter]
+    ranks: str = ""
+
+    @property
+    def count(self) -> int:
+        """Numbers that are trained."""
+        return sum(parameter.numel() for parameter in self.parameters)
+
+
+def adapted(part: str, artifact: Artifact) -> Adapted:
+    """Load a compressed model with one of `PARTS` to train, each with as many numbers as U has."""
+    model = build_torch_model(artifact)
+    delta = Adapted(model, list(trainable(model, "u").values()))
+    if part == "delta-u":
+        return delta
+    dense = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.endswith(_DENSE)}
+    names = list(dense)
+    if part == "mora":
+        ranks = spread_ranks(delta.count, names, lambda _, rank: rank * rank, step=2)
+        return Adapted(model, attach(model, names, ranks), _listed(ranks))
+    sizes = {name: linear.in_features + linear.out_features for name, linear in dense.items()}
+    ranks = spread_ranks(delta.count, names, lambda name, rank: rank * sizes[name])
+    return lora(artifact.path, {name: rank for name, rank in zip(names, ranks, strict=True) if rank})
+
+
+def lora(folder: Path, ranks: dict[str, int]) -> Adapted:
+    """Attach LoRA to some linears, each with its own rank and α = 2 r."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    sizes = [
-        module.in_features + module.out_features
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name.endswith(_DENSE)
-    ]
-    rank = max(1, round(count / sum(sizes)))
-    wrapped: Any = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(_DENSE)))
-    return wrapped.eval(), [p for p in wrapped.parameters() if p.requires_grad], rank
+    alphas = {name: 2 * rank for name, rank in ranks.items()}
+    config = LoraConfig(target_modules=list(ranks), rank_pattern=ranks, alpha_pattern=alphas)
+    wrapped: Any = get_peft_model(model, config)
+    return Adapted(wrapped.eval(), [p for p in wrapped.parameters() if p.requires_grad], _listed(ranks.values()))
+
+
+def _listed(ranks: Iterable[int]) -> str:
+    return " and ".join(str(rank) for rank in sorted(set(ranks)))
+
+
+def part_name(part: str, ranks: str) -> str:
+    """Return a part's name for a table."""
+    if part == "delta-u":
+        return "ΔU"
+    return f"{'LoRA, rank' if part == 'lora' else 'MoRA, r̂'} {ranks}, on the dense linears"
 
 
 def run(method: str, part: str, folder: Path, given: argparse.Namespace, options: HealOptions) -> dict[str, Any]:
@@ -72,14 +118,10 @@ def run(method: str, part: str, folder: Path, given: argparse.Namespace, options
     calibration = CalibrationOptions(source=given.calibration)
     convert(SourceOptions(given.model), folder, ConvertOptions.for_method(method, rank=128, calibration=calibration))
     artifact = Artifact.open(folder)
-    tokens = load_tokens(options.data, artifact.file("tokenizer.json"), vocab_size=artifact.model["vocab_size"])
-    teacher, student = resident_model(checkpoint), build_torch_model(artifact)
-    parameters = list(trainable(student, options.train).values())
-    count, rank = sum(parameter.numel() for parameter in parameters), 0
-    if part == "lora":
-        student, parameters, rank = lora(folder, count)
+    data = load_data(options, artifact.file("tokenizer.json"), artifact.model["vocab_size"])
+    teacher, found = resident_model(checkpoint), adapted(part, artifact)
     windows = text_windows(artifact, given.text.read_text(encoding="utf-8"), given.window, given.max_tokens)
-    before = losses(student, windows)
+    before = losses(found.model, windows)
     start = time.perf_counter()
 
     def progress(_stage: str, done: int, total: int) -> None:
@@ -88,13 +130,13 @@ def run(method: str, part: str, folder: Path, given: argparse.Namespace, options
 
     dtype = torch.bfloat16 if multiplies_bfloat16() else torch.float32
     curve = train(
-        parameters, distillation(student, teacher, tokens.calibration, options, dtype),
-        lambda: held_out_divergence(student, teacher, tokens.probes), len(tokens.calibration), options, UNRECORDED,
+        found.parameters, training_loss(found.model, teacher, data.training, options, dtype),
+        held_out_measure(found.model, teacher, data.held_out, options), data.training.counts, options, UNRECORDED,
         "heal", progress,
     )  # fmt: skip
-    seconds, dense, after = time.perf_counter() - start, losses(teacher, windows), losses(student, windows)
+    seconds, dense, after = time.perf_counter() - start, losses(teacher, windows), losses(found.model, windows)
     return {
-        "method": method, "part": part, "rank": rank, "trained": sum(p.numel() for p in parameters),
+        "method": method, "part": part, "rank": found.ranks, "trained": found.count,
         "seconds": seconds, "curve": [vars(point) for point in curve],
         "losses": {"original": dense.tolist(), "before": before.tolist(), "after": after.tolist()},
     }  # fmt: skip
@@ -158,7 +200,7 @@ def report(points: list[dict[str, Any]], given: argparse.Namespace, options: Hea
     for point in points:
         perplexities = {name: math.exp(np.mean(values)) for name, values in point["losses"].items()}
         share, error = recovered(point["losses"])
-        name = "ΔU" if point["part"] == "delta-u" else f"LoRA, rank {point['rank']}, on the dense linears"
+        name = part_name(point["part"], point["rank"])
         rows.append([
             f"`{point['method']}`", name, f"{point['trained']:,}",
             f"{perplexities['original']:.2f}", f"{perplexities['before']:.2f}", f"{perplexities['after']:.2f}",

@@ -209,12 +209,13 @@ class Bench:
         found: dict[str, Any] = {"fidelity": asdict(exact_fidelity(session, self._recorded, self._windows))}
         if found["fidelity"]["perplexity_compressed"] > self._options.limit:
             return found
-        scorer = tasks.Scorer(path) if {"tasks", "windows"} & set(self._wanted) else None
+        scorer = tasks.Scorer.load(path) if {"tasks", "windows"} & set(self._wanted) else None
         if scorer and "tasks" in self._wanted:
             prefix = int(self._artifact.config["bos_token_id"])
             blimp, piqa = self._options.tasks
             pairs = tasks.blimp(scorer, session.tokenizer, blimp, prefix, self._options.pairs)
-            questions = tasks.piqa(scorer, session.tokenizer, piqa, prefix)
+            asked = tasks.piqa_questions(piqa)
+            questions = tasks.piqa(asked, tasks.piqa_scores(scorer, session.tokenizer, asked, [prefix]))
             found["tasks"] = {"BLiMP": tasks.accuracy(pairs), "PIQA": tasks.accuracy(questions)}
         if scorer and "windows" in self._wanted:
             found["bfloat16"] = tasks.perplexity(scorer, self._windows)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,18 @@ class Scorer:
     """Log-probabilities by a causal language model, products in bfloat16.
 
     Args:
-        path: The artifact.
+        model: transformers' model, for evaluation.
     """
 
-    def __init__(self, path: Path) -> None:
-        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa").eval()
+    def __init__(self, model: Any) -> None:
         self._body: nn.Module = model.get_decoder()
         self._head: Tensor = model.get_output_embeddings().weight.detach().to(torch.bfloat16)
+
+    @classmethod
+    def load(cls, path: Path) -> Scorer:
+        """Load an artifact."""
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa")
+        return cls(model.eval())
 
     def log_probs(self, rows: list[NDArray[np.int64]]) -> list[NDArray[np.float32]]:
         """Return the log-probability of each row's tokens but the first.
@@ -87,29 +93,59 @@ def blimp(scorer: Scorer, tokenizer: Tokenizer, folder: Path, prefix: int, limit
     return [bool(good > bad) for good, bad in zip(scores[::2], scores[1::2], strict=True)]
 
 
-def piqa(scorer: Scorer, tokenizer: Tokenizer, folder: Path, prefix: int) -> list[bool]:
-    """Tell for each question whether the right solution is more probable (Bisk et al. 2020).
+@dataclass(frozen=True)
+class Question:
+    """One of PIQA (Bisk et al. 2020).
 
-    The prompt is `Question: … Answer:`; the score is the log-probability of the solution's tokens, not normalised.
+    Attributes:
+        prompt: `Question: … Answer:`.
+        solutions: The two texts that may follow.
+        label: Which of them is right.
+    """
+
+    prompt: str
+    solutions: tuple[str, str]
+    label: int
+
+
+def piqa_questions(folder: Path) -> list[Question]:
+    """Read PIQA's questions from `valid.jsonl` and `valid-labels.lst`."""
+    lines = [json.loads(line) for line in (folder / "valid.jsonl").read_text(encoding="utf-8").splitlines()]
+    labels = [int(line) for line in (folder / "valid-labels.lst").read_text(encoding="utf-8").split()]
+    return [
+        Question(f"Question: {line['goal']}\nAnswer:", (f" {line['sol1'].strip()}", f" {line['sol2'].strip()}"), label)
+        for line, label in zip(lines, labels, strict=True)
+    ]
+
+
+def piqa_scores(
+    scorer: Scorer, tokenizer: Tokenizer, questions: Sequence[Question], prefix: Sequence[int] = ()
+) -> NDArray[np.float64]:
+    """Return the log-probability of each solution's tokens, not normalised, (questions, 2).
 
     Args:
         scorer: The model.
         tokenizer: Its tokenizer.
-        folder: Holds `valid.jsonl` and `valid-labels.lst`.
-        prefix: Token before the prompt.
+        questions: What is asked.
+        prefix: Tokens before the prompt.
     """
-    questions = [json.loads(line) for line in (folder / "valid.jsonl").read_text().splitlines()]
-    labels = [int(line) for line in (folder / "valid-labels.lst").read_text().split()]
     rows, starts = [], []
     for question in questions:
-        prompt = [prefix, *tokenizer.encode(f"Question: {question['goal']}\nAnswer:", add_special_tokens=False)]
-        for key in ("sol1", "sol2"):
-            rows.append([*prompt, *tokenizer.encode(f" {question[key].strip()}", add_special_tokens=False)])
+        prompt = [*prefix, *tokenizer.encode(question.prompt, add_special_tokens=not prefix)]
+        for solution in question.solutions:
+            rows.append([*prompt, *tokenizer.encode(solution, add_special_tokens=False)])
             starts.append(len(prompt))
-    scores = _scores(scorer, rows, starts)
-    return [
-        (second > first) == bool(label) for first, second, label in zip(scores[::2], scores[1::2], labels, strict=True)
-    ]
+    return np.array(_scores(scorer, rows, starts)).reshape(-1, 2)
+
+
+def piqa(questions: Sequence[Question], scores: NDArray[np.float64]) -> list[bool]:
+    """Tell for each question whether the right solution is more probable.
+
+    Args:
+        questions: What was asked.
+        scores: Of `piqa_scores`.
+    """
+    return [bool(second > first) == bool(q.label) for (first, second), q in zip(scores, questions, strict=True)]
 
 
 def accuracy(correct: Sequence[bool]) -> dict[str, Any]:

@@ -198,7 +198,9 @@ def export(
 
 @click.command()
 @click.argument("artifact", type=FilePath())
-@click.option("--against", required=True, help=f"The original that it was made from: {MODEL_SOURCES}.")
+@click.option(
+    "--against", help=f"The original that it was made from: {MODEL_SOURCES}. Not needed by --objective ce alone."
+)
 @output_option
 @heal_options
 @thresholds
@@ -207,10 +209,11 @@ def export(
 @resume_option
 @common
 def heal(
-    artifact: Path, against: str, out: Path, overwrite: bool, no_verify: bool, resume: bool, as_json: bool, quiet: bool,
-    max_kl: float | None, min_top1: float | None, max_ppl_ratio: float | None, max_parity: float, **values: Any,
+    artifact: Path, against: str | None, out: Path, overwrite: bool, no_verify: bool, resume: bool, as_json: bool,
+    quiet: bool, max_kl: float | None, min_top1: float | None, max_ppl_ratio: float | None, max_parity: float,
+    **values: Any,
 ) -> None:  # fmt: skip
-    """Train the linking factors of ARTIFACT towards the original; size and graphs stay what they are."""
+    """Train the linking factors of ARTIFACT towards the original, or on a task; size and graphs stay what they are."""
     require_converter()
     from curconvert.healing.run import heal as run
     from curconvert.options import SourceOptions
@@ -220,7 +223,7 @@ def heal(
     gates = None if no_verify else VerifyOptions(max_kl, min_top1, max_ppl_ratio, max_parity)
     with resumable(out, quiet) as progress:
         result = run(
-            artifact, SourceOptions(against), out, options,
+            artifact, None if against is None else SourceOptions(against), out, options,
             overwrite=overwrite, resume=resume, verification=gates, progress=progress,
         )  # fmt: skip
     if as_json:

@@ -132,11 +132,13 @@ method_options = _stacked(
 heal_options = _stacked(
     click.option("--seed", type=int, help="Seed of the order of the sequences, and of which are taken. [0]"),
     click.option("--probe-sequences", type=int, help="Sequences held out, to end training by. [16]"),
-    click.option("--data-tokens", type=int, help="Tokens of a sequence. [128]"),
+    click.option("--data-tokens", type=int, help="Tokens of a sequence, or of a task's longest line. [128]"),
     click.option("--data-sequences", type=int, help="Training sequences at most. [8192]"),
     click.option("--text-field", help="Field of a JSONL line that holds the text. [text]"),
     click.option(
-        "--data", metavar="SOURCE", help="builtin, a text or .jsonl file, or .safetensors token ids. [builtin]"
+        "--data",
+        metavar="SOURCE",
+        help="builtin, a text or .jsonl file, or .safetensors token ids; with --objective ce a .jsonl file. [builtin]",
     ),
     click.option(
         "--checkpointing", is_flag=True, help="Less memory for more time: compute activations again on the way back."
@@ -149,9 +151,17 @@ heal_options = _stacked(
     click.option("--batch", type=int, help="Sequences of a step. [16]"),
     click.option("--steps", type=int, help="Steps of AdamW at most; with --mode blocks for each block. [2000]"),
     click.option("--kl", type=float, help="Weight of KL(original ‖ healed). [0]"),
-    click.option("--ce", type=float, help="Weight of the cross-entropy on the text. [0.1]"),
-    click.option("--hidden", type=float, help="Weight of the hidden states' mean squared error. [0.9]"),
+    click.option("--ce", type=float, help="Weight of the cross-entropy. [distill: 0.1, ce: 1]"),
+    click.option("--hidden", type=float, help="Weight of the hidden states' mean squared error. [distill: 0.9, ce: 0]"),
+    click.option(
+        "--start", help="none, or als: linking factors by least squares first, then --steps, which may be 0. [none]"
+    ),
     click.option("--mode", help="whole: the model as one; blocks: each by itself, one in memory. [whole]"),
+    click.option(
+        "--objective",
+        help="distill: back to the original, on running text; ce: a task, from a .jsonl file of prompts and "
+        "completions or texts. [distill]",
+    ),
     click.option("--train", help="u: linking factors; u+norms: the norms' scales too. [u]"),
 )
 
@@ -161,7 +171,7 @@ def to_healing(values: dict[str, Any]) -> Any:
     from curconvert.healing.options import SEQUENCES, HealOptions
 
     data = _text(values, "data", "data_sequences", "data_tokens", sequences=SEQUENCES)
-    return HealOptions(data=data, **{name: value for name, value in values.items() if value is not None})
+    return HealOptions.for_objective(values.pop("objective"), data=data, **values)
 
 
 def to_calibration(values: dict[str, Any]) -> Any:

@@ -42,6 +42,7 @@ from curconvert_runtime.probes import (
     CompressedProbe,
     OriginalOutputs,
     fidelity_probe,
+    parity_batch,
 )
 from curconvert_runtime.quantized import part_name
 
@@ -206,7 +207,7 @@ def compress(
     known = evidence.has_statistics(matrices) and not options.sequential
     calibration = tokens.calibration[:0] if known else tokens.calibration
     states = CalibrationStates(_embed(stream, calibration, keeping), options, keeping)
-    probe = ParityProbe(stream, tokens)
+    probe = ParityProbe(stream, *parity_batch(tokens.probes))
     heads = attention_heads(checkpoint.config) if any(m.form in SPARSE.values() for m in plan.matrices) else None
     reports: dict[str, Factorization] = {}
     done = 0

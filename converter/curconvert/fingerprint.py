@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from curconvert.artifact.manifest import FORMAT_VERSION, environment, source_files
@@ -34,31 +34,28 @@ def fingerprint(
         f"source file {name}": hashlib.sha256(content).hexdigest() for name, content in companions.written.items()
     }
     return {
-        **common(checkpoint, tokens, options.to_json()),
+        **common(source_files(checkpoint), tokens.sha256, options.to_json()),
         **copied,
         **written,
         "model config": hashlib.sha256(json.dumps(checkpoint.config, sort_keys=True).encode()).hexdigest(),
     }
 
 
-def common(checkpoint: Checkpoint, tokens: CalibrationTokens, options: Mapping[str, Any]) -> dict[str, str]:
+def common(sources: Iterable[Mapping[str, Any]], token_sha256: str, options: Mapping[str, Any]) -> dict[str, str]:
     """Return what any work on a model and a text depends on.
 
     Args:
-        checkpoint: The original, whose files are hashed.
-        tokens: The text.
+        sources: Name, size and sha256 of each file of the original.
+        token_sha256: Of the text.
         options: As JSON; all of them count.
     """
-    files = {
-        f"source file {entry['name']}": f"{entry['size']} bytes, {entry['sha256']}"
-        for entry in source_files(checkpoint)
-    }
+    files = {f"source file {entry['name']}": f"{entry['size']} bytes, {entry['sha256']}" for entry in sources}
     return {
         "curconvert version": __version__,
         "artifact format": FORMAT_VERSION,
         **_flat("option", options),
         **files,
-        "calibration text (sha256 of its tokens)": tokens.sha256,
+        "calibration text (sha256 of its tokens)": token_sha256,
         **_flat("environment", environment()),
     }
 

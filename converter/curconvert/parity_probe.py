@@ -10,15 +10,20 @@ from transformers import DynamicCache
 
 from curconvert.artifact.journal import State
 from curconvert.blocks.stream import Block, BlockStream
-from curconvert.calibration.text import CalibrationTokens
-from curconvert_runtime.probes import CompressedProbe, parity_batch, sample_vocabulary
+from curconvert_runtime.probes import CompressedProbe, sample_vocabulary
 
 
 class ParityProbe:
-    """Carries the parity sequences through the compressed model, one at a time, so that nothing is padded."""
+    """Carries the parity sequences through the compressed model, one at a time, so that nothing is padded.
 
-    def __init__(self, stream: BlockStream, tokens: CalibrationTokens) -> None:
-        self.ids, self.lengths = parity_batch(tokens.probes)
+    Args:
+        stream: The compressed model's.
+        ids: Token ids, right-padded, (rows, longest).
+        lengths: Tokens of each row.
+    """
+
+    def __init__(self, stream: BlockStream, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> None:
+        self.ids, self.lengths = ids, lengths
         rows = [
             torch.from_numpy(row[:length].astype(np.int64))[None]
             for row, length in zip(self.ids, self.lengths, strict=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,9 +98,9 @@ def load_tokens(
         text = _builtin_text() if path is None else _read_text(path, options.text_field)
         if not text.strip():
             raise InputError(f"{options.source}: the calibration text is empty")
-        ids = _tokenise(text, _open_tokenizer(options.source, tokenizer_file), options)
+        ids = _tokenise(text, open_tokenizer(options.source, tokenizer_file), options)
     if vocab_size is not None:
-        _check_range(options.source, ids, vocab_size)
+        check_range(options.source, ids, vocab_size)
     return _split(ids, options, BUILTIN if path is None else path.name)
 
 
@@ -120,14 +121,8 @@ def _split(ids: NDArray[np.int64], options: CalibrationOptions, source: str) -> 
             f"sequence of {length} tokens); give more text or ask for shorter sequences"
         )
     table = ids[: available * length].reshape(available, length)
-    enough = available >= options.sequences + options.probe_sequences
-    # A short text serves calibration first.
-    probe_count = options.probe_sequences if enough else min(options.probe_sequences, max(1, available // 5))
-    phase = float(np.random.default_rng(options.seed).random())
-    held_out = _spread(available, probe_count, phase)
-    rest = np.setdiff1d(np.arange(available), held_out)
-    calibration = table[rest[_spread(rest.size, min(options.sequences, rest.size), phase)]]
-    probes = table[held_out]
+    chosen, held_out = divided(available, options)
+    calibration, probes = table[chosen], table[held_out]
 
     name = "the builtin text" if source == BUILTIN else source
     counts = (
@@ -140,6 +135,21 @@ def _split(ids: NDArray[np.int64], options: CalibrationOptions, source: str) -> 
         if found < wanted
     )
     return CalibrationTokens(calibration, probes, source, digest(calibration, probes), notices)
+
+
+def divided(available: int, options: CalibrationOptions) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return which sequences calibrate and which are held out, both spread evenly over what there is.
+
+    Args:
+        available: At least 2.
+        options: How many of each are wanted; where there are fewer, calibration is served first.
+    """
+    enough = available >= options.sequences + options.probe_sequences
+    probe_count = options.probe_sequences if enough else min(options.probe_sequences, max(1, available // 5))
+    phase = float(np.random.default_rng(options.seed).random())
+    held_out = _spread(available, probe_count, phase)
+    rest = np.setdiff1d(np.arange(available), held_out)
+    return rest[_spread(rest.size, min(options.sequences, rest.size), phase)], held_out
 
 
 def _spread(total: int, count: int, phase: float) -> NDArray[np.int64]:
@@ -159,18 +169,34 @@ def _read_text(path: Path, text_field: str) -> str:
         raise InputError(
             f"{path}: no such calibration file (or write `builtin` for the text that comes with curconvert)"
         )
+    text = read_utf8(path)
+    if path.suffix != ".jsonl":
+        return text
+    return "\n".join(string_field(where, record, text_field) for where, record in json_lines(path, text))
+
+
+def read_utf8(path: Path) -> str:
+    """Read a text file of at most MAX_TEXT_BYTES.
+
+    Raises:
+        InputError: It is too large or not UTF-8.
+    """
     if (size := path.stat().st_size) > MAX_TEXT_BYTES:
         raise InputError(
             f"{path}: {size / 2**20:.0f} MiB of calibration text; give a sample of at most {MAX_TEXT_BYTES >> 20} MiB"
         )
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}") from error
-    return "\n".join(_documents(path, text, text_field)) if path.suffix == ".jsonl" else text
 
 
-def _documents(path: Path, text: str, field: str) -> Iterator[str]:
+def json_lines(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield where each line stands that is not blank, for messages, and its JSON object.
+
+    Raises:
+        InputError: A line is no JSON object.
+    """
     # Only "\n" ends a JSONL line: a JSON string may hold the other characters that str.splitlines splits at.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -182,17 +208,35 @@ def _documents(path: Path, text: str, field: str) -> Iterator[str]:
             raise InputError(f"{where}: not JSON: {error}") from error
         if not isinstance(record, dict):
             raise InputError(f"{where}: expected a JSON object, found {type(record).__name__}")
-        value = record.get(field)
-        if not isinstance(value, str):
-            raise InputError(f"{where}: no string in the field {field!r} (fields: {', '.join(record) or 'none'})")
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"{where}: the field {field!r} holds half of a surrogate pair") from error
-        yield value
+        yield where, record
 
 
-def _open_tokenizer(source: str, tokenizer_file: Path | bytes | None) -> Tokenizer:
+def string_field(where: str, record: Mapping[str, Any], field: str) -> str:
+    """Return a field of a JSON object that must hold Unicode text.
+
+    Raises:
+        InputError: It does not.
+    """
+    value = record.get(field)
+    if not isinstance(value, str):
+        raise InputError(f"{where}: no string in the field {field!r} (fields: {', '.join(record) or 'none'})")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where}: the field {field!r} holds half of a surrogate pair") from error
+    return value
+
+
+def open_tokenizer(source: str, tokenizer_file: Path | bytes | None) -> Tokenizer:
+    """Open a tokenizer, without the truncation and padding that its file may ask for.
+
+    Args:
+        source: What shall be read with it, for messages.
+        tokenizer_file: A `tokenizer.json`, as a path or as its content; None when the model has none.
+
+    Raises:
+        InputError: There is none, or it is malformed.
+    """
     if tokenizer_file is None:
         raise InputError(
             f"{source}: the model has no tokenizer.json to read a calibration text with; "
@@ -256,7 +300,12 @@ def _read_ids(path: Path) -> NDArray[np.int64]:
         raise InputError(f"{path}: not a readable safetensors file: {error}") from error
 
 
-def _check_range(source: str, ids: NDArray[np.int64], vocab_size: int) -> None:
+def check_range(source: str, ids: NDArray[np.int64], vocab_size: int) -> None:
+    """Refuse token ids that are no rows of the embedding.
+
+    Raises:
+        InputError: The first of them, and its place.
+    """
     outside = np.flatnonzero((ids < 0) | (ids >= vocab_size))
     if outside.size:
         first = int(outside[0])

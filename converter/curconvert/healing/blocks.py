@@ -11,15 +11,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from curconvert.artifact.journal import Journal, State
-from curconvert.blocks.skeleton import canonical_parameters, set_tensor
 from curconvert.blocks.stream import Block, BlockStream
-from curconvert.calibration.text import CalibrationTokens
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.device import products_in
+from curconvert.healing.examples import Data
 from curconvert.healing.options import HealOptions
+from curconvert.healing.start import solve_block
+from curconvert.healing.stored import Stored, install
 from curconvert.healing.student import trainable
 from curconvert.healing.training import Loss, Point, train
-from curconvert.parity import linear_of_artifact, stored_tensor
 from curconvert_runtime.artifact import Artifact
 from curconvert_runtime.fidelity import Progress
 
@@ -27,20 +27,21 @@ from curconvert_runtime.fidelity import Progress
 def heal_blocks(
     artifact: Artifact,
     checkpoint: Checkpoint,
-    tokens: CalibrationTokens,
+    data: Data,
     options: HealOptions,
     dtype: torch.dtype,
     journal: Journal,
     progress: Progress,
 ) -> tuple[dict[str, Tensor], dict[str, list[Point]]]:
-    """Train each block that has something to train, one in memory at a time.
+    """Train each block that has something to train, one in memory at a time; with the mode `whole` only solve it.
 
-    In memory beside it: both models' hidden states, 8 bytes for each number of each token.
+    In memory beside it: both models' hidden states, 8 bytes for each number of each token; with the start `als` another
+    block.
 
     Args:
         artifact: The compressed model.
         checkpoint: The original.
-        tokens: Training and held-out sequences.
+        data: Training and held-out sequences of one length.
         options: Steps and rates.
         dtype: Of products while training.
         journal: Keeps each block, and the training within one.
@@ -51,12 +52,13 @@ def heal_blocks(
         block's output.
     """
     stream = BlockStream(checkpoint)
-    count, micro = len(tokens.calibration), options.batch // options.accumulate
-    ids = np.concatenate([tokens.calibration, tokens.probes])
+    count, micro = len(data.training), options.batch // options.accumulate
+    ids = np.concatenate([data.training.ids, data.held_out.ids])
     held_out = np.arange(count, len(ids))
     stream.embed(torch.from_numpy(ids[:1].repeat(micro, axis=0)))  # so that masks of this shape are known
-    rounded = BlockStream(checkpoint, getattr(torch, artifact.model["dtype"]))  # as the artifact stores the embedding
-    theirs, ours = (torch.cat([one.embed(torch.from_numpy(row[None])) for row in ids]) for one in (stream, rounded))
+    compressed = BlockStream(Stored(artifact, checkpoint))
+    theirs, ours = (torch.cat([one.embed(torch.from_numpy(row[None])) for row in ids]) for one in (stream, compressed))
+    compressed.release_table()
     healed: dict[str, Tensor] = {}
     curves: dict[str, list[Point]] = {}
     done = 0
@@ -67,45 +69,50 @@ def heal_blocks(
         curves = {name: [Point(**point) for point in curve] for name, curve in state.data["curves"].items()}
     for index in range(done, stream.num_layers):
         with stream.block(index) as block:
+            solved = (
+                _solved(block, compressed, artifact, theirs[:count], ours[:count]) if options.start == "als" else {}
+            )
             for row in torch.split(theirs, 1):
                 row.copy_(block.forward(row))
-            _install(block, artifact)
+            install(block, artifact)
             parameters = trainable(block.layer, options.train, f"model.layers.{index}.")
-            if parameters:
+            with torch.no_grad():
+                for name, value in solved.items():
+                    parameters[name].copy_(value)
+            if parameters and options.mode == "blocks":
                 stage = f"block-{index}"
                 loss, exact = (_loss(block, ours, theirs, products) for products in (dtype, torch.float32))
                 curves[stage] = train(
-                    list(parameters.values()), loss, partial(_mean, exact, held_out), count, options, journal, stage,
-                    progress,
+                    list(parameters.values()), loss, partial(_mean, exact, held_out), data.training.counts, options,
+                    journal, stage, progress,
                 )  # fmt: skip
-                healed |= {name: parameter.detach().clone() for name, parameter in parameters.items()}
+            healed |= {name: parameter.detach().clone() for name, parameter in parameters.items()}
             for row in torch.split(ours, 1):
                 row.copy_(block.forward(row))
-        data = {
+        kept = {
             "blocks": index + 1,
             "names": list(healed),
             "curves": {name: [vars(point) for point in curve] for name, curve in curves.items()},
         }
         tensors = {"theirs": [theirs], "ours": [ours], "healed": list(healed.values())}
-        journal.record("blocks", State(data, tensors))
+        journal.record("blocks", State(kept, tensors))
         progress("blocks", index + 1, stream.num_layers)
     return healed, curves
+
+
+def _solved(
+    block: Block, compressed: BlockStream, artifact: Artifact, theirs: Tensor, ours: Tensor
+) -> dict[str, Tensor]:
+    """Return a block's factors by least squares; the block itself is the original's and stays so."""
+    with compressed.block(block.index) as student:
+        install(student, artifact)
+        return solve_block(block, student, theirs, ours)
 
 
 def _mean(loss: Loss, rows: NDArray[np.intp]) -> float:
     """Return the mean loss of some sequences, one by one."""
     with torch.no_grad():
         return float(torch.stack([loss(rows[i : i + 1]) for i in range(len(rows))]).mean())
-
-
-def _install(block: Block, artifact: Artifact) -> None:
-    """Give a block the weights of the artifact."""
-    for matrix in artifact.manifest["matrices"]:
-        if matrix["name"] in block.linears and matrix["form"] != "dense":
-            block.replace(matrix["name"], linear_of_artifact(artifact, matrix))
-    for name, owner, attribute in list(canonical_parameters(block.layer, f"model.layers.{block.index}.")):
-        if name in artifact.tensors:
-            set_tensor(owner, attribute, stored_tensor(artifact, name).to(torch.float32))
 
 
 def _loss(block: Block, ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> Loss:

@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from curconvert.artifact.safetensors_writer import all_finite, save_tensors
+from curconvert.blocks.stream import BlockStream
+from curconvert.checkpoint.types import Checkpoint
 from curconvert.errors import InputError
-from curconvert.parity_probe import collected
+from curconvert.healing.stored import Stored, install
+from curconvert.parity_probe import ParityProbe, collected
 from curconvert_runtime.artifact import Artifact
-from curconvert_runtime.probes import PROBES, Probes
+from curconvert_runtime.probes import PROBES, CompressedProbe, OriginalProbe, Probes
 
 
 def copy_with(artifact: Artifact, work: Path, values: Mapping[str, Tensor]) -> None:
@@ -40,15 +43,19 @@ def copy_with(artifact: Artifact, work: Path, values: Mapping[str, Tensor]) -> N
             file.write(stored.view(torch.uint8).numpy().tobytes())
 
 
-def write_probes(folder: Path, probes: Probes, model: nn.Module) -> None:
-    """Write the probe file with the answers of another compressed model.
+def write_probes(folder: Path, original: OriginalProbe, compressed: CompressedProbe) -> None:
+    """Write the probe file into a folder: the original's answers as they were, and another compressed model's."""
+    tensors = Probes(original, compressed).tensors()
+    save_tensors(folder / PROBES, {name: torch.from_numpy(array) for name, array in tensors.items()})
+
+
+def answers_of_model(asked: CompressedProbe, model: nn.Module) -> CompressedProbe:
+    """Ask another compressed model what one was asked.
 
     Args:
-        folder: Gets the file.
-        probes: The original's answers, and which tokens the compressed model is asked about.
-        model: The compressed model in float32, its weights rounded as they are stored.
+        asked: Which tokens.
+        model: The whole model in float32, its weights rounded as they are stored.
     """
-    asked = probes.compressed
     logits, first, last = [], [], []
     for row, length in zip(asked.ids, asked.lengths, strict=True):
         cache, tokens = DynamicCache(), torch.from_numpy(row[:length].astype("int64"))
@@ -57,5 +64,21 @@ def write_probes(folder: Path, probes: Probes, model: nn.Module) -> None:
         logits.append(output.logits[0])
         first.append(cache.layers[0].keys[0])
         last.append(cache.layers[-1].keys[0])
-    answers = Probes(probes.original, collected(asked.ids, asked.lengths, logits, first, last))
-    save_tensors(folder / PROBES, {name: torch.from_numpy(array) for name, array in answers.tensors().items()})
+    return collected(asked.ids, asked.lengths, logits, first, last)
+
+
+def answers_by_blocks(asked: CompressedProbe, artifact: Artifact, checkpoint: Checkpoint) -> CompressedProbe:
+    """Ask an artifact what another one was asked, with one block in memory.
+
+    Args:
+        asked: Which tokens.
+        artifact: The other compressed model.
+        checkpoint: The original.
+    """
+    stream = BlockStream(Stored(artifact, checkpoint))
+    probe = ParityProbe(stream, asked.ids, asked.lengths)
+    for index in range(stream.num_layers):
+        with stream.block(index) as block:
+            install(block, artifact)
+            probe.advance(block, stream.num_layers)
+    return probe.result(stream)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,19 +10,21 @@ from typing import Any
 import torch
 
 from curconvert.artifact.folder import MANIFEST, check_output, publish
+from curconvert.artifact.journal import Journal
 from curconvert.artifact.manifest import seal, source_files
 from curconvert.artifact.workspace import workspace
 from curconvert.blocks.precision import multiplies_bfloat16
 from curconvert.calibration.sampled import resident_model
-from curconvert.calibration.text import BUILTIN, CalibrationTokens, load_tokens
+from curconvert.calibration.text import BUILTIN
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.compress import silent
 from curconvert.errors import InputError, UnsupportedError
 from curconvert.fingerprint import common
 from curconvert.healing.blocks import heal_blocks
+from curconvert.healing.examples import Data, load_data
 from curconvert.healing.options import HealOptions
-from curconvert.healing.rewrite import copy_with, write_probes
-from curconvert.healing.student import distillation, held_out_divergence, keep_few_activations, trainable
+from curconvert.healing.rewrite import answers_by_blocks, answers_of_model, copy_with, write_probes
+from curconvert.healing.student import held_out_measure, keep_few_activations, trainable, training_loss
 from curconvert.healing.training import Point, train
 from curconvert.options import SourceOptions
 from curconvert.parity import build_torch_model
@@ -56,7 +59,7 @@ class Healing:
 
 def heal(
     path: str | Path,
-    original: SourceOptions,
+    original: SourceOptions | None,
     out: Path,
     options: HealOptions,
     *,
@@ -65,13 +68,13 @@ def heal(
     verification: VerifyOptions | None = None,
     progress: Progress = silent,
 ) -> Healing:
-    """Train an artifact's linking factors towards the original, and publish the result.
+    """Train an artifact's linking factors towards the original, or on a task, and publish the result.
 
     The size, the graphs and every other tensor stay what they are: what is trained replaces what was there.
 
     Args:
         path: The artifact.
-        original: The checkpoint that it was made from.
+        original: The checkpoint that it was made from; None where `options` does not need it.
         out: The folder to publish.
         options: What to train, towards what, for how long.
         overwrite: Replace an existing artifact.
@@ -84,43 +87,90 @@ def heal(
     """
     artifact = Artifact.open(path)
     _check_forms(artifact, options)
-    checkpoint = _original(artifact, original)
+    checkpoint = _original(artifact, original, options)
     text = () if options.data.source == BUILTIN else (Path(options.data.source),)
-    check_output(out, overwrite, (artifact.path, checkpoint.path, *checkpoint.files, *text))
+    source = () if checkpoint is None else (checkpoint.path, *checkpoint.files)
+    check_output(out, overwrite, (artifact.path, *source, *text))
     tokenizer = artifact.file("tokenizer.json") if artifact.has("tokenizer.json") else None
-    tokens = load_tokens(options.data, tokenizer, vocab_size=artifact.model["vocab_size"])
+    data = load_data(options, tokenizer, artifact.model["vocab_size"])
     probes = Probes.load(artifact)
     dtype = torch.bfloat16 if multiplies_bfloat16() else torch.float32
     identity = {
-        "artifact": sha256(artifact.path / MANIFEST), **common(checkpoint, tokens, options.to_json())
-    }  # fmt: skip
+        "artifact": sha256(artifact.path / MANIFEST),
+        **common(artifact.manifest["source"]["files"], data.sha256, options.to_json()),
+    }
     with workspace(out, identity, resume=resume) as space:
-        if options.mode == "blocks":
-            healed, curves = heal_blocks(artifact, checkpoint, tokens, options, dtype, space.journal, progress)
-        else:
-            student, teacher = build_torch_model(artifact), resident_model(checkpoint)
-            if options.checkpointing:
-                keep_few_activations(student)
-            parameters = trainable(student, options.train)
-            curve = train(
-                list(parameters.values()),
-                distillation(student, teacher, tokens.calibration, options, dtype),
-                lambda: held_out_divergence(student, teacher, tokens.probes),
-                len(tokens.calibration), options, space.journal, "heal", progress,
-            )  # fmt: skip
-            healed, curves = {name: p.detach() for name, p in parameters.items()}, {"heal": curve}
-        manifest = _manifest(artifact, tokens, options, curves, healed)
+        healed: dict[str, torch.Tensor] = {}
+        curves: dict[str, list[Point]] = {}
+        if checkpoint and (options.mode == "blocks" or options.start == "als"):
+            healed, curves = heal_blocks(artifact, checkpoint, data, options, dtype, space.journal, progress)
+        if options.mode == "whole":
+            teacher = resident_model(checkpoint) if checkpoint and options.needs_original else None
+            healed, curves = heal_whole(artifact, teacher, data, options, dtype, space.journal, progress, healed)
+        manifest = _manifest(artifact, data, options, curves, healed)
         for left in space.artifact.iterdir():  # of a run that was stopped while it wrote
             left.unlink()
         copy_with(artifact, space.artifact, healed)
         seal(space.artifact, manifest)
-        write_probes(space.artifact, probes, build_torch_model(Artifact.open(space.artifact)))
+        made = Artifact.open(space.artifact)
+        if checkpoint and options.mode == "blocks":
+            answers = answers_by_blocks(probes.compressed, made, checkpoint)
+        else:
+            answers = answers_of_model(probes.compressed, build_torch_model(made))
+        write_probes(space.artifact, probes.original, answers)
         report = verify_and_seal(space.artifact, manifest, verification, progress)
         publish(space.artifact, out, overwrite)
-    return Healing(out, curves, sum(value.numel() for value in healed.values()), tokens.notices, report)
+    return Healing(out, curves, sum(value.numel() for value in healed.values()), data.notices, report)
 
 
-def _original(artifact: Artifact, source: SourceOptions) -> Checkpoint:
+def heal_whole(
+    artifact: Artifact,
+    teacher: torch.nn.Module | None,
+    data: Data,
+    options: HealOptions,
+    dtype: torch.dtype,
+    journal: Journal,
+    progress: Progress,
+    start: Mapping[str, torch.Tensor],
+) -> tuple[dict[str, torch.Tensor], dict[str, list[Point]]]:
+    """Train the model as one.
+
+    Args:
+        artifact: The compressed model.
+        teacher: The original, where `options` need it.
+        data: To train on, and held out.
+        options: Losses, steps and rates.
+        dtype: Of products while training.
+        journal: Keeps the training.
+        progress: Called after each step.
+        start: Values that some tensors begin with, by stored name.
+
+    Returns:
+        The trained tensors by stored name, and the curve.
+    """
+    student = build_torch_model(artifact)
+    if options.checkpointing:
+        keep_few_activations(student)
+    parameters = trainable(student, options.train)
+    with torch.no_grad():
+        for name, value in start.items():
+            parameters[name].copy_(value)
+    curve = train(
+        list(parameters.values()), training_loss(student, teacher, data.training, options, dtype),
+        held_out_measure(student, teacher, data.held_out, options), data.training.counts, options, journal, "heal",
+        progress,
+    )  # fmt: skip
+    return {name: parameter.detach() for name, parameter in parameters.items()}, {"heal": curve}
+
+
+def _original(artifact: Artifact, source: SourceOptions | None, options: HealOptions) -> Checkpoint | None:
+    if source is None:
+        if options.needs_original:
+            raise InputError(
+                "--against is missing: give the original, which only --objective ce without --hidden and --kl can do "
+                "without"
+            )
+        return None
     checkpoint = open_source(source)
     recorded = {(entry["name"], entry["sha256"]) for entry in artifact.manifest["source"]["files"]}
     if recorded != {(entry["name"], entry["sha256"]) for entry in source_files(checkpoint)}:
@@ -132,7 +182,7 @@ def _check_forms(artifact: Artifact, options: HealOptions) -> None:
     if artifact.quantised:
         raise UnsupportedError(f"{artifact.path}: its weights are quantised; heal an artifact made without --quantize")
     forms = {matrix["form"] for matrix in artifact.manifest["matrices"]}
-    if options.train == "u" and not forms & {"cur", "interpolative"}:
+    if (options.train == "u" or options.start == "als") and not forms & {"cur", "interpolative"}:
         raise InputError(
             f"{artifact.path}: nothing to train in the forms {', '.join(sorted(forms)) or 'of an export'}: U belongs "
             "to cur, T to interpolative; --train u+norms trains the norms"
@@ -141,7 +191,7 @@ def _check_forms(artifact: Artifact, options: HealOptions) -> None:
 
 def _manifest(
     artifact: Artifact,
-    tokens: CalibrationTokens,
+    data: Data,
     options: HealOptions,
     curves: dict[str, list[Point]],
     healed: dict[str, torch.Tensor],
@@ -154,10 +204,10 @@ def _manifest(
         for matrix in artifact.manifest["matrices"]
     ]
     healing = {
-        "source": tokens.source,
-        "token_sha256": tokens.sha256,
-        "sequences": len(tokens.calibration),
-        "tokens_per_sequence": tokens.calibration.shape[1],
+        "source": data.source,
+        "token_sha256": data.sha256,
+        "sequences": len(data.training),
+        "tokens_per_sequence": data.training.ids.shape[1],
         "options": options.to_json(),
         "tensors": sorted(healed),
         "trained_parameters": sum(value.numel() for value in healed.values()),

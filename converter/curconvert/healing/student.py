@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,10 +14,10 @@ from torch.nn import functional
 from curconvert.blocks.modules import CURLinear, InterpolativeLinear
 from curconvert.blocks.skeleton import canonical_parameters
 from curconvert.device import products_in
+from curconvert.healing.examples import IGNORED, Examples
 from curconvert.healing.options import HealOptions, Trained
 from curconvert.healing.training import Loss
 
-Ids = NDArray[np.int64]
 _ROWS = 8  # sequences that are measured at once
 
 
@@ -51,40 +54,57 @@ def keep_few_activations(model: nn.Module) -> None:
             setattr(module, "attention_dropout", 0.0)  # noqa: B010 - mypy takes it for a tensor
 
 
-def distillation(student: nn.Module, teacher: nn.Module, ids: Ids, options: HealOptions, dtype: torch.dtype) -> Loss:
+def training_loss(
+    student: nn.Module, teacher: nn.Module | None, examples: Examples, options: HealOptions, dtype: torch.dtype
+) -> Loss:
     """Return the loss of some sequences: hidden states between blocks, cross-entropy, divergence.
 
     The hidden states are those that leave each block but the last, as in CURing; the embedding's are the same in both.
 
     Args:
         student: transformers' model with factored linears.
-        teacher: The original.
-        ids: Training sequences, (sequences, tokens).
+        teacher: The original; None where neither its hidden states nor its logits have a weight.
+        examples: Training sequences.
         options: Weights of the parts.
         dtype: Of products.
     """
 
     def loss(chosen: NDArray[np.intp]) -> Tensor:
-        tokens = torch.from_numpy(ids[chosen])
+        ids, targets, learned = examples.batch(chosen)
         with products_in(dtype):
-            with torch.no_grad():
-                wanted = teacher(input_ids=tokens, use_cache=False, output_hidden_states=True)
-            found = student(input_ids=tokens, use_cache=False, output_hidden_states=True)
+            found = student(input_ids=ids, use_cache=False, output_hidden_states=options.hidden > 0)
         total = torch.zeros(())
+        if options.ce:
+            total = total + options.ce * cross_entropy(found.logits, targets)
+        if teacher is None:
+            return total
+        with products_in(dtype), torch.no_grad():
+            wanted = teacher(input_ids=ids, use_cache=False, output_hidden_states=options.hidden > 0)
         if options.hidden:
             pairs = list(zip(found.hidden_states[1:-1], wanted.hidden_states[1:-1], strict=True))
-            total = total + options.hidden * sum(functional.mse_loss(ours, theirs) for ours, theirs in pairs) / len(
-                pairs
-            )
-        if options.ce:
-            total = total + options.ce * functional.cross_entropy(
-                found.logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten()
-            )
+            total = total + options.hidden * sum(
+                functional.mse_loss(_those(ours, learned), _those(theirs, learned)) for ours, theirs in pairs
+            ) / len(pairs)
         if options.kl:
-            total = total + options.kl * divergence(found.logits, wanted.logits)
+            total = total + options.kl * divergence(_those(found.logits, learned), _those(wanted.logits, learned))
         return total
 
     return loss
+
+
+def _those(states: Tensor, learned: Tensor) -> Tensor:
+    """Return what stands at the positions that count; all of it as it is, where all do."""
+    return states if learned.all() else states[learned]
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean cross-entropy, nats, over the positions that have a target.
+
+    Args:
+        logits: (sequences, tokens, vocabulary).
+        targets: (sequences, tokens), see `Batch`.
+    """
+    return functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
 
 
 def divergence(ours: Tensor, theirs: Tensor) -> Tensor:
@@ -98,7 +118,7 @@ def divergence(ours: Tensor, theirs: Tensor) -> Tensor:
     return functional.kl_div(q, p, log_target=True, reduction="batchmean")
 
 
-def held_out_divergence(student: nn.Module, teacher: nn.Module, ids: Ids) -> float:
+def held_out_divergence(student: nn.Module, teacher: nn.Module, ids: NDArray[np.int64]) -> float:
     """Return the mean KL(teacher ‖ student) on sequences, nats per token, in float32.
 
     Args:
@@ -113,3 +133,32 @@ def held_out_divergence(student: nn.Module, teacher: nn.Module, ids: Ids) -> flo
             answers = [model(input_ids=tokens, use_cache=False).logits for model in (student, teacher)]
             total += len(tokens) * divergence(*answers).item()
     return total / len(ids)
+
+
+def held_out_cross_entropy(student: nn.Module, examples: Examples) -> float:
+    """Return the mean cross-entropy on examples, nats per token that counts, in float32."""
+    total, counts = 0.0, examples.counts
+    with torch.no_grad():
+        for rows in np.split(np.arange(len(examples)), range(_ROWS, len(examples), _ROWS)):
+            ids, targets, _ = examples.batch(rows)
+            total += (
+                int(counts[rows].sum()) * cross_entropy(student(input_ids=ids, use_cache=False).logits, targets).item()
+            )
+    return total / int(counts.sum())
+
+
+def held_out_measure(
+    student: nn.Module, teacher: nn.Module | None, examples: Examples, options: HealOptions
+) -> Callable[[], float]:
+    """Return what ends training: the divergence from the original, or the cross-entropy on the task.
+
+    Args:
+        student: The compressed model.
+        teacher: The original; only `distill` asks it.
+        examples: Held out.
+        options: The objective.
+    """
+    if options.objective == "ce":
+        return lambda: held_out_cross_entropy(student, examples)
+    assert teacher is not None  # HealOptions.needs_original
+    return partial(held_out_divergence, student, teacher, examples.ids)

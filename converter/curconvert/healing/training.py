@@ -37,7 +37,7 @@ def train(
     parameters: Sequence[nn.Parameter],
     loss: Loss,
     measure: Callable[[], float],
-    sequences: int,
+    counts: NDArray[np.int64],
     options: HealOptions,
     journal: Journal,
     stage: str,
@@ -47,9 +47,9 @@ def train(
 
     Args:
         parameters: In float32.
-        loss: Of some of the training sequences, by number: their mean.
+        loss: Of some of the training sequences, by number: the mean over all that counts in them.
         measure: Of the held-out sequences; less is better.
-        sequences: Number of training sequences.
+        counts: How much counts in each training sequence: what weighs the parts of a batch.
         options: Steps, rates and batches.
         journal: Keeps the state at each measurement; going on from it gives the same numbers.
         stage: The journal's name for it.
@@ -76,7 +76,7 @@ def train(
             break
         for group in optimizer.param_groups:
             group["lr"] = options.rate(step)
-        losses.append(_step(optimizer, loss, _chosen(step, sequences, options), options.accumulate))
+        losses.append(_step(optimizer, loss, _chosen(step, len(counts), options), counts, options.accumulate))
         if not np.isfinite(losses[-1]):
             raise InputError(f"{stage}: the loss is {losses[-1]} at step {step + 1}; lower --learning-rate")
         progress(stage, step + 1, options.steps)
@@ -92,11 +92,17 @@ def train(
     return curve
 
 
-def _step(optimizer: torch.optim.Optimizer, loss: Loss, chosen: NDArray[np.intp], parts: int) -> float:
+def _step(
+    optimizer: torch.optim.Optimizer,
+    loss: Loss,
+    chosen: NDArray[np.intp],
+    counts: NDArray[np.int64],
+    parts: int,
+) -> float:
     optimizer.zero_grad(set_to_none=True)
     total = 0.0
     for part in np.split(chosen, parts):
-        value = loss(part) / parts
+        value = loss(part) * float(counts[part].sum() / counts[chosen].sum())
         value.backward()  # type: ignore[no-untyped-call]
         total += value.item()
     optimizer.step()

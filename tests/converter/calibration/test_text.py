@@ -215,7 +215,7 @@ def test_a_long_text_is_sampled_over_its_whole_length(tokenizer_json: bytes, mon
     monkeypatch.setattr(text_module, "CHUNK_CHARACTERS", 64)
     monkeypatch.setattr(text_module, "LEAST_CHUNKS", 10)
     text = "".join(letter * 640 for letter in "0123456789")
-    tokenizer = text_module._open_tokenizer("builtin", tokenizer_json)
+    tokenizer = text_module.open_tokenizer("builtin", tokenizer_json)
     ids = text_module._tokenise(text, tokenizer, options("builtin", sequences=1, length=2, probes=1))
     assert ids.tolist() == plain_ids(tokenizer_json, "".join(letter * 64 for letter in "0123456789"))
 

@@ -145,14 +145,20 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
-@pytest.mark.parametrize(("mode", "stage"), [("whole", "heal"), ("blocks", "block-1")])
-def test_a_stopped_run_goes_on_to_the_same_bytes(home: Path, tmp_path: Path, mode: str, stage: str) -> None:
-    """Stopped between two measurements; the curve is the same, too."""
-    expected = healed(home, "cur", tmp_path / "expected", mode=mode)
+@pytest.mark.parametrize(
+    ("mode", "start", "stage", "step"),
+    [("whole", "none", "heal", 25), ("blocks", "none", "block-1", 25), ("whole", "als", "blocks", 1)],
+)
+def test_a_stopped_run_goes_on_to_the_same_bytes(
+    home: Path, tmp_path: Path, mode: str, start: str, stage: str, step: int
+) -> None:
+    """Stopped between two measurements, or after a block's least squares; the curve is the same, too."""
+    given = {"mode": mode, "start": start}
+    expected = healed(home, "cur", tmp_path / "expected", **given)
     with pytest.raises(StoppedError):
-        healed(home, "cur", tmp_path / "out", mode=mode, progress=stopping(stage, 25))
+        healed(home, "cur", tmp_path / "out", **given, progress=stopping(stage, step))
     assert not (tmp_path / "out").exists()
-    again = healed(home, "cur", tmp_path / "out", mode=mode)
+    again = healed(home, "cur", tmp_path / "out", **given)
     assert again.curves == expected.curves
     assert digests(tmp_path / "out") == digests(tmp_path / "expected")
     assert not workspace_of(tmp_path / "out").exists()
@@ -201,6 +207,8 @@ def test_another_original_is_refused(home: Path, tmp_path: Path) -> None:
         ({"hidden": 0.0, "ce": 0.0, "kl": 0.0}, "at least one must not be"),
         ({"learning_rate": float("nan")}, "--learning-rate nan: expected a number above 0"),
         ({"steps": 0}, "--steps 0: expected at least 1"),
+        ({"start": "x"}, "--start 'x': expected one of none, als"),
+        ({"objective": "x"}, "--objective 'x': expected one of distill, ce"),
         ({"accumulate": 3}, "--accumulate 3: expected a divisor of --batch 16"),
     ],
 )
