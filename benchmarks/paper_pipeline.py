@@ -25,11 +25,11 @@ from curconvert.calibration.statistics import InputStatistics
 from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.chunked import ChunkedMatrix
-from curconvert.compress import silent
 from curconvert.execution.local import LocalExecutor
 from curconvert.factorization.gram import measured
 from curconvert.factorization.tasks import MatrixTask
 from curconvert.factorization.types import Factorization
+from curconvert.original_pass import silent
 from curconvert.planning import decoder_linears, layer_of, linear_of, make_plan
 from curconvert.production import measure, prepare
 from curconvert.selection.bases import exact_bases, krylov_bases, leading_bases

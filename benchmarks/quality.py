@@ -32,9 +32,9 @@ from curconvert import CalibrationOptions, ConvertOptions, SourceOptions, export
 from curconvert.allocation.budgets import options_for_size
 from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.types import Checkpoint
-from curconvert.compress import silent
 from curconvert.errors import InputError
 from curconvert.execution.local import LocalExecutor
+from curconvert.original_pass import silent
 from curconvert.planning import total_parameters
 from curconvert.production import decide, measure, prepare, produce, sampled
 from curconvert_runtime import load

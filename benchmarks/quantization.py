@@ -24,9 +24,10 @@ from quality import Recorded, Results
 
 from curconvert import CalibrationOptions, ConvertOptions, SourceOptions, export
 from curconvert.checkpoint import open_checkpoint
-from curconvert.compress import UNQUANTISED, silent
+from curconvert.compress import UNQUANTISED
 from curconvert.execution.executor import ExecutionOptions, executing
 from curconvert.options import LINEARS
+from curconvert.original_pass import silent
 from curconvert.production import decide, measure, prepare, produce
 from curconvert.quantization.options import Quantization
 from curconvert.quantization.tensors import quantised_tables

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from curconvert import CalibrationOptions, ConvertOptions
 from curconvert.allocation.sharing import metric_of
 from curconvert.checkpoint import open_checkpoint
-from curconvert.compress import silent
 from curconvert.factorization.shared import Metric, SharedBasis, shared_basis
+from curconvert.original_pass import silent
 from curconvert.planning import decoder_linears, layer_of, linear_of, rank_for_density
 from curconvert.production import measure, prepare, sampled
 

@@ -1,166 +1,43 @@
-"""The block loop: stream the original model once, then stream again, compressing as it goes."""
+"""The block loop: stream the model, compressing as it goes."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
-from curconvert.allocation.backward import BackwardPass
 from curconvert.allocation.evidence import Evidence
-from curconvert.allocation.gathering import Gathering
 from curconvert.artifact.journal import UNRECORDED, Journal, State
 from curconvert.artifact.safetensors_writer import SafetensorsWriter
 from curconvert.blocks.heads import Heads, attention_heads
 from curconvert.blocks.modules import factored_linear
 from curconvert.blocks.precision import calibration_dtype
-from curconvert.blocks.skeleton import HEAD
-from curconvert.blocks.stream import Block, BlockStream, Recorder
-from curconvert.calibration.batches import Batches, Keeping
-from curconvert.calibration.statistics import InputStatistics, StatisticsCollector
+from curconvert.blocks.stream import Block, BlockStream
+from curconvert.calibration.batches import Keeping
+from curconvert.calibration.statistics import InputStatistics
 from curconvert.calibration.text import CalibrationTokens
 from curconvert.calibration_states import CalibrationStates
 from curconvert.checkpoint.types import Checkpoint
-from curconvert.device import CPU
 from curconvert.execution.executor import Executor
 from curconvert.factorization.checked import FactorTask, allocated_tasks, block_tasks
 from curconvert.factorization.types import Factorization
 from curconvert.options import ConvertOptions
+from curconvert.original_pass import LOGITS, OriginalPass, embedded, silent
 from curconvert.parity_probe import ParityProbe
 from curconvert.planning import MatrixPlan, Plan, bias_of, layer_of
 from curconvert.quantization.block import quantisation_tasks
 from curconvert.quantization.tensors import Tables
-from curconvert.selection.scores import LayerScorer
 from curconvert_runtime.fidelity import Progress
 from curconvert_runtime.forms import SPARSE, factor_name
 from curconvert_runtime.probes import (
     CompressedProbe,
-    OriginalOutputs,
-    fidelity_probe,
     parity_batch,
 )
 from curconvert_runtime.quantized import part_name
 
-BATCH = 8  # sequences per forward pass: enough to keep the matmuls busy, few enough to stay small
-_LOGITS = 2**24  # held at once, 64 MB: a 16-bit head is widened once for all of them
 UNQUANTISED = Tables()
-_LOGIT_ROWS = 32  # positions whose full-vocabulary log-probabilities are held in float64 at once
-
-
-def silent(_stage: str, _done: int, _total: int) -> None:
-    """Report nothing."""
-
-
-@dataclass(frozen=True)
-class OriginalPass:
-    """What the uncompressed model gave.
-
-    Attributes:
-        scores: Of each layer, (layers,), by name; those that were asked for.
-        outputs: The probe positions' outputs, in order.
-        states: The last block's output on the probes, batches of (sequences, tokens, hidden_size).
-        head: Statistics of the head's input on the calibration tokens, where they were asked for.
-    """
-
-    scores: Mapping[str, NDArray[np.float64]]
-    outputs: list[OriginalOutputs]
-    states: Batches
-    head: InputStatistics | None = None
-
-
-def run_original(
-    checkpoint: Checkpoint,
-    tokens: CalibrationTokens,
-    *,
-    scores: Collection[str] = (),
-    gathering: Gathering | None = None,
-    backward: BackwardPass | None = None,
-    head: bool = False,
-    device: str = CPU,
-    keeping: Keeping = list,
-    progress: Progress = silent,
-    journal: Journal = UNRECORDED,
-) -> OriginalPass:
-    """Stream the original model over the probes, and over the calibration tokens where something is asked of them.
-
-    Args:
-        checkpoint: The original.
-        tokens: Calibration and probe sequences.
-        scores: Names of layer scores to measure, see `curconvert.selection.scores`.
-        gathering: Keeps the statistics of linears' inputs.
-        backward: Goes back through the model afterwards.
-        head: Whether to keep statistics of the head's input.
-        device: Where blocks run.
-        keeping: Where hidden states on the calibration tokens are kept.
-        progress: Called after each block.
-        journal: Keeps each block.
-    """
-    stream = BlockStream(checkpoint, device=torch.device(device))
-    probes = _embed(stream, tokens.probes)  # also what a resumed pass needs: masks and positions
-    wanted = bool(scores or gathering or backward or head)
-    hidden = _embed(stream, tokens.calibration if wanted else tokens.calibration[:0], keeping)
-    scorers = {name: LayerScorer(name) for name in sorted(scores)}
-    done, dtype = 0, torch.float32
-    if state := journal.recall("original"):
-        done, probes = state.data["blocks"], state.restored("probes")
-        hidden = keeping(state.tensors.get("hidden", ()))
-        dtype = getattr(torch, state.data["dtype"])
-        for name, scorer in scorers.items():
-            scorer.scores.extend(state.data["scores"][name])
-    durable = [part.commit for part in (gathering, backward) if part]
-    for index in range(done, stream.num_layers):
-        with stream.block(index) as block:
-            block.advance(probes)
-            if index == 0 and hidden and not backward:
-                dtype = calibration_dtype(checkpoint, block, hidden[0])
-            with ExitStack() as stack:
-                for scorer in scorers.values():
-                    stack.enter_context(scorer.watching(block.layer))
-                if gathering:
-                    stack.enter_context(gathering.watching(block))
-                if backward:
-                    backward.advance(block, hidden)
-                else:
-                    block.advance(hidden, dtype=dtype)
-        found = {name: scorer.scores for name, scorer in scorers.items()}
-        carried = {"probes": probes, "hidden": hidden}
-        data = {"blocks": index + 1, "scores": found, "dtype": str(dtype)[6:]}
-        journal.record("original", State(data, carried), durable)
-        progress("original", index + 1, stream.num_layers)
-    outputs = _probe_outputs(stream, probes, tokens.probes)
-    seen = _head_statistics(stream, hidden) if head else None
-    if backward:
-        backward.finish(stream, hidden)
-    return OriginalPass({name: np.array(scorer.scores) for name, scorer in scorers.items()}, outputs, probes, seen)
-
-
-def _head_statistics(stream: BlockStream, hidden: Batches) -> InputStatistics:
-    recorder = Recorder()
-    collector = StatisticsCollector({HEAD: recorder})
-    with collector.collecting():
-        for batch in hidden:
-            stream.record_head(batch, recorder)
-    ((_, statistics),) = collector.groups()
-    return statistics
-
-
-def _probe_outputs(stream: BlockStream, hidden: Batches, ids: NDArray[np.int64]) -> list[OriginalOutputs]:
-    outputs, step = [], max(1, _LOGITS // stream.vocab_size)
-    sequences = [row for batch in hidden for row in batch]
-    for row, states in zip(ids, sequences, strict=True):
-        following = np.append(row[1:], row[-1])  # the last position has no next token; pack_probes drops it
-        for start in range(0, len(row), step):
-            part = slice(start, start + step)
-            logits = stream.logits(states[None, part])[0]
-            both = (logits, torch.from_numpy(following[part]))
-            rows = zip(*(torch.split(tensor, _LOGIT_ROWS) for tensor in both), strict=True)
-            outputs += [fidelity_probe(scores.numpy(), wanted.numpy()) for scores, wanted in rows]
-    return outputs
 
 
 def compress(
@@ -206,7 +83,7 @@ def compress(
     last_layer = max(layer_of(name) for name in matrices) if matrices else -1
     known = evidence.has_statistics(matrices) and not options.sequential
     calibration = tokens.calibration[:0] if known else tokens.calibration
-    states = CalibrationStates(_embed(stream, calibration, keeping), options, keeping)
+    states = CalibrationStates(embedded(stream, calibration, keeping), options, keeping)
     probe = ParityProbe(stream, *parity_batch(tokens.probes))
     heads = attention_heads(checkpoint.config) if any(m.form in SPARSE.values() for m in plan.matrices) else None
     reports: dict[str, Factorization] = {}
@@ -366,7 +243,7 @@ def divergence(
     if state and "divergence" in state.data:
         return float(state.data["divergence"])
     stream, reference = BlockStream(checkpoint, dtype, tables=tables.quantised), BlockStream(checkpoint)
-    hidden = _embed(stream, tokens.probes)
+    hidden = embedded(stream, tokens.probes)
     done = 0
     if state:
         done, hidden = state.data["blocks"], state.restored("hidden")
@@ -379,7 +256,7 @@ def divergence(
             block.advance(hidden)
         journal.record(stage, State({"blocks": index + 1}, {"hidden": hidden}))
         progress("search", index + 1, stream.num_layers)
-    total, rows, step = 0.0, 0, max(1, _LOGITS // stream.vocab_size)
+    total, rows, step = 0.0, 0, max(1, LOGITS // stream.vocab_size)
     for ours, theirs in zip(hidden, original.states, strict=True):
         pairs = zip(*(torch.split(batch.flatten(0, 1), step) for batch in (ours, theirs)), strict=True)
         for mine, wanted in pairs:
@@ -389,7 +266,3 @@ def divergence(
             rows += len(mine)
     journal.record(stage, State({"divergence": total / rows}))
     return total / rows
-
-
-def _embed(stream: BlockStream, ids: NDArray[np.int64], keeping: Keeping = list) -> Batches:
-    return keeping(stream.embed(torch.from_numpy(ids[i : i + BATCH])) for i in range(0, len(ids), BATCH))

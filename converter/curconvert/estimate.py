@@ -23,10 +23,10 @@ from curconvert.calibration.batches import FileBatches, Keeping
 from curconvert.calibration.sampled import RESIDENT_BYTES
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.chunked import CHUNK
-from curconvert.compress import BATCH
 from curconvert.errors import InputError
 from curconvert.execution.executor import ExecutionOptions
 from curconvert.options import ConvertOptions
+from curconvert.original_pass import BATCH
 from curconvert.planning import MatrixPlan, Plan, distinct_inputs, keeps_inputs, layer_of
 from curconvert.selection.bases import krylov_size
 from curconvert.selection.indices import EXACT_OUTPUTS

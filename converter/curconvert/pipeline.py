@@ -14,12 +14,12 @@ from curconvert.artifact.space import check_space, needed_bytes, spilled_bytes
 from curconvert.artifact.workspace import workspace, workspace_of
 from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.types import Checkpoint
-from curconvert.compress import silent
 from curconvert.errors import InputError
 from curconvert.estimate import Estimate, estimate, keeping_within, measure_machine
 from curconvert.execution.executor import ExecutionOptions, executing
 from curconvert.fingerprint import fingerprint
 from curconvert.options import DTYPES, ConvertOptions, SourceOptions, check_choice
+from curconvert.original_pass import silent
 from curconvert.planning import Plan
 from curconvert.production import (
     bytes_per_number,

@@ -27,10 +27,11 @@ from curconvert.calibration.batches import Keeping
 from curconvert.calibration.sampled import partly_sampled
 from curconvert.calibration.text import BUILTIN, CalibrationTokens, digest, load_tokens
 from curconvert.checkpoint.types import Checkpoint, Companions
-from curconvert.compress import UNQUANTISED, OriginalPass, compress, run_original
+from curconvert.compress import UNQUANTISED, compress
 from curconvert.device import find_device
 from curconvert.execution.executor import Executor
 from curconvert.options import ConvertOptions
+from curconvert.original_pass import OriginalPass, run_original
 from curconvert.planning import Plan, decoder_linears, keeps_inputs, layer_of, linear_of, make_plan
 from curconvert.quantization.options import Quantization, stored_bytes
 from curconvert.quantization.tensors import Tables, quantised_tables, quantised_tensors, quantization_json

@@ -17,9 +17,9 @@ from curconvert.calibration.gradients import GradientSamples
 from curconvert.calibration.statistics import InputStatistics
 from curconvert.calibration.text import load_tokens
 from curconvert.checkpoint import open_checkpoint
-from curconvert.compress import silent
 from curconvert.factorization.checked import allocated_tasks
 from curconvert.options import LINEARS
+from curconvert.original_pass import silent
 from curconvert.parity import check_slices, torch_parity
 from curconvert.planning import MatrixPlan
 from curconvert_runtime.forms import multiply

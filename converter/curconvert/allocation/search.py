@@ -16,10 +16,11 @@ from curconvert.allocation.sharing import with_sharing
 from curconvert.artifact.journal import Journal
 from curconvert.calibration.text import CalibrationTokens
 from curconvert.checkpoint.types import Checkpoint
-from curconvert.compress import OriginalPass, divergence
+from curconvert.compress import divergence
 from curconvert.errors import InputError
 from curconvert.execution.executor import Executor
 from curconvert.options import ConvertOptions
+from curconvert.original_pass import OriginalPass
 from curconvert.planning import Plan
 from curconvert.quantization.options import stored_bytes
 from curconvert.quantization.tensors import Tables

@@ -17,7 +17,6 @@ from curconvert.blocks.precision import multiplies_bfloat16
 from curconvert.calibration.sampled import resident_model
 from curconvert.calibration.text import BUILTIN
 from curconvert.checkpoint.types import Checkpoint
-from curconvert.compress import silent
 from curconvert.errors import InputError, UnsupportedError
 from curconvert.fingerprint import common
 from curconvert.healing.blocks import heal_blocks
@@ -27,6 +26,7 @@ from curconvert.healing.rewrite import answers_by_blocks, answers_of_model, copy
 from curconvert.healing.student import held_out_measure, keep_few_activations, trainable, training_loss
 from curconvert.healing.training import Point, train
 from curconvert.options import SourceOptions
+from curconvert.original_pass import silent
 from curconvert.parity import build_torch_model
 from curconvert.pipeline import open_source
 from curconvert.production import verify_and_seal

@@ -15,11 +15,11 @@ from curconvert.allocation.budgets import options_for_size
 from curconvert.artifact.folder import SWEEP, atomic_folder, check_output
 from curconvert.artifact.manifest import environment
 from curconvert.checkpoint.types import Checkpoint
-from curconvert.compress import silent
 from curconvert.errors import BackendError, CurConvertError, InputError, UnsupportedError
 from curconvert.estimate import keeping_within
 from curconvert.execution.executor import ExecutionOptions, Executor, executing
 from curconvert.options import ConvertOptions, SourceOptions
+from curconvert.original_pass import silent
 from curconvert.pipeline import export, open_source
 from curconvert.planning import total_parameters
 from curconvert.production import (

@@ -16,8 +16,8 @@ from curconvert.allocation.evidence import Evidence
 from curconvert.blocks.stream import BlockStream
 from curconvert.calibration.text import load_tokens
 from curconvert.checkpoint import open_checkpoint
-from curconvert.compress import silent
 from curconvert.errors import InputError
+from curconvert.original_pass import silent
 from support.families import VOCABULARY, make_checkpoint
 from support.tiny_runs import stored_tensors, tiny_options, token_file
 

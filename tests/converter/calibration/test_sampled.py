@@ -13,8 +13,8 @@ from curconvert.calibration import sampled
 from curconvert.calibration.sampled import partly_sampled, sample
 from curconvert.calibration.text import CalibrationOptions, CalibrationTokens, digest, load_tokens
 from curconvert.checkpoint import open_checkpoint
-from curconvert.compress import silent
 from curconvert.families import SUPPORTED_FAMILIES
+from curconvert.original_pass import silent
 from support.families import make_checkpoint
 from support.tiny_runs import LENGTH, token_file
 

@@ -15,12 +15,12 @@ from curconvert.artifact.workspace import workspace_of
 from curconvert.calibration.sampled import resident_model
 from curconvert.calibration.text import CalibrationOptions, load_tokens
 from curconvert.checkpoint import open_checkpoint
-from curconvert.compress import silent
 from curconvert.errors import InputError
 from curconvert.healing.options import HealOptions
 from curconvert.healing.run import heal
 from curconvert.healing.student import held_out_divergence
 from curconvert.options import SourceOptions
+from curconvert.original_pass import silent
 from curconvert.parity import build_torch_model, check_slices
 from curconvert.pipeline import convert
 from curconvert_runtime import Artifact, VerifyOptions

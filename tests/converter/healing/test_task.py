@@ -14,13 +14,13 @@ from transformers import AutoModelForCausalLM
 from curconvert.calibration.sampled import resident_model
 from curconvert.calibration.text import CalibrationOptions
 from curconvert.checkpoint import open_checkpoint
-from curconvert.compress import silent
 from curconvert.errors import InputError
 from curconvert.healing.examples import Data, Examples, load_data
 from curconvert.healing.options import HealOptions
 from curconvert.healing.run import heal
 from curconvert.healing.student import cross_entropy, training_loss
 from curconvert.options import SourceOptions
+from curconvert.original_pass import silent
 from curconvert.pipeline import convert
 from curconvert_runtime import VerifyOptions
 from support.command_line import call, refused
