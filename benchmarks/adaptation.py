@@ -12,28 +12,22 @@ import json
 import math
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from common import MODEL, MODEL_NAME, ROOT, machine, publish, table
-from healing import PARTS, adapted, losses, part_name
+from healing import PARTS, adapted, losses, part_name, trained
 from numpy.typing import NDArray
 from tasks import Question, Scorer, accuracy, piqa, piqa_questions, piqa_scores
 from torch import nn
 
 from curconvert import CalibrationOptions, ConvertOptions, SourceOptions, convert
-from curconvert.artifact.journal import UNRECORDED
-from curconvert.blocks.precision import multiplies_bfloat16
 from curconvert.calibration.sampled import resident_model
 from curconvert.checkpoint import open_checkpoint
 from curconvert.healing.examples import load_data
 from curconvert.healing.options import HealOptions
-from curconvert.healing.student import held_out_measure, training_loss
-from curconvert.healing.training import train
 from curconvert_runtime.artifact import Artifact
 from curconvert_runtime.fidelity import text_windows
 from curconvert_runtime.text import Tokenizer
@@ -78,19 +72,7 @@ def run(method: str, part: str, folder: Path, given: argparse.Namespace) -> dict
     original = measured(resident_model(open_checkpoint(given.model)), tokenizer, asked, windows)
     found = adapted(part, artifact)
     before = measured(found.model, tokenizer, asked, windows)
-    start = time.perf_counter()
-
-    def progress(_stage: str, done: int, total: int) -> None:
-        if done % 10 == 0:
-            print(f"{method} {part}: {done}/{total}, {time.perf_counter() - start:.0f} s", file=sys.stderr)
-
-    dtype = torch.bfloat16 if multiplies_bfloat16() else torch.float32
-    curve = train(
-        found.parameters, training_loss(found.model, None, data.training, healing, dtype),
-        held_out_measure(found.model, None, data.held_out, healing), data.training.counts, healing, UNRECORDED,
-        "heal", progress,
-    )  # fmt: skip
-    seconds = time.perf_counter() - start
+    curve, seconds = trained(found, None, data, healing, f"{method} {part}")
     return {
         "method": method, "part": part, "rank": found.ranks, "trained": found.count, "seconds": seconds,
         "examples": len(data.training), "notices": list(data.notices), "curve": [vars(point) for point in curve],

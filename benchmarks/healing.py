@@ -34,7 +34,7 @@ from curconvert.artifact.journal import UNRECORDED
 from curconvert.blocks.precision import multiplies_bfloat16
 from curconvert.calibration.sampled import resident_model
 from curconvert.checkpoint import open_checkpoint
-from curconvert.healing.examples import load_data
+from curconvert.healing.examples import Data, load_data
 from curconvert.healing.options import HealOptions
 from curconvert.healing.student import held_out_measure, trainable, training_loss
 from curconvert.healing.training import Point, train
@@ -112,6 +112,25 @@ def part_name(part: str, ranks: str) -> str:
     return f"{'LoRA, rank' if part == 'lora' else 'MoRA, r̂'} {ranks}, on the dense linears"
 
 
+def trained(
+    found: Adapted, teacher: nn.Module | None, data: Data, options: HealOptions, label: str
+) -> tuple[list[Point], float]:
+    """Train what is to be trained; return the curve and the seconds."""
+    start = time.perf_counter()
+
+    def progress(_stage: str, done: int, total: int) -> None:
+        if done % 10 == 0:
+            print(f"{label}: {done}/{total}, {time.perf_counter() - start:.0f} s", file=sys.stderr)
+
+    dtype = torch.bfloat16 if multiplies_bfloat16() else torch.float32
+    curve = train(
+        found.parameters, training_loss(found.model, teacher, data.training, options, dtype),
+        held_out_measure(found.model, teacher, data.held_out, options), data.training.counts, options, UNRECORDED,
+        "heal", progress,
+    )  # fmt: skip
+    return curve, time.perf_counter() - start
+
+
 def run(method: str, part: str, folder: Path, given: argparse.Namespace, options: HealOptions) -> dict[str, Any]:
     """Heal one compressed model in one way, and measure it on the text before and after."""
     checkpoint = open_checkpoint(given.model)
@@ -122,19 +141,8 @@ def run(method: str, part: str, folder: Path, given: argparse.Namespace, options
     teacher, found = resident_model(checkpoint), adapted(part, artifact)
     windows = text_windows(artifact, given.text.read_text(encoding="utf-8"), given.window, given.max_tokens)
     before = losses(found.model, windows)
-    start = time.perf_counter()
-
-    def progress(_stage: str, done: int, total: int) -> None:
-        if done % 10 == 0:
-            print(f"{method} {part}: {done}/{total}, {time.perf_counter() - start:.0f} s", file=sys.stderr)
-
-    dtype = torch.bfloat16 if multiplies_bfloat16() else torch.float32
-    curve = train(
-        found.parameters, training_loss(found.model, teacher, data.training, options, dtype),
-        held_out_measure(found.model, teacher, data.held_out, options), data.training.counts, options, UNRECORDED,
-        "heal", progress,
-    )  # fmt: skip
-    seconds, dense, after = time.perf_counter() - start, losses(teacher, windows), losses(found.model, windows)
+    curve, seconds = trained(found, teacher, data, options, f"{method} {part}")
+    dense, after = losses(teacher, windows), losses(found.model, windows)
     return {
         "method": method, "part": part, "rank": found.ranks, "trained": found.count,
         "seconds": seconds, "curve": [vars(point) for point in curve],

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from curconvert.artifact.durable import fsync, replace_text
 from curconvert.errors import InputError
+from curconvert.tensor_list import TensorList
 from curconvert_runtime import strict_json
 from curconvert_runtime.hashing import sha256
 
@@ -63,7 +64,7 @@ class State:
         return cls(data, {name: _Stored(path, name, count) for name, count in counts.items()})
 
 
-class _Stored(Sequence[Tensor]):
+class _Stored(TensorList):
     """A list of tensors in a file."""
 
     def __init__(self, path: Path, name: str, count: int) -> None:
@@ -72,16 +73,8 @@ class _Stored(Sequence[Tensor]):
     def __len__(self) -> int:
         return self._count
 
-    @overload
-    def __getitem__(self, index: int) -> Tensor: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Tensor]: ...
-    def __getitem__(self, index: int | slice) -> Tensor | Sequence[Tensor]:
+    def at(self, index: int) -> Tensor:
         """Read one, into torch's own memory, whose alignment some kernels' results depend on."""
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not 0 <= index < self._count:
-            raise IndexError(index)
         with np.load(self._path) as stored:
             return torch.from_numpy(stored[f"{self._name}.{index}"]).clone()
 

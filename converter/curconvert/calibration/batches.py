@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import mmap
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import overload
 
 import torch
 from torch import Tensor
 
+from curconvert.tensor_list import TensorList
 
-class FileBatches(Sequence[Tensor]):
+
+class FileBatches(TensorList):
     """Batches mapped from a temporary file, of which one is resident: asking for another releases the one before.
 
     A batch is written in place; what it holds stays in the file. The file has no name, so nothing is left of it however
@@ -44,13 +45,8 @@ class FileBatches(Sequence[Tensor]):
     def __len__(self) -> int:
         return len(self._parts)
 
-    @overload
-    def __getitem__(self, index: int) -> Tensor: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Tensor]: ...
-    def __getitem__(self, index: int | slice) -> Tensor | Sequence[Tensor]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def at(self, index: int) -> Tensor:
+        """Return one, and release the one before."""
         start, batch = self._parts[index]
         if self._resident != start:
             self._release()
