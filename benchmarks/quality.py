@@ -292,7 +292,8 @@ Perplexity, and in brackets the share of positions where both models' first choi
 {_thorough(points, setting, options.limit)}
 
 Made by `python benchmarks/quality.py --text {options.text.name} --calibration {Path(options.calibration).name}
---methods {" ".join(order)} --publish` (and `--tasks`, `--windows` for the last table).
+--methods original {" ".join(order)} --publish`, and for the last table `--tasks blimp piqa --pairs 10
+--windows 1024 512:24576 128:24576`.
 """,
     )
 
