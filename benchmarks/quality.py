@@ -331,7 +331,20 @@ def _choices(
 
 {table(header, rows)}
 
-`auto` spreads the budget by itself; the others keep one density everywhere.{asked}"""
+`auto` spreads the budget by itself; the others keep one density everywhere.{asked}{_long(found, shown)}"""
+
+
+def _long(found: dict[tuple[str, int], dict[str, Any]], targets: list[int]) -> str:
+    """Say what `auto` reaches on the whole text, where that was measured."""
+    points = [found.get(key, {}).get("windows") or {} for key in ((ORIGINAL, 0), *(("auto", t) for t in targets))]
+    name = next((name for name in points[0] if name.endswith("whole text")), "")
+    if not name or any(name not in point for point in points):
+        return ""
+    original, *rest = (f"{point[name]:.2f}" for point in points)
+    return (
+        f" Perplexity of `auto` on {name.replace(', ', ', the ')}: {', '.join(rest)}; the original's is {original}. "
+        "BLiMP, PIQA and the other methods: [docs/benchmarks.md](docs/benchmarks.md)."
+    )
 
 
 def _others(points: list[dict[str, Any]], targets: list[int], setting: dict[str, Any]) -> str:
