@@ -11,14 +11,13 @@ import argparse
 import json
 import math
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import MODEL, MODEL_NAME, ROOT, machine, publish, table
-from healing import PARTS, adapted, losses, part_name, trained
+from common import MODEL_NAME, machine, publish, table
+from healing import adapted, losses, measured_parts, options_of, part_name, trained
 from numpy.typing import NDArray
 from tasks import Question, Scorer, accuracy, piqa, piqa_questions, piqa_scores
 from torch import nn
@@ -91,38 +90,15 @@ def heal_options(given: argparse.Namespace, task: Path) -> HealOptions:
 
 def main() -> None:
     """Measure what is missing, publish."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(MODEL))
+    parser = options_of(__doc__, 100, "adaptation.jsonl")
     parser.add_argument("--piqa", type=Path, required=True, help="folder with valid.jsonl and valid-labels.lst")
     parser.add_argument("--train", type=int, default=450, help="questions to train on, the first ones")
     parser.add_argument("--held-out", type=int, default=150, help="questions to answer, the last ones")
-    parser.add_argument("--text", type=Path, required=True, help="text whose perplexity tells what is forgotten, UTF-8")
-    parser.add_argument("--calibration", required=True, help="text to calibrate on, another one")
-    parser.add_argument("--methods", nargs="+", default=["curing", "cur"])
-    parser.add_argument("--parts", nargs="+", default=[*PARTS], choices=PARTS)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="above the paper's: fewer steps")
-    parser.add_argument("--window", type=int, default=512)
-    parser.add_argument("--max-tokens", type=int, default=24 * 512)
-    parser.add_argument("--results", type=Path, default=ROOT / ".cache" / "benchmarks" / "adaptation.jsonl")
-    parser.add_argument("--publish", action="store_true", help="write docs/benchmarks.md from --results")
     given = parser.parse_args()
-    lines = given.results.read_text().splitlines() if given.results.exists() else []
     setting = {"steps": given.steps, "rate": given.learning_rate, "train": given.train, "held_out": given.held_out}
-    same = [point for point in map(json.loads, lines) if setting.items() <= point.items()]
-    points = {(point["method"], point["part"]): point for point in same}
-    for method in given.methods:
-        for part in given.parts:
-            if (method, part) in points:
-                continue
-            with tempfile.TemporaryDirectory() as folder:
-                found = {**run(method, part, Path(folder), given), **setting}
-            points[method, part] = found
-            given.results.parent.mkdir(parents=True, exist_ok=True)
-            with given.results.open("a") as file:
-                file.write(json.dumps(found) + "\n")
+    points = measured_parts(given, setting, lambda method, part, folder: run(method, part, folder, given))
     if given.publish:
-        report(list(points.values()), given)
+        report(points, given)
 
 
 def _mean(values: Sequence[float]) -> str:

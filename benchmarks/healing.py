@@ -13,7 +13,7 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,21 +163,51 @@ def recovered(losses: dict[str, list[float]]) -> tuple[float, float]:
     return share(np.ones(count, bool)), float(np.sqrt((count - 1) * folds.var()))
 
 
-def main() -> None:
-    """Measure what is missing, publish."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options_of(description: str | None, steps: int, results: str) -> argparse.ArgumentParser:
+    """Return the options of a benchmark that trains each method's model in each part."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(MODEL))
     parser.add_argument("--text", type=Path, required=True, help="evaluation text, UTF-8")
-    parser.add_argument("--calibration", required=True, help="text to calibrate and to heal on, another one")
+    parser.add_argument("--calibration", required=True, help="text to calibrate on, another one")
     parser.add_argument("--methods", nargs="+", default=["curing", "cur"])
     parser.add_argument("--parts", nargs="+", default=[*PARTS], choices=PARTS)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="above the paper's: fewer steps")
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--max-tokens", type=int, default=24 * 512)
-    parser.add_argument("--results", type=Path, default=ROOT / ".cache" / "benchmarks" / "healing.jsonl")
+    parser.add_argument("--results", type=Path, default=ROOT / ".cache" / "benchmarks" / results)
     parser.add_argument("--publish", action="store_true", help="write docs/benchmarks.md from --results")
-    given = parser.parse_args()
+    return parser
+
+
+def measured_parts(
+    given: argparse.Namespace, setting: dict[str, Any], measure: Callable[[str, str, Path], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return the points of a setting, those that `--results` holds and those that are measured now and added to it.
+
+    Args:
+        given: Methods, parts and results.
+        setting: What points have in common that may stand beside each other.
+        measure: Of a method and a part, with a scratch folder.
+    """
+    lines = given.results.read_text().splitlines() if given.results.exists() else []
+    same = [point for point in map(json.loads, lines) if setting.items() <= point.items()]
+    points = {(point["method"], point["part"]): point for point in same}
+    for method in given.methods:
+        for part in given.parts:
+            if (method, part) in points:
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                points[method, part] = {**measure(method, part, Path(folder)), **setting}
+            given.results.parent.mkdir(parents=True, exist_ok=True)
+            with given.results.open("a") as file:
+                file.write(json.dumps(points[method, part]) + "\n")
+    return list(points.values())
+
+
+def main() -> None:
+    """Measure what is missing, publish."""
+    given = options_of(__doc__, 600, "healing.jsonl").parse_args()
     data = CalibrationOptions(source=given.calibration, sequences=8192)
     options = HealOptions(
         steps=given.steps,
@@ -186,20 +216,13 @@ def main() -> None:
         patience=given.steps,
         learning_rate=given.learning_rate,
     )
-    lines = given.results.read_text().splitlines() if given.results.exists() else []
-    points = {(p["method"], p["part"], p["steps"]): p for p in map(json.loads, lines)}
-    for method in given.methods:
-        for part in given.parts:
-            if (method, part, given.steps) in points:
-                continue
-            with tempfile.TemporaryDirectory() as folder:
-                found = {**run(method, part, Path(folder) / "out", given, options), "steps": given.steps}
-            points[method, part, given.steps] = found
-            given.results.parent.mkdir(parents=True, exist_ok=True)
-            with given.results.open("a") as file:
-                file.write(json.dumps(found) + "\n")
+    points = measured_parts(
+        given,
+        {"steps": given.steps},
+        lambda method, part, folder: run(method, part, folder / "out", given, options),
+    )
     if given.publish:
-        report([point for point in points.values() if point["steps"] == given.steps], given, options)
+        report(points, given, options)
 
 
 def report(points: list[dict[str, Any]], given: argparse.Namespace, options: HealOptions) -> None:

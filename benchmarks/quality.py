@@ -368,6 +368,7 @@ def _others(points: list[dict[str, Any]], targets: list[int], setting: dict[str,
 
 def _thorough(points: list[dict[str, Any]], setting: dict[str, Any], limit: float) -> str:
     chosen = [point for point in points if point.get("tasks") and point.get("windows")]
+    chosen = [point for point in chosen if point["fidelity"]["perplexity_compressed"] <= limit]
     if all(point["method"] == ORIGINAL for point in chosen):
         return ""
     chosen.sort(key=lambda point: ([ORIGINAL, *METHODS].index(point["method"]), -point["parameters"]))

@@ -116,7 +116,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--text", type=Path, required=True, help="evaluation text, such as WikiText-2's")
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--windows", type=int, default=24)
-    parser.add_argument("--results", type=Path, default=ROOT / ".cache" / "results" / "quantization.jsonl")
+    parser.add_argument("--results", type=Path, default=ROOT / ".cache" / "benchmarks" / "quantization.jsonl")
     labels = [point.label for point in POINTS]
     parser.add_argument("--points", nargs="*", choices=labels, default=labels, metavar="POINT")
     parser.add_argument("--scratch", type=Path, help="folder for artifacts; the system's temporary one by default")

@@ -10,7 +10,7 @@ from curconvert.artifact.folder import atomic_folder, check_output, publish
 from curconvert.artifact.manifest import build_manifest, seal
 from curconvert.artifact.model_files import tensor_specs, write_model_files
 from curconvert.artifact.safetensors_writer import SafetensorsWriter
-from curconvert.artifact.space import check_space, needed_bytes, spilled_bytes
+from curconvert.artifact.space import check_space, needed_bytes, states_bytes
 from curconvert.artifact.workspace import workspace, workspace_of
 from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.types import Checkpoint
@@ -131,7 +131,7 @@ def convert(
     targets = targets_of(checkpoint, options)
     keeping = keeping_within(checkpoint, first, options, execution, workspace_of(out))
     needed = needed_bytes(checkpoint, first, options, bytes_per_number(checkpoint, options), targets)
-    check_space(out, needed + (spilled_bytes(checkpoint, options) if keeping is not list else 0))
+    check_space(out, needed + (states_bytes(checkpoint, options) if keeping is not list else 0))
     identity = fingerprint(checkpoint, given.companions, given.tokens, options)
     with workspace(out, identity, resume=resume) as space, executing(execution) as executor:
         prepared = replace(sampled(given, options, progress, space.journal), keeping=keeping)

@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from curconvert.report.card import stored_types
+from curconvert_runtime.quantized import stored_types
 
 if TYPE_CHECKING:
     from curconvert.bench.result import Bench, Measured, Spread

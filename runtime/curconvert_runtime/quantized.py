@@ -19,6 +19,7 @@ Each plane has the layout of onnxruntime's MatMulNBits with 4 bits, so 8 bits ar
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -137,6 +138,17 @@ def packings(manifest: Mapping[str, Any]) -> dict[str, Packing]:
         return Packing((row["shape"][0], row["shape"][1]), Layout(own["bits"], own["block_size"], own["symmetric"]))
 
     return {row["name"]: packing(row) for row in found["tensors"]}
+
+
+def stored_types(quantization: Mapping[str, Any]) -> str:
+    """Return types and block sizes of an artifact's quantised matrices, with how many have each where there are two."""
+    stored = packings({"quantization": quantization}).values()
+    found = Counter((packing.layout.bits, packing.layout.block_size) for packing in stored)
+    several = len(found) > 1
+    return " and ".join(
+        f"int{bits} in blocks of {size}" + (f" ({count} tensors)" if several else "")
+        for (bits, size), count in sorted(found.items())
+    )
 
 
 def pack(digits: NDArray[np.uint8]) -> NDArray[np.uint8]:

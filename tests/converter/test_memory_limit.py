@@ -5,21 +5,28 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import pytest
 import torch
+from click.testing import CliRunner
 
+from curconvert.allocation.budgets import options_for_size
 from curconvert.artifact.workspace import workspace_of
-from curconvert.calibration import batches
 from curconvert.calibration.batches import FileBatches
 from curconvert.checkpoint import open_checkpoint
+from curconvert.cli import main
+from curconvert.cli_options import Size
 from curconvert.errors import InputError
 from curconvert.estimate import Machine, estimate
 from curconvert.execution.executor import ExecutionOptions
 from curconvert.options import ConvertOptions, SourceOptions
 from curconvert.pipeline import convert
+from curconvert.planning import total_parameters
 from curconvert.production import first_plan
+from curconvert.sweep.options import SweepOptions
+from curconvert.sweep.run import sweep
 from support.families import make_checkpoint
-from support.tiny_runs import tiny_options
+from support.tiny_runs import LENGTH, add_tokenizer, tiny_options
 
 MEBIBYTE = 2**20
 KINDS = {
@@ -34,6 +41,16 @@ def resident() -> int:
     """Bytes of files that are mapped and resident."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssFile", "RssShmem")))
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets the length of each list of batches in a file."""
+    made: list[int] = []
+    initial = FileBatches.__init__
+    monkeypatch.setattr(
+        FileBatches, "__init__", lambda self, *given: (initial(self, *given), made.append(len(self)))[0]
+    )
+    return made
 
 
 def just_too_little(folder: Path, options: ConvertOptions) -> ExecutionOptions:
@@ -74,11 +91,7 @@ def test_the_bytes_are_the_same(tmp_path: Path, tokens: Path, kind: str, monkeyp
     options = tiny_options(tokens, method, **values)
     execution = just_too_little(model, options)
     convert(SourceOptions(str(model)), tmp_path / "memory", options)
-    made: list[int] = []
-    initial = FileBatches.__init__
-    monkeypatch.setattr(
-        batches.FileBatches, "__init__", lambda self, *given: (initial(self, *given), made.append(len(self)))[0]
-    )
+    made = counted(monkeypatch)
 
     def stopping(_stage: str, _done: int, _total: int) -> None:
         calls.append(None)
@@ -105,3 +118,59 @@ def test_too_little_is_refused_before_anything_is_written(tmp_path: Path, tokens
         convert(SourceOptions(str(model)), out, options, execution=alone)
     assert not out.exists()
     assert not workspace_of(out).exists()
+
+
+def test_a_sweep_stays_within_it(tmp_path: Path, tokens: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Into a folder that is not there yet; the artifact is the one that `convert` makes in memory."""
+    model = make_checkpoint(tmp_path / "model", "llama", num_hidden_layers=3).folder
+    add_tokenizer(model)
+    text = tiny_options(tokens).calibration
+    settings = {"calibration": text, "rank_multiple": 4, "self_text": 0.0}
+    size = int(0.8 * total_parameters(open_checkpoint(model)))
+    alone = options_for_size(open_checkpoint(model), "auto", size, **settings)
+    convert(SourceOptions(str(model)), tmp_path / "alone", alone)
+    made = counted(monkeypatch)
+    asked = SweepOptions((0.8,), ("auto",), keep_artifacts=True, settings=settings)
+    sweep(SourceOptions(str(model)), tmp_path / "new" / "out", asked, execution=just_too_little(model, alone))
+    assert max(made) == 2
+    swept = tmp_path / "new" / "out" / "auto-0.8" / "model.safetensors"
+    assert swept.read_bytes() == (tmp_path / "alone" / "model.safetensors").read_bytes()
+    with pytest.raises(InputError, match="--memory-limit"):
+        sweep(SourceOptions(str(model)), tmp_path / "no", asked, execution=ExecutionOptions(memory_limit=10**6))
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [("4GB", 4 * 10**9), ("1.5GiB", 3 * 2**29), ("500 mb", 5 * 10**8), ("2K", 2000), ("12345", 12345)],
+)
+def test_sizes_as_people_write_them(text: str, wanted: int) -> None:
+    """Powers of 1000, and of 1024 with an i."""
+    assert Size().convert(text, None, None) == wanted
+
+
+@pytest.mark.parametrize("text", ["much", "-4GB", "4XB", "GB", "1e9", ""])
+def test_other_sizes_are_refused(text: str) -> None:
+    """With two that are none."""
+    with pytest.raises(click.BadParameter, match="expected a size such as 4GB or 500MiB"):
+        Size().convert(text, None, None)
+
+
+def test_the_command_line_passes_it_on(tmp_path: Path, tokens: Path) -> None:
+    """Exit code 2 and one line."""
+    model = make_checkpoint(tmp_path / "model", "llama").folder
+    words = [str(model), "-o", str(tmp_path / "out"), "--calibration", str(tokens), "--memory-limit", "20MB"]
+    words += [
+        "--calibration-tokens",
+        str(LENGTH),
+        "--calibration-sequences",
+        "12",
+        "--probe-sequences",
+        "2",
+        "--layers",
+        "all",
+    ]
+    result = CliRunner().invoke(main, ["convert", *words])
+    assert result.exit_code == 2
+    assert "--memory-limit: 0.02 GB, but about" in result.output
+    assert not (tmp_path / "out").exists()

@@ -39,7 +39,7 @@ def needed_bytes(
     probes = options.calibration.probe_sequences * length
     calibration = options.calibration.sequences * length
     # While a record replaces the one before it, both are there; another stage's last one stays.
-    records = 3 * (4 * hidden * probes + spilled_bytes(checkpoint, options))
+    records = 3 * (4 * hidden * probes + states_bytes(checkpoint, options))
     stored = plan.parameters_before if options.max_kl is not None else plan.parameters_after
     answers = probes * 8 * min(TOP_TOKENS, checkpoint.tensors[EMBEDDING].shape[0])
     states = 4 * hidden * layers * min(calibration, GRADIENT_TOKENS + 8 * length) if options.goes_back else 0
@@ -50,7 +50,7 @@ def needed_bytes(
     return int(stored * itemsize) + records + answers + states + matrices + inputs + _REST
 
 
-def spilled_bytes(checkpoint: Checkpoint, options: ConvertOptions) -> int:
+def states_bytes(checkpoint: Checkpoint, options: ConvertOptions) -> int:
     """Return the bytes of the hidden states on the calibration tokens."""
     text = options.calibration
     tokens = text.sequences * text.tokens_per_sequence * (2 if options.mixes_targets else 1)

@@ -144,10 +144,7 @@ def load_data(options: HealOptions, tokenizer_file: Path | None, vocab_size: int
         )
     whole = Examples.of_lines(lines)
     check_range(str(path), whole.ids.reshape(-1), vocab_size)
-    training, held_out = (
-        Examples(whole.ids[rows], whole.targets[rows], whole.learned[rows])
-        for rows in divided(len(lines), options.data)
-    )
+    training, held_out = map(whole.part, divided(len(lines), options.data))
     left = len(found) - len(lines)
     notice = f"{path.name}: {left} of {len(found)} lines are left out: more than {longest} tokens (--data-tokens)"
     sha256 = digest(*(np.stack([part.ids, part.targets]) for part in (training, held_out)))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from curconvert_runtime.quantized import packings
+from curconvert_runtime.quantized import stored_types
 
 _TEMPLATES = {"README.md": "README.md.j2", "report.html": "report.html.j2"}
 
@@ -57,17 +56,6 @@ def _quantised(found: Mapping[str, Any] | None) -> str | None:
     return (
         f"{found['parameters']:,} of them are stored in {stored_types(found)}, {zeros}: "
         f"{bits:.2f} bits each, scales included; rounding: {found['rounding']}."
-    )
-
-
-def stored_types(quantization: Mapping[str, Any]) -> str:
-    """Return types and block sizes of an artifact's quantised matrices, with how many have each where there are two."""
-    stored = packings({"quantization": quantization}).values()
-    found = Counter((packing.layout.bits, packing.layout.block_size) for packing in stored)
-    several = len(found) > 1
-    return " and ".join(
-        f"int{bits} in blocks of {size}" + (f" ({count} tensors)" if several else "")
-        for (bits, size), count in sorted(found.items())
     )
 
 
