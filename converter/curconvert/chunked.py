@@ -57,10 +57,12 @@ class ChunkedMatrix:
         return np.concatenate([part for _, part in self.chunks()])
 
     def single(self) -> Tensor:
-        """Return the matrix rounded to float32, (m, n), on the weight's device."""
-        found = torch.empty(self.shape, dtype=torch.float32, device=self.weight.device)
-        for rows, part in self.parts():
-            found[rows] = part
+        """Return the matrix computed in float32, (m, n), on the weight's device."""
+        found = self.weight.to(torch.float32, copy=True)
+        if self.absolute:
+            found.abs_()
+        if self.scale is not None:
+            found *= torch.from_numpy(self.scale).to(found)
         return found
 
     def times(self, right: Matrix) -> Matrix:

@@ -107,7 +107,7 @@ method_options = _stacked(
     ),
     click.option("--link", help="Metric of U: plain, diagonal or full."),
     click.option("--importance", help="Matrix to select on: output, wanda, activation or weight."),
-    click.option("--select", "selector", help="Rows and columns by deim, qdeim, qr, leverage or random."),
+    click.option("--select", "selector", help="Rows and columns by deim, qdeim, qr, lu, leverage or random."),
     click.option("--exact-svd", is_flag=True, help="Full SVD for deim, qdeim and leverage: slow, and CURing's own."),
     click.option("--targets", help="all, or some of q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj."),
     click.option(

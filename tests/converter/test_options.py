@@ -70,7 +70,7 @@ def test_neurons_takes_the_whole_mlp() -> None:
         ({"ridge": float("inf")}, "--ridge inf"),
         ({"ridge": -0.1}, "--ridge -0.1"),
         ({"ridge": 1e300}, "--ridge 1e+300: expected a number from 0 to 1e+06"),
-        ({"selector": "svd"}, "--select 'svd': expected one of deim, qdeim, qr, leverage, random"),
+        ({"selector": "svd"}, "--select 'svd': expected one of deim, qdeim, qr, lu, leverage, random"),
         ({"importance": ""}, "--importance ''"),
         ({"link": "half"}, "--link 'half': expected one of plain, diagonal, full"),
         ({"dtype": "int8"}, "--dtype 'int8': expected one of float32, float16, bfloat16"),

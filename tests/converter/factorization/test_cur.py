@@ -193,7 +193,7 @@ def test_the_certificate_holds_for_deim_on_the_weight_itself(seed: int) -> None:
     assert np.linalg.norm(weight.double().numpy() - dense_product(factors), 2) <= factors.bound.value
 
 
-@pytest.mark.parametrize("selector", ["qdeim", "qr", "leverage", "random"])
+@pytest.mark.parametrize("selector", ["qdeim", "qr", "lu", "leverage", "random"])
 def test_only_exact_deim_certifies(selector: str) -> None:
     """The theorem is about DEIM points."""
     factors = factorize_cur(

@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from curconvert.errors import InputError
-from curconvert.factorization.gram import check_rank, measured, output_norm, ridged, solve_right, square_root
+from curconvert.factorization.gram import (
+    check_rank,
+    least_squares,
+    measured,
+    output_norm,
+    ridged,
+    right_inverse,
+    solve_right,
+    square_root,
+)
 from support.matrices import correlated, dead, error_in, random_weight
 
 
@@ -45,6 +54,31 @@ def test_solving_on_the_right_is_the_least_norm_solution(rank: int) -> None:
     root, N = rng.standard_normal((9, rank)), rng.standard_normal((4, 9))
     gram = root @ root.T
     np.testing.assert_allclose(solve_right(N, gram), N @ np.linalg.pinv(gram, rcond=1e-10), atol=1e-8)
+
+
+@pytest.mark.parametrize("distance", [1.0, 1e-3, 1e-5, 1e-7, 0.0])
+@pytest.mark.parametrize("scale", [1.0, 1e-6])
+def test_least_squares_are_exact_however_near_the_columns_are(distance: float, scale: float) -> None:
+    """NumPy's residual, where normal equations serve and where they would lose digits; and the least-norm solution."""
+    rng = np.random.default_rng(1)
+    A, B = rng.standard_normal((40, 6)), rng.standard_normal((40, 3))
+    A[:, 5] = A[:, 0] + distance * A[:, 5]
+    A[:, 1] *= scale
+    found, expected = least_squares(A, B), np.linalg.lstsq(A, B)[0]
+    best = np.linalg.norm(A @ expected - B)
+    assert np.linalg.norm(A @ found - B) <= best * (1 + 1e-10)
+    if distance:
+        np.testing.assert_allclose(found, expected, rtol=1e-6 if distance < 1e-4 else 1e-9)
+    else:
+        np.testing.assert_allclose(found, expected, rtol=1e-8)
+
+
+@pytest.mark.parametrize("distance", [1.0, 1e-3, 1e-6])
+def test_the_right_inverse_is_the_pseudo_inverse(distance: float) -> None:
+    """R R⁺ = 1, with rows that are nearly dependent too."""
+    R = np.random.default_rng(2).standard_normal((5, 30))
+    R[4] = R[0] + distance * R[4]
+    np.testing.assert_allclose(right_inverse(R), np.linalg.pinv(R), rtol=1e-7, atol=1e-9 / distance)
 
 
 def test_the_output_norm_is_the_norm_of_the_outputs() -> None:

@@ -141,7 +141,27 @@ def test_qr_of_a_sketch_spans_an_exactly_low_rank_matrix() -> None:
     assert np.linalg.norm(matrix - rebuilt) < 1e-9 * np.linalg.norm(matrix)
 
 
-@pytest.mark.parametrize("selector", ["qr", "qdeim", "deim"])
+def greedy_rows(matrix: Matrix) -> list[int]:
+    """Partial pivoting by its definition: the row of the largest entry of each column, after what went before."""
+    rest, taken = matrix.astype(np.float64), []
+    for k in range(matrix.shape[1]):
+        best = int(np.argmax(np.abs(rest[:, k])))
+        taken.append(best)
+        rest -= np.outer(rest[:, k] / rest[best, k], rest[best])
+        rest[best] = 0.0
+    return taken
+
+
+def test_lu_takes_columns_from_a_sketch_and_rows_from_these_columns() -> None:
+    """Randomised LUPP, with the Gaussian matrix that the tensor's name and the seed stand for."""
+    matrix = np.random.default_rng(9).standard_normal((60, 45))
+    sketch = tensor_rng(0, "x").standard_normal((7, 60), dtype=np.float32) @ matrix
+    chosen = choose(matrix, 7, "lu")
+    assert chosen.columns.tolist() == greedy_rows(sketch.T)
+    assert chosen.rows.tolist() == greedy_rows(matrix[:, chosen.columns])
+
+
+@pytest.mark.parametrize("selector", ["lu", "qr", "qdeim", "deim"])
 def test_careful_selectors_come_close_to_the_best_approximation(selector: str) -> None:
     """Projection on the chosen columns is within a small factor of the truncated SVD, sketch included."""
     matrix = decaying_matrix(7, 150, 120, rate=0.8)
@@ -151,7 +171,7 @@ def test_careful_selectors_come_close_to_the_best_approximation(selector: str) -
     assert error < 2.5 * best
 
 
-@pytest.mark.parametrize("selector", ["qr", "random"])
+@pytest.mark.parametrize("selector", ["qr", "lu", "random"])
 def test_random_choices_depend_on_seed_and_name_only(selector: str) -> None:
     """Same seed and name: same indices. Another seed or another name: other indices."""
     matrix = np.random.default_rng(8).standard_normal((200, 160))
