@@ -15,6 +15,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -114,7 +115,7 @@ class Ours:
         found: Factors by weight name.
     """
 
-    given: dict[str, str]
+    given: dict[str, Any]
     seconds: list[float] = field(default_factory=list)
     errors: list[float] = field(default_factory=list)
     found: dict[str, Factorization] = field(default_factory=dict)

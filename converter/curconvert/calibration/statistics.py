@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from curconvert.chunked import ChunkedMatrix
+from curconvert.chunked import CHUNK, ChunkedMatrix
 
 HELD_OUT = 8  # every so many batches one is held out, where that is asked for
 Matrix = NDArray[np.float64]
@@ -134,19 +134,25 @@ class InputStatistics:
             found += part.T @ (part @ matrix)
         return found / self.tokens
 
-    def images(self, matrix: Matrix) -> NDArray[np.floating[Any]]:
+    def images(self, matrix: Matrix) -> NDArray[np.float32]:
         """Return the one large product that `energy` needs: `M H`, or `M Xᵀ / √T` where samples X are held, (k, any).
 
-        It is linear in M. With samples it is float32: such sums are only reported, and 1e-6 of them is exact enough.
+        It is linear in M, and float32: such sums are only reported, and 1e-6 of them is exact enough.
 
         Args:
             matrix: M, (k, in_features) float64.
         """
         if self.samples is None:
-            return np.asarray(matrix @ self.gram)
+            single, gram = matrix.astype(np.float32), self.gram
+            found = np.empty(matrix.shape, np.float32)
+            step = max(1, CHUNK // len(gram))  # the Gram matrix of a wide layer is never copied as a whole
+            for start in range(0, len(gram), step):
+                part = slice(start, start + step)
+                found[:, part] = single @ gram[:, part].astype(np.float32)
+            return found
         return np.asarray((matrix / np.sqrt(self.tokens)).astype(np.float32) @ self.samples.T)
 
-    def energy(self, matrix: Matrix, images: NDArray[np.floating[Any]] | None = None) -> float:
+    def energy(self, matrix: Matrix, images: NDArray[np.float32] | None = None) -> float:
         """Return `E‖M x‖² = tr(M H Mᵀ)`.
 
         Args:
@@ -154,7 +160,9 @@ class InputStatistics:
             images: `images(matrix)`, where it is known.
         """
         found = self.images(matrix) if images is None else images
-        return squares(found) if self.samples is not None else max(float(np.vdot(found, matrix)), 0.0)
+        return (
+            squares(found) if self.samples is not None else max(float(np.vdot(found.astype(np.float64), matrix)), 0.0)
+        )
 
     def mixed(self, weights: Matrix) -> Matrix:
         """Return sums of inputs, `Xᵀ M`, (in_features, k); where samples are held.

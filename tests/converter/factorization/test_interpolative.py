@@ -87,7 +87,7 @@ def test_the_subspace_has_the_least_output_error(shape: tuple[int, int]) -> None
     weight, stats = random_weight(4, *shape), correlated(4, shape[1])
     W, H = weight.numpy(), stats.gram
     found = factorize_interpolative("x.weight", weight, stats, 7, "subspace", 0.0, torch.float64)
-    assert found.relative_output_error == pytest.approx(best_error(W, H, 7) / error_in(H, W), rel=1e-10)
+    assert found.relative_output_error == pytest.approx(best_error(W, H, 7) / error_in(H, W), rel=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -34,7 +34,7 @@ def test_samples_give_what_their_gram_matrix_gives() -> None:
     np.testing.assert_allclose(samples.diagonal, gram.diagonal, rtol=1e-12)
     np.testing.assert_allclose(samples.times(M), gram.times(M), rtol=1e-10, atol=1e-12)
     assert samples.energy(M.T) == pytest.approx(gram.energy(M.T), rel=1e-5)
-    assert gram.energy(M.T) == pytest.approx(np.trace(M.T @ gram.gram @ M), rel=1e-12)
+    assert gram.energy(M.T) == pytest.approx(np.trace(M.T @ gram.gram @ M), rel=1e-6)
     assert samples.finite and gram.finite
 
 

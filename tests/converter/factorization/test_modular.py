@@ -177,7 +177,7 @@ def test_the_modules_error_is_reported_on_down_proj() -> None:
     found = factorize(projections, dtype=torch.float16)["down_proj"]
     W, smaller = projections["down_proj"].weight.double().numpy(), found.tensors["weight"].double().numpy()
     error = np.linalg.norm(h @ W.T - h[:, found.tensors["cols"].numpy()] @ smaller.T)
-    assert found.relative_output_error == pytest.approx(error / np.linalg.norm(h @ W.T), rel=1e-9)
+    assert found.relative_output_error == pytest.approx(error / np.linalg.norm(h @ W.T), rel=1e-6)
 
 
 def test_the_dropped_share_is_reported_on_gate_and_up() -> None:
@@ -186,7 +186,7 @@ def test_the_dropped_share_is_reported_on_gate_and_up() -> None:
     found = factorize(projections)["gate_proj"]
     W, H = projections["gate_proj"].weight.double().numpy(), projections["gate_proj"].statistics.gram
     dropped = np.delete(W, found.tensors["rows"].numpy(), axis=0)
-    assert found.relative_output_error == pytest.approx(error_in(H, dropped) / error_in(H, W), rel=1e-9)
+    assert found.relative_output_error == pytest.approx(error_in(H, dropped) / error_in(H, W), rel=1e-6)
     assert found.relative_frobenius_error == pytest.approx(np.linalg.norm(dropped) / np.linalg.norm(W), rel=1e-9)
 
 
