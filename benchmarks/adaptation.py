@@ -134,7 +134,7 @@ def report(points: list[dict[str, Any]], given: argparse.Namespace) -> None:
         "nats of the right one",
         "perplexity",
         "nats gained",
-        "minutes",
+        "CPU minutes",
     ]
     publish(
         "adaptation",

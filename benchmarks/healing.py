@@ -115,12 +115,12 @@ def part_name(part: str, ranks: str) -> str:
 def trained(
     found: Adapted, teacher: nn.Module | None, data: Data, options: HealOptions, label: str
 ) -> tuple[list[Point], float]:
-    """Train what is to be trained; return the curve and the seconds."""
-    start = time.perf_counter()
+    """Train what is to be trained; return the curve and the seconds of all cores."""
+    start = time.process_time()
 
     def progress(_stage: str, done: int, total: int) -> None:
         if done % 10 == 0:
-            print(f"{label}: {done}/{total}, {time.perf_counter() - start:.0f} s", file=sys.stderr)
+            print(f"{label}: {done}/{total}, {time.process_time() - start:.0f} s", file=sys.stderr)
 
     dtype = torch.bfloat16 if multiplies_bfloat16() else torch.float32
     curve = train(
@@ -128,7 +128,7 @@ def trained(
         held_out_measure(found.model, teacher, data.held_out, options), data.training.counts, options, UNRECORDED,
         "heal", progress,
     )  # fmt: skip
-    return curve, time.perf_counter() - start
+    return curve, time.process_time() - start
 
 
 def run(method: str, part: str, folder: Path, given: argparse.Namespace, options: HealOptions) -> dict[str, Any]:
@@ -241,7 +241,7 @@ def report(points: list[dict[str, Any]], given: argparse.Namespace, options: Hea
         shown = curve[:: max(1, len(curve) // 6)]
         shown += [] if shown[-1] is curve[-1] else [curve[-1]]
         curves.append(f"- `{point['method']}`, {name}: " + ", ".join(f"{p.step}: {p.held_out:.3f}" for p in shown))
-    header = ["method", "trained", "numbers", "original", "compressed", "healed", "share won back", "minutes"]
+    header = ["method", "trained", "numbers", "original", "compressed", "healed", "share won back", "CPU minutes"]
     publish(
         "healing",
         f"""{MODEL_NAME}, CURing's setting (rank 128, q/k/gate of 9 layers by angular distance), healed for
