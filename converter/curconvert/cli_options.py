@@ -105,6 +105,12 @@ method_options = _stacked(
         default=None,
         help="Calibrate on the compressed model so far, and make up for what it has lost. Not for auto. [no]",
     ),
+    click.option(
+        "--form",
+        "stored",
+        help="How C, U and R are stored and served: cur (as they are), folded (C·U and R), interpolative (rows and "
+        "coefficients), or auto (the smallest for each matrix). [cur]",
+    ),
     click.option("--link", help="Metric of U: plain, diagonal or full."),
     click.option("--importance", help="Matrix to select on: output, wanda, activation or weight."),
     click.option("--select", "selector", help="Rows and columns by deim, qdeim, qr, lu, leverage or random."),

@@ -13,7 +13,7 @@ from curconvert.device import CPU, check_device
 from curconvert.errors import InputError
 from curconvert.factorization.cur import LINKS
 from curconvert.factorization.two_factor import APPROXIMATIONS
-from curconvert.factorization.types import Basis
+from curconvert.factorization.types import Basis, Form
 from curconvert.quantization.options import Quantization
 from curconvert.selection.indices import BASIS_SELECTORS, IMPORTANCES, SELECTORS
 from curconvert_runtime.forms import MODULAR
@@ -32,8 +32,8 @@ _MAX_RIDGE = 1e6  # far beyond any use: the diagonal alone decides long before
 DEFAULT_SELF_TEXT = 0.5
 # What a method means; explicit options override single entries.
 _PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "cur": {"form": "cur", "selector": "qr", "importance": "output", "link": "full"},
-    "curing": {"form": "cur", "selector": "deim", "importance": "wanda", "link": "plain"},
+    "cur": {"form": "cur", "stored": "cur", "selector": "qr", "importance": "output", "link": "full"},
+    "curing": {"form": "cur", "stored": "cur", "selector": "deim", "importance": "wanda", "link": "plain"},
     "row-id": {"form": "interpolative", "approximation": "rows"},
     "pifa": {"form": "interpolative", "approximation": "subspace"},
     "svd-llm": {"form": "two_factor", "approximation": "svd_llm"},
@@ -46,6 +46,13 @@ _PRESETS: Mapping[str, Mapping[str, Any]] = {
     "dense": {"form": "dense", "layers": "all", "targets": LINEARS},
 }
 _APPROXIMATIONS = {"interpolative": get_args(Basis), "two_factor": APPROXIMATIONS}
+STORED: Mapping[str, tuple[Form, ...]] = {
+    "cur": ("cur",),
+    "folded": ("two_factor",),
+    "interpolative": ("interpolative",),
+    "auto": ("cur", "two_factor", "interpolative"),
+}
+"""How a product C·U·R may be stored: as it is, as C·U and R, as rows and coefficients, or whichever is smallest."""
 _FORMS = ("cur", "interpolative", "two_factor", "modular", "modules", "auto", "dense")
 _MODULES = (("q_proj", "k_proj"), ("v_proj", "o_proj"), tuple(MODULAR))  # linears that get smaller together
 DEFAULT_RANK = 128
@@ -107,6 +114,7 @@ class ConvertOptions:
         selector: See `curconvert.selection.indices`; `cur` only, as the next two.
         importance: See `curconvert.selection.indices`.
         link: Metric in which U is optimal.
+        stored: How C·U·R is stored, one of `STORED`; `cur` only.
         exact_svd: Take the singular vectors of `deim`, `qdeim` and `leverage` from a full SVD.
         ridge: λ of `H + λ diag(H)`, wherever the Gram matrix is solved with.
         sequential: Calibrate each block on the outputs of the compressed blocks before it; see `mixes_targets`.
@@ -133,6 +141,7 @@ class ConvertOptions:
     selector: str | None = None
     importance: str | None = None
     link: str | None = None
+    stored: str | None = None
     exact_svd: bool = False
     sequential: bool = False
     layers: str = "angular"
@@ -177,6 +186,7 @@ class ConvertOptions:
             "--select": (self.selector, SELECTORS),
             "--importance": (self.importance, IMPORTANCES),
             "--link": (self.link, LINKS),
+            "--form": (self.stored, tuple(STORED)),
         }
         for option, (value, allowed) in cur.items():
             if self.form == "cur":

@@ -12,9 +12,9 @@ from curconvert.blocks.heads import Heads, attention_heads
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.errors import InputError
 from curconvert.factorization.types import Form, break_even_rank
-from curconvert.options import ConvertOptions
+from curconvert.options import STORED, ConvertOptions
 from curconvert.selection.layers import layer_count, score_of, select_layers
-from curconvert_runtime.forms import MODULAR, SPARSE, Shared, parameters
+from curconvert_runtime.forms import MODULAR, SPARSE, Shared, index_lengths, parameters
 
 _COMMON_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
 _INPUT_ORDER = ("q_proj", "o_proj", "gate_proj", "down_proj")
@@ -52,6 +52,11 @@ class MatrixPlan:
         if self.rank is None:
             return self.parameters_before
         return parameters(self.form, self.shape, self.rank, self.shared, self.name)
+
+    @property
+    def index_numbers(self) -> int:
+        """Numbers in the form's index vectors."""
+        return sum(index_lengths(self.form, self.shape, self.rank, self.shared).values()) if self.rank else 0
 
     def stores(self, suffix: str) -> bool:
         """Tell whether a factor is stored under this matrix's name: a common R is only under its owner's."""
@@ -172,7 +177,17 @@ def plan_matrix(name: str, shape: tuple[int, int], options: ConvertOptions, head
     """
     linear = linear_of(name)
     own = {"modular": MODULAR, "modules": MODULAR | SPARSE}.get(options.form, {})
-    form = cast("Form", own.get(linear, options.form))
+    forms = STORED[options.stored] if options.stored else (cast("Form", own.get(linear, options.form)),)
+    plans = [_in_form(name, shape, form, options, heads) for form in forms]
+    # Of one density the form of the highest rank is best, of one rank the smallest.
+    return min(
+        plans,
+        key=lambda plan: (-(plan.rank or 0) if options.density else 0, plan.parameters_after + plan.index_numbers),
+    )
+
+
+def _in_form(name: str, shape: tuple[int, int], form: Form, options: ConvertOptions, heads: Heads | None) -> MatrixPlan:
+    linear = linear_of(name)
     reason = obstacle(name, heads)
     if reason is not None:
         return MatrixPlan(name, shape, "dense", reason=reason)

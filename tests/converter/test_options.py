@@ -72,6 +72,8 @@ def test_neurons_takes_the_whole_mlp() -> None:
         ({"ridge": 1e300}, "--ridge 1e+300: expected a number from 0 to 1e+06"),
         ({"selector": "svd"}, "--select 'svd': expected one of deim, qdeim, qr, lu, leverage, random"),
         ({"importance": ""}, "--importance ''"),
+        ({"stored": "svd"}, "--form 'svd': expected one of cur, folded, interpolative, auto"),
+        ({"method": "pifa", "stored": "folded"}, "--form folded: belongs to --method cur and curing, not to pifa"),
         ({"link": "half"}, "--link 'half': expected one of plain, diagonal, full"),
         ({"dtype": "int8"}, "--dtype 'int8': expected one of float32, float16, bfloat16"),
         ({"targets": ()}, "--targets is empty"),

@@ -69,6 +69,20 @@ def test_every_form_agrees(tmp_path: Path, method: str) -> None:
     assert _failed(check_slices(out, source)) == set()
 
 
+@pytest.mark.parametrize("form", ["folded", "interpolative"])
+def test_c_u_r_agree_in_every_form(tmp_path: Path, form: str) -> None:
+    """Torch equals both graphs, and they answer as C·U·R does, in fewer bytes."""
+    source, plain = convert_tiny(tmp_path / "cur", "qwen2")
+    _, out = convert_tiny(tmp_path / form, "qwen2", form=form)
+    assert torch_parity(out, VerifyOptions(max_parity=1e-4)).passed
+    assert _failed(check_slices(out, source)) == set()
+    ids = torch.tensor([[5, 9, 30, 7]])
+    with torch.no_grad():
+        ours, theirs = (build_torch_model(Artifact.open(path))(ids).logits for path in (out, plain))
+    torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
+    assert (out / "model.safetensors").stat().st_size < (plain / "model.safetensors").stat().st_size
+
+
 @pytest.mark.parametrize(
     ("method", "found"), [("row-id", {"source.files", "source.slices"}), ("pifa", {"source.files"})]
 )

@@ -51,6 +51,26 @@ def test_break_even_is_the_largest_rank_that_does_not_grow(form: Any, m: int, n:
     assert rank == min(m, n) or stored(form, m, n, rank + 1) > m * n
 
 
+@pytest.mark.parametrize(
+    ("stored_as", "size", "expected"),
+    [
+        ("cur", {"rank": 100}, ("cur", 100)),
+        ("folded", {"rank": 100}, ("two_factor", 100)),
+        ("interpolative", {"rank": 100}, ("interpolative", 100)),
+        ("auto", {"rank": 100}, ("interpolative", 100)),
+        ("auto", {"rank": 8}, ("two_factor", 8)),  # index vectors take more than r² numbers
+        ("auto", {"density": 0.5}, ("interpolative", 235)),  # the highest rank of those that keep so much
+    ],
+)
+def test_the_form_is_the_one_asked_for_or_the_smallest(
+    stored_as: str, size: dict[str, Any], expected: tuple[str, int]
+) -> None:
+    """C·U·R as it is, folded, or interpolative."""
+    options = ConvertOptions.for_method("curing", stored=stored_as, **size)
+    found = plan_matrix("model.layers.0.mlp.gate_proj.weight", (1536, 576), options)
+    assert (found.form, found.rank) == expected
+
+
 @given(m=SIZES, n=SIZES)
 def test_break_even_is_the_papers_formula(m: int, n: int) -> None:
     """⌊(√(m² + 6mn + n²) − (m+n)) / 2⌋, with an exact integer root."""

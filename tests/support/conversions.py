@@ -15,7 +15,13 @@ from support.families import VOCABULARY, make_checkpoint
 
 
 def convert_tiny(
-    folder: Path, model_type: str, *, method: str = "cur", dtype: str | None = None, **settings: Any
+    folder: Path,
+    model_type: str,
+    *,
+    method: str = "cur",
+    dtype: str | None = None,
+    form: str | None = None,
+    **settings: Any,
 ) -> tuple[Path, Path]:
     """Make a random checkpoint and compress every layer's q, k and gate projections, or the method's, to rank 6.
 
@@ -24,6 +30,7 @@ def convert_tiny(
         model_type: Family.
         method: Compression method.
         dtype: Deployed dtype.
+        form: How C·U·R is stored.
         settings: Config values that replace the tiny defaults.
 
     Returns:
@@ -34,6 +41,6 @@ def convert_tiny(
     save_file({"input_ids": np.random.default_rng(0).integers(3, VOCABULARY, (40, 40))}, ids)
     calibration = CalibrationOptions(source=str(ids), sequences=16, tokens_per_sequence=40, probe_sequences=4)
     size = {"density": 0.6} if method == "modegpt" else {"rank": 6}
-    options = ConvertOptions.for_method(method, layers="all", calibration=calibration, dtype=dtype, **size)
+    options = ConvertOptions.for_method(method, layers="all", calibration=calibration, dtype=dtype, stored=form, **size)
     convert(SourceOptions(str(source)), out, options)
     return source, out

@@ -1,4 +1,4 @@
-"""W ≈ C·U·R: real columns, a linking matrix, real rows."""
+"""W ≈ C·U·R: real columns, a linking matrix, real rows; stored so, or as the product of two of them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
+import scipy.linalg
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -13,9 +14,10 @@ from torch import Tensor
 from curconvert.calibration.statistics import InputStatistics
 from curconvert.chunked import ChunkedMatrix
 from curconvert.device import CPU
-from curconvert.factorization.gram import least_squares, measured, right_inverse, solve_right
+from curconvert.factorization.gram import deployed, least_squares, measured, right_inverse, solve_right
+from curconvert.factorization.interpolative import interpolative_from
 from curconvert.factorization.metrics import DiagonalMetric, FullMetric
-from curconvert.factorization.types import ErrorBound, Factorization
+from curconvert.factorization.types import ErrorBound, Factorization, Form
 from curconvert.selection.indices import (
     Importance,
     Metric,
@@ -46,6 +48,8 @@ class CUROptions:
         seed: With the tensor's name, seeds everything random.
         exact_svd: See `select_rows_columns`.
         device: Where products with the weight are computed.
+        form: How the product is stored: `cur`; `two_factor` with A = C·U and B = R; `interpolative`, which any matrix
+            of this rank can be stored in.
     """
 
     selector: Selector
@@ -55,6 +59,7 @@ class CUROptions:
     seed: int
     exact_svd: bool = False
     device: str = CPU
+    form: Form = "cur"
 
 
 def link_matrix(weight: ChunkedMatrix, C: Matrix, R: Matrix, metric: Metric | None) -> Matrix:
@@ -106,26 +111,31 @@ def factorize_cur(
     """Factorize one linear layer's weight.
 
     C and R are exact copies of the weight's columns and rows in the deployed dtype; U is solved in float64 for the
-    factors as they are deployed.
+    factors as they are deployed. In another form than `cur` their product is stored, and U is not rounded before.
 
     Args:
         name: Tensor name; seeds the random parts.
         weight: W, (m, n), any float dtype.
         statistics: Of the layer's input.
         rank: r ≤ min(m, n).
-        options: Selection and link.
-        dtype: Deployed dtype of C, U and R.
+        options: Selection, link and form.
+        dtype: Deployed dtype of the factors.
         target: What C·U·R shall be near, (m, n), any float dtype; None is the weight.
     """
-    deployed, placed = weight.to(dtype), weight.to(options.device)
+    stored, placed = weight.to(dtype), weight.to(options.device)
     chosen = _select(name, placed, statistics, rank, options)
     rows, columns = torch.from_numpy(chosen.rows), torch.from_numpy(chosen.columns)
-    C, R = deployed[:, columns.long()].contiguous(), deployed[rows.long()].contiguous()
+    C, R = stored[:, columns.long()].contiguous(), stored[rows.long()].contiguous()
     wanted = ChunkedMatrix(placed if target is None else target.to(options.device))
     link = link_matrix(wanted, C.double().numpy(), R.double().numpy(), _metric(statistics, options))
-    U = torch.from_numpy(link).to(dtype)
     bound = None
     if chosen.eta_rows is not None and chosen.eta_columns is not None and chosen.sigma_next is not None:
         bound = ErrorBound(chosen.eta_rows, chosen.eta_columns, chosen.sigma_next, _BOUND_MATRICES[options.importance])
-    tensors = {"C": C, "U": U, "R": R, "rows": rows, "cols": columns}
-    return measured("cur", tensors, rank, weight, statistics, bound=bound)
+    if options.form == "interpolative":
+        basis, triangle = scipy.linalg.qr(C.double().numpy() @ link, mode="economic", check_finite=False)
+        found = interpolative_from(weight, basis, triangle @ R.double().numpy(), statistics, dtype)
+        return replace(found, bound=bound)
+    tensors = {"C": C, "U": deployed(link, dtype), "R": R, "rows": rows, "cols": columns}
+    if options.form == "two_factor":
+        tensors = {"A": deployed(C.double().numpy() @ link, dtype), "B": R}
+    return measured(options.form, tensors, rank, weight, statistics, bound=bound)

@@ -93,6 +93,7 @@ class MatrixTask:
             seed=options.seed,
             exact_svd=options.exact_svd,
             device=options.device,
+            form=self.plan.form,
         )
         return factorize_cur(name, weight, metric, rank, cur, dtype, target)
 

@@ -202,6 +202,19 @@ def test_only_exact_deim_certifies(selector: str) -> None:
     assert factors.bound is None
 
 
+@pytest.mark.parametrize("form", ["two_factor", "interpolative"])
+def test_another_form_stores_the_same_product(form: str) -> None:
+    """Up to rounding in float64; folded keeps the real rows, and both the certificate."""
+    weight = random_weight(4, 30, 20)
+    found = factorize_cur("x.weight", weight, statistics(4, 20), 8, options(form=form), torch.float64)
+    same = factorize_cur("x.weight", weight, statistics(4, 20), 8, options(), torch.float64)
+    np.testing.assert_allclose(found.product().numpy(), same.product().numpy(), atol=1e-10)
+    assert (found.form, found.bound) == (form, same.bound)
+    assert found.relative_output_error == pytest.approx(same.relative_output_error, rel=1e-6)
+    if form == "two_factor":
+        assert torch.equal(found.tensors["B"], same.tensors["R"])
+
+
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_c_and_r_are_slices_of_the_source_bit_for_bit(stored: torch.dtype, dtype: torch.dtype) -> None:
