@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from common import MODEL, MODEL_NAME, ROOT, machine, publish, table
+from conversion import plan
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -35,13 +36,6 @@ _GENERATED_NAME = "generated Llama"
 _VOCABULARY = 16_384
 _POLL = 0.05  # seconds between looks at a process
 _FIELDS = ("seconds", "peak_memory_bytes", "temporary_bytes", "output_bytes")
-
-
-def plan(model: Path, folder: Path, *options: str) -> dict[str, float]:
-    """Return what `curconvert plan` expects."""
-    command = [sys.executable, "-m", "curconvert", "plan", str(model), "-o", str(folder), "--json", *options]
-    found: dict[str, float] = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)["estimate"]
-    return found
 
 
 def convert(model: Path, folder: Path, *options: str) -> dict[str, float]:

@@ -80,7 +80,7 @@ def plan(source: SourceOptions, options: ConvertOptions) -> Plan:
 def predict(
     source: SourceOptions, options: ConvertOptions, folder: Path, execution: ExecutionOptions = _LOCAL
 ) -> Estimate:
-    """Estimate what `convert` takes on this machine, whose speed is measured for about a second.
+    """Estimate what `convert` takes on this machine, whose speed is measured for a second or two.
 
     Args:
         source: The checkpoint.

@@ -1,4 +1,4 @@
-"""How fast this machine is at what conversions consist of: about a second of measuring."""
+"""How fast this machine is at what conversions consist of: a second or two of measuring."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Machine:
 
 
 def measure_machine(checkpoint: Checkpoint, length: int, folder: Path, workers: int) -> Machine:
-    """Measure for about a second, reading one matrix of the model.
+    """Measure for a second or two, reading one matrix of the model.
 
     Args:
         checkpoint: The opened model.
