@@ -79,8 +79,9 @@ def _going_back(work: Workload) -> float:
     """The gradients of a batch's logits, and inputs and gradients of a block's linears."""
     logits = 4 * 4.0 * BATCH * GRADIENT_ROWS * work.vocabulary
     tokens = min(GRADIENT_TOKENS, work.tokens)
+    priced = 6 * 8.0 * work.widest**2 if work.auto else 0.0
     samples = 4.0 * tokens * sum(sum(m.shape) for m in work.compressed) / max(1, len(work.changed_layers))
-    return _states(work, tokens) + max(work.table + logits, 4.0 * work.block + 2 * samples) + _LIBRARIES
+    return _states(work, tokens) + max(work.table + logits, 4.0 * work.block + 2 * samples + priced) + _LIBRARIES
 
 
 def _compressing(work: Workload, kept: int, workers: int) -> float:
@@ -124,4 +125,6 @@ def _held(matrix: MatrixPlan, work: Workload) -> float:
         return sums + 8.0 * 4 * (m + n) * rank
     if matrix.form == "cur" and (size := krylov_size(matrix.shape, rank)):
         return max(sums, 8.0 * (m + n) * size + 4.0 * m * n)
+    if matrix.form == "modular_columns":  # the Gram matrix scaled, inverted, and of the kept columns
+        return 8.0 * (4 * n**2 + 4 * m * n)
     return max(sums, 8.0 * (4 * m * n + 2 * min(m, n) ** 2))

@@ -54,7 +54,8 @@ def verification(work: Workload, machine: Machine, output: int) -> float:
         output: Bytes of the artifact's weights.
     """
     sequences, alone = work.probes + sum(PARITY_LENGTHS) * _SESSIONS, DECODE_STEPS * _SESSIONS * output
-    found = _forward(work) * sequences / machine.block + alone / machine.copy
+    # Decoding only reads, with all threads: `copy` counts what one reads and writes.
+    found = _forward(work) * sequences / machine.block + alone / (2 * machine.copy)
     found += _SOFTMAX * work.probes * work.vocabulary / machine.copy
     return found + 2 * output / machine.digest + 2 * _SESSIONS * output / machine.copy
 
