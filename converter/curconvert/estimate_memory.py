@@ -16,7 +16,7 @@ _LIBRARIES = 60e6  # what BLAS libraries and threads hold for themselves once ma
 _TOKEN = 1000  # bytes of a tokenizer for each token that it knows
 _ACTIVATIONS = 6  # tensors of a linear's input or output that a block holds at once as it runs
 _SUMS = 5  # matrices of a weight's size, but at most of a chunk's, that the measuring of an error holds
-_ARENAS = 1.3  # what threads' allocators hold, over what is in use
+_ARENAS = 1.6  # what threads' allocators hold after some blocks, over what is in use; measured with glibc
 _ANSWERS = 5  # copies of logits on the parity sequences that a verification holds
 
 
@@ -127,4 +127,4 @@ def _held(matrix: MatrixPlan, work: Workload) -> float:
         return max(sums, 8.0 * (m + n) * size + 4.0 * m * n)
     if matrix.form == "modular_columns":  # the Gram matrix scaled, inverted, and of the kept columns
         return 8.0 * (4 * n**2 + 4 * m * n)
-    return max(sums, 8.0 * (4 * m * n + 2 * min(m, n) ** 2))
+    return max(sums + 8.0 * m * n, 8.0 * (4 * m * n + 2 * min(m, n) ** 2))

@@ -15,10 +15,11 @@ from curconvert_runtime.probes import DECODE_STEPS, PARITY_LENGTHS
 _START = 3.0  # seconds until Python has imported torch, transformers and onnx
 _GRAPH = 0.02  # seconds to build both graphs, for each decoder block
 _ALONE = 0.4  # share of the speed of a batch that one short sequence reaches
-_LAPACK = 0.5  # share of the speed of large products that factorizations reach, their eigenproblems left out
+_LAPACK = 0.5  # share of the speed of large products that QR, Cholesky and updates of low rank reach
 _AS_FAR = 0.5  # share of a block that comes before one of its inputs, on average
-_SOFTMAX = 100.0  # bytes moved for each logit that becomes a probability in float64: some dozen passes
-_SAMPLED = 40.0  # likewise in float32, where a token is drawn from them
+_SOFTMAX = 60.0  # bytes moved for each logit that becomes a probability in float64: some dozen passes
+_BATCHED = 0.7  # share of the speed of whole sequences that single tokens of many reach
+_BACK = 2.5  # time of a block forwards and backwards over that of one forwards
 _SESSIONS = 5  # of onnxruntime in a verification, each of which rearranges the weights
 _TABLES = 5  # how often embedding or head are read
 _WEIGHTS = 3  # how often every other weight is
@@ -109,15 +110,15 @@ def _journal(work: Workload, machine: Machine) -> float:
 
 def _way_back(work: Workload, machine: Machine) -> float:
     tokens = min(GRADIENT_TOKENS, work.tokens)
-    found = 3 * 2.0 * work.whole * tokens / machine.block + 3 * 2.0 * work.head * tokens / machine.single
-    return found + _SAMPLED * tokens * work.vocabulary / machine.copy
+    found = _BACK * 2.0 * tokens * (work.whole / machine.block + work.head / machine.single)
+    return found + tokens * work.vocabulary * (_SOFTMAX / 2 / machine.copy + 1 / machine.draw)
 
 
 def _writing(work: Workload, machine: Machine) -> float:
     """Of calibration text by the model, a token of all sequences at a time."""
-    found = _forward(work) * work.written_tokens / (_ALONE * machine.block)
+    found = _forward(work) * work.written_tokens / (_BATCHED * machine.block)
     found += work.cache * work.length / machine.copy  # keys and values move at each token, half of them on average
-    return found + _SAMPLED * work.written_tokens * work.vocabulary / machine.copy
+    return found + work.written_tokens * work.vocabulary / machine.draw
 
 
 def factorizations(work: Workload, machine: Machine) -> float:
@@ -133,7 +134,7 @@ def factorizations(work: Workload, machine: Machine) -> float:
 
 
 def _products(flops: float, machine: Machine) -> float:
-    return flops / (_LAPACK * machine.double)
+    return flops / machine.double
 
 
 def _eigen(sizes: Iterable[float], machine: Machine) -> float:
@@ -154,7 +155,7 @@ def _factorization(matrix: MatrixPlan, work: Workload, machine: Machine) -> floa
     # Images of the weight's rows: through the Gram matrix, or in float32 through the inputs themselves.
     error = float(m * n * work.tokens) if work.tokens < n else 2.0 * m * n**2
     outputs = error + 2.0 * m**2 * n  # W H Wᵀ
-    thin = 4.0 * (m + n) * rank**2
+    thin = 4.0 * (m + n) * rank**2 / _LAPACK
     if matrix.form == "cur":
         flops, sizes = error + 8.0 * m * n * rank + 2 * thin, [float(rank)]
         if options.selector in ("qr", "lu"):
@@ -166,6 +167,10 @@ def _factorization(matrix: MatrixPlan, work: Workload, machine: Machine) -> floa
         return _products(flops, machine) + _eigen(sizes, machine)
     if matrix.form in _KEPT:
         return _products(2 * error + _KEPT[matrix.form](m, n, rank), machine)
+    if (
+        m > n and not work.auto and options.approximation != "rows"
+    ):  # through a root of H, or W itself, and its smaller Gram matrix
+        outputs = 4.0 * m * n**2
     flops = error + outputs + 4.0 * m * n * rank + 2 * thin
     if work.auto:
         return _products(flops + 8.0 * m**3, machine) + _eigen([m, m], machine)
@@ -178,7 +183,7 @@ def _pricing(name: str, shape: tuple[int, int], machine: Machine) -> float:
     """Seconds in which `auto` prices the sizes of a matrix, or of the MLP that it ends."""
     (m, n), tokens = shape, GRADIENT_TOKENS
     if name.endswith("down_proj.weight"):  # an inverse, updated as neurons are dropped, and ridges compared
-        return _products(4.0 * n**3 + 30.0 * m**2 * n, machine) + 16.0 * tokens * m * n / machine.single
+        return _products((4.0 * n**3 + 30.0 * m**2 * n) / _LAPACK, machine) + 16.0 * tokens * m * n / machine.single
     if name.endswith(("gate_proj.weight", "up_proj.weight")):
         return 0.0
     flops = 2.0 * m * n**2 + 4.0 * m**2 * n + 6.0 * m**3

@@ -26,12 +26,13 @@ from curconvert.original_pass import BATCH
 from curconvert.planning import decoder_linears, layer_of
 
 _SIZE = 1024  # of the measured products
-_EIGEN_SIZE = 384  # of the measured eigenproblems
+_EIGEN_SIZE = 512  # of the measured eigenproblems
 _DISK_BYTES = 64 * 2**20
 _SECONDS = 0.15  # for each rate
 _BLOCK_NUMBERS = 2.5e8  # of the largest block that is made for measuring, 1 GB
 _BLOCK_FLOPS = 5e10  # of a measured run of a block, at most, as far as whole sequences allow
 _COPIED = 2**22  # float64 numbers, far more than a core's cache holds
+_DRAWN = 2**17  # probabilities
 _LOADED = 2**22  # numbers of the largest matrix that is read to measure
 _VALUE = 0.01
 
@@ -48,7 +49,8 @@ class Machine:
         double: float64 products of one thread each, as many at once as matrices are factorized; all together, flops/s.
         eigen: Symmetric eigenproblems in float64 likewise, n³/s.
         load: Numbers/s of weights, read and widened to float32.
-        copy: Bytes/s, read and written in memory by one thread.
+        copy: Bytes/s, read and written to new memory by one thread.
+        draw: Probabilities/s from which a token is drawn.
         digest: Bytes/s through sha256.
         write: Bytes/s to the disk, until they are there.
         workers: Matrices that are factorized at the same time.
@@ -61,6 +63,7 @@ class Machine:
     eigen: float
     load: float
     copy: float
+    draw: float
     digest: float
     write: float
     workers: int
@@ -89,11 +92,12 @@ def measure_machine(checkpoint: Checkpoint, length: int, folder: Path, workers: 
         double = flops * _rate(lambda: wide @ wide, workers)
         eigen = float(_EIGEN_SIZE**3) * _rate(lambda: scipy.linalg.eigh(gram, driver="evd"), workers)
     block, half = _block_rates(checkpoint, length) or (single, _half_rate(a, single))
-    data, large = wide.tobytes(), np.ones(_COPIED)
+    data, large, odds = wide.tobytes(), np.ones(_COPIED), torch.ones(_DRAWN)
     return Machine(
         single, block, half, double, eigen,
         load=_load_rate(checkpoint),
-        copy=2 * large.nbytes * _rate(lambda: np.multiply(large, 2.0, out=large)),
+        copy=2 * large.nbytes * _rate(lambda: large * 2.0),
+        draw=odds.numel() * _rate(lambda: torch.multinomial(odds, 1)),
         digest=len(data) * _rate(lambda: hashlib.sha256(data).digest()),
         write=write,
         workers=workers,
