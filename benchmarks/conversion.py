@@ -26,10 +26,10 @@ def convert(model: Path, out: Path, *options: str) -> tuple[float, dict[str, Any
     return time.perf_counter() - start, json.loads(done.stdout)
 
 
-def plan(model: Path, folder: Path) -> dict[str, Any]:
-    """Return what `curconvert plan` expects of the default conversion."""
-    command = [sys.executable, "-m", "curconvert", "plan", str(model), "-o", str(folder), "--json"]
-    found: dict[str, Any] = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)["estimate"]
+def plan(model: Path, folder: Path, *options: str) -> dict[str, float]:
+    """Return what `curconvert plan` expects of a conversion."""
+    command = [sys.executable, "-m", "curconvert", "plan", str(model), "-o", str(folder), "--json", *options]
+    found: dict[str, float] = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)["estimate"]
     return found
 
 
@@ -83,7 +83,7 @@ interleaved runs of the command line. {machine()}.
 
 Peak resident memory before the verification, torch included: {statistics.median(peaks) / 1e6:.0f} MB
 (range {min(peaks) / 1e6:.0f}-{max(peaks) / 1e6:.0f}).
-`curconvert plan` expected {expected["seconds"]:.0f} s without verification and start, and
+`curconvert plan` expected {expected["seconds"]:.0f} s without verification, and
 {expected["peak_memory_bytes"] / 1e6:.0f} MB.
 
 Generated Llama models (hidden 512, intermediate 1536, vocabulary 8192, all layers, q/k/gate, 32 × 128 tokens):

@@ -149,7 +149,7 @@ def plan(
 ) -> None:  # fmt: skip
     """Show what a conversion of MODEL would do: every matrix, totals, and an estimate of time, memory and disk.
 
-    Reads no weights; measures this machine for a second.
+    Reads one matrix, to time it; measures this machine for a second or two.
     """
     require_converter()
     from curconvert.pipeline import plan as run

@@ -28,7 +28,7 @@ from curconvert_runtime.probes import OriginalOutputs, fidelity_probe
 BATCH = 8  # sequences per forward pass: enough to keep the matmuls busy, few enough to stay small
 LOGITS = 2**24
 """Logits held at once, 64 MB: a 16-bit head is widened once for all of them."""
-_LOGIT_ROWS = 32  # positions whose full-vocabulary log-probabilities are held in float64 at once
+LOGIT_ROWS = 32  # positions whose full-vocabulary log-probabilities are held in float64 at once
 
 
 def silent(_stage: str, _done: int, _total: int) -> None:
@@ -115,6 +115,7 @@ def run_original(
     seen = _head_statistics(stream, hidden) if head else None
     if backward:
         backward.finish(stream, hidden)
+    stream.release_table()  # the stream lives on in reference cycles until Python looks for these
     return OriginalPass({name: np.array(scorer.scores) for name, scorer in scorers.items()}, outputs, probes, seen)
 
 
@@ -137,7 +138,7 @@ def _probe_outputs(stream: BlockStream, hidden: Batches, ids: NDArray[np.int64])
             part = slice(start, start + step)
             logits = stream.logits(states[None, part])[0]
             both = (logits, torch.from_numpy(following[part]))
-            rows = zip(*(torch.split(tensor, _LOGIT_ROWS) for tensor in both), strict=True)
+            rows = zip(*(torch.split(tensor, LOGIT_ROWS) for tensor in both), strict=True)
             outputs += [fidelity_probe(scores.numpy(), wanted.numpy()) for scores, wanted in rows]
     return outputs
 

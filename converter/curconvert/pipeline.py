@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from curconvert.artifact.workspace import workspace, workspace_of
 from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.errors import InputError
-from curconvert.estimate import Estimate, estimate, keeping_within, measure_machine
+from curconvert.estimate import Estimate, estimate, keeping_within
 from curconvert.execution.executor import ExecutionOptions, executing
 from curconvert.fingerprint import fingerprint
 from curconvert.options import DTYPES, ConvertOptions, SourceOptions, check_choice
@@ -36,6 +37,7 @@ from curconvert.production import (
 from curconvert.quantization.options import Quantization
 from curconvert.quantization.tensors import quantised_tensors, quantization_json, write_quantised
 from curconvert.quantization.widths import RoundingCost
+from curconvert.rates import measure_machine
 from curconvert.report.card import write_reports
 from curconvert.widths import check_widths, exported_costs, with_widths
 from curconvert_runtime.fidelity import Progress
@@ -78,7 +80,7 @@ def plan(source: SourceOptions, options: ConvertOptions) -> Plan:
 def predict(
     source: SourceOptions, options: ConvertOptions, folder: Path, execution: ExecutionOptions = _LOCAL
 ) -> Estimate:
-    """Estimate what `convert` takes on this machine, whose speed is measured for about a second.
+    """Estimate what `convert` takes on this machine, whose speed is measured for a second or two.
 
     Args:
         source: The checkpoint.
@@ -89,10 +91,13 @@ def predict(
     Raises:
         CurConvertError: As `plan`.
     """
+    start = time.perf_counter()
     checkpoint = open_source(source)
-    itemsize = bytes_per_number(checkpoint, options)
-    machine = measure_machine(folder, execution.tasks_at_once)
-    return estimate(checkpoint, first_plan(checkpoint, options), options, itemsize, machine)
+    opening = time.perf_counter() - start
+    planned, itemsize = first_plan(checkpoint, options), bytes_per_number(checkpoint, options)
+    length = options.calibration.tokens_per_sequence
+    machine = measure_machine(checkpoint, length, folder, execution.tasks_at_once)
+    return estimate(checkpoint, planned, options, itemsize, machine, opening)
 
 
 def convert(

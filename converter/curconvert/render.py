@@ -104,9 +104,10 @@ def plan(plan: Plan, expected: Estimate) -> None:
         console.print(f"{plan.layer_total} layers will be chosen by their scores; shown on as many others.")
     console.print(_totals(plan.parameters_before, plan.parameters_after))
     console.print(
-        f"Estimate for this machine, verification not included: {expected.seconds:.0f} s, peak memory "
-        f"{expected.peak_memory_bytes / 1e9:.2f} GB, {expected.temporary_bytes / 1e9:.2f} GB of disk while it runs, "
-        f"{expected.output_bytes / 1e9:.2f} GB of weights in the end."
+        f"Estimate for this machine: {expected.seconds:.0f} s and at most {expected.peak_memory_bytes / 1e9:.2f} GB of "
+        f"memory, then {expected.verification_seconds:.0f} s and {expected.verification_memory_bytes / 1e9:.2f} GB to "
+        f"verify; {expected.temporary_bytes / 1e9:.2f} GB of disk while it runs, {expected.output_bytes / 1e9:.2f} GB "
+        "of weights in the end."
     )
 
 

@@ -7,18 +7,32 @@ from pathlib import Path
 
 import pytest
 
+from curconvert.blocks.precision import multiplies_bfloat16
 from curconvert.calibration.text import CalibrationOptions
 from curconvert.checkpoint import open_checkpoint
 from curconvert.errors import InputError
-from curconvert.estimate import Estimate, Machine, estimate, measure_machine
+from curconvert.estimate import Estimate, estimate
 from curconvert.options import ConvertOptions, SourceOptions
 from curconvert.pipeline import convert, predict
 from curconvert.production import first_plan
+from curconvert.rates import Machine, measure_machine
 from support.families import make_checkpoint
 from support.tiny_runs import tiny_options, token_file
 
 TOKENS = Path("ids.safetensors")
-MACHINE = Machine(single=1e11, half=4e11, double=4e10, write=2e8, workers=2)
+MACHINE = Machine(
+    single=1e11,
+    block=5e10,
+    half=2e11,
+    double=4e10,
+    eigen=4e9,
+    load=1e9,
+    copy=1e10,
+    draw=1e8,
+    digest=1e9,
+    write=2e8,
+    workers=2,
+)
 LARGE = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "head_dim": 64}
 
 
@@ -39,7 +53,7 @@ def test_a_faster_machine_takes_less_time_and_the_same_memory(tmp_path: Path) ->
     """Each rate counts."""
     options = tiny_options(TOKENS, layers="angular:2")
     base = of(tmp_path / "base", options, num_hidden_layers=5)
-    for field in ("single", "double", "write"):
+    for field in ("single", "block", "double", "eigen", "load", "copy", "digest", "write"):
         faster = replace(MACHINE, **{field: 100 * getattr(MACHINE, field)})
         found = of(tmp_path / field, options, faster, num_hidden_layers=5)
         assert found.seconds < base.seconds, field
@@ -88,13 +102,35 @@ def test_every_method_has_an_estimate(tmp_path: Path, method: str) -> None:
 
 
 def test_a_machine_is_measured_in_about_a_second(tmp_path: Path) -> None:
-    """Rates of a real computer; nothing stays on the disk."""
-    found = measure_machine(tmp_path, 3)
+    """Rates of a real computer, a block of the model's own among them; nothing stays on the disk."""
+    checkpoint = open_checkpoint(make_checkpoint(tmp_path / "model", "llama").folder)
+    (tmp_path / "disk").mkdir()
+    found = measure_machine(checkpoint, 24, tmp_path / "disk", 3)
     assert 1e8 < found.double < 1e13
-    assert 1e8 < found.single <= found.half < 1e14 or found.half == found.single
-    assert found.write > 1e5
+    assert 1e8 < found.single < 1e14
+    assert 1e5 < found.block < found.single  # a tiny one spends its time between products
+    assert found.half <= found.block or multiplies_bfloat16()
+    assert min(found.eigen, found.load, found.copy, found.draw, found.copy, found.digest, found.write) > 1e5
     assert found.workers == 3
-    assert not list(tmp_path.iterdir())
+    assert not list((tmp_path / "disk").iterdir())
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "phi3", "qwen2"])
+def test_a_block_of_any_family_is_measured(tmp_path: Path, family: str) -> None:
+    """Biases, norms and fused projections included: only shapes are known of it."""
+    checkpoint = open_checkpoint(make_checkpoint(tmp_path / "model", family).folder)
+    assert measure_machine(checkpoint, 24, tmp_path, 1).block > 1e5
+
+
+def test_verification_is_estimated_by_itself(tmp_path: Path) -> None:
+    """More probes take longer to verify; more calibration text does not."""
+    text = CalibrationOptions(source=str(TOKENS), sequences=12, tokens_per_sequence=24, probe_sequences=2)
+    options = tiny_options(TOKENS, calibration=text)
+    base = of(tmp_path / "base", options)
+    probes = of(tmp_path / "probes", replace(options, calibration=replace(text, probe_sequences=64)))
+    longer = of(tmp_path / "text", replace(options, calibration=replace(text, sequences=1200)))
+    assert 0 < base.verification_seconds == longer.verification_seconds < probes.verification_seconds
+    assert base.verification_memory_bytes == longer.verification_memory_bytes > 0
 
 
 def test_what_cannot_be_converted_has_no_estimate(tmp_path: Path) -> None:
@@ -107,4 +143,4 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     """With the option that names another."""
     missing = tmp_path / "none"
     with pytest.raises(InputError, match=rf"{missing}: the disk cannot be measured \(No such file.*--output"):
-        measure_machine(missing, 1)
+        measure_machine(open_checkpoint(make_checkpoint(tmp_path / "model", "llama").folder), 24, missing, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -10,6 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from curconvert import estimate_memory
 from curconvert.allocation.budgets import options_for_size
 from curconvert.artifact.workspace import workspace_of
 from curconvert.calibration.batches import FileBatches
@@ -17,12 +17,13 @@ from curconvert.checkpoint import open_checkpoint
 from curconvert.cli import main
 from curconvert.cli_options import Size
 from curconvert.errors import InputError
-from curconvert.estimate import Machine, estimate
+from curconvert.estimate import estimate, keeping_within
 from curconvert.execution.executor import ExecutionOptions
 from curconvert.options import ConvertOptions, SourceOptions
 from curconvert.pipeline import convert
 from curconvert.planning import total_parameters
 from curconvert.production import first_plan
+from curconvert.rates import Machine
 from curconvert.sweep.options import SweepOptions
 from curconvert.sweep.run import sweep
 from support.families import make_checkpoint
@@ -53,11 +54,16 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return made
 
 
-def just_too_little(folder: Path, options: ConvertOptions) -> ExecutionOptions:
-    """Allow one byte less than a conversion is estimated to take."""
-    checkpoint, machine = open_checkpoint(folder), Machine(1e11, 1e11, 1e11, 1e9, workers=1)
-    needed = estimate(checkpoint, first_plan(checkpoint, options), options, 4, machine).peak_memory_bytes
-    return ExecutionOptions(workers=1, memory_limit=needed - 1)
+def estimated(folder: Path, options: ConvertOptions) -> int:
+    """Return the memory that a conversion with one worker is estimated to take."""
+    checkpoint, machine = open_checkpoint(folder), Machine(*[1e11] * 10, workers=1)
+    return estimate(checkpoint, first_plan(checkpoint, options), options, 4, machine).peak_memory_bytes
+
+
+def on_the_disk(monkeypatch: pytest.MonkeyPatch) -> ExecutionOptions:
+    """Let states go to the disk, though those of tiny models are not what decides."""
+    monkeypatch.setattr(estimate_memory, "peak", lambda *_given, spilled=False: 1.0 if spilled else 2.0)
+    return ExecutionOptions(workers=1, memory_limit=1)
 
 
 def test_what_is_written_stays_and_one_batch_is_resident(tmp_path: Path) -> None:
@@ -89,7 +95,7 @@ def test_the_bytes_are_the_same(tmp_path: Path, tokens: Path, kind: str, monkeyp
     method, values = KINDS[kind]
     model = make_checkpoint(tmp_path / "model", "llama", num_hidden_layers=4).folder
     options = tiny_options(tokens, method, **values)
-    execution = just_too_little(model, options)
+    execution = on_the_disk(monkeypatch)
     convert(SourceOptions(str(model)), tmp_path / "memory", options)
     made = counted(monkeypatch)
 
@@ -107,15 +113,29 @@ def test_the_bytes_are_the_same(tmp_path: Path, tokens: Path, kind: str, monkeyp
         assert path.read_bytes() == (tmp_path / "disk" / path.name).read_bytes(), path.name
 
 
+def test_states_go_to_the_disk_where_the_estimate_is_above_the_limit(tmp_path: Path, tokens: Path) -> None:
+    """By one byte; at the estimate they stay in memory."""
+    model = make_checkpoint(tmp_path / "model", "llama").folder
+    options, checkpoint = tiny_options(tokens), open_checkpoint(model)
+    needed, plan = estimated(model, options), first_plan(checkpoint, options)
+    found = [
+        keeping_within(checkpoint, plan, options, ExecutionOptions(workers=1, memory_limit=limit), tmp_path)
+        for limit in (needed + 1, needed - 1)
+    ]
+    assert found[0] is list
+    assert found[1] is not list
+
+
 def test_too_little_is_refused_before_anything_is_written(tmp_path: Path, tokens: Path) -> None:
     """It is said what is needed; fewer matrices at the same time are proposed where they suffice."""
     model = make_checkpoint(tmp_path / "model", "llama").folder
     options, out = tiny_options(tokens), tmp_path / "out"
     with pytest.raises(InputError, match=r"0.00 GB, but about 0\.\d\d GB are needed .* allow more, or take less"):
         convert(SourceOptions(str(model)), out, options, execution=ExecutionOptions(memory_limit=10**6))
-    alone = replace(just_too_little(model, options), workers=16)
+    large = make_checkpoint(tmp_path / "large", "llama", hidden_size=256, intermediate_size=1024, head_dim=64).folder
+    alone = ExecutionOptions(workers=16, memory_limit=estimated(large, options) - 1)
     with pytest.raises(InputError, match="--workers 1 or less"):
-        convert(SourceOptions(str(model)), out, options, execution=alone)
+        convert(SourceOptions(str(large)), out, options, execution=alone)
     assert not out.exists()
     assert not workspace_of(out).exists()
 
@@ -130,14 +150,15 @@ def test_a_sweep_stays_within_it(tmp_path: Path, tokens: Path, monkeypatch: pyte
     alone = options_for_size(open_checkpoint(model), "auto", size, **settings)
     convert(SourceOptions(str(model)), tmp_path / "alone", alone)
     made = counted(monkeypatch)
+    with pytest.raises(InputError, match="--memory-limit"):
+        asked = SweepOptions((0.8,), ("auto",), settings=settings)
+        sweep(SourceOptions(str(model)), tmp_path / "no", asked, execution=ExecutionOptions(memory_limit=10**6))
+    assert not (tmp_path / "no").exists()
     asked = SweepOptions((0.8,), ("auto",), keep_artifacts=True, settings=settings)
-    sweep(SourceOptions(str(model)), tmp_path / "new" / "out", asked, execution=just_too_little(model, alone))
+    sweep(SourceOptions(str(model)), tmp_path / "new" / "out", asked, execution=on_the_disk(monkeypatch))
     assert max(made) == 2
     swept = tmp_path / "new" / "out" / "auto-0.8" / "model.safetensors"
     assert swept.read_bytes() == (tmp_path / "alone" / "model.safetensors").read_bytes()
-    with pytest.raises(InputError, match="--memory-limit"):
-        sweep(SourceOptions(str(model)), tmp_path / "no", asked, execution=ExecutionOptions(memory_limit=10**6))
-    assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from curconvert_runtime.fidelity import Progress
 
 GRADIENT_TOKENS = 4096  # costs are means over so many tokens: noisy by percents, where choices differ by factors
 _STAGE = "sensitivity"
-_ROWS = 16  # positions whose logits are differentiated at once
+GRADIENT_ROWS = 16  # positions whose logits are differentiated at once
 
 
 class BackwardPass:
@@ -117,5 +117,5 @@ def _chosen(hidden: Batches) -> list[int]:
 def _head_gradient(stream: BlockStream, hidden: Tensor, generator: torch.Generator) -> Tensor:
     if not bool(torch.isfinite(hidden).all()):
         raise InputError("the model's hidden states overflow on the calibration text; the checkpoint is damaged")
-    parts = [stream.likelihood_gradient(part, generator) for part in torch.split(hidden, _ROWS, dim=1)]
+    parts = [stream.likelihood_gradient(part, generator) for part in torch.split(hidden, GRADIENT_ROWS, dim=1)]
     return torch.cat(parts, dim=1)

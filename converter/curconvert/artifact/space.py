@@ -15,7 +15,7 @@ from curconvert.options import ConvertOptions
 from curconvert.planning import Plan, decoder_linears, distinct_inputs, keeps_inputs, linear_of
 from curconvert_runtime.probes import TOP_TOKENS
 
-_REST = 64 * 10**6  # graphs, reports, index vectors: far less for any model seen
+_REST = 32 * 10**6  # graphs, reports, index vectors: far less for any model seen
 
 
 def needed_bytes(
