@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from curconvert.allocation.curves import Curve
 from curconvert.allocation.plans import allocated
+from curconvert.artifact.safetensors_writer import SAFETENSORS_DTYPES
 from curconvert.errors import InputError, IntegrityError, UnsupportedError
 from curconvert.factorization.nested import unpacked
 from curconvert.planning import Plan, bias_of, linear_of
@@ -24,7 +25,6 @@ from curconvert_runtime.tensor_file import TensorHeader, read_headers, read_tens
 from curconvert_schemas import SchemaError, validate
 
 _LIMIT = 2**28  # bytes of the curves: a number for each size of each module
-_DTYPES = {"torch.bfloat16": "BF16", "torch.float32": "F32", "torch.int32": "I32"}
 
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]
@@ -153,7 +153,7 @@ def _up_to(curve: Curve, size: int) -> Curve:
 def _expected(plan: Plan, curves: list[Curve]) -> dict[str, tuple[str, tuple[int, ...]]]:
     shapes = {matrix.name: matrix.shape for matrix in plan.matrices}
     return {
-        factor_name(name, suffix): (_DTYPES[str(dtype)], shape)
+        factor_name(name, suffix): (SAFETENSORS_DTYPES[dtype], shape)
         for name, size in module_sizes(plan, curves).items()
         for suffix, (dtype, shape) in layout(name, shapes[name], size, biased=bias_of(name) in plan.biases).items()
     }
@@ -170,8 +170,10 @@ def _fault(modules: list[dict[str, Any]], plan: Plan) -> str | None:
     for module in modules:
         forms, sizes = module["forms"], module["sizes"]
         name = stored_under(forms)
-        if {linear_of(part): form for part, form in forms.items()} not in (MODULAR, {linear_of(name): "interpolative"}):
-            return f"{name[:200]!r} is neither one interpolative matrix nor a modular MLP"
+        found = {linear_of(part): form for part, form in forms.items()}
+        places = {part.rsplit(".", 2)[0] for part in forms}
+        if found not in (MODULAR, {linear_of(name): "interpolative"}) or len(places) > 1:
+            return f"{name[:200]!r} belongs to neither one interpolative matrix nor one modular MLP"
         whole = matrices[name].shape[1] if len(forms) > 1 else min(matrices[name].shape)
         if len(set(sizes)) != len(module["costs"]) or len(set(sizes)) != len(sizes) or max(sizes, default=0) >= whole:
             return f"{name[:200]!r}: expected one cost of each size, and sizes below {whole}"

@@ -19,6 +19,7 @@ from curconvert.execution.executor import ExecutionOptions
 from curconvert.healing.rewrite import copy_with
 from curconvert.parity import check_slices, torch_parity
 from curconvert.quantization.options import Quantization
+from curconvert.resizing.components import components_bytes
 from curconvert.resizing.options import ResizeOptions
 from curconvert.resizing.run import resize
 from curconvert_runtime import Artifact, VerifyOptions, load
@@ -72,6 +73,8 @@ def test_a_cut_is_what_a_fresh_conversion_to_that_size_is(home: Path, tmp_path: 
     assert np.linalg.norm(found - wanted) < 0.01 * np.linalg.norm(wanted - whole)
     checks = [*check_slices(tmp_path / "out", home / "source"), *torch_parity(tmp_path / "out").checks]
     assert [check.name for check in checks if not check.passed] == []
+    for name in ("model.onnx", "model.fused.onnx", "config.json", "genai_config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (home / f"fresh-{keep}" / name).read_bytes()
     assert {p.name for p in (tmp_path / "out").iterdir()} == {p.name for p in (home / f"fresh-{keep}").iterdir()}
 
 
@@ -141,6 +144,10 @@ def test_16_bit_weights_are_cut_too(home: Path, tmp_path: Path) -> None:
 def test_scores_conform_to_their_schema_and_stay_out_of_what_is_healed(home: Path, tmp_path: Path) -> None:
     """Trained factors are not those that the components are of."""
     validate(json.loads((home / "scored" / "components.json").read_text(encoding="utf-8")), "components-1.0")
+    targets = {m["name"]: tuple(m["shape"]) for m in manifest_of(home / "scored")["matrices"]}
+    stored = load_file(home / "scored" / "components.safetensors")
+    room = sum(t.nbytes for name, t in stored.items() if not name.endswith(".mean"))
+    assert 0.5 * components_bytes(targets) < room <= components_bytes(targets)
     copy_with(Artifact.open(home / "scored"), tmp_path, {})
     names = {path.name for path in (home / "scored").iterdir()}
     assert names - {path.name for path in tmp_path.iterdir()} == {
@@ -206,6 +213,13 @@ def _scores(change: Callable[[list[dict[str, Any]]], object]) -> Callable[[Path]
     return apply
 
 
+def _swap(modules: list[dict[str, Any]], linear: str) -> None:
+    """Exchange a linear of two layers' MLPs."""
+    first, second = (module["forms"] for module in modules if len(module["forms"]) == 3)
+    a, b = (next(name for name in forms if linear in name) for forms in (first, second))
+    first[b], second[a] = first.pop(a), second.pop(b)
+
+
 def _tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
         tensors = load_file(folder / "components.safetensors")
@@ -226,6 +240,7 @@ def _named(tensors: dict[str, torch.Tensor], suffix: str) -> str:
         (_scores(lambda modules: modules[0]["costs"].pop()), "one cost of each size"),
         (_scores(lambda modules: modules[0].update(sizes=[999], costs=[0.1])), "sizes below"),
         (_scores(lambda modules: modules.append(modules[0])), "named twice"),
+        (_scores(lambda modules: _swap(modules, "gate_proj")), "one modular MLP"),
         (_scores(lambda modules: modules[0].update(forms={"model.x.weight": "interpolative"})), "manifest"),
         (_scores(lambda modules: [m.update(forms=dict(list(m["forms"].items())[:1])) for m in modules]), "no curve"),
         (_tensors(lambda tensors: tensors.pop(_named(tensors, ".basis"))), "is None, expected"),
