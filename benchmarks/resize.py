@@ -99,8 +99,6 @@ def report(fresh: Results, results: Results, targets: list[int], scored: int, op
             f"{sum(ours['seconds']):.0f} / {sum(theirs['seconds']):.0f}",
         ])  # fmt: skip
     most = max(abs(ratio - 1) for ratio in ratios)
-    if most > LIMIT:
-        raise SystemExit(f"perplexity of a resized model differs by {most:.1%} from that of a fresh one")
     source = results.points.get((SCORED, scored), {})
     size = "" if "bytes" not in source else (
         f" Scoring took {sum(source['seconds']):.0f} s, conversion included; its components take "
@@ -123,6 +121,8 @@ Made by `python benchmarks/resize.py --text {options.text.name} --calibration {P
 --publish`.
 """,
     )
+    if most > LIMIT:
+        raise SystemExit(f"perplexity of a resized model differs by {most:.1%} from that of a fresh one")
 
 
 def total(results: Results) -> int:

@@ -131,6 +131,15 @@ def test_the_same_bytes_whatever_the_workers(home: Path, tmp_path: Path) -> None
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
 
 
+def test_scores_are_the_same_bytes_twice(home: Path) -> None:
+    """And cost the artifact nothing: its weights are those of a conversion without them."""
+    converted(home, "again", keep=0.92, scored=True)
+    converted(home, "plain", keep=0.92)
+    for name in ("components.json", "components.safetensors", "model.safetensors"):
+        assert (home / "again" / name).read_bytes() == (home / "scored" / name).read_bytes()
+    assert (home / "plain" / "model.safetensors").read_bytes() == (home / "scored" / "model.safetensors").read_bytes()
+
+
 def test_16_bit_weights_are_cut_too(home: Path, tmp_path: Path) -> None:
     """They are rounded twice, and verified."""
     converted(home, "half", keep=0.92, scored=True, dtype="bfloat16")
