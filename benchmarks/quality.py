@@ -84,16 +84,21 @@ class Recorded:
 
 
 class Results:
-    """Measured points, one JSON object a line; those of another setting are kept, but not seen."""
+    """Measured points, one JSON object a line; those of another setting are kept, but not seen.
+
+    Attributes:
+        setting: Of these points.
+        points: By method and size.
+    """
 
     def __init__(self, path: Path, setting: dict[str, Any], limit: float = math.inf) -> None:
-        self._path, self._setting, self._limit = path, setting, limit
+        self._path, self.setting, self._limit = path, setting, limit
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         self.points = {self._key(p): p for p in map(json.loads, lines) if p["setting"] == setting}
 
     def add(self, point: dict[str, Any]) -> None:
         """Append a point; a later one of the same method and size counts."""
-        point = {**point, "setting": self._setting}
+        point = {**point, "setting": self.setting}
         self.points[self._key(point)] = point
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
@@ -116,12 +121,7 @@ def main() -> None:
     checkpoint = open_checkpoint(options.model)
     whole = total_parameters(checkpoint)
     targets = options.parameters or [int(keep * whole) for keep in options.keep]
-    setting = {
-        "calibration": f"{calibration.sequences} × {calibration.tokens_per_sequence} tokens of "
-        f"{Path(options.calibration).name}",
-        "text": f"{options.text.name}, {options.max_tokens // options.window} windows of {options.window} tokens",
-        "original": whole,
-    }
+    setting = setting_of(options, calibration, whole)
     results = Results(options.results, setting, options.limit)
     wanted = ["fidelity", *(["tasks"] if options.tasks else []), *(["windows"] if options.windows else [])]
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
@@ -137,6 +137,16 @@ def main() -> None:
                 print(summary(point), file=sys.stderr)
     if options.publish:
         report(results, setting, options)
+
+
+def setting_of(options: argparse.Namespace, calibration: CalibrationOptions, whole: int) -> dict[str, Any]:
+    """Return what the numbers depend on: points of another setting are not comparable."""
+    return {
+        "calibration": f"{calibration.sequences} × {calibration.tokens_per_sequence} tokens of "
+        f"{Path(options.calibration).name}",
+        "text": f"{options.text.name}, {options.max_tokens // options.window} windows of {options.window} tokens",
+        "original": whole,
+    }
 
 
 class Bench:
@@ -158,7 +168,7 @@ class Bench:
         `auto` is calibrated by itself, on its own text: half of it is the model's.
         """
         if ORIGINAL in missing:
-            found = self._evaluate(self._folder / ORIGINAL)
+            found = self.evaluate(self._folder / ORIGINAL)
             yield {"method": ORIGINAL, "target": 0, "parameters": total_parameters(checkpoint), **found}
         own = ({"auto", SEARCH, SHARED}, {GIVEN})
         rest = set(missing) - {ORIGINAL}.union(*own)
@@ -189,7 +199,7 @@ class Bench:
                 seconds = [passes, time.perf_counter() - start]
                 head = {"method": method, "target": target, "parameters": plan.parameters_after, "seconds": seconds}
                 head["max_kl"] = options.max_kl
-                yield {**head, **self._evaluate(out)}
+                yield {**head, **self.evaluate(out)}
                 shutil.rmtree(out)
             shutil.rmtree(scratch)
 
@@ -204,7 +214,8 @@ class Bench:
             return options_for_size(checkpoint, "auto", target, calibration=calibration, share=True)
         return options_for_size(checkpoint, method, target, calibration=calibration)
 
-    def _evaluate(self, path: Path) -> dict[str, Any]:
+    def evaluate(self, path: Path) -> dict[str, Any]:
+        """Measure an artifact."""
         session = self._session(path)
         found: dict[str, Any] = {"fidelity": asdict(exact_fidelity(session, self._recorded, self._windows))}
         if found["fidelity"]["perplexity_compressed"] > self._options.limit:

@@ -38,6 +38,7 @@ for _command in (
     cli_make.plan,
     cli_make.export,
     cli_make.heal,
+    cli_make.resize,
     cli_use.bench,
     cli_use.verify,
     cli_use.inspect,

@@ -1,4 +1,4 @@
-"""The commands that make something of a checkpoint: convert, sweep, plan, export, heal."""
+"""The commands that make something of a checkpoint or an artifact: convert, sweep, plan, export, heal, resize."""
 
 from __future__ import annotations
 
@@ -230,3 +230,37 @@ def heal(
         click.echo(json.dumps(render.healing_json(result)))
     elif not quiet:
         render.healing(result)
+
+
+@click.command()
+@click.argument("artifact", type=FilePath())
+@output_option
+@click.option("--keep", type=float, help="Share of the original's parameters to keep, embedding included.")
+@click.option("--target-params", "target_parameters", type=int, help="Parameters of the whole model at most.")
+@click.option("--workers", type=int, help="Matrices cut at the same time. [the cores at hand]")
+@thresholds
+@overwrite_option
+@click.option("--no-verify", is_flag=True, help="Publish without running the verification.")
+@common
+def resize(
+    artifact: Path, out: Path, keep: float | None, target_parameters: int | None, workers: int | None, overwrite: bool,
+    no_verify: bool, as_json: bool, quiet: bool, max_kl: float | None, min_top1: float | None,
+    max_ppl_ratio: float | None, max_parity: float,
+) -> None:  # fmt: skip
+    """Cut ARTIFACT, which `convert --scored` made, to a smaller size: no checkpoint, calibration or training."""
+    require_converter()
+    from curconvert.execution.executor import ExecutionOptions
+    from curconvert.resizing.options import ResizeOptions
+    from curconvert.resizing.run import resize as run
+    from curconvert_runtime.verification import VerifyOptions
+
+    options, execution = ResizeOptions(keep, target_parameters), ExecutionOptions(workers=workers)
+    gates = None if no_verify else VerifyOptions(max_kl, min_top1, max_ppl_ratio, max_parity)
+    with render.progress(quiet) as progress:
+        result = run(
+            artifact, out, options, overwrite=overwrite, verification=gates, execution=execution, progress=progress
+        )
+    if as_json:
+        click.echo(json.dumps(render.resizing_json(result)))
+    elif not quiet:
+        render.resizing(result)

@@ -101,6 +101,9 @@ method_options = _stacked(
         help="auto: one basis for neighbouring layers where that is predicted to pay. [no]",
     ),
     click.option(
+        "--scored", is_flag=True, help="auto: also write what `resize` needs to cut the artifact to any smaller size."
+    ),
+    click.option(
         "--sequential/--no-sequential",
         default=None,
         help="Calibrate on the compressed model so far, and make up for what it has lost. Not for auto. [no]",

@@ -122,6 +122,8 @@ class ConvertOptions:
         dtype: Deployed dtype; None keeps the checkpoint's (float32 for quantised GGUF).
         quantization: How stored matrices are quantised; None leaves them float.
         share: Let neighbouring layers' matrices have one basis where it pays; `auto` only.
+        scored: Write what `resize` needs to cut the artifact to any smaller size; `auto` only, without `share` and
+            `quantization`.
         seed: Seeds every random choice, together with the tensor's name.
         device: Where blocks run and products with large weights are computed: `cpu`, `cuda` or `cuda:N`. Solves and
             decompositions of thin matrices stay on the CPU, in float64.
@@ -151,6 +153,7 @@ class ConvertOptions:
     dtype: str | None = None
     quantization: Quantization | None = None
     share: bool = False
+    scored: bool = False
     seed: int = 0
     device: str = CPU
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
@@ -212,10 +215,15 @@ class ConvertOptions:
             raise InputError(
                 f"--device {self.device}: --method auto, fwsvd, --bits-per-weight and --self-text run on the CPU only"
             )
+        self._check_auto()
+
+    def _check_auto(self) -> None:
         if self.form == "auto" and (self.layers != "all" or self.sequential):
             raise InputError("--layers and --sequential: --method auto chooses among all layers by itself")
         if self.share and self.form != "auto":
             raise InputError(f"--share: belongs to --method auto, not to {self.method}")
+        if self.scored and (self.form != "auto" or self.share or self.quantization is not None):
+            raise InputError("--scored: goes with --method auto, and neither with --share nor with --quantize")
 
     def _check_dense(self) -> None:
         if self.form == "dense" and (self.quantization is None or self.layers != "all"):

@@ -96,7 +96,7 @@ def build_torch_model(artifact: Artifact) -> nn.Module:
                     )
                 if owner.bias is not None:
                     take(f"{stem}.bias")
-                unused.difference_update(_factors(matrix).values())
+                unused.difference_update(factor_names(matrix).values())
                 _replace(model, owner, linear_of_artifact(artifact, matrix))
             continue
         absent = HEAD not in artifact.tensors and HEAD not in artifact.quantised
@@ -122,7 +122,7 @@ def linear_of_artifact(artifact: Artifact, matrix: Mapping[str, Any]) -> nn.Modu
     Raises:
         IntegrityError: A factor is not stored.
     """
-    names = _factors(matrix)
+    names = factor_names(matrix)
     missing = [name for name in names.values() if name not in artifact.tensors and name not in artifact.quantised]
     if missing:
         raise IntegrityError(f"{artifact.path}: config.json asks for tensor {missing[0]}, which is not stored")
@@ -135,7 +135,7 @@ def linear_of_artifact(artifact: Artifact, matrix: Mapping[str, Any]) -> nn.Modu
     return factored_linear(matrix["form"], factors, bias)
 
 
-def _factors(matrix: Mapping[str, Any]) -> dict[str, str]:
+def factor_names(matrix: Mapping[str, Any]) -> dict[str, str]:
     """Return the names of a matrix's stored tensors, by suffix."""
     m, n = matrix["shape"]
     return tensor_names(matrix["name"], matrix["form"], (m, n), matrix["rank"], Shared.of(matrix))
@@ -248,7 +248,7 @@ def _quantised_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[st
         if row["relative_frobenius_error"] is not None:
             yield from _distance_faults(row, artifact.matrix(row["name"]), checkpoint)
     for row in artifact.manifest["matrices"]:
-        names = {"weight": row["name"]} if row["form"] == "dense" else _factors(row)
+        names = {"weight": row["name"]} if row["form"] == "dense" else factor_names(row)
         if artifact.quantised.keys() & set(names.values()):
             stored = {suffix: artifact.matrix(name) for suffix, name in names.items()}
             m, n = row["shape"]
@@ -300,7 +300,7 @@ def _slices(matrix: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
 def _other_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[str]:
     rows = [m for m in artifact.manifest["matrices"] if m["form"] != "dense"]
     factored = {m["name"] for m in rows}
-    factors = {name for m in rows for name in _factors(m).values()}
+    factors = {name for m in rows for name in factor_names(m).values()}
     cut = {bias_of(m["name"]) for m in rows if m["form"] == "modular_rows"}
     corrected = {bias_of(m["name"]) for m in rows if m.get("corrected_bias")}
     trained = set(artifact.manifest.get("healing", {}).get("tensors", ()))

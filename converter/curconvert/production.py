@@ -37,6 +37,7 @@ from curconvert.quantization.options import Quantization, stored_bytes
 from curconvert.quantization.tensors import Tables, quantised_tables, quantised_tensors, quantization_json
 from curconvert.quantization.widths import RoundingCost
 from curconvert.report.card import write_reports
+from curconvert.resizing.components import write_components
 from curconvert.selection.layers import score_of, select_layers
 from curconvert.verification import verify_artifact
 from curconvert.widths import check_widths, measured_costs, with_widths
@@ -286,6 +287,10 @@ def produce(
             tables, prepared.keeping,
         )  # fmt: skip
         writer.finish()
+    if options.scored:
+        write_components(
+            work, checkpoint, decided, measured.curves, measured.evidence, options, dtype, executor, progress
+        )  # fmt: skip
     probes = pack_probes(tokens.probes, measured.original.outputs, parity)
     save_tensors(work / "probes.safetensors", {name: torch.from_numpy(v) for name, v in probes.items()})
     quantised = quantised_tensors(checkpoint, decided, quantization) if quantization else {}

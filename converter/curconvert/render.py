@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from curconvert.healing.run import Healing
     from curconvert.pipeline import Conversion
     from curconvert.planning import Plan
+    from curconvert.resizing.run import Resizing
     from curconvert.sweep.table import Sweep
     from curconvert_runtime.report import VerificationReport
 
@@ -39,6 +40,8 @@ _STAGES = {
     "search": "try a size",
     "widths": "round at both widths",
     "compress": "compress",
+    "components": "order components",
+    "resize": "cut",
     "export": "write weights",
     "parity": "compare graphs",
     "fidelity": "measure fidelity",
@@ -169,6 +172,24 @@ def healing(result: Healing) -> None:
     console.print(f"written: {result.path}")
 
 
+def resizing_json(result: Resizing) -> dict[str, Any]:
+    """Return a resizing as JSON."""
+    return {
+        "path": str(result.path),
+        "plan": plan_json(result.plan),
+        "verification": None if result.report is None else result.report.to_json(),
+    }
+
+
+def resizing(result: Resizing) -> None:
+    """Print the size and the verification."""
+    console = _console()
+    console.print(_totals(result.plan.parameters_before, result.plan.parameters_after))
+    if result.report is not None:
+        verification(result.report)
+    console.print(f"written: {result.path}")
+
+
 def verification(report: VerificationReport) -> None:
     """Print every check and the fidelity numbers."""
     console = _console()
@@ -288,7 +309,9 @@ def artifact(manifest: Mapping[str, Any]) -> None:
     table = Table("matrix", "shape", "form", "rank", "output error", "Frobenius error", box=None)
     for m in manifest["matrices"]:
         if m["form"] != "dense":
-            errors = (f"{m[key]:.4f}" for key in ("relative_output_error", "relative_frobenius_error"))
+            # Nobody has measured those of factors that were trained, or cut.
+            both = (m["relative_output_error"], m["relative_frobenius_error"])
+            errors = ("unknown" if error is None else f"{error:.4f}" for error in both)
             table.add_row(
                 printable(m["name"]), f"{m['shape'][0]} × {m['shape'][1]}", m["form"], str(m["rank"]), *errors
             )

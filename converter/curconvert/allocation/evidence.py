@@ -110,8 +110,12 @@ class Evidence:
 
     def kept(self, name: str, count: int) -> Indices:
         """Return the `count` neurons that are dropped last, ascending."""
+        return np.sort(self.leading(name, count))
+
+    def leading(self, name: str, count: int) -> Indices:
+        """Return the `count` neurons that are dropped last, the very last first."""
         order: Indices = np.load(self._path("order", name))
-        return np.sort(order[len(order) - count :])
+        return np.ascontiguousarray(order[::-1][:count])
 
     def save_ridge(self, name: str, ridge: float) -> None:
         """Keep the ridge that was chosen for a down_proj's refit."""

@@ -21,6 +21,8 @@ from curconvert_runtime.hashing import cached_sha256, sha256
 from curconvert_schemas import validate
 
 FORMAT_VERSION = "1.0"
+UNKNOWN_ERRORS: Mapping[str, None] = {"relative_output_error": None, "relative_frobenius_error": None, "bound": None}
+"""Of a matrix whose numbers were changed after they were compared with the original's."""
 GRAPHS = {
     "portable": {"file": "model.onnx", "padding": "left"},
     "fused": {"file": "model.fused.onnx", "padding": "right"},
@@ -45,7 +47,7 @@ def build_manifest(
     stored = total_parameters(checkpoint)
     return {
         "format_version": FORMAT_VERSION,
-        "generator": {"name": "curconvert", "version": __version__},
+        "generator": generator(),
         "source": {
             "kind": checkpoint.kind,
             "name": checkpoint.path.name,
@@ -78,6 +80,11 @@ def build_manifest(
         **({} if quantization is None else {"quantization": dict(quantization)}),
         "metrics": None,
     }
+
+
+def generator() -> dict[str, str]:
+    """Return what writes the artifact."""
+    return {"name": "curconvert", "version": __version__}
 
 
 def source_files(checkpoint: Checkpoint) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from curconvert.checkpoint.types import Checkpoint
 from curconvert.errors import BackendError
 from curconvert.options import ConvertOptions
 from curconvert.planning import Plan, decoder_linears, distinct_inputs, keeps_inputs, linear_of
+from curconvert.resizing.components import components_bytes
 from curconvert_runtime.probes import TOP_TOKENS
 
 _REST = 32 * 10**6  # graphs, reports, index vectors: far less for any model seen
@@ -47,7 +48,8 @@ def needed_bytes(
     if options.mixes_widths and not matrices:
         matrices = 8 * sum(n * n for n in distinct_inputs(decoder_linears(checkpoint)).values())
     inputs = 4 * calibration * sum(distinct_inputs(targets).values()) if keeps_inputs(checkpoint, options) else 0
-    return int(stored * itemsize) + records + answers + states + matrices + inputs + _REST
+    components = components_bytes(targets) if options.scored else 0
+    return int(stored * itemsize) + records + answers + states + matrices + inputs + components + _REST
 
 
 def states_bytes(checkpoint: Checkpoint, options: ConvertOptions) -> int:

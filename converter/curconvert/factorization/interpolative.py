@@ -58,7 +58,7 @@ def factorize_interpolative(
     R = weight.to(dtype)[torch.from_numpy(rows).long()]
     others = torch.from_numpy(_others(rows, len(weight)))
     T = interpolation(ChunkedMatrix(wanted[others]), R.to(torch.float64).numpy(), metric)
-    return _assembled(weight, rows, R, T, statistics, basis, dtype)
+    return measured("interpolative", _tensors(rows, R, T), rank, weight, statistics, basis=basis)
 
 
 def interpolative_from(
@@ -73,25 +73,20 @@ def interpolative_from(
         statistics: Of the layer's input.
         dtype: Deployed dtype of R and T.
     """
+    return measured("interpolative", spanned(A, B, dtype), A.shape[1], weight, statistics, basis="subspace")
+
+
+def spanned(A: Matrix, B: Matrix, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the tensors of A·B in interpolative form, by suffix; arguments as for `interpolative_from`."""
     rows, T = spanning_rows(A)
-    R = deployed(A[rows] @ B, dtype)
-    return _assembled(weight, rows, R, T, statistics, "subspace", dtype)
+    return _tensors(rows, deployed(A[rows] @ B, dtype), T)
 
 
-def _assembled(
-    weight: Tensor,
-    rows: Indices,
-    R: Tensor,
-    T: Matrix,
-    statistics: InputStatistics,
-    basis: Basis,
-    dtype: torch.dtype,
-) -> Factorization:
-    m, rank = len(weight), len(rows)
+def _tensors(rows: Indices, R: Tensor, T: Matrix) -> dict[str, Tensor]:
+    m, rank = len(rows) + len(T), len(rows)
     order = np.empty(m, dtype=np.int32)
     order[rows], order[_others(rows, m)] = np.arange(rank), np.arange(rank, m)
-    tensors = {"R": R, "T": deployed(T, dtype), "rows": torch.from_numpy(rows), "order": torch.from_numpy(order)}
-    return measured("interpolative", tensors, rank, weight, statistics, basis=basis)
+    return {"R": R, "T": deployed(T, R.dtype), "rows": torch.from_numpy(rows), "order": torch.from_numpy(order)}
 
 
 def interpolation(others: ChunkedMatrix, R: Matrix, metric: Metric) -> Matrix:

@@ -25,7 +25,7 @@ from curconvert.factorization.projection import Projection, with_bias
 from curconvert.factorization.shared import factorize_shared
 from curconvert.factorization.targets import aimed
 from curconvert.factorization.two_factor import Approximation, factorize_two_factor
-from curconvert.factorization.two_sided import DAMPING, damped, two_sided
+from curconvert.factorization.two_sided import DAMPING, TwoSided, damped, two_sided
 from curconvert.factorization.types import Basis, Factorization
 from curconvert.options import ConvertOptions
 from curconvert.planning import MatrixPlan
@@ -125,10 +125,8 @@ class AllocatedTask:
         assert self.plan.rank is not None
         projection = Projection(self.weight, self.statistics, self.bias)
         with lapack(self.plan.name):
-            metric = projection.metric
-            gram, fisher = ridged(metric.gram, self.ridge), damped(self.fisher, DAMPING)
-            best = two_sided(self.weight.to(torch.float64).numpy(), gram, fisher).factors(self.plan.rank)
-            factors = interpolative_from(self.weight, *best, metric, self.dtype)
+            best = best_approximations(projection, self.fisher, self.ridge).factors(self.plan.rank)
+            factors = interpolative_from(self.weight, *best, projection.metric, self.dtype)
         return {self.plan.name: _stored(self.plan.name, factors, projection, self.dtype)}
 
 
@@ -219,10 +217,22 @@ class HeadsTask:
         return _named(found, self.names, self.dtype)
 
 
+def best_approximations(projection: Projection, fisher: Matrix, ridge: float) -> TwoSided:
+    """Return all the best approximations of a linear for its inputs and for the loss.
+
+    Args:
+        projection: The linear.
+        fisher: Second moment of the gradient at its output, (out_features, out_features).
+        ridge: λ of `H + λ diag(H)`.
+    """
+    weight, gram = projection.weight.to(torch.float64).numpy(), ridged(projection.metric.gram, ridge)
+    return two_sided(weight, gram, damped(fisher, DAMPING))
+
+
 def _stored(name: str, factors: Factorization, projection: Projection, dtype: torch.dtype) -> Factorization:
     """Complete factors with their bias, refusing values that do not fit the deployed dtype."""
     factors = with_bias(factors, projection, dtype)
-    _check_fit(name, factors, dtype)
+    check_fit(name, factors.tensors, dtype)
     return factors
 
 
@@ -231,7 +241,7 @@ def _named(
 ) -> dict[str, Factorization]:
     """Check a module's factors, and return them by weight name."""
     for linear, factors in found.items():
-        _check_fit(names[linear], factors, dtype)
+        check_fit(names[linear], factors.tensors, dtype)
     return {names[linear]: factors for linear, factors in found.items()}
 
 
@@ -244,7 +254,17 @@ def lapack(name: str) -> Iterator[None]:
         raise BackendError(f"{name}: LAPACK failed ({error}); try another --method or --select") from error
 
 
-def _check_fit(name: str, factors: Factorization, dtype: torch.dtype) -> None:
-    for suffix, tensor in factors.tensors.items():
+def check_fit(name: str, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Refuse factors that overflow in the deployed dtype.
+
+    Args:
+        name: The weight's.
+        tensors: By suffix, rounded.
+        dtype: Deployed dtype.
+
+    Raises:
+        InputError: They do.
+    """
+    for suffix, tensor in tensors.items():
         if not all_finite(tensor):
             raise InputError(f"{name}: {suffix} does not fit {str(dtype)[6:]}; choose --dtype bfloat16 or float32")

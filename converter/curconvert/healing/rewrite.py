@@ -16,12 +16,15 @@ from curconvert.checkpoint.types import Checkpoint
 from curconvert.errors import InputError
 from curconvert.healing.stored import Stored, install
 from curconvert.parity_probe import ParityProbe, collected
+from curconvert.resizing.components import COMPONENTS, SCORES
 from curconvert_runtime.artifact import Artifact
 from curconvert_runtime.probes import PROBES, CompressedProbe, OriginalProbe, Probes
 
 
 def copy_with(artifact: Artifact, work: Path, values: Mapping[str, Tensor]) -> None:
     """Copy an artifact's files into an empty folder, with other values for some tensors.
+
+    Components stay behind: they are those of the factors as they were.
 
     Args:
         artifact: What is copied; its manifest is not.
@@ -31,7 +34,7 @@ def copy_with(artifact: Artifact, work: Path, values: Mapping[str, Tensor]) -> N
     Raises:
         InputError: A value does not fit the stored dtype.
     """
-    for name in artifact.manifest["files"]:
+    for name in artifact.manifest["files"].keys() - {SCORES, COMPONENTS}:
         shutil.copyfile(artifact.path / name, work / name)
     dtype = getattr(torch, artifact.model["dtype"])
     for name, value in values.items():

@@ -11,7 +11,7 @@ import torch
 
 from curconvert.artifact.folder import MANIFEST, check_output, publish
 from curconvert.artifact.journal import Journal
-from curconvert.artifact.manifest import seal, source_files
+from curconvert.artifact.manifest import UNKNOWN_ERRORS, seal, source_files
 from curconvert.artifact.workspace import workspace
 from curconvert.blocks.precision import multiplies_bfloat16
 from curconvert.calibration.sampled import resident_model
@@ -198,9 +198,8 @@ def _manifest(
 ) -> dict[str, Any]:
     """Return the manifest: the matrices' errors were those of other factors."""
     trained = {name.rpartition(".")[0] for name in healed}
-    unknown = {"relative_output_error": None, "relative_frobenius_error": None, "bound": None}
     matrices = [
-        matrix | (unknown if matrix["name"].removesuffix(".weight") in trained else {})
+        matrix | (UNKNOWN_ERRORS if matrix["name"].removesuffix(".weight") in trained else {})
         for matrix in artifact.manifest["matrices"]
     ]
     healing = {

@@ -1,0 +1,1 @@
+"""Any smaller size from one scored artifact, without calibration or training."""

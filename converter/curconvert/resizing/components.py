@@ -1,0 +1,234 @@
+"""What a scored conversion writes beside the weights: with it the artifact alone can be cut to any smaller size.
+
+Two files. `components.json` has the curves by which a budget is spent. `components.safetensors` has of each module what
+the weights do not say: the basis in which a matrix was approximated, its columns in the order of their worth; the order
+of an MLP's neurons, and the triangular factor that refits down_proj to the first of them (`factorization.nested`). All
+of it is nested, so it serves every size up to the artifact's. Other scores than the closed-form ones (a learned
+spectrum) would change the columns' order and the curves, and no reader.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from curconvert.allocation.curves import Curve
+from curconvert.allocation.evidence import Evidence
+from curconvert.artifact.safetensors_writer import SafetensorsWriter, TensorSpec
+from curconvert.checkpoint.types import Checkpoint
+from curconvert.execution.executor import Executor
+from curconvert.factorization.checked import read_projections
+from curconvert.factorization.nested import elimination, nested_basis, packed
+from curconvert.factorization.projection import Projection
+from curconvert.factorization.tasks import best_approximations, lapack
+from curconvert.options import ConvertOptions
+from curconvert.planning import Plan, bias_of, layer_of, linear_of
+from curconvert_runtime.fidelity import Progress
+from curconvert_runtime.forms import factor_name
+from curconvert_schemas import validate
+
+SCORES, COMPONENTS = "components.json", "components.safetensors"
+SCHEMA = "components-1.0"
+STORED = torch.bfloat16
+"""Errors of a basis only turn what a cut keeps a little, and what it loses is least there: they count squared."""
+_WHOLE = 2**62  # bytes: one file, whatever its size
+
+Matrix = NDArray[np.float64]
+Indices = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class BasisTask:
+    """The basis of one matrix.
+
+    Attributes:
+        name: Weight name.
+        projection: The linear.
+        fisher: Second moment of the gradient at its output, (out_features, out_features).
+        rank: Columns that are wanted.
+        ridge: λ of `H + λ diag(H)`.
+    """
+
+    name: str
+    projection: Projection
+    fisher: Matrix
+    rank: int
+    ridge: float
+
+    def run(self) -> dict[str, Tensor]:
+        """Return what is stored, by suffix.
+
+        Raises:
+            BackendError: A LAPACK routine did not converge.
+        """
+        with lapack(self.name):
+            basis = nested_basis(best_approximations(self.projection, self.fisher, self.ridge), self.rank)
+        found = {"basis": torch.from_numpy(basis).to(STORED)}
+        if self.projection.bias is not None:
+            found["mean"] = torch.from_numpy(self.projection.statistics.mean).to(torch.float32)
+        return found
+
+
+@dataclass(frozen=True)
+class EliminationTask:
+    """The order of one MLP's neurons, and what refits down_proj to the first of them.
+
+    Attributes:
+        name: Weight name of down_proj.
+        projection: That linear.
+        order: Neurons that are there, those that are dropped last first.
+        ridge: λ of the refit.
+    """
+
+    name: str
+    projection: Projection
+    order: Indices
+    ridge: float
+
+    def run(self) -> dict[str, Tensor]:
+        """Return what is stored, by suffix; raises as `BasisTask.run`."""
+        with lapack(self.name):
+            factor = elimination(self.projection.metric.gram, self.order, self.ridge)
+        found = {"order": torch.from_numpy(self.order), "elimination": torch.from_numpy(packed(factor)).to(STORED)}
+        if self.projection.bias is not None:
+            found["mean"] = torch.from_numpy(self.projection.statistics.mean[self.order]).to(torch.float32)
+        return found
+
+
+def write_components(
+    work: Path,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    curves: Sequence[Curve],
+    evidence: Evidence,
+    options: ConvertOptions,
+    dtype: torch.dtype,
+    executor: Executor,
+    progress: Progress,
+) -> None:
+    """Write both files for an artifact.
+
+    Args:
+        work: Its folder.
+        checkpoint: The original.
+        plan: The sizes that the artifact has: nothing is kept of what is beyond them.
+        curves: Of every module that may be compressed.
+        evidence: Statistics of the original.
+        options: Their ridge.
+        dtype: Deployed dtype of the weights.
+        executor: Decomposes.
+        progress: Called after each layer.
+
+    Raises:
+        InputError: A weight or its inputs are not finite.
+        BackendError: A LAPACK routine did not converge.
+    """
+    sizes = module_sizes(plan, curves)
+    scores = {"schema": SCHEMA, "modules": [_described(curve) for curve in curves]}
+    validate(scores, SCHEMA)
+    text = json.dumps(scores, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    (work / SCORES).write_text(text + "\n", encoding="utf-8")
+    shapes = {matrix.name: matrix.shape for matrix in plan.matrices}
+    specs = [
+        TensorSpec(factor_name(name, suffix), kind, shape)
+        for name, size in sizes.items()
+        for suffix, (kind, shape) in layout(name, shapes[name], size, biased=bias_of(name) in plan.biases).items()
+    ]
+    layers: dict[int, list[str]] = {}
+    for name in sizes:
+        layers.setdefault(layer_of(name), []).append(name)
+    with SafetensorsWriter(work, specs, Path(COMPONENTS).stem, _WHOLE) as writer:
+        for done, names in enumerate(layers.values(), 1):
+            tasks = _tasks(names, sizes, evidence, checkpoint, options, dtype)
+            for name, found in zip(names, executor.map(tasks), strict=True):
+                for suffix, tensor in found.items():
+                    writer.write(factor_name(name, suffix), tensor)
+            progress("components", done, len(layers))
+        writer.finish()
+
+
+def module_sizes(plan: Plan, curves: Sequence[Curve]) -> dict[str, int]:
+    """Return how many components of each module there are, by the weight name that they are stored under.
+
+    Args:
+        plan: Of an artifact.
+        curves: Of its modules.
+    """
+    matrices = {matrix.name: matrix for matrix in plan.matrices}
+    found = {}
+    for curve in curves:
+        name = stored_under(curve.forms)
+        matrix = matrices[name]
+        whole = matrix.shape[1] if linear_of(name) == "down_proj" else min(matrix.shape)
+        found[name] = whole if matrix.rank is None else matrix.rank
+    return found
+
+
+def stored_under(forms: Mapping[str, str]) -> str:
+    """Return the weight name under which a module's components are stored: the matrix', or down_proj's of an MLP."""
+    return next((name for name in forms if linear_of(name) == "down_proj"), next(iter(forms)))
+
+
+def layout(
+    name: str, shape: tuple[int, int], size: int, *, biased: bool
+) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Return dtype and shape of what is stored for a module, by suffix.
+
+    Args:
+        name: Weight name that it is stored under.
+        shape: (m, n) of that weight.
+        size: Components.
+        biased: Whether a bias carries the mean of what is lost.
+    """
+    m, n = shape
+    found: dict[str, tuple[torch.dtype, tuple[int, ...]]]
+    if linear_of(name) == "down_proj":
+        found = {"order": (torch.int32, (size,)), "elimination": (STORED, (size * (size - 1) // 2,))}
+        return found | ({"mean": (torch.float32, (size,))} if biased else {})
+    found = {"basis": (STORED, (m, size))}
+    return found | ({"mean": (torch.float32, (n,))} if biased else {})
+
+
+def components_bytes(targets: Mapping[str, tuple[int, int]]) -> int:
+    """Return the bytes of the components of some matrices, biases aside, at most.
+
+    Args:
+        targets: Shapes of the weights that may be compressed, by name.
+    """
+    return sum(
+        kind.itemsize * int(np.prod(size, dtype=np.int64))
+        for name, (m, n) in targets.items()
+        if linear_of(name) not in ("gate_proj", "up_proj")
+        for kind, size in layout(
+            name, (m, n), n if linear_of(name) == "down_proj" else min(m, n), biased=False
+        ).values()
+    )
+
+
+def _described(curve: Curve) -> dict[str, Any]:
+    """Return what a reader cannot compute by itself: the first size, the whole, costs nothing."""
+    return {"forms": dict(curve.forms), "sizes": list(curve.sizes[1:]), "costs": curve.costs[1:].tolist()}
+
+
+def _tasks(
+    names: Sequence[str],
+    sizes: Mapping[str, int],
+    evidence: Evidence,
+    checkpoint: Checkpoint,
+    options: ConvertOptions,
+    dtype: torch.dtype,
+) -> Iterator[BasisTask | EliminationTask]:
+    parts = read_projections(names, evidence.statistics_of(names), checkpoint, dtype)
+    for name in names:
+        if linear_of(name) == "down_proj":
+            yield EliminationTask(name, parts[name], evidence.leading(name, sizes[name]), evidence.ridge(name))
+        else:
+            yield BasisTask(name, parts[name], evidence.fisher(name), sizes[name], options.ridge)

@@ -1,0 +1,150 @@
+"""One module of a scored artifact cut to a smaller size: its numbers and its components are all that is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from curconvert.execution.executor import Task
+from curconvert.factorization.gram import deployed
+from curconvert.factorization.interpolative import spanned
+from curconvert.factorization.nested import eliminated, truncated
+from curconvert.factorization.tasks import check_fit, lapack
+from curconvert.planning import MatrixPlan, linear_of
+from curconvert.resizing.scored import Scored
+from curconvert_runtime.forms import MODULAR, multiply
+
+Matrix = NDArray[np.float64]
+Vector = NDArray[np.float64]
+Indices = NDArray[np.int32]
+Tensors = dict[str, dict[str, Tensor]]
+"""Stored tensors by weight name and suffix; `bias` among them where it is another than the artifact's."""
+
+
+@dataclass(frozen=True)
+class MatrixCut:
+    """One matrix, cut to a smaller rank.
+
+    Attributes:
+        plan: With the rank that is wanted.
+        product: As the artifact has it, (out_features, in_features).
+        basis: (out_features, k).
+        bias: As the artifact has it, (out_features,); None where there is none.
+        mean: Of the inputs, (in_features,); with the bias.
+        dtype: Deployed dtype.
+    """
+
+    plan: MatrixPlan
+    product: Matrix
+    basis: Matrix
+    bias: Tensor | None
+    mean: Vector | None
+    dtype: torch.dtype
+
+    def run(self) -> Tensors:
+        """Return its tensors.
+
+        Raises:
+            InputError: One does not fit the deployed dtype.
+            BackendError: A LAPACK routine did not converge.
+        """
+        name, rank = self.plan.name, self.plan.rank
+        assert rank is not None
+        with lapack(name):
+            found = spanned(*truncated(self.product, self.basis, rank), self.dtype)
+        if self.bias is not None and self.mean is not None:
+            arrays = {s: (t.to(torch.float64) if t.is_floating_point() else t).numpy() for s, t in found.items()}
+            lost = (self.product - multiply("interpolative", self.plan.shape, arrays)) @ self.mean
+            found["bias"] = deployed(self.bias.to(torch.float64).numpy() + lost, self.dtype)
+        check_fit(name, found, self.dtype)
+        return {name: found}
+
+
+@dataclass(frozen=True)
+class MLPCut:
+    """An MLP, cut to fewer neurons.
+
+    Attributes:
+        names: Weight name of each linear.
+        weights: Of each linear, for the neurons that the artifact has.
+        biases: Of each linear that has one.
+        kept: Those neurons, (k,) ascending.
+        order: The same, those that are dropped last first.
+        factor: What refits down_proj, (k, k).
+        mean: Of the activations, (k,), in that order; with down_proj's bias.
+        count: Neurons to keep.
+        dtype: Deployed dtype.
+    """
+
+    names: Mapping[str, str]
+    weights: Mapping[str, Tensor]
+    biases: Mapping[str, Tensor]
+    kept: Indices
+    order: Indices
+    factor: Matrix
+    mean: Vector | None
+    count: int
+    dtype: torch.dtype
+
+    def run(self) -> Tensors:
+        """Return the tensors of the three linears; raises as `MatrixCut.run`."""
+        left = self.order[: self.count]
+        rows = np.sort(left)
+        index = torch.from_numpy(rows)
+        places = torch.from_numpy(np.searchsorted(self.kept, rows))
+        found: Tensors = {}
+        for linear in ("gate_proj", "up_proj"):
+            found[self.names[linear]] = {"weight": self.weights[linear].index_select(0, places), "rows": index}
+            if linear in self.biases:
+                found[self.names[linear]]["bias"] = self.biases[linear].index_select(0, places)
+        down = self.names["down_proj"]
+        W = self.weights["down_proj"].to(torch.float64).numpy()[:, np.searchsorted(self.kept, self.order)]
+        with lapack(down):
+            cut = eliminated(W, self.factor, self.count)
+        stored = deployed(cut[:, np.argsort(left)], self.dtype)
+        found[down] = {"weight": stored, "cols": index}
+        if self.mean is not None:
+            smaller = stored.to(torch.float64).numpy() @ self.mean[: self.count][np.argsort(left)]
+            bias = self.biases["down_proj"].to(torch.float64).numpy() + W @ self.mean - smaller
+            found[down]["bias"] = deployed(bias, self.dtype)
+        check_fit(down, found[down], self.dtype)
+        return found
+
+
+def cuts(plans: Sequence[MatrixPlan], scored: Scored, dtype: torch.dtype) -> Iterator[Task[Tensors]]:
+    """Read what one block's cuts need.
+
+    Args:
+        plans: Of the block's matrices that become smaller than they are.
+        scored: The artifact.
+        dtype: Deployed dtype.
+
+    Yields:
+        The MLP's first: it takes longest.
+
+    Raises:
+        IntegrityError: A component is damaged.
+    """
+    mlp = {linear_of(plan.name): plan for plan in plans if plan.form in MODULAR.values()}
+    source = scored.source
+    if mlp:
+        names = {linear: plan.name for linear, plan in mlp.items()}
+        down, rank = names["down_proj"], mlp["down_proj"].rank
+        assert rank is not None
+        order = scored.order(down)
+        biases = {linear: bias for linear, name in names.items() if (bias := source.bias(name)) is not None}
+        weights = {linear: source.stored(name)["weight"] for linear, name in names.items()}
+        factor = scored.elimination(down, len(order))
+        yield MLPCut(
+            names, weights, biases, np.sort(order), order, factor, scored.mean(down), rank, dtype
+        )  # fmt: skip
+    for plan in sorted((p for p in plans if p.form == "interpolative"), key=lambda plan: -plan.parameters_before):
+        name = plan.name
+        yield MatrixCut(
+            plan, source.product(name), scored.basis(name), source.bias(name), scored.mean(name), dtype
+        )  # fmt: skip

@@ -1,0 +1,97 @@
+"""An artifact as the checkpoint of a smaller one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from curconvert.checkpoint.companions import COMPANION_NAMES
+from curconvert.checkpoint.types import ByteRange, Checkpoint, Companions, SourceKind, TensorInfo
+from curconvert.parity import factor_names, stored_tensor
+from curconvert.planning import MatrixPlan, Plan, assemble, bias_of
+from curconvert_runtime.artifact import STORED_DTYPE, Artifact
+from curconvert_runtime.forms import multiply
+
+Row = Mapping[str, Any]
+
+
+class ArtifactSource(Checkpoint):
+    """The original's names and shapes, and the artifact's numbers.
+
+    Args:
+        artifact: Not quantised.
+
+    Attributes:
+        rows: The manifest's rows by weight name.
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        self._artifact = artifact
+        self.rows: Mapping[str, Row] = {row["name"]: row for row in artifact.manifest["matrices"]}
+        self.kind: SourceKind = artifact.manifest["source"]["kind"]
+        self.path: Path = artifact.path
+        self.files: tuple[Path, ...] = tuple(sorted({header.file for header in artifact.tensors.values()}))
+        self.config: Mapping[str, Any] = {k: v for k, v in artifact.config.items() if k != "quantization_config"}
+        self.tensors: Mapping[str, TensorInfo] = self._described()
+
+    def _described(self) -> dict[str, TensorInfo]:
+        factored = {name: row for name, row in self.rows.items() if row["form"] != "dense"}
+        factors = {part for row in factored.values() for part in factor_names(row).values()}
+        cut = {bias_of(name): row["shape"][0] for name, row in factored.items() if row["form"] == "modular_rows"}
+        found = {}
+        for name, header in self._artifact.tensors.items():
+            if name not in factors:
+                place = ByteRange(header.file, header.offset, header.length)
+                shape = (cut[name],) if name in cut else header.shape
+                found[name] = TensorInfo(name, header.dtype, shape, None if name in cut else place)
+        dtype = STORED_DTYPE[self._artifact.model["dtype"]]
+        return found | {n: TensorInfo(n, dtype, (row["shape"][0], row["shape"][1])) for n, row in factored.items()}
+
+    def read(self, name: str) -> Tensor:
+        """Return a tensor as it is stored; of a factored matrix the product, float32.
+
+        What belongs to an MLP with fewer neurons has the size that it is stored in.
+        """
+        if name in self._artifact.tensors:
+            return stored_tensor(self._artifact, name)
+        return torch.from_numpy(self.product(name)).to(torch.float32)
+
+    def companions(self) -> Companions:
+        """Return the artifact's own files that came with the original."""
+        names = [name for name in COMPANION_NAMES if self._artifact.has(name)]
+        return Companions({name: self._artifact.file(name) for name in names})
+
+    def stored(self, name: str) -> dict[str, Tensor]:
+        """Return the stored tensors of a matrix by suffix; `weight` of a dense one."""
+        row = self.rows[name]
+        names = {"weight": name} if row["form"] == "dense" else factor_names(row)
+        return {suffix: stored_tensor(self._artifact, part) for suffix, part in names.items()}
+
+    def product(self, name: str) -> NDArray[np.float64]:
+        """Return a matrix multiplied out, (m, n); zeros where a smaller MLP has dropped something."""
+        row = self.rows[name]
+        m, n = row["shape"]
+        wide = {
+            suffix: (tensor.to(torch.float64) if tensor.is_floating_point() else tensor).numpy()
+            for suffix, tensor in self.stored(name).items()
+        }
+        return multiply(row["form"], (m, n), wide)
+
+    def bias(self, name: str) -> Tensor | None:
+        """Return the stored bias beside a weight."""
+        part = bias_of(name)
+        return stored_tensor(self._artifact, part) if part in self._artifact.tensors else None
+
+    def plan(self) -> Plan:
+        """Return the plan of the artifact as it is."""
+        matrices = [
+            MatrixPlan(name, (row["shape"][0], row["shape"][1]), row["form"], row["rank"], row["reason"])
+            for name, row in self.rows.items()
+        ]
+        return assemble(self, matrices, (), 0)
