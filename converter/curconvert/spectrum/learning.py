@@ -123,7 +123,7 @@ class Learner:
                 price *= min(max(change, 1 / _LARGEST), _LARGEST)
             if (step + 1) % _RECORD == 0 or step + 1 == self._steps:
                 self._record(journal, optimizer, price, step + 1, chosen)
-            progress(STAGE, step + 1, self._steps)
+                progress(STAGE, step + 1, self._steps)
         if chosen is None:
             chosen = self._chosen()
         scales = {
