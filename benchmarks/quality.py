@@ -54,6 +54,7 @@ METHODS = (
     SEARCH,
     GIVEN,
     SHARED,
+    "soco",
     "modegpt",
     "neurons",
     "pifa",

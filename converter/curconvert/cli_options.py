@@ -118,13 +118,16 @@ method_options = _stacked(
     click.option("--importance", help="Matrix to select on: output, wanda, activation or weight."),
     click.option("--select", "selector", help="Rows and columns by deim, qdeim, qr, lu, leverage or random."),
     click.option("--exact-svd", is_flag=True, help="Full SVD for deim, qdeim and leverage: slow, and CURing's own."),
+    click.option("--steps", type=int, help="soco: steps of learning. [200]"),
     click.option("--targets", help="all, or some of q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj."),
     click.option(
         "--layers", help="angular[:N], influence[:N], rank[:N], all, or numbers and ranges such as 3,8-12. [angular]"
     ),
-    click.option("--target-bytes", type=int, help="auto: size of the weights' file at most."),
-    click.option("--target-params", "target_parameters", type=int, help="auto: parameters of the whole model at most."),
-    click.option("--keep", type=float, help="auto: share of all parameters to keep, embedding included. [0.9]"),
+    click.option("--target-bytes", type=int, help="auto, soco: size of the weights' file at most."),
+    click.option(
+        "--target-params", "target_parameters", type=int, help="auto, soco: parameters of the whole model at most."
+    ),
+    click.option("--keep", type=float, help="auto, soco: share of all parameters to keep, embedding included. [0.9]"),
     click.option("--density", type=float, help="Largest share of a matrix's numbers to keep, instead of --rank."),
     click.option("--rank", type=int, help="Largest rank, or neurons to keep. [128; neurons, modegpt: --density 0.75]"),
     click.option(
@@ -132,7 +135,8 @@ method_options = _stacked(
         help="auto: sizes by what each matrix is worth, the default with --keep, --target-params, --target-bytes "
         "or --max-kl; cur, the default otherwise; curing (the paper, arXiv 2501.04211, exactly); row-id or pifa "
         "(interpolative storage); svd-llm, asvd, fwsvd or svd (two factors); neurons (a smaller MLP); "
-        "modegpt (smaller MLP and attention heads); dense (nothing gets smaller, for --quantize).",
+        "modegpt (smaller MLP and attention heads); soco (learned sizes, with the model in memory); "
+        "dense (nothing gets smaller, for --quantize).",
     ),
     numeric_options,
 )

@@ -21,7 +21,7 @@ from curconvert.calibration.text import CalibrationTokens
 from curconvert.calibration_states import CalibrationStates
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.execution.executor import Executor
-from curconvert.factorization.checked import FactorTask, allocated_tasks, block_tasks
+from curconvert.factorization.checked import FactorTask, allocated_tasks, block_tasks, learned_tasks
 from curconvert.factorization.types import Factorization
 from curconvert.options import ConvertOptions
 from curconvert.original_pass import LOGITS, OriginalPass, embedded, silent
@@ -192,6 +192,8 @@ def factorized(
         return {}
     if options.form == "auto":
         return _run(executor, allocated_tasks(factored, evidence, checkpoint, options, dtype))
+    if options.form == "learned":
+        return _run(executor, learned_tasks(factored, evidence, checkpoint, dtype))
     return _run(executor, block_tasks(factored, collected, checkpoint, heads, options, dtype, evidence))
 
 

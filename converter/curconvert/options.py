@@ -20,7 +20,7 @@ from curconvert_runtime.forms import MODULAR
 
 DType = Literal["float32", "float16", "bfloat16"]
 Method = Literal[
-    "cur", "curing", "row-id", "pifa", "svd-llm", "asvd", "fwsvd", "svd", "neurons", "modegpt", "auto", "dense"
+    "cur", "curing", "row-id", "pifa", "svd-llm", "asvd", "fwsvd", "svd", "neurons", "modegpt", "soco", "auto", "dense"
 ]
 DTYPES: tuple[str, ...] = get_args(DType)
 METHODS: tuple[str, ...] = get_args(Method)
@@ -42,6 +42,7 @@ _PRESETS: Mapping[str, Mapping[str, Any]] = {
     "svd": {"form": "two_factor", "approximation": "svd"},
     "neurons": {"form": "modular", "targets": tuple(MODULAR)},
     "modegpt": {"form": "modules", "targets": LINEARS},
+    "soco": {"form": "learned", "layers": "all", "targets": LINEARS, "steps": 200},
     "auto": {"form": "auto", "layers": "all", "targets": LINEARS, "self_text": DEFAULT_SELF_TEXT},
     "dense": {"form": "dense", "layers": "all", "targets": LINEARS},
 }
@@ -53,7 +54,7 @@ STORED: Mapping[str, tuple[Form, ...]] = {
     "auto": ("cur", "two_factor", "interpolative"),
 }
 """How a product C·U·R may be stored: as it is, as C·U and R, as rows and coefficients, or whichever is smallest."""
-_FORMS = ("cur", "interpolative", "two_factor", "modular", "modules", "auto", "dense")
+_FORMS = ("cur", "interpolative", "two_factor", "modular", "modules", "learned", "auto", "dense")
 _MODULES = (("q_proj", "k_proj"), ("v_proj", "o_proj"), tuple(MODULAR))  # linears that get smaller together
 DEFAULT_RANK = 128
 DEFAULT_KEEP = 0.9
@@ -102,10 +103,11 @@ class ConvertOptions:
             matrix best; `dense` compresses none, and only quantises.
         rank: Largest rank of a compressed matrix, or number of neurons to keep; None where `density` decides.
         density: Largest share of a compressed matrix's numbers to keep; None where `rank` decides.
-        keep: Share of the model's parameters to keep, embedding included; `auto` only, as the next four.
+        keep: Share of the model's parameters to keep, embedding included; `auto` and `soco` only, as the next two.
         target_parameters: Parameters to keep.
         target_bytes: Size of the weights' file at most.
-        max_kl: Find the smallest model whose mean KL on held-out calibration text stays within it, nats per token.
+        max_kl: `auto` only: find the smallest model whose mean KL on held-out calibration text stays within it, nats
+            per token.
         rank_multiple: Ranks and numbers of neurons are multiples of it.
         approximation: What the form stores: for `interpolative` rows of W (`rows`) or of its best rank-r
             approximation (`subspace`); for `two_factor` the approximation itself. None for the others.
@@ -121,6 +123,7 @@ class ConvertOptions:
         self_text: Share of the calibration sequences that the model writes itself: `curconvert.calibration.sampled`.
         dtype: Deployed dtype; None keeps the checkpoint's (float32 for quantised GGUF).
         quantization: How stored matrices are quantised; None leaves them float.
+        steps: Of learning; `soco` only.
         share: Let neighbouring layers' matrices have one basis where it pays; `auto` only.
         scored: Write what `resize` needs to cut the artifact to any smaller size; `auto` only, without `share` and
             `quantization`.
@@ -152,6 +155,7 @@ class ConvertOptions:
     self_text: float = 0.0
     dtype: str | None = None
     quantization: Quantization | None = None
+    steps: int | None = None
     share: bool = False
     scored: bool = False
     seed: int = 0
@@ -175,6 +179,7 @@ class ConvertOptions:
             "neurons": {"density": DEFAULT_DENSITY},
             "modegpt": {"density": DEFAULT_DENSITY},
             "auto": {"keep": DEFAULT_KEEP},
+            "soco": {"keep": DEFAULT_KEEP},
         }
         sized = method == "dense" or given.keys() & {"density", "rank", *_BUDGETS}
         size = {} if sized else default.get(method, {"rank": DEFAULT_RANK})
@@ -211,19 +216,24 @@ class ConvertOptions:
         self._check_targets()
         self._check_dense()
         check_device(self.device)
-        if self.device != CPU and (self.goes_back or self.self_text):
-            raise InputError(
-                f"--device {self.device}: --method auto, fwsvd, --bits-per-weight and --self-text run on the CPU only"
-            )
-        self._check_auto()
-
-    def _check_auto(self) -> None:
-        if self.form == "auto" and (self.layers != "all" or self.sequential):
-            raise InputError("--layers and --sequential: --method auto chooses among all layers by itself")
+        self._check_whole()
         if self.share and self.form != "auto":
             raise InputError(f"--share: belongs to --method auto, not to {self.method}")
         if self.scored and (self.form != "auto" or self.share or self.quantization is not None):
             raise InputError("--scored: goes with --method auto, and neither with --share nor with --quantize")
+
+    def _check_whole(self) -> None:
+        if self.form == "learned":
+            _at_least("--steps", self.steps, 1)
+        elif self.steps is not None:
+            raise InputError(f"--steps: belongs to --method soco, not to {self.method}")
+        if self.device != CPU and (self.goes_back or self.self_text or self.form == "learned"):
+            raise InputError(
+                f"--device {self.device}: --method auto, soco, fwsvd, --bits-per-weight and --self-text run on the "
+                "CPU only"
+            )
+        if self.sized_whole and (self.layers != "all" or self.sequential):
+            raise InputError(f"--layers and --sequential: --method {self.method} chooses among all layers by itself")
 
     def _check_dense(self) -> None:
         if self.form == "dense" and (self.quantization is None or self.layers != "all"):
@@ -250,7 +260,9 @@ class ConvertOptions:
         _at_least("--rank-multiple", self.rank_multiple, 1)
         sizes = {name: getattr(self, name) for name in ("rank", "density", *_BUDGETS)}
         given = [name for name, value in sizes.items() if value is not None]
-        allowed = {"auto": _BUDGETS, "modules": ("density",), "dense": ()}.get(self.form, ("rank", "density"))
+        allowed = {"auto": _BUDGETS, "learned": _BUDGETS[:3], "modules": ("density",), "dense": ()}.get(
+            self.form, ("rank", "density")
+        )
         flags = {name: "--" + name.replace("parameters", "params").replace("_", "-") for name in sizes}
         if self.form == "dense" and given:
             raise InputError(f"{flags[given[0]]}: --method dense keeps every number; it takes no size")
@@ -278,12 +290,17 @@ class ConvertOptions:
         return self.form == "auto" or self.approximation == "fwsvd" or self.mixes_widths
 
     @property
+    def sized_whole(self) -> bool:
+        """Whether the size is one of the whole model, and each matrix's follows."""
+        return self.form in ("auto", "learned")
+
+    @property
     def full_metric(self) -> bool:
         """Whether matrices are approximated for the outputs, in the metric of the full Gram matrix.
 
         Only then a bias makes up for the mean of what is lost. The other methods stay what their papers define.
         """
-        full_forms = ("interpolative", "modular", "modules", "auto")
+        full_forms = ("interpolative", "modular", "modules", "learned", "auto")
         return self.form in full_forms or self.link == "full" or self.approximation == "svd_llm"
 
     @property

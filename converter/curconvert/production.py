@@ -39,6 +39,7 @@ from curconvert.quantization.widths import RoundingCost
 from curconvert.report.card import write_reports
 from curconvert.resizing.components import write_components
 from curconvert.selection.layers import score_of, select_layers
+from curconvert.spectrum.plan import check_resident, learned_plan
 from curconvert.verification import verify_artifact
 from curconvert.widths import check_widths, measured_costs, with_widths
 from curconvert_runtime.fidelity import Progress
@@ -98,7 +99,9 @@ def first_plan(checkpoint: Checkpoint, options: ConvertOptions) -> Plan:
     Raises:
         InputError: The size cannot be had.
     """
-    if options.form == "auto":
+    if options.form == "learned":
+        check_resident(checkpoint)
+    if options.sized_whole:
         return uniform_plan(checkpoint, options, bytes_per_number(checkpoint, options))
     plan = make_plan(checkpoint, options)
     if options.quantization and options.mixes_widths and not score_of(options.layers):
@@ -176,7 +179,13 @@ def measure(
     gathering: Gathering | None = None
     # One conversion calibrates while it compresses, because only some layers may be its targets; but where the inputs
     # themselves are kept, that is cheaper than to run the model again.
-    if auto or mixed or len(others) > 1 or (others and keeps_inputs(checkpoint, others[0])):
+    if (
+        auto
+        or mixed
+        or len(others) > 1
+        or any(options.form == "learned" for options in others)
+        or (others and keeps_inputs(checkpoint, others[0]))
+    ):
         served = (*others, *([auto] if auto else []))
         targets = {name for options in served for name in targets_of(checkpoint, options)}
         # What is not compressed is quantised by its inputs, too.
@@ -235,6 +244,11 @@ def decide(
     checkpoint, original = prepared.checkpoint, measured.original
     if options.form == "dense":
         return make_plan(checkpoint, options)
+    if options.form == "learned":
+        return learned_plan(
+            checkpoint, first_plan(checkpoint, options), prepared.tokens, options, prepared.torch_dtype,
+            measured.evidence, progress, journal,
+        )  # fmt: skip
     if options.form != "auto":
         num_layers, score = int(checkpoint.config["num_hidden_layers"]), score_of(options.layers)
         scores = original.scores[score] if score else None

@@ -39,6 +39,7 @@ SETTINGS: Mapping[str, dict[str, Any]] = {
     "sequential": {"sequential": True, "layers": "influence:3"},
     "auto": {"rank": None, "keep": 0.9, "rank_multiple": 4},
     "search": {"rank": None, "max_kl": 0.05, "rank_multiple": 4, "self_text": 0.0},
+    "soco": {"rank": None, "keep": 0.8, "rank_multiple": 4, "steps": 60},
     "fwsvd": {"self_text": 0.5},
     "modegpt": {"rank": None, "density": 0.6},
     "quantised": {"layers": "2-3", "quantization": Quantization("int4", 32)},

@@ -15,7 +15,7 @@ from curconvert_runtime.forms import MODULAR
 def options_for_size(checkpoint: Checkpoint, method: str, target: int, **values: Any) -> ConvertOptions:
     """Return a method's options for a size of the whole model.
 
-    `auto` takes the size itself. Any other method gets the one density of all seven linears of every layer (`neurons`:
+    `auto` and `soco` take the size itself. Any other method gets the one density of all seven linears of every layer (`neurons`:
     of the three of the MLP; `modegpt`: of those whose heads can get smaller) that gives it.
 
     Args:
@@ -27,7 +27,7 @@ def options_for_size(checkpoint: Checkpoint, method: str, target: int, **values:
     Raises:
         InputError: The method cannot make the model so small.
     """
-    if method == "auto":
+    if method in ("auto", "soco"):
         return ConvertOptions.for_method(method, target_parameters=target, **values)
     targets = tuple(MODULAR) if method == "neurons" else LINEARS
     heads = attention_heads(checkpoint.config) if method == "modegpt" else None

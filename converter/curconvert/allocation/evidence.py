@@ -104,6 +104,15 @@ class Evidence:
         """Return it."""
         return np.asarray(np.load(self._path("rows", name)))
 
+    def save_components(self, name: str, left: NDArray[np.float32], right: NDArray[np.float32]) -> None:
+        """Keep learned factors of a matrix: (out_features, rank), weighed, and (rank, in_features)."""
+        self._save("left", name, left)
+        self._save("right", name, right)
+
+    def components(self, name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return them."""
+        return np.load(self._path("left", name)), np.load(self._path("right", name))
+
     def save_order(self, name: str, order: Indices) -> None:
         """Keep the order in which the neurons before a down_proj are dropped, all of them, first dropped first."""
         self._save("order", name, order)

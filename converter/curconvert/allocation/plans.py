@@ -84,7 +84,8 @@ def uniform_plan(checkpoint: Checkpoint, options: ConvertOptions, itemsize: floa
         if name not in shapes:
             matrices.append(MatrixPlan(name, shape, "dense", reason="not selected"))
             continue
-        form = cast("Form", MODULAR.get(linear_of(name), "interpolative"))
+        own = MODULAR if options.form == "auto" else {}
+        form = cast("Form", own.get(linear_of(name), "interpolative"))
         rank = rank_for_density(form, shape, density) // options.rank_multiple * options.rank_multiple
         if density <= 0 or rank < 1:
             raise InputError(

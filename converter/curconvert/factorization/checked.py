@@ -15,7 +15,7 @@ from curconvert.errors import InputError
 from curconvert.execution.executor import Task
 from curconvert.factorization.modular import Indices
 from curconvert.factorization.projection import Projection
-from curconvert.factorization.tasks import AllocatedTask, HeadsTask, MatrixTask, MLPTask, SharedTask
+from curconvert.factorization.tasks import AllocatedTask, HeadsTask, LearnedTask, MatrixTask, MLPTask, SharedTask
 from curconvert.factorization.types import Factorization
 from curconvert.options import ConvertOptions
 from curconvert.planning import MatrixPlan, bias_of, linear_of
@@ -60,6 +60,18 @@ def allocated_tasks(
             continue
         part, fisher = parts[plan.name], evidence.fisher(plan.name)
         yield AllocatedTask(plan, part.weight, part.bias, part.statistics, fisher, options.ridge, dtype)
+
+
+def learned_tasks(
+    plans: Sequence[MatrixPlan], evidence: Evidence, checkpoint: Checkpoint, dtype: torch.dtype
+) -> Iterator[FactorTask]:
+    """Read one block's matrices whose factors were learned; see `allocated_tasks`."""
+    names = [plan.name for plan in plans]
+    parts = read_projections(names, evidence.statistics_of(names), checkpoint, dtype)
+    for plan in _largest_first(plans):
+        part = parts[plan.name]
+        factors = evidence.components(plan.name)
+        yield LearnedTask(plan, part.weight, part.bias, part.statistics, factors, dtype)
 
 
 def _shared_task(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
+import scipy.linalg
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -128,6 +129,36 @@ class AllocatedTask:
             best = best_approximations(projection, self.fisher, self.ridge).factors(self.plan.rank)
             factors = interpolative_from(self.weight, *best, projection.metric, self.dtype)
         return {self.plan.name: _stored(self.plan.name, factors, projection, self.dtype)}
+
+
+@dataclass(frozen=True)
+class LearnedTask:
+    """One matrix whose factors were learned.
+
+    Attributes:
+        plan: With its rank.
+        weight: W, (out_features, in_features), any float dtype.
+        bias: (out_features,); None where there is none.
+        statistics: Of the input.
+        factors: (out_features, rank) and (rank, in_features).
+        dtype: Deployed dtype.
+    """
+
+    plan: MatrixPlan
+    weight: Tensor
+    bias: Tensor | None
+    statistics: InputStatistics
+    factors: tuple[NDArray[np.float32], NDArray[np.float32]]
+    dtype: torch.dtype
+
+    def run(self) -> dict[str, Factorization]:
+        """Return the factors, with their bias, by the weight's name; raises as `MatrixTask.run`."""
+        projection = Projection(self.weight, self.statistics, self.bias)
+        left, right = (factor.astype(np.float64) for factor in self.factors)
+        with lapack(self.plan.name):
+            basis, triangle = scipy.linalg.qr(left, mode="economic", check_finite=False)
+            found = interpolative_from(self.weight, basis, triangle @ right, projection.metric, self.dtype)
+        return {self.plan.name: _stored(self.plan.name, found, projection, self.dtype)}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Learned spectra: `--method soco`."""
