@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from curconvert_runtime import IntegrityError
 from curconvert_runtime.machine import resident_memory
-from curconvert_runtime.tensor_file import MappedTensor, read_headers, read_tensor
+from curconvert_runtime.tensor_file import MappedFile, read_headers, read_tensor, releasing
 
 GOOD = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
 
@@ -110,14 +110,15 @@ def test_released_pages_leave_and_come_back(tmp_path: Path) -> None:
     save_file(
         {"x": np.ones(3, np.float32), "w": np.full((4096, 4096), 3, np.float32)}, tmp_path / "weights.safetensors"
     )
-    mapped = MappedTensor(read_headers(tmp_path / "weights.safetensors")["w"])
-    assert not mapped.array.flags.writeable
+    file = MappedFile(tmp_path / "weights.safetensors")
+    array = file.array(read_headers(tmp_path / "weights.safetensors")["w"])
+    assert not array.flags.writeable
     sums, memory = [], [resident_memory() or 0]
-    with mapped.releasing():
-        sums.append(mapped.array.sum(dtype=np.float64))
+    with releasing([file]):
+        sums.append(array.sum(dtype=np.float64))
     memory.append(resident_memory() or 0)
-    sums.append(mapped.array.sum(dtype=np.float64))
+    sums.append(array.sum(dtype=np.float64))
     memory.append(resident_memory() or 0)
     assert sums == [3 * 4096**2] * 2
-    assert memory[1] - memory[0] < 0.2 * mapped.array.nbytes
-    assert memory[2] - memory[1] > 0.8 * mapped.array.nbytes
+    assert memory[1] - memory[0] < 0.2 * array.nbytes
+    assert memory[2] - memory[1] > 0.8 * array.nbytes
