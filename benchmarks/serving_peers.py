@@ -1,6 +1,6 @@
 """One way to serve a model, in a process of its own; it imports only what it serves with.
 
-Arguments: the peer, the artifact's folder, the threads. A line is a request `[batch, prompt tokens, generated tokens]`;
+Arguments: the peer, the artifact's folder, the threads. A line of input is a request `[batch, prompt tokens, generated tokens]`;
 the answer, one line of JSON, has wall and CPU seconds until the first token and after it, and the peak memory.
 """
 
