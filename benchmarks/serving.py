@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import MODEL, MODEL_NAME, ROOT, machine, publish
+from common import MODEL, MODEL_NAME, ROOT, machine, publish, table
 
 from curconvert_runtime import Artifact
 from curconvert_runtime.machine import MemoryReader
@@ -59,7 +59,7 @@ class Peer:
         bytecode: Where the process keeps compiled Python, as an installation does.
 
     Attributes:
-        start: Seconds from the start of the process to its first token.
+        start: Seconds from the start of the process to its first token, `wall` and `cpu`.
     """
 
     def __init__(self, name: str, folder: Path, threads: int, optimum_python: Path, bytecode: Path) -> None:
@@ -75,8 +75,8 @@ class Peer:
             encoding="utf-8",
             env=environment | limits | {"HF_HUB_OFFLINE": "1", "PYTHONPYCACHEPREFIX": str(bytecode)},
         )
-        self.ask((1, 8, 0))
-        self.start = time.perf_counter() - begin
+        used = self.ask((1, 8, 0))["process"]
+        self.start = {"wall": time.perf_counter() - begin, "cpu": used}
 
     def ask(self, workload: tuple[int, int, int]) -> dict[str, Any]:
         """Serve one request."""
@@ -99,7 +99,7 @@ def measure(folder: Path, arguments: argparse.Namespace, record: Path, form: str
     def begin(name: str) -> Peer:
         return Peer(name, folder, arguments.threads, arguments.optimum_python, bytecode)
 
-    starts: dict[str, list[float]] = {name: [] for name in arguments.peers}
+    starts: dict[str, list[dict[str, float]]] = {name: [] for name in arguments.peers}
     for turn in range(arguments.starts + 1):
         for name in arguments.peers if turn % 2 == 0 else arguments.peers[::-1]:
             peer = begin(name)
@@ -147,7 +147,7 @@ def report(lines: list[dict[str, Any]], arguments: argparse.Namespace, sizes: di
                         for part in (0, 1)
                     ]
                     peak = max(line["peak"] for line in own.values()) / 1e6
-                    starts = next(iter(own.values()))["starts"]
+                    starts = [start[clock] for start in next(iter(own.values()))["starts"]]
                     rows.append(
                         [form, str(batch), str(prompt), peer, _cell(prefill, 0), _cell(decode),
                          *(_cell(ratio, 2) if peer != PEERS[0] else "" for ratio in ratios), _cell(starts, 2),
@@ -164,8 +164,8 @@ def report(lines: list[dict[str, Any]], arguments: argparse.Namespace, sizes: di
         f"{MODEL_NAME}, float32, {arguments.threads} thread(s), {arguments.generated} tokens generated, medians (least "
         f"to most) of {arguments.rounds} rounds in turn. Weights read for a token: {named}; memory was read at "
         f"{read:.1f} GB/s. {machine()}.\n*start* is from the start of the process to the first token of a "
-        f"short request, on the wall, medians of {arguments.starts} processes in turn; of our runtime it has the checks of "
-        "the folder in it, and digests that are remembered.\n\n{table(head, rows)}\n\n"
+        f"short request, medians of {arguments.starts} processes in turn; of our runtime it has the checks of the "
+        f"folder in it, with digests that are remembered.\n\n{table(head, rows)}\n\n"
         "Made by `python benchmarks/serving.py --scratch FOLDER --publish`, and `--optimum-python` for optimum's."
     )
 

@@ -35,7 +35,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
 }
 MAX_HEADER_BYTES = 100_000_000
-_RELEASE_SECONDS = 0.02  # some 30 MB at the rate at which onnxruntime rearranges a weight; oftener takes time
+_RELEASE_SECONDS = 0.05  # some 60 MB at the rate at which onnxruntime rearranges weights; oftener takes time
 
 
 @dataclass(frozen=True)
