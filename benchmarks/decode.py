@@ -13,49 +13,18 @@ from pathlib import Path
 
 import numpy as np
 from common import MODEL, MODEL_NAME, machine, publish, table
+from scale import SHAPES
 from serving import FORMS, make
+from shapes import FORMS as RANDOM_FORMS
+from shapes import hollow, make_random
 
-from curconvert import CalibrationOptions, ConvertOptions, SourceOptions
-from curconvert.options import LINEARS
-from curconvert.pipeline import convert, export
 from curconvert_runtime import load
 from curconvert_runtime.decoding import Decoder
 from curconvert_runtime.machine import MemoryReader
 from curconvert_runtime.speed import Workload, step_bytes
 
 PROMPT = 128
-# Four of the sixteen layers of Llama 3.2 1B, and a quarter of its words: the two weigh as much as they do there.
-_WIDE = {
-    "vocab_size": 32_000, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 4,
-    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "max_position_embeddings": 4096,
-    "tie_word_embeddings": True,
-}  # fmt: skip
-
-
-def make_wide(scratch: Path) -> dict[str, Path]:
-    """Return random weights in the shape of a larger model, dense and with half of every linear's numbers."""
-    import torch
-    from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    home = scratch / "wide"
-    folders = {name: home / name for name in ("dense", "cur")}
-    if not folders["cur"].exists():
-        torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(LlamaConfig(**_WIDE), dtype=torch.float32).save_pretrained(home / "src")
-        save_file({"input_ids": torch.randint(3, _WIDE["vocab_size"], (8, 64))}, home / "ids.safetensors")
-        source = SourceOptions(str(home / "src"))
-        calibration = CalibrationOptions(
-            source=str(home / "ids.safetensors"), sequences=4, tokens_per_sequence=64, probe_sequences=2
-        )
-        export(source, folders["dense"], overwrite=True)
-        convert(
-            source, folders["cur"],
-            ConvertOptions.for_method(
-                "curing", layers="all", rank=None, density=0.5, targets=LINEARS, calibration=calibration
-            ),
-        )  # fmt: skip
-    return folders
+SHAPE = "1B"
 
 
 def measure(group: str, folders: dict[str, Path], batch: int, steps: int) -> list[list[str]]:
@@ -86,40 +55,58 @@ def measure(group: str, folders: dict[str, Path], batch: int, steps: int) -> lis
         share = size / float(np.median(own)) / reached
         predicted = sizes[first] / size
         speedup = [f"{middle:.2f} ({low:.2f} to {high:.2f})", f"{predicted:.2f}", f"{middle / predicted:.2f}"]
-        cells = [f"{size / 1e6:,.0f}", f"{np.median(own) * 1e3:.1f}", f"{100 * share:.0f} %"]
+        middle_seconds = float(np.median(own))
+        cells = [
+            f"{size / 1e6:,.0f}", f"{middle_seconds * 1e3:.1f}", f"{batch / middle_seconds:.1f}", f"{100 * share:.0f} %"
+        ]  # fmt: skip
         rows.append([group, name, str(batch), *cells, *(["", "", ""] if name == first else speedup)])
     return rows
 
 
 def main() -> None:
     """Measure every group and publish the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--scratch", type=Path, required=True, help="Artifacts, made where they are not there yet.")
     parser.add_argument("--steps", type=int, default=64)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument(
+        "--layers", type=int, default=4, help=f"of Llama 3.2 {SHAPE}; all 16 take 13 GB of disk and memory"
+    )
+    parser.add_argument("--groups", nargs="+", default=["real", "random"], choices=["real", "random"])
+    parser.add_argument("--no-publish", action="store_true", help="Print the table, leave docs/benchmarks.md alone.")
     arguments = parser.parse_args()
     arguments.scratch.mkdir(parents=True, exist_ok=True)
-    groups = {
-        "SmolLM2-135M": {form: make(form, arguments.model, arguments.scratch) for form in FORMS},
-        "four layers of the 1B shape": make_wide(arguments.scratch),
-    }
+    groups: dict[str, dict[str, Path]] = {}
+    if "real" in arguments.groups:
+        groups["SmolLM2-135M"] = {form: make(form, arguments.model, arguments.scratch) for form in FORMS}
+    if "random" in arguments.groups:
+        home = arguments.scratch / f"{SHAPE}-{arguments.layers}"
+        checkpoint = hollow(home / "source", SHAPE, arguments.layers)
+        name = f"{arguments.layers} of the {SHAPES[SHAPE][2]} layers of Llama 3.2 {SHAPE}"
+        groups[name] = {form: make_random(form, checkpoint, home / form) for form in RANDOM_FORMS}
     rows = [
         row
         for group, folders in groups.items()
-        for batch in (1, 8)
+        for batch in arguments.batch
         for row in measure(group, folders, batch, arguments.steps)
     ]
     header = [
-        "model", "form", "batch", "MB read per step", "ms of CPU time per step", "of the read bandwidth", "speed-up",
-        "bytes say", "speed-up / bytes",
+        "model", "form", "batch", "MB read per step", "ms of CPU time per step", "tokens per second of CPU time",
+        "of the read bandwidth", "speed-up", "bytes say", "speed-up / bytes",
     ]  # fmt: skip
     text = (
-        f"Decoding with one thread after {PROMPT} prompt tokens, float32, fused graph, half of the numbers of every "
-        f"linear (`--density 0.5`): {MODEL_NAME}, and random weights. Medians of {arguments.steps} steps in turn, of "
-        f"speed-ups with quartiles; CPU time, on a machine that others used too.\n{machine()}.\n\n{table(header, rows)}"
-        "\n\nMade by `python benchmarks/decode.py --scratch FOLDER`."
+        f"Decoding with one thread after {PROMPT} prompt tokens, fused graph, float32 or quantised; of compressed "
+        "models half of the numbers of every linear (`--density 0.5`). SmolLM2 is the "
+        f"{MODEL_NAME}; Llama's shape has random weights, and a vocabulary cut as its layers are. Medians of "
+        f"{arguments.steps} steps in turn, of speed-ups with quartiles; CPU time.\n{machine()}.\n\n"
+        f"{table(header, rows)}\n\nMade by `python benchmarks/decode.py --scratch FOLDER --layers {arguments.layers} "
+        f"--batch {' '.join(map(str, arguments.batch))} --groups {' '.join(arguments.groups)}`."
     )
-    publish("decode", text)
+    if arguments.no_publish:
+        print(text)
+    else:
+        publish("decode", text)
 
 
 if __name__ == "__main__":

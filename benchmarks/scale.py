@@ -45,16 +45,23 @@ SEQUENCES, LENGTH, PROBES = 16, 128, 4
 _COMPONENTS = 256  # of each generated matrix; below them lies noise
 
 
-def config_of(name: str) -> dict[str, Any]:
-    """Return the `config.json` of a shape."""
+def shape_of(name: str, cut: int | None) -> tuple[tuple[int, int, int, int, int, int, bool], int]:
+    """Return a shape's numbers and its vocabulary, both cut to some of its layers."""
     hidden, intermediate, layers, heads, kv_heads, head_dim, tied = SHAPES[name]
+    found = cut or layers
+    return (hidden, intermediate, found, heads, kv_heads, head_dim, tied), VOCABULARY * found // layers
+
+
+def config_of(name: str, cut: int | None = None) -> dict[str, Any]:
+    """Return the `config.json` of a shape, of all its layers or some."""
+    (hidden, intermediate, layers, heads, kv_heads, head_dim, tied), vocabulary = shape_of(name, cut)
     return {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden,
         "intermediate_size": intermediate, "num_hidden_layers": layers, "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads, "head_dim": head_dim, "vocab_size": VOCABULARY, "rms_norm_eps": 1e-5,
+        "num_key_value_heads": kv_heads, "head_dim": head_dim, "vocab_size": vocabulary, "rms_norm_eps": 1e-5,
         "max_position_embeddings": 131_072, "rope_theta": 500_000.0, "hidden_act": "silu", "attention_bias": False,
-        "mlp_bias": False, "tie_word_embeddings": tied, "torch_dtype": "bfloat16", "bos_token_id": 128_000,
-        "eos_token_id": 128_001,
+        "mlp_bias": False, "tie_word_embeddings": tied, "torch_dtype": "bfloat16", "bos_token_id": vocabulary - 256,
+        "eos_token_id": vocabulary - 255,
         "rope_scaling": {
             "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192,
@@ -62,15 +69,15 @@ def config_of(name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def shapes_of(name: str) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each tensor, by name."""
-    hidden, intermediate, layers, heads, kv_heads, head_dim, tied = SHAPES[name]
+def shapes_of(name: str, cut: int | None = None) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor, by name, with all layers or some."""
+    (hidden, intermediate, layers, heads, kv_heads, head_dim, tied), vocabulary = shape_of(name, cut)
     found: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (VOCABULARY, hidden),
+        "model.embed_tokens.weight": (vocabulary, hidden),
         "model.norm.weight": (hidden,),
     }
     if not tied:
-        found["lm_head.weight"] = (VOCABULARY, hidden)
+        found["lm_head.weight"] = (vocabulary, hidden)
     for layer in range(layers):
         stem = f"model.layers.{layer}"
         found |= {

@@ -1,7 +1,8 @@
 """One way to serve a model, in a process of its own; it imports only what it serves with.
 
-Arguments: the peer, the artifact's folder, the threads. A line is a request `[batch, prompt tokens, generated tokens]`;
-the answer, one line of JSON, has wall and CPU seconds until the first token and after it, and the peak memory.
+Arguments: the peer, the artifact's folder, the threads.
+A line of input is `[batch, prompt tokens, generated tokens]`; the answer, one line of JSON, has wall and CPU seconds
+until the first token and after it, the CPU seconds of the process so far, and its peak memory.
 """
 
 from __future__ import annotations
@@ -143,7 +144,7 @@ def main() -> None:
         assert len(marks) == generated + 2, f"{peer}: {len(marks) - 1} tokens, expected {generated + 1}"
         first, last = marks[1], marks[-1]
         spans = {clock: [first[at] - marks[0][at], last[at] - first[at]] for at, clock in enumerate(("wall", "cpu"))}
-        answers.write(json.dumps({**spans, "peak": _peak()}) + "\n")
+        answers.write(json.dumps({**spans, "process": time.process_time(), "peak": _peak()}) + "\n")
 
 
 if __name__ == "__main__":

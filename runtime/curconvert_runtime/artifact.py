@@ -8,6 +8,7 @@ that is loaded can have such a name.
 
 from __future__ import annotations
 
+import json
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,16 +30,19 @@ from curconvert_runtime.forms import (
     largest_rank,
     tensor_names,
 )
-from curconvert_runtime.hashing import cached_sha256
+from curconvert_runtime.hashing import cached_sha256, check_once, sha256
 from curconvert_runtime.onnx_external import external_tensors
 from curconvert_runtime.quantized import PARTS, Packing, dequantise, packings, part_name
 from curconvert_runtime.tensor_file import TensorHeader, read_headers, read_tensor
-from curconvert_schemas import SchemaError, validate
+from curconvert_schemas import SchemaError, schema_text, validate
 
 MANIFEST = "curconvert.json"
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 FORMAT_VERSION = (1, 0)
+_SCHEMA = "manifest-1.0"
+# Of `_check_graph`: a change of what it accepts takes another name, so that what passed before is looked at again.
+_GRAPH_RULES = "graph references 1"
 STORED_DTYPE = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -62,7 +66,7 @@ class Artifact:
 
         Args:
             path: Folder that `curconvert convert` or `curconvert export` wrote.
-            full: Hash every file now, even if an unchanged one was hashed before.
+            full: Hash every file and make every check now, even if the same bytes passed before.
 
         Raises:
             InputError: There is no such folder.
@@ -70,7 +74,7 @@ class Artifact:
             IntegrityError: Anything about the contents differs from the manifest; one line names file and remedy.
         """
         folder = _resolve(path)
-        manifest = _read_manifest(folder / MANIFEST)
+        manifest = _read_manifest(folder / MANIFEST, full)
         _check_listing(folder, manifest["files"])
         tensors = _read_weights(folder, manifest["files"])
         names = [matrix["name"] for matrix in manifest["matrices"]]
@@ -80,7 +84,7 @@ class Artifact:
         for matrix in manifest["matrices"]:
             _check_matrix(matrix, tensors, STORED_DTYPE[manifest["model"]["dtype"]], quantised)
         for graph in manifest["graphs"].values():
-            _check_graph(folder, graph["file"], manifest["files"], tensors)
+            _check_graph(folder, graph["file"], manifest["files"], tensors, full)
         for name, expected in manifest["files"].items():
             _check_hash(folder / name, expected["sha256"], full)
         artifact = cls(folder, manifest, tensors)
@@ -157,7 +161,7 @@ def _resolve(path: str | Path) -> Path:
     raise InputError(f"{path}: no such folder; give the folder that curconvert wrote")
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def _read_manifest(path: Path, full: bool) -> dict[str, Any]:
     if not path.is_file() or path.is_symlink():
         raise IntegrityError(f"{path}: missing; the folder is not a complete curconvert artifact")
     manifest = strict_json.read(path)
@@ -169,7 +173,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             known = ".".join(map(str, FORMAT_VERSION))
             raise UnsupportedError(f"{path}: format {version} is newer than {known}; upgrade curconvert")
     try:
-        validate(manifest, "manifest-1.0")
+        # The validator takes several times as long to import as everything else here.
+        check_once(
+            lambda: validate(manifest, _SCHEMA), schema_text(_SCHEMA), json.dumps(manifest, sort_keys=True), fresh=full
+        )
     except SchemaError as error:
         raise IntegrityError(f"{path}: {error}; convert the model again") from None
     return manifest
@@ -349,7 +356,9 @@ def _check_shared(artifact: Artifact) -> None:
             )
 
 
-def _check_graph(folder: Path, name: str, files: Mapping[str, Any], tensors: Mapping[str, TensorHeader]) -> None:
+def _check_graph(
+    folder: Path, name: str, files: Mapping[str, Any], tensors: Mapping[str, TensorHeader], full: bool
+) -> None:
     """Every external byte range of a graph must lie among the tensor bytes of a listed weight file."""
     path = folder / name
     if name not in files:
@@ -358,14 +367,24 @@ def _check_graph(folder: Path, name: str, files: Mapping[str, Any], tensors: Map
     for header in tensors.values():
         begin, end = regions.get(header.file.name, (header.offset, header.offset))
         regions[header.file.name] = min(begin, header.offset), max(end, header.offset + header.length)
-    for tensor in external_tensors(path):
-        if tensor.location not in regions:
-            raise IntegrityError(
-                f"{path}: {tensor.name[:200]!r} points to {tensor.location[:200]!r}, not a weight file of this folder"
-            )
-        begin, end = regions[tensor.location]
-        if not begin <= tensor.offset <= tensor.offset + tensor.length <= end:
-            raise IntegrityError(f"{path}: {tensor.name[:200]!r} points outside the tensors of {tensor.location!r}")
+
+    def check() -> None:
+        for tensor in external_tensors(path):
+            if tensor.location not in regions:
+                raise IntegrityError(
+                    f"{path}: {tensor.name[:200]!r} points to {tensor.location[:200]!r}, not a weight file of this "
+                    "folder"
+                )
+            begin, end = regions[tensor.location]
+            if not begin <= tensor.offset <= tensor.offset + tensor.length <= end:
+                raise IntegrityError(f"{path}: {tensor.name[:200]!r} points outside the tensors of {tensor.location!r}")
+
+    try:
+        # Its bytes as they are now, not as the manifest says, so that a damaged one is refused for its damage.
+        digest = sha256(path)
+    except OSError as error:
+        raise IntegrityError(f"{path}: cannot be read ({error.strerror}); restore the file") from None
+    check_once(check, _GRAPH_RULES, digest, json.dumps(regions, sort_keys=True), fresh=full)
 
 
 def _check_hash(path: Path, expected: str, full: bool) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
 
+from curconvert_runtime.accuracy import keeping_activations
 from curconvert_runtime.errors import BackendError, InputError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -25,10 +26,13 @@ class CpuOptions:
             where other programs want the same cores.
         prepack: Whether it makes a rearranged copy of each weight at load. Products of several tokens are faster with
             it. Without it a session starts at once, and the weights stay pages of their file, which processes share.
+        round_activations: Whether products with quantised weights may round activations to 8 bits, as the fused graph
+            asks: fast. Without it they are computed in float32, with weights of 8 bits very slowly.
     """
 
     spinning: bool = True
     prepack: bool = True
+    round_activations: bool = True
 
     def session_config(self) -> dict[str, str]:
         """Return onnxruntime's session settings."""
@@ -168,10 +172,14 @@ def create_session(
     for name, value in initializers.items():
         settings.add_initializer(name, value)
     try:
+        source: str | bytes = str(graph)
+        if isinstance(chosen, CpuOptions) and not chosen.round_activations:
+            source = keeping_activations(graph.read_bytes())
+            settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.parent))
         # Without this key (older versions: with it too) the Python class prints a notice and tries other providers.
         with contextlib.redirect_stdout(io.StringIO()):
             session = onnxruntime.InferenceSession(
-                str(graph), settings, providers=[(wanted, dict(provider_options))], enable_fallback=0
+                source, settings, providers=[(wanted, dict(provider_options))], enable_fallback=0
             )
     except Exception as error:  # noqa: BLE001 - onnxruntime's exception classes share no public base
         raise BackendError(

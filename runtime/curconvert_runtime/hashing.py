@@ -1,8 +1,11 @@
-"""sha256 of files, remembered between runs for large ones.
+"""What is remembered between runs, in the user's cache: digests of large files, and checks that bytes have passed.
 
 Hashing a 15 GB model takes longer than starting it. A digest is remembered under the file's path together with its
 size, inode, device and both timestamps; any difference means hashing again. The change time is part of the key because
 a program can put a modification time back, not a change time.
+
+A check whose verdict follows from some bytes alone need not be made twice: that they passed is remembered under their
+sha256. Refusals are not remembered.
 """
 
 from __future__ import annotations
@@ -11,8 +14,8 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 _MIN_CACHED_BYTES = 2**20
@@ -26,9 +29,9 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _cache_directory() -> Path:
+def _cache_directory(kind: str) -> Path:
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "curconvert" / "sha256"
+    return (Path(base) if base else Path.home() / ".cache") / "curconvert" / kind
 
 
 def _identity(path: Path) -> list[object]:
@@ -44,14 +47,16 @@ def _remembered(entry: Path, identity: list[object]) -> str | None:
     return None
 
 
-def _remember(entry: Path, identity: list[object], digest: str) -> None:
+def _remember(entry: Path, found: object) -> None:
+    import tempfile  # noqa: PLC0415 - takes a while to import, and most starts have nothing to remember
+
     # The cache only saves time: a read-only home or a full disk is no reason to fail.
     with contextlib.suppress(OSError):
         entry.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle, name = tempfile.mkstemp(dir=entry.parent)
         try:
             with os.fdopen(handle, "w") as file:
-                json.dump([identity, digest], file)
+                json.dump(found, file)
             Path(name).replace(entry)
         except OSError:
             Path(name).unlink(missing_ok=True)
@@ -69,7 +74,7 @@ def cached_sha256(path: Path, *, fresh: bool = False) -> str:
     if int(str(before[1])) < _MIN_CACHED_BYTES:
         return sha256(path)
     try:
-        entry = _cache_directory() / hashlib.sha256(os.fsencode(path)).hexdigest()
+        entry = _cache_directory("sha256") / hashlib.sha256(os.fsencode(path)).hexdigest()
     except RuntimeError:  # no home directory
         return sha256(path)
     known = None if fresh else _remembered(entry, before)
@@ -79,5 +84,25 @@ def cached_sha256(path: Path, *, fresh: bool = False) -> str:
     status = path.stat()
     settled = time.time() - max(status.st_mtime, status.st_ctime) > _SETTLED_SECONDS
     if settled and _identity(path) == before:
-        _remember(entry, before, digest)
+        _remember(entry, [before, digest])
     return digest
+
+
+def check_once(check: Callable[[], None], *parts: str, fresh: bool = False) -> None:
+    """Make a check, unless the same bytes have passed it before.
+
+    Args:
+        check: Raises when they do not pass.
+        parts: All that the verdict follows from: what is checked, by what rules.
+        fresh: Make it whatever the cache says.
+    """
+    try:
+        entry = _cache_directory("passed") / hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    except RuntimeError:  # no home directory
+        check()
+        return
+    with contextlib.suppress(OSError):
+        if not fresh and entry.is_file():
+            return
+    check()
+    _remember(entry, "passed")

@@ -1,26 +1,21 @@
 """How a quantised matrix is stored, and what it stands for.
 
 A matrix W, (m, n), is cut into blocks of `block_size` columns of one row, the last one padded. In each block
-`W ≈ s·(q − z)`: a float32 scale s, a zero point z and integers q. Integers are stored as hexadecimal digits, two to a
-byte, the low four bits first: one digit with 4 bits, two digits (planes) with 8, `q = 16·q₁ + q₀`.
+`W ≈ s·(q − z)`: a float32 scale s, a zero point z and integers q. Integers of 4 bits lie two to a byte, the first one
+in the low four bits. That is the layout of onnxruntime's MatMulNBits.
 
 | part of `T` | shape | type | |
 |---|---|---|---|
-| `T.q` | (m, blocks, block_size / 2) | uint8 | q, with 8 bits its high digits |
-| `T.q_low` | the same | uint8 | its low digits; 8 bits only |
+| `T.q` | (m, blocks, block_size · bits / 8) | uint8 | q |
 | `T.scales` | (m, blocks) | float32 | s; may be negative |
-| `T.zeros` | (m, ⌈blocks / 2⌉) | uint8 | z, packed like q; without it every digit of z is 8 |
-| `T.zeros_low` | the same | uint8 | 8 bits only |
-
-Each plane has the layout of onnxruntime's MatMulNBits with 4 bits, so 8 bits are two such products. Its own kernel for
-8 bits either rounds activations to 8 bits or, computing in float32, unpacks the weight in every call.
+| `T.zeros` | (m, ⌈blocks · bits / 8⌉) | uint8 | z, packed like q; without it z is 2^(bits − 1) |
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,11 +24,8 @@ from numpy.typing import NDArray
 
 BITS = (4, 8)
 BLOCK_SIZES = (32, 64, 128)
-PARTS = ("q", "q_low", "scales", "zeros", "zeros_low")
+PARTS = ("q", "scales", "zeros")
 """Suffixes of all parts that a quantised tensor can have."""
-MIDDLE = 8
-"""Every digit of a zero point that is not stored."""
-_PLANES = {4: ("",), 8: ("", "_low")}
 
 
 @dataclass(frozen=True)
@@ -51,14 +43,9 @@ class Layout:
     symmetric: bool
 
     @property
-    def planes(self) -> tuple[str, ...]:
-        """Endings of the digits' names, the highest digit first."""
-        return _PLANES[self.bits]
-
-    @property
     def middle(self) -> int:
         """The zero point where none is stored."""
-        return MIDDLE if self.bits == 4 else 17 * MIDDLE
+        return int(2 ** (self.bits - 1))
 
     @property
     def largest(self) -> int:
@@ -77,11 +64,11 @@ class Layout:
         """
         rows, blocks = shape[0], self.blocks(shape[1])
         found: dict[str, tuple[str, tuple[int, ...]]] = {
-            f"q{plane}": ("U8", (rows, blocks, self.block_size // 2)) for plane in self.planes
+            "q": ("U8", (rows, blocks, self.block_size * self.bits // 8)),
+            "scales": ("F32", (rows, blocks)),
         }
-        found["scales"] = ("F32", (rows, blocks))
         if not self.symmetric:
-            found |= {f"zeros{plane}": ("U8", (rows, (blocks + 1) // 2)) for plane in self.planes}
+            found["zeros"] = ("U8", (rows, math.ceil(blocks * self.bits / 8)))
         return found
 
     def nbytes(self, shape: tuple[int, int]) -> int:
@@ -151,31 +138,20 @@ def stored_types(quantization: Mapping[str, Any]) -> str:
     )
 
 
-def pack(digits: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Put two digits into a byte, along the last axis, the first one low; an odd one out is followed by 0."""
-    if digits.shape[-1] % 2:
-        digits = np.concatenate([digits, np.zeros((*digits.shape[:-1], 1), np.uint8)], axis=-1)
-    return np.asarray(digits[..., 0::2] | (digits[..., 1::2] << 4), dtype=np.uint8)
+def pack(values: NDArray[np.uint8], layout: Layout) -> NDArray[np.uint8]:
+    """Put integers into bytes, along the last axis; of 4 bits an odd one out is followed by 0."""
+    if layout.bits == 8:
+        return values
+    if values.shape[-1] % 2:
+        values = np.concatenate([values, np.zeros((*values.shape[:-1], 1), np.uint8)], axis=-1)
+    return np.asarray(values[..., 0::2] | (values[..., 1::2] << 4), dtype=np.uint8)
 
 
-def unpack(packed: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
-    """Take digits out of bytes again, along the last axis, the first `count` of them."""
-    pairs = np.stack([packed & 15, packed >> 4], axis=-1)
-    return np.asarray(pairs.reshape(*packed.shape[:-1], -1)[..., :count], dtype=np.uint8)
-
-
-def pack_integers(values: NDArray[np.uint8], layout: Layout) -> list[NDArray[np.uint8]]:
-    """Return the planes of some integers, packed along the last axis, the highest digits first."""
+def unpack(packed: NDArray[Any], layout: Layout, count: int) -> NDArray[np.int16]:
+    """Take integers out of bytes again, along the last axis, the first `count` of them."""
     if layout.bits == 4:
-        return [pack(values)]
-    return [pack((values >> 4).astype(np.uint8)), pack((values & 15).astype(np.uint8))]
-
-
-def _integers(planes: Iterable[NDArray[Any]], count: int) -> NDArray[np.int16]:
-    total: NDArray[np.int16] = np.zeros((), np.int16)
-    for plane in planes:
-        total = 16 * total + unpack(plane, count)
-    return total
+        packed = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
+    return packed[..., :count].astype(np.int16)
 
 
 def dequantise(
@@ -190,11 +166,10 @@ def dequantise(
         rows: Which rows.
     """
     scales = parts["scales"][rows]
-    q = _integers((parts[f"q{plane}"][rows] for plane in layout.planes), layout.block_size)
+    q = unpack(parts["q"][rows], layout, layout.block_size)
     if layout.symmetric:
         q = q - np.int16(layout.middle)
     else:
-        zeros = _integers((parts[f"zeros{plane}"][rows] for plane in layout.planes), scales.shape[1])
-        q = q - zeros[..., None]
+        q = q - unpack(parts["zeros"][rows], layout, scales.shape[1])[..., None]
     wide = q.astype(np.float32) * scales[..., None]
     return np.ascontiguousarray(wide.reshape(len(scales), -1)[:, :columns])

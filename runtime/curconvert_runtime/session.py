@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -99,8 +98,9 @@ class Session:
         self._embedding = MappedTensor(stored) if copied and stored and stored.dtype == "F32" else None
         self._ort = import_onnxruntime(provider)
         self._initializers = {EMBEDDING: self.place(self._embedding.array)} if self._embedding else {}
-        with self._embedding.releasing() if self._embedding else nullcontext():
-            self._session = create_session(path, provider, threads, self.options, self._initializers)
+        self._session = create_session(path, provider, threads, self.options, self._initializers)
+        if self._embedding:
+            self._embedding.release()
         self.has_positions = check_contract(self._session, path, model)
         self.trims_logits = any(entry.name == FIRST_LOGITS for entry in self._session.get_overridable_initializers())
         self._past, self._present = cache_names(model["num_hidden_layers"])

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import math
 import mmap
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +32,6 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
 }
 MAX_HEADER_BYTES = 100_000_000
-_RELEASE_SECONDS = 0.002  # some 10 MB at the rate at which onnxruntime rearranges a weight
 
 
 @dataclass(frozen=True)
@@ -141,24 +137,6 @@ class MappedTensor:
         """Let the pages go, where the system can; they stay in its page cache."""
         if hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
-
-    @contextmanager
-    def releasing(self) -> Iterator[None]:
-        """Release again and again while another thread reads the tensor, and once more in the end."""
-        done = threading.Event()
-
-        def release() -> None:
-            while not done.wait(_RELEASE_SECONDS):
-                self.release()
-
-        thread = threading.Thread(target=release, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
-            self.release()
 
 
 def read_tensor(tensor: TensorHeader) -> NDArray[Any]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from curconvert_runtime import __version__
 from curconvert_runtime.artifact import Artifact
-from curconvert_runtime.backend import installed_versions
+from curconvert_runtime.backend import CpuOptions, installed_versions
 from curconvert_runtime.errors import InputError
 from curconvert_runtime.fidelity import Progress, check_reference, exact_fidelity, probe_fidelity, text_windows
 from curconvert_runtime.metrics import Fidelity
@@ -132,20 +132,31 @@ def parity_checks(
 
 
 def graph_answers(artifact: Artifact, kind: str, probe: CompressedProbe, options: VerifyOptions) -> Answers:
-    """Return one graph's answers on the parity sequences; its session is released again."""
-    session = _load(artifact, kind, options)
+    """Return one graph's answers on the parity sequences; its session is released again.
+
+    Quantised products are computed in float32 here: rounded activations would hide a fault of the graph.
+    """
+    session = _load(artifact, kind, options, exact=True)
     return teacher_forced(session, probe.ids, probe.lengths, session.padding)
 
 
-def _load(artifact: Artifact, kind: str, options: VerifyOptions) -> Session:
-    return load(artifact.path, provider=options.provider, graph=kind, threads=options.threads)  # type: ignore[arg-type]
+def _load(artifact: Artifact, kind: str, options: VerifyOptions, *, exact: bool = False) -> Session:
+    cpu = CpuOptions(round_activations=False) if exact and artifact.quantised and options.provider == "cpu" else None
+    return load(
+        artifact.path,
+        provider=options.provider,
+        graph=kind,  # type: ignore[arg-type]
+        threads=options.threads,
+        options=cpu,
+    )
 
 
 def _fidelity(
     artifact: Artifact, probes: Probes, options: VerifyOptions, progress: Progress | None
 ) -> tuple[Fidelity, str]:
     """Measure on the stored sequences or on a text; return the numbers and what they were measured on."""
-    kind = "portable" if "portable" in artifact.graphs else "fused"
+    # Of a quantised artifact the fused graph is the one that loses more: it rounds activations too.
+    kind = "portable" if "portable" in artifact.graphs and not artifact.quantised else "fused"
     stored = f"{len(probes.original.ids)} stored sequences of {probes.original.ids.shape[1]} tokens"
     if options.against is None:
         return probe_fidelity(_load(artifact, kind, options), probes.original, progress), stored

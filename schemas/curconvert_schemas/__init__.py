@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import functools
 import json
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
-__all__ = ["SchemaError", "load_schema", "validate"]
+__all__ = ["SchemaError", "load_schema", "schema_text", "validate"]
 
 
 class SchemaError(ValueError):
@@ -18,8 +18,17 @@ class SchemaError(ValueError):
 
 
 @functools.cache
-def _text(name: str) -> str:
-    return resources.files(__name__).joinpath(f"{name}.schema.json").read_text(encoding="utf-8")
+def schema_text(name: str) -> str:
+    """Return the schema called `name`, as JSON.
+
+    Raises:
+        KeyError: No such schema is part of this package.
+    """
+    # Not importlib.resources, which takes longer to import than the rest of this package.
+    try:
+        return Path(__file__).with_name(f"{name}.schema.json").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise KeyError(name) from None
 
 
 def load_schema(name: str) -> dict[str, Any]:
@@ -28,10 +37,7 @@ def load_schema(name: str) -> dict[str, Any]:
     Raises:
         KeyError: No such schema is part of this package.
     """
-    try:
-        schema: dict[str, Any] = json.loads(_text(name))
-    except FileNotFoundError:
-        raise KeyError(name) from None
+    schema: dict[str, Any] = json.loads(schema_text(name))
     return schema
 
 

@@ -92,3 +92,21 @@ def test_a_cache_that_cannot_be_written_is_no_error(big: Path, monkeypatch: pyte
     """Without a usable cache directory the digest is simply computed."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(big))
     assert hashing.cached_sha256(big) == hashlib.sha256(big.read_bytes()).hexdigest()
+
+
+def test_a_check_is_made_once(big: Path) -> None:
+    """What passed is not looked at again, unless it is asked for; other bytes are, and a refusal is not remembered."""
+    made: list[str] = []
+
+    def refuse() -> None:
+        made.append("refused")
+        raise ValueError
+
+    hashing.check_once(lambda: made.append("a"), "rules", "a")
+    hashing.check_once(refuse, "rules", "a")
+    assert made == ["a"]
+    for parts, fresh in ((("rules", "b"), False), (("rules", "b"), False), (("other rules", "a"), False),
+                         (("rules", "a"), True), (("rule", "sa"), False)):  # fmt: skip
+        with pytest.raises(ValueError):
+            hashing.check_once(refuse, *parts, fresh=fresh)
+    assert made == ["a"] + 5 * ["refused"]

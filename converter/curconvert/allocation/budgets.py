@@ -15,8 +15,8 @@ from curconvert_runtime.forms import MODULAR
 def options_for_size(checkpoint: Checkpoint, method: str, target: int, **values: Any) -> ConvertOptions:
     """Return a method's options for a size of the whole model.
 
-    `auto` and `soco` take the size itself. Any other method gets the one density of all seven linears of every layer (`neurons`:
-    of the three of the MLP; `modegpt`: of those whose heads can get smaller) that gives it.
+    `auto` and `soco` take the size itself. Any other method gets the one density of all seven linears of every layer
+    (`neurons`: of the three of the MLP; `modegpt`: of those whose heads can get smaller) that gives it.
 
     Args:
         checkpoint: The opened model.

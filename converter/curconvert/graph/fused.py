@@ -14,10 +14,10 @@ from curconvert.graph.facts import AttentionFacts, ModelFacts
 from curconvert.graph.portable import Portable
 from curconvert.graph.rotary import cos_sin
 from curconvert.graph.weights import Packed, Weight
+from curconvert_runtime.accuracy import ROUNDS_ACTIVATIONS
 from curconvert_runtime.quantized import Layout
 
 _INT32, _INT64 = ir.DataType.INT32, ir.DataType.INT64
-_FLOAT32 = 1  # MatMulNBits' accuracy_level; with 4 it rounds activations to 8 bits, which parity would not survive
 
 
 class Fused(Portable):
@@ -35,48 +35,35 @@ class Fused(Portable):
         super().__init__(emit, facts, inputs, quantised=quantised)
         self.opset_imports = {"": 17, MICROSOFT: 1}
 
-    def digits(self, shape: tuple[int, int], layout: Layout) -> tuple[ir.DataType, tuple[int, ...]]:
+    def integers(self, shape: tuple[int, int], layout: Layout) -> tuple[ir.DataType, tuple[int, ...]]:
         """Return MatMulNBits' bytes by rows and blocks."""
-        return ir.DataType.UINT8, (shape[0], layout.blocks(shape[1]), layout.block_size // 2)
+        return ir.DataType.UINT8, (shape[0], layout.blocks(shape[1]), layout.block_size * layout.bits // 8)
 
     def _as_rows(self, x: ir.Value, width: int) -> ir.Value:
         """Leave the axes as they are: FusedMatMul takes all of them."""
         return x
 
     def look_up(self, table: Packed, rows: ir.Value) -> ir.Value:
-        """Look rows up by GatherBlockQuantized, one plane of digits after the other."""
-        size = table.layout.block_size
+        """Look rows up by GatherBlockQuantized."""
+        parts = (table.integers, rows, table.scales, *([] if table.zeros is None else [table.zeros]))
+        found = self.emit(
+            "GatherBlockQuantized", *parts, domain=MICROSOFT, gather_axis=0, quantize_axis=1,
+            block_size=table.layout.block_size, bits=table.layout.bits,
+        )  # fmt: skip
         columns = table.shape[1]
-
-        def plane(index: int) -> ir.Value:
-            found = self.emit(
-                "GatherBlockQuantized", table.digits[index], rows, table.scales, *table.zeros[index : index + 1],
-                domain=MICROSOFT, gather_axis=0, quantize_axis=1, block_size=size, bits=4,
-            )  # fmt: skip
-            if table.padded == columns:
-                return found
-            return self.emit("Slice", found, self.emit.ints(0), self.emit.ints(columns), self.emit.ints(-1))
-
-        return self._sum_of_planes([plane(index) for index in range(len(table.digits))])
-
-    def _sum_of_planes(self, planes: list[ir.Value]) -> ir.Value:
-        if len(planes) == 1:
-            return planes[0]
-        high, low = planes
-        return self.emit("Add", self.emit("Mul", high, self.emit.constant(16.0)), low)
+        if table.padded == columns:
+            return found
+        return self.emit("Slice", found, self.emit.ints(0), self.emit.ints(columns), self.emit.ints(-1))
 
     def _multiply(self, rows: ir.Value, weight: Weight) -> ir.Value:
         """Multiply by FusedMatMul(transB=1), or MatMulNBits: weights stay in torch's layout."""
         if isinstance(weight, Packed):
-            columns, size = weight.shape[1], weight.layout.block_size
-            planes = [
-                self.emit(
-                    "MatMulNBits", rows, digits, weight.scales, *weight.zeros[index : index + 1], domain=MICROSOFT,
-                    K=columns, N=weight.shape[0], bits=4, block_size=size, accuracy_level=_FLOAT32,
-                )
-                for index, digits in enumerate(weight.digits)
-            ]  # fmt: skip
-            return self._sum_of_planes(planes)
+            parts = (rows, weight.integers, weight.scales, *([] if weight.zeros is None else [weight.zeros]))
+            layout = weight.layout
+            return self.emit(
+                "MatMulNBits", *parts, domain=MICROSOFT, K=weight.shape[1], N=weight.shape[0], bits=layout.bits,
+                block_size=layout.block_size, accuracy_level=ROUNDS_ACTIVATIONS,
+            )  # fmt: skip
         return self.emit("FusedMatMul", rows, self.emit.exact(weight), transB=1, domain=MICROSOFT)
 
     def _from_rows(self, rows: ir.Value, width: int) -> ir.Value:

@@ -33,8 +33,8 @@ class Dialect(Protocol):
     emit: Emitter
     opset_imports: Mapping[str, int]
 
-    def digits(self, shape: tuple[int, int], layout: Layout) -> tuple[ir.DataType, tuple[int, ...]]:
-        """Return as what a product takes a plane of digits of a matrix: element type and shape, of the same bytes."""
+    def integers(self, shape: tuple[int, int], layout: Layout) -> tuple[ir.DataType, tuple[int, ...]]:
+        """Return as what a product takes a matrix's integers: element type and shape, of the same bytes."""
 
     def look_up(self, table: Packed, rows: ir.Value) -> ir.Value:
         """Return some rows of a quantised matrix."""
@@ -258,7 +258,7 @@ class Lowering:
         Args:
             name: What they are named after.
             tensor: What is stored.
-            rows: Whether rows of bytes are looked up; otherwise digits are as the dialect's products take them.
+            rows: Whether rows of bytes are looked up; otherwise integers are as the dialect's products take them.
         """
         if name in self._packed:
             return self._packed[name]
@@ -266,12 +266,10 @@ class Lowering:
         shape, layout = packing.shape, packing.layout
         for suffix, (kind, size) in packing.parts.items():
             dtype, seen = (_UINT8 if kind == "U8" else _FLOAT), size
-            if suffix.startswith("q"):
-                dtype, seen = (_UINT8, (size[0], size[1] * size[2])) if rows else self._dialect.digits(shape, layout)
+            if suffix == "q":
+                dtype, seen = (_UINT8, (size[0], size[1] * size[2])) if rows else self._dialect.integers(shape, layout)
             found[suffix] = self._initialiser(part_name(name, suffix), dtype, seen, "quantised")
-        zeros = () if layout.symmetric else tuple(found[f"zeros{plane}"] for plane in layout.planes)
-        digits = tuple(found[f"q{plane}"] for plane in layout.planes)
-        self._packed[name] = Packed(shape, layout, digits, found["scales"], zeros)
+        self._packed[name] = Packed(shape, layout, found["q"], found["scales"], found.get("zeros"))
         return self._packed[name]
 
     def _stored(self, name: str, form: str = "dense") -> ir.Value:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from curconvert.graph.emit import Emitter
 from curconvert.graph.facts import AttentionFacts, ModelFacts
 from curconvert.graph.rotary import cos_sin
-from curconvert.graph.unpacking import dequantised, unpacked
+from curconvert.graph.unpacking import dequantised, integer_type, unpacked
 from curconvert.graph.weights import Packed, Weight, width
 from curconvert_runtime.quantized import Layout
 
@@ -50,17 +50,15 @@ class Portable:
         self._unpacked: dict[ir.Value, ir.Value] = {}
         self._batch_sequence: ir.Value | None = None
 
-    def digits(self, shape: tuple[int, int], layout: Layout) -> tuple[ir.DataType, tuple[int, ...]]:
-        """Return a row of integers of 4 bits for each row, the padding among them."""
-        return ir.DataType.UINT4, (shape[0], layout.blocks(shape[1]) * layout.block_size)
+    def integers(self, shape: tuple[int, int], layout: Layout) -> tuple[ir.DataType, tuple[int, ...]]:
+        """Return a row of integers for each row, the padding among them."""
+        return integer_type(layout), (shape[0], layout.blocks(shape[1]) * layout.block_size)
 
     def look_up(self, table: Packed, rows: ir.Value) -> ir.Value:
-        """Look digits and scales up, and unpack these rows only."""
-        parts = (*table.digits, table.scales, *table.zeros)
-        found = {part: self.emit("Gather", part, rows) for part in parts}
+        """Look integers and scales up, and unpack these rows only."""
         chosen = replace(
-            table, digits=tuple(found[part] for part in table.digits), scales=found[table.scales],
-            zeros=tuple(found[part] for part in table.zeros),
+            table, integers=self.emit("Gather", table.integers, rows), scales=self.emit("Gather", table.scales, rows),
+            zeros=None if table.zeros is None else self.emit("Gather", table.zeros, rows),
         )  # fmt: skip
         return self._from_rows(unpacked(self.emit, chosen), table.shape[1])
 

@@ -12,31 +12,32 @@ import onnx_ir as ir
 
 from curconvert.graph.emit import Emitter
 from curconvert.graph.weights import Packed
-from curconvert_runtime.quantized import MIDDLE
+from curconvert_runtime.quantized import Layout
 
 _FLOAT, _UINT8, _UINT4 = ir.DataType.FLOAT, ir.DataType.UINT8, ir.DataType.UINT4
 
 
+def integer_type(layout: Layout) -> ir.DataType:
+    """Return the type of a matrix's integers."""
+    return _UINT4 if layout.bits == 4 else _UINT8
+
+
 def dequantised(emit: Emitter, packed: Packed) -> ir.Value:
-    """Return a matrix as float32, (m, n) with the columns that fill the last block up: `Σ 16ⁱ·s·(q_i − z_i)`.
+    """Return a matrix as float32, (m, n) with the columns that fill the last block up: `s·(q − z)`.
 
     Args:
         emit: Where nodes go.
-        packed: With digits of 4 bits, (m, padded n).
+        packed: With integers of their own type, (m, padded n).
     """
     layout, rows = packed.layout, packed.shape[0]
-    blocks = layout.blocks(packed.shape[1])
-    planes = []
-    for plane, digits in enumerate(packed.digits):
-        if packed.zeros:
-            zeros = _of_blocks(emit, packed.zeros[plane], blocks)
-        else:
-            zeros = emit("Expand", emit.constant(MIDDLE, _UINT8), emit.ints(rows, blocks))
-        power = 16.0 ** (len(packed.digits) - 1 - plane)
-        scales = packed.scales if power == 1 else emit("Mul", packed.scales, emit.constant(power))
-        size = layout.block_size
-        planes.append(emit("DequantizeLinear", digits, scales, emit.cast(zeros, _UINT4), axis=1, block_size=size))
-    return planes[0] if len(planes) == 1 else emit("Add", *planes)
+    if packed.zeros is None:
+        middle = emit.constant(layout.middle, _UINT8)
+        zeros = emit("Expand", middle, emit.ints(rows, layout.blocks(packed.shape[1])))
+    else:
+        zeros = _of_blocks(emit, packed, packed.zeros)
+    if layout.bits == 4:
+        zeros = emit.cast(zeros, _UINT4)
+    return emit("DequantizeLinear", packed.integers, packed.scales, zeros, axis=1, block_size=layout.block_size)
 
 
 def unpacked(emit: Emitter, packed: Packed) -> ir.Value:
@@ -44,30 +45,31 @@ def unpacked(emit: Emitter, packed: Packed) -> ir.Value:
 
     Args:
         emit: Where nodes go.
-        packed: Of the rows, with digits as bytes.
+        packed: Of the rows, with integers as bytes.
     """
     layout, columns = packed.layout, packed.shape[1]
     blocks = layout.blocks(columns)
-    total = None
-    for plane, digits in enumerate(packed.digits):
-        values = emit.cast(emit("Reshape", _digits(emit, digits), emit.ints(-1, blocks, layout.block_size)), _FLOAT)
-        if packed.zeros:
-            zeros = emit.cast(_of_blocks(emit, packed.zeros[plane], blocks), _FLOAT)
-            values = emit("Sub", values, emit("Unsqueeze", zeros, emit.ints(-1)))
-        else:
-            values = emit("Sub", values, emit.constant(float(MIDDLE)))
-        total = values if total is None else emit("Add", emit("Mul", total, emit.constant(16.0)), values)
-    assert total is not None
-    scaled = emit("Mul", total, emit("Reshape", packed.scales, emit.ints(-1, blocks, 1)))
+    integers = emit("Reshape", _integers(emit, layout, packed.integers), emit.ints(-1, blocks, layout.block_size))
+    if packed.zeros is None:
+        zeros = emit.constant(float(layout.middle))
+    else:
+        zeros = emit("Unsqueeze", emit.cast(_of_blocks(emit, packed, packed.zeros), _FLOAT), emit.ints(-1))
+    difference = emit("Sub", emit.cast(integers, _FLOAT), zeros)
+    scaled = emit("Mul", difference, emit("Reshape", packed.scales, emit.ints(-1, blocks, 1)))
     rows = emit("Reshape", scaled, emit.ints(-1, packed.padded))
     return rows if packed.padded == columns else emit("Slice", rows, emit.ints(0), emit.ints(columns), emit.ints(1))
 
 
-def _of_blocks(emit: Emitter, packed: ir.Value, blocks: int) -> ir.Value:
-    """Return a digit for each block of each row, (rows, blocks) uint8: without the half byte that ends an odd row."""
-    even = blocks + blocks % 2
-    zeros = emit("Reshape", _digits(emit, packed), emit.ints(-1, even))
-    return zeros if even == blocks else emit("Slice", zeros, emit.ints(0), emit.ints(blocks), emit.ints(1))
+def _of_blocks(emit: Emitter, packed: Packed, zeros: ir.Value) -> ir.Value:
+    """Return a zero point for each block of each row, (rows, blocks) uint8: without the half byte after an odd row."""
+    blocks = packed.layout.blocks(packed.shape[1])
+    stored = blocks + blocks % 2 if packed.layout.bits == 4 else blocks
+    found = emit("Reshape", _integers(emit, packed.layout, zeros), emit.ints(-1, stored))
+    return found if stored == blocks else emit("Slice", found, emit.ints(0), emit.ints(blocks), emit.ints(1))
+
+
+def _integers(emit: Emitter, layout: Layout, stored: ir.Value) -> ir.Value:
+    return _digits(emit, stored) if layout.bits == 4 else stored
 
 
 def _digits(emit: Emitter, packed: ir.Value) -> ir.Value:

@@ -17,17 +17,16 @@ class Packed:
     Attributes:
         shape: (m, n) of the matrix.
         layout: How it is packed.
-        digits: The highest plane first: uint8, (m, blocks · block_size / 2), where rows are looked up; otherwise as the
-            dialect's products take them.
+        integers: uint8, (m, bytes of a row), where rows are looked up; otherwise as the dialect's products take them.
         scales: float32, (m, blocks).
-        zeros: uint8, (m, ⌈blocks / 2⌉), one for each plane; empty where the layout is symmetric.
+        zeros: uint8, (m, bytes of a row); None where the layout is symmetric.
     """
 
     shape: tuple[int, int]
     layout: Layout
-    digits: tuple[ir.Value, ...]
+    integers: ir.Value
     scales: ir.Value
-    zeros: tuple[ir.Value, ...]
+    zeros: ir.Value | None
 
     @property
     def padded(self) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from curconvert.chunked import ChunkedMatrix
 from curconvert.errors import InputError
-from curconvert_runtime.quantized import Layout, dequantise, pack_integers
+from curconvert_runtime.quantized import Layout, dequantise, pack
 
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]
@@ -80,12 +80,9 @@ def quantise(name: str, weight: Tensor, layout: Layout, gram: Matrix | None = No
             _with_feedback(part, feedback, grids)
     if not np.isfinite(scales).all():
         raise InputError(f"{name}: {float(weight.abs().max()):.4g} does not fit a float32 scale")
-    planes = pack_integers(q, layout)
-    parts: dict[str, NDArray[Any]] = {f"q{plane}": digits for plane, digits in zip(layout.planes, planes, strict=True)}
-    parts["scales"] = scales
+    parts: dict[str, NDArray[Any]] = {"q": pack(q, layout), "scales": scales}
     if not layout.symmetric:
-        packed = pack_integers(zeros, layout)
-        parts |= {f"zeros{plane}": digits for plane, digits in zip(layout.planes, packed, strict=True)}
+        parts["zeros"] = pack(zeros, layout)
     return Quantised((m, n), layout, {suffix: torch.from_numpy(np.ascontiguousarray(p)) for suffix, p in parts.items()})
 
 

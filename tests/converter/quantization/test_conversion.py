@@ -21,7 +21,7 @@ from curconvert.options import SourceOptions
 from curconvert.parity import build_torch_model, check_slices, torch_parity
 from curconvert.pipeline import convert, export
 from curconvert.quantization.options import Quantization
-from curconvert_runtime import Artifact, load
+from curconvert_runtime import Artifact, CpuOptions, load
 from curconvert_runtime.contract import FIRST_LOGITS
 from curconvert_runtime.verification import VerifyOptions, verify
 from support.checkpoints import make_layers_alike
@@ -87,7 +87,7 @@ def test_only_norms_biases_and_indices_stay_as_they_were(made: Callable[[str], t
     stored, said = stored_tensors(out), manifest_of(out)["quantization"]
     wide = {name for name, tensor in stored.items() if tensor.ndim > 1 and tensor.is_floating_point()}
     assert {name for name in wide if not name.endswith((".scales", ".U"))} == set()
-    ends = (".q", ".q_low", ".scales", ".zeros", ".zeros_low")
+    ends = (".q", ".scales", ".zeros")
     parts = [tensor for name, tensor in stored.items() if name.endswith(ends)]
     assert said["bytes"] == sum(part.numel() * part.element_size() for part in parts)
     assert said["parameters"] == sum(rows * columns for rows, columns in (row["shape"] for row in said["tensors"]))
@@ -116,7 +116,7 @@ def test_a_tied_head_reads_the_embedding(made: Callable[[str], tuple[Path, Path]
             tensor.name: {entry.key: entry.value for entry in tensor.external_data}
             for tensor in onnx.load(out / graph, load_external_data=False).graph.initializer
         }
-        for part in ("q", "q_low", "scales"):
+        for part in ("q", "scales"):
             assert places[f"{HEAD}.{part}"] == places[f"{EMBEDDING}.{part}"]
 
 
@@ -157,11 +157,23 @@ def test_an_export_rounds_to_the_nearest(tmp_path: Path) -> None:
         assert np.abs(artifact.matrix(name) - original[name].numpy()).max() <= 0.5001 * steps
     torch_model: Any = build_torch_model(artifact)
     ids = torch.tensor([[5, 9, 30, 7, 61]])
-    from curconvert_runtime import load
+    wanted = torch_model(ids).logits[0].detach().numpy()
+    for kind, exact in (("portable", False), ("portable", True), ("fused", True)):
+        options = CpuOptions(round_activations=not exact)
+        found = load(tmp_path / "out", graph=kind, options=options).logits(ids[0].numpy())
+        np.testing.assert_allclose(found, wanted, atol=1e-4)
 
-    for kind in ("portable", "fused"):
-        answers = load(tmp_path / "out", graph=kind).logits(ids[0].numpy())
-        np.testing.assert_allclose(answers, torch_model(ids).logits[0].detach().numpy(), atol=1e-4)
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_fused_graph_rounds_activations(made: Callable[[str], tuple[Path, Path]], name: str) -> None:
+    """Which shows in its answers, and is small beside them: a few hundredths."""
+    ids = np.arange(3, 40)
+    served, exact = (
+        load(made(name)[1], graph="fused", options=CpuOptions(round_activations=rounds)).logits(ids)
+        for rounds in (True, False)
+    )
+    error = np.linalg.norm(served - exact) / np.linalg.norm(exact - np.mean(exact, axis=-1, keepdims=True))
+    assert 1e-4 < error < 0.05
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("mixed")])
@@ -229,11 +241,9 @@ def test_two_layers_with_one_basis_have_it_quantised_once(tmp_path: Path, tokens
     for owner, other in shared:
         assert f"{owner.removesuffix('weight')}R.q" in stored
         assert f"{other.removesuffix('weight')}R.q" not in stored
-        widths = {
-            f"{matrix.removesuffix('weight')}{part}.q_low" in stored
-            for matrix, part in ((owner, "R"), (owner, "T"), (other, "T"))
-        }
-        assert len(widths) == 1
+        rows = {row["name"]: row for row in manifest_of(tmp_path / "out")["quantization"]["tensors"]}
+        parts = ((owner, "R"), (owner, "T"), (other, "T"))
+        assert len({rows[f"{matrix.removesuffix('weight')}{part}"].get("bits") for matrix, part in parts}) == 1
     assert all(check.passed for check in torch_parity(tmp_path / "out").checks)
 
 
@@ -270,9 +280,9 @@ def _first(**values: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda m: m["quantization"]["tensors"][0].update(bits=4, block_size=32), "a stored part 'q_low'"),
+        (lambda m: m["quantization"]["tensors"][0].update(bits=4, block_size=32), "tensor .*\\.q' is U8"),
         (_edit(block_size=64), "convert the model again"),
-        (_edit(bits=4), "a stored part 'q_low'"),
+        (_edit(bits=4), "tensor .*\\.q' is U8"),
         (_edit(symmetric=False), "'zeros' is missing"),
         (_edit(block_size=48), "48"),
         (_first(shape=[97, 64]), "convert the model again"),

@@ -68,7 +68,7 @@ def test_nearest_has_the_smallest_scale_that_clips_nothing(weight: Matrix, layou
             continue
         high, low = max(values.max(), 0.0), max(-values.min(), 0.0)
         if layout.symmetric:
-            down, up = {4: (8, 7), 8: (136, 119)}[layout.bits]
+            down, up = {4: (8, 7), 8: (128, 127)}[layout.bits]
             expected = min(max(high / up, low / down), max(high / down, low / up))
             assert z == down
         else:
@@ -102,7 +102,7 @@ def test_feedback_is_gptq(weight: Matrix, gram: Matrix, layout: Layout) -> None:
     found = quantise("w", torch.from_numpy(weight), layout, gram)
     blocks = layout.blocks(N)
     scales = found.parts["scales"].numpy().astype(np.float64)
-    zeros = np.full((M, blocks), {4: 8, 8: 136}[layout.bits])
+    zeros = np.full((M, blocks), {4: 8, 8: 128}[layout.bits])
     if not layout.symmetric:
         packed = found.parts["zeros"].numpy()
         zeros = np.stack([packed & 15, packed >> 4], axis=-1).reshape(M, -1)[:, :blocks].astype(np.int64)

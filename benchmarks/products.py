@@ -1,0 +1,113 @@
+"""One row times one matrix: onnxruntime's quantised products beside a float32 one, by width, block and accuracy level.
+
+Products take turns, with more than the caches hold read between them, and CPU seconds of one thread are counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+import onnxruntime
+from common import machine, publish, table
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from curconvert_runtime.accuracy import KEEPS_ACTIVATIONS, ROUNDS_ACTIVATIONS
+from curconvert_runtime.machine import MemoryReader
+from curconvert_runtime.quantized import BLOCK_SIZES, Layout, dequantise
+
+
+class Product:
+    """An operator on a constant matrix, (m, n).
+
+    Args:
+        operator: Its type; the input is called x.
+        constants: Its other inputs.
+        shape: (m, n).
+        **attributes: Of the operator.
+    """
+
+    def __init__(
+        self, operator: str, constants: dict[str, NDArray[np.generic]], shape: tuple[int, int], **attributes: int
+    ) -> None:
+        self.nbytes = sum(value.nbytes for value in constants.values())
+        node = helper.make_node(operator, ["x", *constants], ["y"], domain="com.microsoft", **attributes)
+        ends = [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, size])
+            for name, size in (("x", shape[1]), ("y", shape[0]))
+        ]
+        stored = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+        graph = helper.make_graph([node], "product", ends[:1], ends[1:], stored)
+        opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = 1
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
+        self._session = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+
+    def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the product."""
+        return np.asarray(self._session.run(None, {"x": x})[0])
+
+
+def quantised(layout: Layout, level: int, shape: tuple[int, int]) -> tuple[Product, NDArray[np.float32]]:
+    """Return a quantised product of random integers, and its matrix."""
+    rng = np.random.default_rng(0)
+    parts: dict[str, NDArray[np.generic]] = {}
+    for name, (kind, size) in layout.parts(shape).items():
+        parts[name] = rng.random(size, np.float32) if kind == "F32" else rng.integers(0, 256, size, np.uint8)
+    attributes = {"K": shape[1], "N": shape[0], "bits": layout.bits, "block_size": layout.block_size}
+    return Product("MatMulNBits", parts, shape, accuracy_level=level, **attributes), dequantise(parts, shape[1], layout)
+
+
+def main() -> None:
+    """Measure every product and publish the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", type=int, nargs=2, default=[8192, 2048], help="Outputs and inputs.")
+    parser.add_argument("--rounds", type=int, default=25)
+    arguments = parser.parse_args()
+    m, n = arguments.shape
+    rng = np.random.default_rng(1)
+    x, weight = rng.standard_normal((1, n), np.float32), rng.standard_normal((m, n), np.float32)
+    products = {("float32", "", "", ""): Product("FusedMatMul", {"w": weight}, (m, n), transB=1)}
+    matrices = {("float32", "", "", ""): weight}
+    for bits in (8, 4):
+        for level in (ROUNDS_ACTIVATIONS, KEEPS_ACTIVATIONS):
+            for block in BLOCK_SIZES:
+                for symmetric in (True, False):
+                    key = (f"int{bits}", str(block), "" if symmetric else "yes", str(level))
+                    products[key], matrices[key] = quantised(Layout(bits, block, symmetric), level, (m, n))
+    reader = MemoryReader(1)
+    seconds: dict[tuple[str, ...], list[float]] = {key: [] for key in products}
+    for _ in range(arguments.rounds):
+        for key, product in products.items():
+            reader.read_once()
+            begin = time.process_time()
+            product(x)
+            seconds[key].append(time.process_time() - begin)
+    base, rows = next(iter(products)), []
+    for key, product in products.items():
+        own = float(np.median(seconds[key]))
+        speedup = float(np.median(seconds[base])) / own
+        exact = x.astype(np.float64) @ matrices[key].T.astype(np.float64)
+        error = float(np.linalg.norm(product(x) - exact) / np.linalg.norm(exact))
+        bytes_say = products[base].nbytes / product.nbytes
+        rows.append(
+            [*key, f"{product.nbytes / own / 1e9:.1f}", f"{speedup:.2f}", f"{bytes_say:.2f}",
+             f"{speedup / bytes_say:.2f}", f"{error:.0e}"]
+        )  # fmt: skip
+    header = [
+        "weights", "block", "zero points", "accuracy level", "GB/s", "speed-up", "bytes say", "speed-up / bytes",
+        "relative error",
+    ]  # fmt: skip
+    publish(
+        "products",
+        f"One row times a matrix of {m} × {n}, one thread, CPU time, medians of {arguments.rounds} rounds in turn; "
+        f"memory was read at {reader.bytes_per_second() / 1e9:.1f} GB/s. {machine()}.\n\n{table(header, rows)}\n\n"
+        "Made by `python benchmarks/products.py`.",
+    )
+
+
+if __name__ == "__main__":
+    main()

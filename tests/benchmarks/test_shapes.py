@@ -1,0 +1,31 @@
+"""Artifacts of random numbers are artifacts: they open, and both of their graphs compute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scale
+from shapes import FORMS, hollow, make_random
+
+from curconvert_runtime import Artifact, load
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_random_artifact_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    """Half of the layers and of the vocabulary, finite answers, and the numbers that its form asks for."""
+    monkeypatch.setitem(scale.SHAPES, "tiny", (64, 160, 4, 4, 2, 16, True))
+    monkeypatch.setattr(scale, "VOCABULARY", 1000)
+    checkpoint = hollow(tmp_path / "source", "tiny", 2)
+    out = make_random(form, checkpoint, tmp_path / "out")
+    artifact = Artifact.open(out)
+    assert (artifact.model["num_hidden_layers"], artifact.model["vocab_size"]) == (2, 500)
+    smaller = artifact.model["parameters_after"] < artifact.model["parameters_before"]
+    assert smaller == (form in ("cur", "interpolative"))
+    assert {packing.layout.bits for packing in artifact.quantised.values()} == {"int8": {8}, "int4": {4}}.get(
+        form, set()
+    )
+    for graph in ("portable", "fused"):
+        assert np.isfinite(load(out, graph=graph).logits([3, 5, 8])).all()  # type: ignore[arg-type]
+    assert make_random(form, checkpoint, out) == out
