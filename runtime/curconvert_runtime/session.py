@@ -7,7 +7,7 @@ writes a row's new keys at the row's own length, so a batch needs no shifting wh
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,13 +30,12 @@ from curconvert_runtime.backend import (
 from curconvert_runtime.contract import FIRST_LOGITS, cache_names, check_contract
 from curconvert_runtime.errors import BackendError, InputError
 from curconvert_runtime.requests import Ids, TokenRows
-from curconvert_runtime.tensor_file import MappedTensor
+from curconvert_runtime.tensor_file import MappedFile, releasing
 
 if TYPE_CHECKING:
     from curconvert_runtime.generation import Completion, GenerationOptions
     from curconvert_runtime.text import Tokenizer
 
-EMBEDDING = "model.embed_tokens.weight"
 Logits = NDArray[np.float32]
 
 
@@ -91,16 +90,11 @@ class Session:
         path = artifact.graphs[graph]
         cuda = self.options if isinstance(self.options, CudaOptions) else None
         self._device_id = cuda.device_id if cuda else 0
-        # A tied embedding is looked up in the file and multiplied in a rearranged copy. Left to onnxruntime, all of its
-        # pages stay in memory beside that copy.
-        stored = artifact.tensors.get(EMBEDDING)
-        copied = isinstance(self.options, CpuOptions) and self.options.prepack
-        self._embedding = MappedTensor(stored) if copied and stored and stored.dtype == "F32" else None
         self._ort = import_onnxruntime(provider)
-        self._initializers = {EMBEDDING: self.place(self._embedding.array)} if self._embedding else {}
-        self._session = create_session(path, provider, threads, self.options, self._initializers)
-        if self._embedding:
-            self._embedding.release()
+        copied = isinstance(self.options, CpuOptions) and self.options.prepack
+        files, self._weights = self._mapped() if copied else ((), {})
+        with releasing(files):
+            self._session = create_session(path, provider, threads, self.options, self._weights)
         self.has_positions = check_contract(self._session, path, model)
         self.trims_logits = any(entry.name == FIRST_LOGITS for entry in self._session.get_overridable_initializers())
         self._past, self._present = cache_names(model["num_hidden_layers"])
@@ -109,6 +103,18 @@ class Session:
 
     def __repr__(self) -> str:
         return f"Session({str(self.artifact.path)!r}, graph={self.graph!r}, provider={self.provider!r})"
+
+    def _mapped(self) -> tuple[Collection[MappedFile], dict[str, Any]]:
+        """Return the weights' files, and the matrices in them as `OrtValue`s.
+
+        onnxruntime multiplies by rearranged copies. It would map each weight by itself, which takes longer, and of a
+        tied embedding, in which it also looks rows up, all pages would stay in memory beside the copy.
+        """
+        stored = [
+            tensor for tensor in self.artifact.tensors.values() if tensor.dtype == "F32" and len(tensor.shape) == 2
+        ]
+        files = {tensor.file: MappedFile(tensor.file) for tensor in stored}
+        return files.values(), {tensor.name: self.place(files[tensor.file].array(tensor)) for tensor in stored}
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

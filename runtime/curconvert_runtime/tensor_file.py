@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import math
 import mmap
+import threading
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
 }
 MAX_HEADER_BYTES = 100_000_000
+_RELEASE_SECONDS = 0.05  # some 60 MB at the rate at which onnxruntime rearranges weights; oftener takes time
 
 
 @dataclass(frozen=True)
@@ -116,27 +120,49 @@ def read_headers(path: Path) -> dict[str, TensorHeader]:
     return {tensor.name: tensor for tensor in tensors}
 
 
-class MappedTensor:
-    """A tensor mapped from its file, whose pages can leave this process: what is read again comes back.
+class MappedFile:
+    """A file whose tensors are mapped, and whose pages can leave this process: what is read again comes back.
 
     Args:
-        tensor: Its header; no BF16.
-
-    Attributes:
-        array: Read-only.
+        path: Of the file.
     """
 
-    def __init__(self, tensor: TensorHeader) -> None:
-        with tensor.file.open("rb") as file:
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        dtype = DTYPES[tensor.dtype]
-        flat = np.frombuffer(self._map, dtype, math.prod(tensor.shape), tensor.offset)
-        self.array: NDArray[Any] = flat.reshape(tensor.shape)
+
+    def array(self, tensor: TensorHeader) -> NDArray[Any]:
+        """Return one of its tensors, read-only; no BF16."""
+        flat = np.frombuffer(self._map, DTYPES[tensor.dtype], math.prod(tensor.shape), tensor.offset)
+        return flat.reshape(tensor.shape)
 
     def release(self) -> None:
         """Let the pages go, where the system can; they stay in its page cache."""
         if hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
+
+
+@contextmanager
+def releasing(files: Collection[MappedFile]) -> Iterator[None]:
+    """Release files again and again while another thread reads their tensors, and once more in the end."""
+    done = threading.Event()
+
+    def release() -> None:
+        for file in files:
+            file.release()
+
+    def repeat() -> None:
+        while not done.wait(_RELEASE_SECONDS):
+            release()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        release()
 
 
 def read_tensor(tensor: TensorHeader) -> NDArray[Any]:

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from curconvert_runtime import IntegrityError
 from curconvert_runtime.machine import resident_memory
-from curconvert_runtime.tensor_file import MappedTensor, read_headers, read_tensor
+from curconvert_runtime.tensor_file import MappedFile, read_headers, read_tensor, releasing
 
 GOOD = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
 
@@ -110,12 +110,12 @@ def test_released_pages_leave_and_come_back(tmp_path: Path) -> None:
     save_file(
         {"x": np.ones(3, np.float32), "w": np.full((4096, 4096), 3, np.float32)}, tmp_path / "weights.safetensors"
     )
-    mapped = MappedTensor(read_headers(tmp_path / "weights.safetensors")["w"])
-    array = mapped.array
+    file = MappedFile(tmp_path / "weights.safetensors")
+    array = file.array(read_headers(tmp_path / "weights.safetensors")["w"])
     assert not array.flags.writeable
     sums, memory = [], [resident_memory() or 0]
-    sums.append(array.sum(dtype=np.float64))
-    mapped.release()
+    with releasing([file]):
+        sums.append(array.sum(dtype=np.float64))
     memory.append(resident_memory() or 0)
     sums.append(array.sum(dtype=np.float64))
     memory.append(resident_memory() or 0)
