@@ -35,7 +35,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
 }
 MAX_HEADER_BYTES = 100_000_000
-_RELEASE_SECONDS = 0.05  # some 60 MB at the rate at which onnxruntime rearranges weights; oftener takes time
+_RELEASE_SECONDS = 0.002  # oftener than onnxruntime can read an embedding: its pages would all be resident for a moment
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _Result = TypeVar("_Result")
 _ANSWER_SECONDS = 10.0
-_RETRIES = 3  # of a task whose worker died
+_RETRIES = 3  # of a task whose worker died, and of a connection
 
 
 @contextmanager
@@ -61,11 +61,23 @@ def _connect(address: str | None, workers: int) -> None:
     if address is None:
         settings |= {"num_cpus": workers, "include_dashboard": False}
     try:
-        ray.init(address or "local", **settings)
+        _init(address or "local", settings)
     except (RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
         where = address or "on this machine"
         hint = "check its address, and its token if it asks for one" if address else "see its logs in /tmp/ray"
         raise BackendError(f"no Ray cluster {where} ({_last_line(error)}); {hint}, or use --executor local") from error
+
+
+def _init(address: str, settings: Mapping[str, Any]) -> None:
+    """Connect; again where the cluster's proxy gave up, as it does when it catches a process of its own dying."""
+    for left in reversed(range(_RETRIES)):
+        try:
+            ray.init(address, **settings)
+            return
+        except ConnectionAbortedError:
+            if not left:
+                raise
+            ray.shutdown()
 
 
 def _check_listening(address: str) -> None:

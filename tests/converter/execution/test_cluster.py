@@ -145,6 +145,25 @@ def test_an_error_of_a_task_comes_back_as_it_is(cluster: Executor) -> None:
     assert str(raised.value) == "x.weight: U does not fit float16"
 
 
+@pytest.mark.parametrize("failures", [2, 3])
+def test_a_proxy_that_gives_up_is_asked_again(monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
+    """Twice: Ray's proxy sometimes ends a connection while it starts the server for it."""
+    calls: list[str] = []
+
+    def init(address: str, **_settings: Any) -> None:
+        calls.append(address)
+        if len(calls) <= failures:
+            raise ConnectionAbortedError("Initialization failure from server:\npsutil.ZombieProcess")
+
+    monkeypatch.setattr(cluster_module.ray, "init", init)
+    if failures < 3:
+        cluster_module._connect(None, 1)
+    else:
+        with pytest.raises(BackendError, match=r"no Ray cluster on this machine \(.*ZombieProcess\)"):
+            cluster_module._connect(None, 1)
+    assert len(calls) == 3
+
+
 @pytest.mark.parametrize("error", [ValueError("boom"), ModuleNotFoundError("No module named 'curconvert'")])
 def test_a_fault_of_a_worker_says_what_a_node_needs(cluster: Executor, error: Exception) -> None:
     """In one line."""
