@@ -76,7 +76,9 @@ def train(
             break
         for group in optimizer.param_groups:
             group["lr"] = options.rate(step)
-        losses.append(_step(optimizer, loss, _chosen(step, len(counts), options), counts, options.accumulate))
+        losses.append(
+            _step(optimizer, loss, chosen(step, len(counts), options.batch, options.seed), counts, options.accumulate)
+        )
         if not np.isfinite(losses[-1]):
             raise InputError(f"{stage}: the loss is {losses[-1]} at step {step + 1}; lower --learning-rate")
         progress(stage, step + 1, options.steps)
@@ -109,10 +111,10 @@ def _step(
     return total
 
 
-def _chosen(step: int, sequences: int, options: HealOptions) -> NDArray[np.intp]:
+def chosen(step: int, sequences: int, batch: int, seed: int) -> NDArray[np.intp]:
     """Return a step's sequences: each is taken once before one is taken again, in an order of its own each time."""
-    places = step * options.batch + np.arange(options.batch)
-    rounds = {number: np.random.default_rng([options.seed, number]) for number in np.unique(places // sequences)}
+    places = step * batch + np.arange(batch)
+    rounds = {number: np.random.default_rng([seed, number]) for number in np.unique(places // sequences)}
     orders = {number: generator.permutation(sequences) for number, generator in rounds.items()}
     return np.array([orders[place // sequences][place % sequences] for place in places], np.intp)
 

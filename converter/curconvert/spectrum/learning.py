@@ -21,6 +21,7 @@ from curconvert.artifact.journal import Journal, State
 from curconvert.device import products_in
 from curconvert.errors import InputError
 from curconvert.healing.student import divergence
+from curconvert.healing.training import chosen
 from curconvert.spectrum.modules import SpectralLinear
 from curconvert.spectrum.sizes import Chosen, Shapes, choose
 from curconvert_runtime.fidelity import Progress
@@ -99,15 +100,15 @@ class Learner:
             InputError: The budget cannot be had, or the loss is not finite.
         """
         optimizer = torch.optim.Adam(self._weights, lr=_RATE)
-        price, chosen, done = 1.0, None, 0
+        price, kept, done = 1.0, None, 0
         if state := journal.recall(STAGE):
             price, done = state.data["price"], state.data["steps"]
-            chosen = self._restore(optimizer, state)
+            kept = self._restore(optimizer, state)
         goal = self._goal()
         for step in range(done, self._steps):
             if step == self._coarse:
-                chosen = self._chosen()
-            self._set_gates(chosen, step)
+                kept = self._chosen()
+            self._set_gates(kept, step)
             optimizer.param_groups[0]["lr"] = self._rate(step)
             coarse = step < self._coarse
             loss = self._loss(step, price if coarse else 0.0)
@@ -122,14 +123,14 @@ class Learner:
                 change = math.exp(_SLOPE * (self._left() - wanted))
                 price *= min(max(change, 1 / _LARGEST), _LARGEST)
             if (step + 1) % _RECORD == 0 or step + 1 == self._steps:
-                self._record(journal, optimizer, price, step + 1, chosen)
+                self._record(journal, optimizer, price, step + 1, kept)
                 progress(STAGE, step + 1, self._steps)
-        if chosen is None:
-            chosen = self._chosen()
+        if kept is None:
+            kept = self._chosen()
         scales = {
-            name: self._linears[name].s.detach()[part].clone() for name, part in chosen.kept.items() if part is not None
+            name: self._linears[name].s.detach()[part].clone() for name, part in kept.kept.items() if part is not None
         }
-        return Learned(chosen, scales)
+        return Learned(kept, scales)
 
     def _goal(self) -> float:
         """Return the weighted share of components that one rank's share of every matrix would keep in the budget."""
@@ -156,9 +157,7 @@ class Learner:
         for weight in self._weights:
             weight.grad = None
         total = 0.0
-        for part in np.array_split(self._sequences(step), max(1, _BATCH // _ROWS)):
-            if not len(part):
-                continue
+        for part in np.array_split(chosen(step, len(self._ids), _BATCH, self._seed), _BATCH // _ROWS):
             ids = torch.from_numpy(self._ids[part])
             with products_in(self._dtype):
                 ours = self._student(input_ids=ids, use_cache=False).logits
@@ -172,13 +171,6 @@ class Learner:
                 assert weight.grad is not None
                 weight.grad += price * prices / len(self._prices)
         return total
-
-    def _sequences(self, step: int) -> NDArray[np.intp]:
-        """Return a step's sequences: each is taken once before one is taken again."""
-        places = step * _BATCH + np.arange(_BATCH)
-        count = len(self._ids)
-        orders = {r: np.random.default_rng([self._seed, r]).permutation(count) for r in np.unique(places // count)}
-        return np.array([orders[place // count][place % count] for place in places], np.intp)
 
     def _split(self, values: Tensor) -> Iterator[Tensor]:
         yield from torch.split(values, [len(weight) for weight in self._weights])
