@@ -156,6 +156,7 @@ def test_a_proxy_that_gives_up_is_asked_again(monkeypatch: pytest.MonkeyPatch, f
             raise ConnectionAbortedError("Initialization failure from server:\npsutil.ZombieProcess")
 
     monkeypatch.setattr(cluster_module.ray, "init", init)
+    monkeypatch.setattr(cluster_module.ray, "shutdown", lambda: None)  # the cluster of other tests goes on
     if failures < 3:
         cluster_module._connect(None, 1)
     else:
