@@ -8,6 +8,7 @@ from curconvert.chunked import CHUNK
 from curconvert.original_pass import BATCH, LOGIT_ROWS, LOGITS
 from curconvert.planning import MatrixPlan, layer_of
 from curconvert.selection.bases import krylov_size
+from curconvert.spectrum.learning import SEQUENCES_AT_ONCE
 from curconvert.workload import Workload
 from curconvert_runtime.probes import PARITY_LENGTHS
 
@@ -17,6 +18,7 @@ _TOKEN = 1000  # bytes of a tokenizer for each token that it knows
 _ACTIVATIONS = 6  # tensors of a linear's input or output that a block holds at once as it runs
 _SUMS = 5  # matrices of a weight's size, but at most of a chunk's, that the measuring of an error holds
 _ARENAS = 1.6  # what threads' allocators hold after some blocks, over what is in use; measured with glibc
+_LOGITS = 6  # copies of logits that a divergence and its gradient hold
 _ANSWERS = 5  # copies of logits on the parity sequences that a verification holds
 
 
@@ -32,6 +34,8 @@ def peak(work: Workload, workers: int, *, spilled: bool = False) -> float:
     stages = [_answering(work, kept), _gathering(work, kept), _compressing(work, kept, workers)]
     if work.options.goes_back:
         stages.append(_going_back(work))
+    if work.learned:
+        stages.append(_learning(work))
     return _START + _tokenizer(work) + max(*stages, work.resident + work.cache)
 
 
@@ -82,6 +86,13 @@ def _going_back(work: Workload) -> float:
     priced = 6 * 8.0 * work.widest**2 if work.auto else 0.0
     samples = 4.0 * tokens * sum(sum(m.shape) for m in work.compressed) / max(1, len(work.changed_layers))
     return _states(work, tokens) + max(work.table + logits, 4.0 * work.block + 2 * samples + priced) + _LIBRARIES
+
+
+def _learning(work: Workload) -> float:
+    """The model twice, what a part of a batch leaves for the way back, and its logits."""
+    tokens = SEQUENCES_AT_ONCE * work.length
+    activations = 4.0 * _ACTIVATIONS * tokens * work.widest * work.layers
+    return _LIBRARIES + work.learning + activations + _LOGITS * 4.0 * tokens * work.vocabulary
 
 
 def _compressing(work: Workload, kept: int, workers: int) -> float:

@@ -9,6 +9,7 @@ from curconvert.planning import MatrixPlan
 from curconvert.rates import Machine
 from curconvert.selection.bases import krylov_size
 from curconvert.selection.indices import EXACT_OUTPUTS
+from curconvert.spectrum.learning import BATCH
 from curconvert.workload import Workload
 from curconvert_runtime.probes import DECODE_STEPS, PARITY_LENGTHS
 
@@ -42,6 +43,8 @@ def seconds(work: Workload, machine: Machine, opening: float, source: int, outpu
         found += _way_back(work, machine)
     if work.auto:
         found += _writing(work, machine) + sum(_pricing(m.name, m.shape, machine) for m in work.compressed)
+    if work.learned:
+        found += _learning(work, machine)
     found += factorizations(work, machine)
     return found + (source + output) / machine.digest + output * (1 / machine.write + 1 / machine.copy)
 
@@ -112,6 +115,13 @@ def _way_back(work: Workload, machine: Machine) -> float:
     tokens = min(GRADIENT_TOKENS, work.tokens)
     found = _BACK * 2.0 * tokens * (work.whole / machine.block + work.head / machine.single)
     return found + tokens * work.vocabulary * (_SOFTMAX / 2 / machine.copy + 1 / machine.draw)
+
+
+def _learning(work: Workload, machine: Machine) -> float:
+    """Steps of the original forwards, and of its components forwards and back."""
+    tokens = (work.options.steps or 0) * BATCH * work.length
+    linears = 2.0 * tokens * (work.whole + _BACK * work.components)
+    return linears / machine.half + 2.0 * tokens * work.head * (1 + _BACK) / machine.half
 
 
 def _writing(work: Workload, machine: Machine) -> float:

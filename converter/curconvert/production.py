@@ -179,13 +179,8 @@ def measure(
     gathering: Gathering | None = None
     # One conversion calibrates while it compresses, because only some layers may be its targets; but where the inputs
     # themselves are kept, that is cheaper than to run the model again.
-    if (
-        auto
-        or mixed
-        or len(others) > 1
-        or any(options.form == "learned" for options in others)
-        or (others and keeps_inputs(checkpoint, others[0]))
-    ):
+    learned = any(options.form == "learned" for options in others)
+    if auto or mixed or learned or len(others) > 1 or (others and keeps_inputs(checkpoint, others[0])):
         served = (*others, *([auto] if auto else []))
         targets = {name for options in served for name in targets_of(checkpoint, options)}
         # What is not compressed is quantised by its inputs, too.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from functools import cached_property
 
@@ -10,7 +9,15 @@ from curconvert.blocks.skeleton import EMBEDDING
 from curconvert.calibration.sampled import RESIDENT_BYTES
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.options import ConvertOptions
-from curconvert.planning import MatrixPlan, Plan, decoder_linears, distinct_inputs, keeps_inputs, layer_of
+from curconvert.planning import (
+    MatrixPlan,
+    Plan,
+    decoder_linears,
+    distinct_inputs,
+    keeps_inputs,
+    layer_of,
+    total_parameters,
+)
 from curconvert.selection.layers import score_of
 
 
@@ -59,6 +66,16 @@ class Workload:
         return self.options.form == "auto"
 
     @property
+    def learned(self) -> bool:
+        """Whether sizes are learned."""
+        return self.options.form == "learned"
+
+    @cached_property
+    def components(self) -> int:
+        """Numbers of the factors that a learned model consists of before anything is dropped."""
+        return sum(min(m.shape) * sum(m.shape) for m in self.compressed) if self.learned else 0
+
+    @property
     def scored(self) -> bool:
         """Whether layers are chosen by a score."""
         return score_of(self.options.layers) is not None
@@ -71,7 +88,7 @@ class Workload:
     @property
     def calibrates_first(self) -> bool:
         """Whether the calibration text runs through the original as a whole."""
-        return self.auto or self.scored or self.options.mixes_widths or self._reads_head
+        return self.auto or self.learned or self.scored or self.options.mixes_widths or self._reads_head
 
     @property
     def _reads_head(self) -> bool:
@@ -81,7 +98,7 @@ class Workload:
     @property
     def knows_statistics(self) -> bool:
         """Whether nothing is left to calibrate when blocks are compressed."""
-        return self.auto or self.known or self.options.mixes_widths
+        return self.auto or self.learned or self.known or self.options.mixes_widths
 
     @cached_property
     def grams(self) -> list[int]:
@@ -104,8 +121,13 @@ class Workload:
     @property
     def resident(self) -> int:
         """Bytes of the model that is held to write text; 0 where it writes none."""
-        total = 4 * sum(math.prod(info.shape) for info in self._checkpoint.tensors.values())
+        total = 4 * total_parameters(self._checkpoint)
         return total if self.options.self_text and total <= RESIDENT_BYTES else 0
+
+    @property
+    def learning(self) -> float:
+        """Bytes of the original and of its copy in components while sizes are learned; 0 where none are."""
+        return 4.0 * (2 * total_parameters(self._checkpoint) + self.components) if self.learned else 0.0
 
     @property
     def written_tokens(self) -> float:

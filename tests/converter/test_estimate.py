@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -144,3 +145,13 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     missing = tmp_path / "none"
     with pytest.raises(InputError, match=rf"{missing}: the disk cannot be measured \(No such file.*--output"):
         measure_machine(open_checkpoint(make_checkpoint(tmp_path / "model", "llama").folder), 24, missing, 1)
+
+
+def test_learning_is_counted(tmp_path: Path) -> None:
+    """Twice the steps take twice as much longer; the model is in memory twice, and once more in components."""
+    options = tiny_options(TOKENS, "soco", rank=None, keep=0.7, rank_multiple=4, steps=100)
+    found = [of(tmp_path / f"{steps}", replace(options, steps=steps)) for steps in (100, 200, 300)]
+    first, second = (more.seconds - fewer.seconds for fewer, more in itertools.pairwise(found))
+    assert 0 < first == pytest.approx(second)
+    uniform = of(tmp_path / "pifa", tiny_options(TOKENS, "pifa", rank=None, density=0.6))
+    assert found[0].peak_memory_bytes > uniform.peak_memory_bytes

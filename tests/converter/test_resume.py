@@ -330,14 +330,14 @@ def test_a_disk_that_is_too_small_is_refused_first(
     """Nothing is created; what an unfinished run has taken counts as free."""
     out, options = tmp_path / "a" / "out", asked("cur", tokens)
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=20_000_000))
-    with pytest.raises(BackendError, match=r"0\.02 GB free, about 0\.03 GB needed"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=50_000_000))
+    with pytest.raises(BackendError, match=r"0\.05 GB free, about 0\.06 GB needed"):
         run(model.folder, out, options)
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
     stop(model.folder, out, options, 8)
     (workspace_of(out) / "artifact" / "large").write_bytes(bytes(20_000_000))
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=20_000_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=50_000_000))
     stop(model.folder, out, options, 1)
 
 

@@ -16,7 +16,7 @@ from curconvert.planning import Plan, decoder_linears, distinct_inputs, keeps_in
 from curconvert.resizing.components import components_bytes
 from curconvert_runtime.probes import TOP_TOKENS
 
-_REST = 32 * 10**6  # graphs, reports, index vectors: far less for any model seen
+_REST = 64 * 10**6  # graphs, reports, index vectors: far less for any model seen
 
 
 def needed_bytes(

@@ -23,14 +23,14 @@ from curconvert.errors import InputError
 from curconvert.healing.student import divergence
 from curconvert.healing.training import chosen
 from curconvert.spectrum.modules import SpectralLinear
-from curconvert.spectrum.sizes import Chosen, Shapes, choose
+from curconvert.spectrum.sizes import Kept, Shapes, choose
 from curconvert_runtime.fidelity import Progress
 
 STAGE = "learn"
 _COARSE, _SPARSIFY = 0.5, 0.2  # shares of the steps; the rest refines
 _RATE = 0.02  # of Adam: a weight goes from 1 to 0 in fifty steps at the soonest
-_BATCH = 16
-_ROWS = 4  # sequences whose logits are in memory at once
+BATCH = 16  # sequences of a step
+SEQUENCES_AT_ONCE = 4  # sequences whose logits are in memory at once
 _SLOPE, _LARGEST = 4.0, 1.25  # how fast the price follows the size, and its largest change in one step
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _RECORD = 10  # steps between states to go on from
@@ -41,11 +41,11 @@ class Learned:
     """What learning gave.
 
     Attributes:
-        chosen: What is kept.
+        kept: Components by weight name.
         scales: Weights of the kept components, by weight name; none for dense matrices.
     """
 
-    chosen: Chosen
+    kept: Kept
     scales: Mapping[str, Tensor]
 
 
@@ -127,9 +127,7 @@ class Learner:
                 progress(STAGE, step + 1, self._steps)
         if kept is None:
             kept = self._chosen()
-        scales = {
-            name: self._linears[name].s.detach()[part].clone() for name, part in kept.kept.items() if part is not None
-        }
+        scales = {name: self._linears[name].s.detach()[part].clone() for name, part in kept.items() if part is not None}
         return Learned(kept, scales)
 
     def _goal(self) -> float:
@@ -157,13 +155,13 @@ class Learner:
         for weight in self._weights:
             weight.grad = None
         total = 0.0
-        for part in np.array_split(chosen(step, len(self._ids), _BATCH, self._seed), _BATCH // _ROWS):
+        for part in np.array_split(chosen(step, len(self._ids), BATCH, self._seed), BATCH // SEQUENCES_AT_ONCE):
             ids = torch.from_numpy(self._ids[part])
             with products_in(self._dtype):
                 ours = self._student(input_ids=ids, use_cache=False).logits
                 with torch.no_grad():
                     theirs = self._teacher(input_ids=ids, use_cache=False).logits
-            value = divergence(ours, theirs) * (len(part) / _BATCH)
+            value = divergence(ours, theirs) * (len(part) / BATCH)
             value.backward()  # type: ignore[no-untyped-call]
             total += value.item()
         if price:
@@ -175,19 +173,19 @@ class Learner:
     def _split(self, values: Tensor) -> Iterator[Tensor]:
         yield from torch.split(values, [len(weight) for weight in self._weights])
 
-    def _chosen(self) -> Chosen:
+    def _chosen(self) -> Kept:
         scores = {name: linear.s.detach() for name, linear in self._linears.items()}
         try:
             return choose(scores, self._shapes, self._budget, self._multiple)
         except ValueError as error:
             raise InputError(f"--method soco: {error}; keep more, or let more linears be compressed") from error
 
-    def _set_gates(self, chosen: Chosen | None, step: int) -> None:
+    def _set_gates(self, kept: Kept | None, step: int) -> None:
         """Let what is not kept fade; a matrix that stays dense is the original's, whatever its weights were."""
-        if chosen is None:
+        if kept is None:
             return
         rest = max(0.0, 1 - (step - self._coarse + 1) / (self._faded - self._coarse))
-        for name, part in chosen.kept.items():
+        for name, part in kept.items():
             linear = self._linears[name]
             with torch.no_grad():
                 if part is None:
@@ -198,26 +196,24 @@ class Learner:
                     linear.gate[part] = 1.0
 
     def _record(
-        self, journal: Journal, optimizer: torch.optim.Adam, price: float, done: int, chosen: Chosen | None
+        self, journal: Journal, optimizer: torch.optim.Adam, price: float, done: int, kept: Kept | None
     ) -> None:
-        kept = [] if chosen is None else list(chosen.kept.values())
+        parts = [] if kept is None else list(kept.values())
         tensors = {
             "weights": [weight.detach() for weight in self._weights],
-            "kept": [torch.tensor([-1]) if part is None else part for part in kept],  # -1: dense
+            "kept": [torch.tensor([-1]) if part is None else part for part in parts],  # -1: dense
             **{name: [optimizer.state[weight][name] for weight in self._weights] for name in _MOMENTS},
         }
         journal.record(STAGE, State({"steps": done, "price": price}, tensors))
 
-    def _restore(self, optimizer: torch.optim.Adam, state: State) -> Chosen | None:
+    def _restore(self, optimizer: torch.optim.Adam, state: State) -> Kept | None:
         first, second = (state.restored(name) for name in _MOMENTS)
         for weight, value, mean, square in zip(self._weights, state.restored("weights"), first, second, strict=True):
             with torch.no_grad():
                 weight.copy_(value)
-            count = torch.tensor(float(min(state.data["steps"], self._steps)))
+            count = torch.tensor(float(state.data["steps"]))
             optimizer.state[weight] = {"step": count, "exp_avg": mean, "exp_avg_sq": square}
-        kept = state.restored("kept")
-        if not kept:
+        parts = state.restored("kept")
+        if not parts:
             return None
-        return Chosen({
-            name: None if part[0] < 0 else part for name, part in zip(self._linears, kept, strict=True)
-        })  # fmt: skip
+        return {name: None if part[0] < 0 else part for name, part in zip(self._linears, parts, strict=True)}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -20,10 +19,11 @@ from curconvert.checkpoint.types import Checkpoint
 from curconvert.errors import InputError
 from curconvert.factorization.gram import ridged
 from curconvert.options import ConvertOptions
-from curconvert.planning import MatrixPlan, Plan, layer_of
+from curconvert.planning import MatrixPlan, Plan, layer_of, total_parameters
 from curconvert.quantization.options import stored_bytes
 from curconvert.spectrum.learning import Learner
 from curconvert.spectrum.modules import SpectralLinear, components
+from curconvert.spectrum.sizes import Kept
 from curconvert_runtime.fidelity import Progress
 
 
@@ -63,11 +63,11 @@ def learned_plan(
         options.steps, options.seed, torch.bfloat16 if multiplies_bfloat16() else torch.float32,
     )  # fmt: skip
     learned = learner.run(journal, progress)
-    for name, part in learned.chosen.kept.items():
+    for name, part in learned.kept.items():
         if part is not None:
             linear = linears[name]
             evidence.save_components(name, (linear.A[:, part] * learned.scales[name]).numpy(), linear.B[part].numpy())
-    matrices = [_sized(matrix, learned.chosen.kept) for matrix in plan.matrices]
+    matrices = [_sized(matrix, learned.kept) for matrix in plan.matrices]
     layers = sorted({layer_of(matrix.name) for matrix in matrices if matrix.form != "dense"})
     return replace(plan, matrices=tuple(matrices), layers=tuple(layers), layer_total=len(layers))
 
@@ -78,7 +78,7 @@ def check_resident(checkpoint: Checkpoint) -> None:
     Raises:
         InputError: Its float32 weights exceed `RESIDENT_BYTES`.
     """
-    size = 4 * sum(math.prod(info.shape) for info in checkpoint.tensors.values())
+    size = 4 * total_parameters(checkpoint)
     if size > RESIDENT_BYTES:
         raise InputError(
             f"--method soco: learns with the whole model in memory, and {size / 1e9:.1f} GB of float32 weights are "
@@ -103,7 +103,7 @@ def _split(model: nn.Module, names: Sequence[str], evidence: Evidence, ridge: fl
     return {name: found[name] for name in names}
 
 
-def _sized(matrix: MatrixPlan, kept: Mapping[str, torch.Tensor | None]) -> MatrixPlan:
+def _sized(matrix: MatrixPlan, kept: Kept) -> MatrixPlan:
     part = kept.get(matrix.name)
     if part is None:
         reason = "worth its size" if matrix.name in kept else "not selected"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,22 +11,9 @@ from curconvert.planning import MIN_SAVING
 from curconvert_runtime.forms import parameters
 
 Shapes = Mapping[str, tuple[int, int]]
+Kept = Mapping[str, Tensor | None]
+"""Components that are kept of each matrix, ascending, by weight name; None where it stays dense."""
 _FORM = "interpolative"
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """What is kept of each matrix.
-
-    Attributes:
-        kept: Components by weight name, ascending; None where the matrix stays dense.
-    """
-
-    kept: Mapping[str, Tensor | None]
-
-    def numbers(self, shapes: Shapes) -> int:
-        """Return how many numbers are stored."""
-        return sum(numbers(shapes[name], None if part is None else len(part)) for name, part in self.kept.items())
 
 
 def numbers(shape: tuple[int, int], rank: int | None) -> int:
@@ -35,7 +21,7 @@ def numbers(shape: tuple[int, int], rank: int | None) -> int:
     return shape[0] * shape[1] if rank is None else parameters(_FORM, shape, rank)
 
 
-def choose(scores: Mapping[str, Tensor], shapes: Shapes, budget: float, multiple: int) -> Chosen:
+def choose(scores: Mapping[str, Tensor], shapes: Shapes, budget: float, multiple: int) -> Kept:
     """Keep the components of the highest scores, as many as fit a budget.
 
     Ranks are multiples of a number, and a matrix that would get less than 5 % smaller stays dense.
@@ -70,8 +56,7 @@ def choose(scores: Mapping[str, Tensor], shapes: Shapes, budget: float, multiple
     ranks = at(levels[low] if low < len(levels) else float("inf"))
     if size(ranks) > budget:
         raise ValueError("the smallest ranks do not fit the budget")
-    kept = {name: None if rank is None else ordered[name].indices[:rank].sort().values for name, rank in ranks.items()}
-    return Chosen(kept)
+    return {name: None if rank is None else ordered[name].indices[:rank].sort().values for name, rank in ranks.items()}
 
 
 def _rank(shape: tuple[int, int], count: int, multiple: int) -> int | None:

@@ -19,7 +19,7 @@ from curconvert.options import ConvertOptions
 from curconvert.planning import total_parameters
 from curconvert.spectrum import plan as spectrum_plan
 from curconvert.spectrum.modules import SpectralLinear, components
-from curconvert.spectrum.sizes import Chosen, choose, numbers
+from curconvert.spectrum.sizes import Kept, choose, numbers
 from curconvert_runtime.verification import VerifyOptions
 from support.families import make_checkpoint
 from support.matrices import correlated, error_in, random_weight
@@ -52,6 +52,10 @@ def test_a_spectral_linear_is_the_linear_until_its_weights_change() -> None:
     torch.testing.assert_close(linear(x), x @ (A @ torch.diag(torch.tensor([1, 0.5, 3, 1])) @ B).T + bias)
 
 
+def stored(kept: Kept) -> int:
+    return sum(numbers(SHAPES[name], None if part is None else len(part)) for name, part in kept.items())
+
+
 @given(seed=st.integers(0, 99), share=st.floats(0.25, 0.95), multiple=st.sampled_from([1, 4]))
 @settings(max_examples=60, deadline=None)
 def test_what_is_kept_fits_and_is_the_best_of_one_order(seed: int, share: float, multiple: int) -> None:
@@ -62,11 +66,10 @@ def test_what_is_kept_fits_and_is_the_best_of_one_order(seed: int, share: float,
     try:
         found = choose(scores, SHAPES, budget, multiple)
     except ValueError:
-        smallest = Chosen({name: torch.arange(multiple) for name in SHAPES})
-        assert smallest.numbers(SHAPES) > budget
+        assert stored({name: torch.arange(multiple) for name in SHAPES}) > budget
         return
-    assert found.numbers(SHAPES) <= budget
-    for name, kept in found.kept.items():
+    assert stored(found) <= budget
+    for name, kept in found.items():
         if kept is None:
             continue
         assert len(kept) % multiple == 0
@@ -81,7 +84,7 @@ def test_a_larger_budget_keeps_no_less() -> None:
         name: torch.rand(min(shape), generator=torch.Generator().manual_seed(1)) for name, shape in SHAPES.items()
     }
     whole = sum(numbers(shape, None) for shape in SHAPES.values())
-    small, large = (choose(scores, SHAPES, share * whole, 1).kept for share in (0.5, 0.8))
+    small, large = (choose(scores, SHAPES, share * whole, 1) for share in (0.5, 0.8))
     for name, kept in small.items():
         larger = large[name]
         assert larger is None or (kept is not None and set(kept.tolist()) <= set(larger.tolist()))
@@ -108,8 +111,8 @@ def test_learning_does_better_than_one_density_of_the_same_size(source: Path, tm
     kl = converted(source, tmp_path / "soco", learned)
     matrices = manifest_of(tmp_path / "soco")["matrices"]
     assert {matrix["form"] for matrix in matrices} <= {"interpolative", "dense"}
-    stored = sum(t.numel() for t in stored_tensors(tmp_path / "soco").values() if t.is_floating_point())
-    assert 0.7 * total_parameters(checkpoint) < stored <= 0.75 * total_parameters(checkpoint)
+    total = sum(t.numel() for t in stored_tensors(tmp_path / "soco").values() if t.is_floating_point())
+    assert 0.7 * total_parameters(checkpoint) < total <= 0.75 * total_parameters(checkpoint)
     uniform = options_for_size(
         checkpoint, "pifa", int(0.75 * total_parameters(checkpoint)), rank_multiple=1, calibration=learned.calibration
     )
