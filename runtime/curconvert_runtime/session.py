@@ -29,6 +29,7 @@ from curconvert_runtime.backend import (
 )
 from curconvert_runtime.contract import FIRST_LOGITS, cache_names, check_contract
 from curconvert_runtime.errors import BackendError, InputError
+from curconvert_runtime.onnx_external import external_tensors
 from curconvert_runtime.requests import Ids, TokenRows
 from curconvert_runtime.tensor_file import MappedFile, releasing
 
@@ -92,7 +93,7 @@ class Session:
         self._device_id = cuda.device_id if cuda else 0
         self._ort = import_onnxruntime(provider)
         copied = isinstance(self.options, CpuOptions) and self.options.prepack
-        files, self._weights = self._mapped() if copied else ((), {})
+        files, self._weights = self._mapped(path) if copied else ((), {})
         with releasing(files):
             self._session = create_session(path, provider, threads, self.options, self._weights)
         self.has_positions = check_contract(self._session, path, model)
@@ -104,17 +105,22 @@ class Session:
     def __repr__(self) -> str:
         return f"Session({str(self.artifact.path)!r}, graph={self.graph!r}, provider={self.provider!r})"
 
-    def _mapped(self) -> tuple[Collection[MappedFile], dict[str, Any]]:
-        """Return the weights' files, and the matrices in them as `OrtValue`s.
+    def _mapped(self, graph: Path) -> tuple[Collection[MappedFile], dict[str, Any]]:
+        """Return the weights' files, and the matrices in them that a graph refers to, as `OrtValue`s by its names.
 
         onnxruntime multiplies by rearranged copies. It would map each weight by itself, which takes longer, and of a
-        tied embedding, in which it also looks rows up, all pages would stay in memory beside the copy.
+        tied embedding, in which it also looks rows up, all pages would stay in memory beside the copy. What counts is
+        where the graph says that the bytes are: a wrong reference must not be put right here.
         """
-        stored = [
-            tensor for tensor in self.artifact.tensors.values() if tensor.dtype == "F32" and len(tensor.shape) == 2
-        ]
-        files = {tensor.file: MappedFile(tensor.file) for tensor in stored}
-        return files.values(), {tensor.name: self.place(files[tensor.file].array(tensor)) for tensor in stored}
+        stored = {
+            (tensor.file.name, tensor.offset, tensor.length): tensor
+            for tensor in self.artifact.tensors.values()
+            if tensor.dtype == "F32" and len(tensor.shape) == 2
+        }
+        files = {tensor.file: MappedFile(tensor.file) for tensor in stored.values()}
+        places = {part.name: (part.location, part.offset, part.length) for part in external_tensors(graph)}
+        found = {name: stored[place] for name, place in places.items() if place in stored}
+        return files.values(), {name: self.place(files[part.file].array(part)) for name, part in found.items()}
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
