@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from common import MODEL, MODEL_NAME, machine, publish, table
 from scale import SHAPES
-from serving import FORMS, make
+from serving import FORMS, SHAPE, make
 from shapes import FORMS as RANDOM_FORMS
 from shapes import hollow, make_random
 
@@ -24,7 +24,6 @@ from curconvert_runtime.machine import MemoryReader
 from curconvert_runtime.speed import Workload, step_bytes
 
 PROMPT = 128
-SHAPE = "1B"
 
 
 def measure(group: str, folders: dict[str, Path], batch: int, steps: int) -> list[list[str]]:

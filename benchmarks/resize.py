@@ -82,7 +82,9 @@ def cut(bench: Bench, scored: Path, target: int, out: Path) -> dict[str, Any]:
 
 def components(folder: Path) -> list[int]:
     """Return the bytes of the components, and of the weights."""
-    return [sum(path.stat().st_size for path in folder.glob(f"{name}*")) for name in ("components", "model*.safe")]
+    return [
+        sum(path.stat().st_size for path in folder.glob(f"{name}*")) for name in ("components", "model*.safetensors")
+    ]
 
 
 def report(fresh: Results, results: Results, targets: list[int], scored: int, options: argparse.Namespace) -> None:

@@ -1,10 +1,14 @@
 """Serving: our runtime, onnxruntime-genai, optimum and torch on the same artifacts, each in a process of its own.
 
-All take turns within a round, so that what else the machine does meets each of them; numbers are medians over rounds.
-How long a process takes from its start to the first token is measured before, in rounds of its own, with nothing else
-running.
+All take turns within a round, on the same cores, so that what else the machine does meets each of them; ratios are of
+one round, numbers medians over rounds. Each round starts each process anew: where the system happens to put a process's
+memory changes its speed by several percent for as long as it lives. How long a process takes from its start to the
+first token is measured by the way. No other peer is in memory meanwhile.
 `--clock cpu` counts the process's CPU seconds instead of the clock on the wall, with one thread: that is what to read
 on a machine that is shared, where the wall says more about the neighbours.
+
+Each form's answers are appended to `--results` at once; what stands there is not measured again, so a long run can be
+made in parts. With `--publish` the tables are written from the file.
 """
 
 from __future__ import annotations
@@ -20,32 +24,56 @@ from pathlib import Path
 from typing import Any
 
 from common import MODEL, MODEL_NAME, ROOT, machine, publish, table
+from scale import SHAPES
+from shapes import FORMS as RANDOM_FORMS
+from shapes import hollow, make_random
 
 from curconvert_runtime import Artifact
 from curconvert_runtime.machine import MemoryReader
 from curconvert_runtime.speed import weight_bytes
 
-PEERS = ("curconvert", "onnxruntime-genai", "optimum", "torch", "curconvert, portable graph")
+PEERS = ("curconvert", "curconvert, huge pages", "onnxruntime-genai", "optimum", "torch")
 FORMS = {
     "dense": ("export",),
     "cur": ("convert", "--method", "cur"),
     "pifa": ("convert", "--method", "pifa"),
 }
+STORED = ("float32", "int8", "int4")
+SHAPE = "1B"
 _SMALLER = ("--density", "0.5", "--layers", "all", "--targets", "all", "--calibration-sequences", "16", "--no-verify")
 
 
-def make(form: str, model: Path, scratch: Path) -> Path:
-    """Return the artifact of a form, made where it is not there yet."""
-    out = scratch / form
+def make(form: str, model: Path, scratch: Path, stored: str = "float32") -> Path:
+    """Return the artifact of a form, made where it is not there yet.
+
+    Args:
+        form: A key of `FORMS`.
+        model: The original.
+        scratch: Holds the artifacts.
+        stored: One of `STORED`.
+    """
+    out = scratch / (form if stored == "float32" else f"{form}-{stored}")
     if not out.exists():
         command, *options = FORMS[form]
         more = () if command == "export" else _SMALLER
+        quantized = () if stored == "float32" else ("--quantize", stored)
         subprocess.run(
             [sys.executable, "-m", "curconvert", command, str(model), "-o", str(out), "--dtype", "float32", "--quiet",
-             *options, *more],
+             *options, *more, *quantized],
             check=True,
         )  # fmt: skip
     return out
+
+
+def artifacts(given: argparse.Namespace) -> dict[str, Path]:
+    """Return the folders of all forms that are asked for, by what they are called in the table."""
+    if not given.layers:
+        pairs = [(form, stored) for form in given.forms for stored in given.stored]
+        return {f"{form}, {stored}": make(form, given.model, given.scratch, stored) for form, stored in pairs}
+    home = given.scratch / f"{SHAPE}-{given.layers}"
+    checkpoint = hollow(home / "source", SHAPE, given.layers)
+    label = f"{given.layers} of the {SHAPES[SHAPE][2]} layers of Llama 3.2 {SHAPE}, "
+    return {label + form: make_random(form, checkpoint, home / form) for form in RANDOM_FORMS}
 
 
 class Peer:
@@ -92,111 +120,157 @@ class Peer:
         self._process.communicate()
 
 
-def measure(folder: Path, arguments: argparse.Namespace, record: Path, form: str) -> None:
-    """Measure every peer on one artifact; a line of JSON per answer goes to the record."""
-    bytecode = arguments.scratch / "bytecode"
+def measure(name: str, folder: Path, given: argparse.Namespace, workloads: list[tuple[int, int]]) -> None:
+    """Measure every peer on one artifact; all answers go to the results as one line.
 
-    def begin(name: str) -> Peer:
-        return Peer(name, folder, arguments.threads, arguments.optimum_python, bytecode)
+    Args:
+        name: What the artifact is called in the table.
+        folder: The artifact.
+        given: The command's options.
+        workloads: Batches and lengths of prompts.
+    """
+    bytecode = given.scratch / "bytecode"
+    asked = [peer for peer in given.peers if peer != "torch" or name.endswith("float32") or given.layers]
 
-    starts: dict[str, list[dict[str, float]]] = {name: [] for name in arguments.peers}
-    for turn in range(arguments.starts + 1):
-        for name in arguments.peers if turn % 2 == 0 else arguments.peers[::-1]:
-            peer = begin(name)
-            peer.close()
-            if turn > 0:  # the first one compiles, hashes and reads files that are in nobody's memory yet
-                starts[name].append(peer.start)
-    peers = {name: begin(name) for name in arguments.peers}
-    reader = MemoryReader(arguments.threads)
-    with record.open("a", encoding="utf-8") as file:
-        for turn in range(arguments.rounds + 1):
-            for batch in arguments.batch:
-                for prompt in arguments.prompt:
-                    names = list(peers) if turn % 2 == 0 else list(peers)[::-1]
-                    for name in names:
-                        answer = peers[name].ask((batch, prompt, arguments.generated))
-                        if turn > 0:
-                            place = {"form": form, "peer": name, "batch": batch, "prompt": prompt, "turn": turn}
-                            rest = {"starts": starts[name], "read": reader.bytes_per_second()}
-                            file.write(json.dumps({**place, **answer, **rest}) + "\n")
-                            file.flush()
-    for peer in peers.values():
-        peer.close()
+    def begin(peer: str) -> Peer:
+        return Peer(peer, folder, given.threads, given.optimum_python, bytecode)
+
+    for peer in asked:  # once: compiles, hashes and reads files that are in nobody's memory yet
+        begin(peer).close()
+    starts: dict[str, list[dict[str, float]]] = {peer: [] for peer in asked}
+    answers: list[dict[str, Any]] = []
+    reader, read = MemoryReader(given.threads), []
+    for turn in range(given.rounds):
+        for peer in asked if turn % 2 == 0 else asked[::-1]:
+            process = begin(peer)
+            starts[peer].append(process.start)
+            for batch, prompt in workloads:
+                answer = process.ask((batch, prompt, given.generated))
+                answers.append({"peer": peer, "batch": batch, "prompt": prompt, "turn": turn, **answer})
+            process.close()
+        read.append(reader.bytes_per_second())
+    line = {
+        "name": name, **setting_of(given), "weights": weight_bytes(Artifact.open(folder), "fused"), "starts": starts,
+        "read": statistics.median(read), "answers": answers,
+    }  # fmt: skip
+    given.results.parent.mkdir(parents=True, exist_ok=True)
+    with given.results.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def setting_of(given: argparse.Namespace) -> dict[str, Any]:
+    """Return what lines have in common that may stand in one table."""
+    return {"generated": given.generated, "threads": given.threads}
+
+
+def measured(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Return what `--results` holds of each artifact in this setting, its lines put together."""
+    lines = given.results.read_text(encoding="utf-8").splitlines() if given.results.exists() else []
+    found: dict[str, dict[str, Any]] = {}
+    for line in map(json.loads, lines):
+        if setting_of(given).items() <= line.items():
+            whole = found.setdefault(line["name"], {**line, "answers": [], "starts": {}})
+            whole["answers"] += line["answers"]
+            for peer, starts in line["starts"].items():
+                whole["starts"].setdefault(peer, []).extend(starts)
+    return found
+
+
+def workloads_of(line: dict[str, Any]) -> list[tuple[int, int]]:
+    """Return the batches and lengths of prompts that were measured, in order."""
+    return sorted({(answer["batch"], answer["prompt"]) for answer in line["answers"]})
 
 
 def _cell(values: list[float], digits: int = 1) -> str:
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
-def report(lines: list[dict[str, Any]], arguments: argparse.Namespace, sizes: dict[str, int]) -> str:
-    """Return the table; ratios are to our runtime's fused graph, round by round."""
-    clock, rows = arguments.clock, []
-    for form in arguments.forms:
-        for batch in arguments.batch:
-            for prompt in arguments.prompt:
-                here = [
-                    line for line in lines if (line["form"], line["batch"], line["prompt"]) == (form, batch, prompt)
-                ]
-                ours = {line["turn"]: line[clock] for line in here if line["peer"] == PEERS[0]}
-                for peer in arguments.peers:
-                    own = {line["turn"]: line for line in here if line["peer"] == peer}
-                    prefill = [batch * prompt / line[clock][0] for line in own.values()]
-                    decode = [batch * arguments.generated / line[clock][1] for line in own.values()]
-                    ratios = [
-                        [line[clock][part] / ours[turn][part] for turn, line in own.items() if turn in ours]
-                        for part in (0, 1)
-                    ]
-                    peak = max(line["peak"] for line in own.values()) / 1e6
-                    starts = [start[clock] for start in next(iter(own.values()))["starts"]]
-                    rows.append(
-                        [form, str(batch), str(prompt), peer, _cell(prefill, 0), _cell(decode),
-                         *(_cell(ratio, 2) if peer != PEERS[0] else "" for ratio in ratios), _cell(starts, 2),
-                         f"{peak:,.0f}"]
-                    )  # fmt: skip
-    per = "second of CPU time" if clock == "cpu" else "second"
-    read = statistics.median(line["read"] for line in lines) / 1e9
-    named = ", ".join(f"{form} {size / 1e6:.0f} MB" for form, size in sizes.items())
-    head = [
-        "form", "batch", "prompt", "served by", f"prefill, tokens per {per}", f"decode, tokens per {per}",
-        "prefill: ours is faster by", "decode: ours is faster by", "start, s", "peak, MB",
+def speeds(line: dict[str, Any], clock: str) -> list[list[str]]:
+    """Return a row for each workload: our speed, and by how much the others take longer, round by round."""
+    rows = []
+    for batch, prompt in workloads_of(line):
+        here = [answer for answer in line["answers"] if (answer["batch"], answer["prompt"]) == (batch, prompt)]
+        spans = {peer: {a["turn"]: a[clock] for a in here if a["peer"] == peer} for peer in PEERS}
+        ours = spans[PEERS[0]]
+        prefill = [batch * prompt / first for first, _ in ours.values()]
+        decode = [batch * line["generated"] / rest for _, rest in ours.values()]
+        ratios = [
+            _cell([span[part] / ours[turn][part] for turn, span in spans[peer].items()], 2) if spans[peer] else ""
+            for peer in PEERS[1:]
+            for part in (0, 1)
+        ]
+        rows.append([line["name"], str(batch), str(prompt), _cell(prefill, 0), _cell(decode), *ratios])
+    return rows
+
+
+def costs(line: dict[str, Any], clock: str) -> list[str]:
+    """Return a form's row of starts and of peak memory."""
+    starts = [_cell([s[clock] for s in found], 2) if (found := line["starts"].get(p)) else "" for p in PEERS]
+    found = {peer: [answer["peak"] for answer in line["answers"] if answer["peer"] == peer] for peer in PEERS}
+    peaks = [f"{max(values) / 1e6:,.0f}" if values else "" for values in found.values()]
+    return [line["name"], f"{line['weights'] / 1e6:,.0f}", *starts, *peaks]
+
+
+def report(lines: dict[str, dict[str, Any]], given: argparse.Namespace) -> str:
+    """Return the tables."""
+    per = "second of CPU time" if given.clock == "cpu" else "second"
+    slower = [f"{peer}: {part}" for peer in PEERS[1:] for part in ("prefill", "decode")]
+    head = ["artifact", "batch", "prompt", f"prefill, tokens per {per}", f"decode, tokens per {per}", *slower]
+    rows = [row for line in lines.values() for row in speeds(line, given.clock)]
+    head_costs = [
+        "artifact", "MB of weights a token", *(f"start, s: {peer}" for peer in PEERS),
+        *(f"peak, MB: {peer}" for peer in PEERS),
     ]  # fmt: skip
+    rounds = {len({answer["turn"] for answer in line["answers"]}) for line in lines.values()}
+    read = statistics.median(line["read"] for line in lines.values()) / 1e9
     return (
-        f"{MODEL_NAME}, float32, {arguments.threads} thread(s), {arguments.generated} tokens generated, medians (least "
-        f"to most) of {arguments.rounds} rounds in turn. Weights read for a token: {named}; memory was read at "
-        f"{read:.1f} GB/s. {machine()}.\n*start* is from the start of the process to the first token of a "
-        f"short request, medians of {arguments.starts} processes in turn; of our runtime it has the checks of the "
-        f"folder in it, with digests that are remembered.\n\n{table(head, rows)}\n\n"
-        "Made by `python benchmarks/serving.py --scratch FOLDER --publish`, and `--optimum-python` for optimum's."
+        f"{MODEL_NAME}, and the shape of Llama 3.2 {SHAPE} with random weights and a vocabulary cut as its layers are; "
+        f"of compressed models half of the numbers of every linear. {given.threads} thread(s), every process on the "
+        f"same core(s), {given.generated} tokens generated after the prompt, clock: {given.clock}. Our runtime's "
+        "tokens, and how many times as long the others take for the same, so that above 1 ours is faster; medians "
+        f"(least to most) of {_range(rounds)} rounds in turn, each with new processes. Memory was read at {read:.1f} GB/s. {machine()}.\n\n"
+        f"{table(head, rows)}\n\n"
+        "*Start* is from the start of the process to the first token of a short request, of the same processes; of our "
+        "runtime it has the checks of the folder in it, with digests that are remembered. *Peak* is the process's "
+        "largest resident memory, over all requests. *Huge pages* is our runtime with `CpuOptions(huge_pages=True)`.\n\n"
+        f"{table(head_costs, [costs(line, given.clock) for line in lines.values()])}\n\n"
+        "Made by `python benchmarks/serving.py --scratch FOLDER --publish`, again with `--layers 4`, and "
+        "`--optimum-python` for optimum's."
     )
 
 
+def _range(values: set[int]) -> str:
+    return " to ".join(str(value) for value in sorted({min(values), max(values)}))
+
+
 def main() -> None:
-    """Measure what is asked for and publish the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure what is missing and publish the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=MODEL)
-    parser.add_argument("--scratch", type=Path, required=True, help="Artifacts, and the record of all answers.")
+    parser.add_argument("--layers", type=int, default=0, help=f"of Llama 3.2 {SHAPE}, random, instead of --model")
+    parser.add_argument("--scratch", type=Path, required=True, help="artifacts, made where they are not there yet")
     parser.add_argument("--optimum-python", type=Path, default=ROOT / ".venv-optimum" / "bin" / "python")
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
-    parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=list(PEERS))
+    parser.add_argument("--stored", nargs="+", default=list(STORED), choices=STORED)
+    parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=PEERS)
     parser.add_argument("--prompt", type=int, nargs="+", default=[128, 512])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--generated", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--starts", type=int, default=9, help="Processes of each peer whose start is timed.")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
-    parser.add_argument("--publish", action="store_true", help="Put the table into docs/benchmarks.md.")
-    arguments = parser.parse_args()
-    arguments.scratch.mkdir(parents=True, exist_ok=True)
-    folders = {form: make(form, arguments.model, arguments.scratch) for form in arguments.forms}
-    record = arguments.scratch / "serving.jsonl"
-    record.unlink(missing_ok=True)
-    for form, folder in folders.items():
-        measure(folder, arguments, record, form)
-    lines = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()]
-    sizes = {form: weight_bytes(Artifact.open(folder), "fused") for form, folder in folders.items()}
-    text = report(lines, arguments, sizes)
-    if arguments.publish:
+    parser.add_argument("--results", type=Path, default=ROOT / ".cache" / "benchmarks" / "serving.jsonl")
+    parser.add_argument("--publish", action="store_true", help="write docs/benchmarks.md from --results")
+    given = parser.parse_args()
+    given.scratch.mkdir(parents=True, exist_ok=True)
+    done = measured(given)
+    for name, folder in artifacts(given).items():
+        known = workloads_of(done[name]) if name in done else []
+        wanted = [(batch, prompt) for batch in given.batch for prompt in given.prompt if (batch, prompt) not in known]
+        if wanted:
+            measure(name, folder, given, wanted)
+    text = report(measured(given), given)
+    if given.publish:
         publish("serving", text)
     else:
         print(text)

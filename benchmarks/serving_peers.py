@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,12 @@ Clock = tuple[float, float]
 Serve = Callable[[np.ndarray, int, Callable[[], None]], None]
 
 
-def runtime(graph: str, folder: str, threads: int) -> Serve:
-    """Our own runtime on one of the artifact's graphs."""
-    from curconvert_runtime import load
+def runtime(folder: str, threads: int, *, huge_pages: bool = False) -> Serve:
+    """Our own runtime on the fused graph."""
+    from curconvert_runtime import CpuOptions, load
     from curconvert_runtime.decoding import Decoder
 
-    session = load(folder, graph=graph, threads=threads)  # type: ignore[arg-type]
+    session = load(folder, graph="fused", threads=threads, options=CpuOptions(huge_pages=huge_pages))
 
     def serve(prompts: np.ndarray, new: int, chosen: Callable[[], None]) -> None:
         decoder = Decoder(session, list(prompts), new)
@@ -113,8 +114,8 @@ def in_torch(folder: str, threads: int) -> Serve:
 
 
 PEERS: dict[str, Callable[[str, int], Serve]] = {
-    "curconvert": lambda folder, threads: runtime("fused", folder, threads),
-    "curconvert, portable graph": lambda folder, threads: runtime("portable", folder, threads),
+    "curconvert": runtime,
+    "curconvert, huge pages": partial(runtime, huge_pages=True),
     "onnxruntime-genai": genai,
     "optimum": optimum,
     "torch": in_torch,
@@ -131,10 +132,11 @@ def _peak() -> int:
 
 
 def main() -> None:
-    """Load, then serve what is asked."""
+    """Load on as many cores as threads, the same ones for every peer, then serve what is asked."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     peer, folder, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
     serve = PEERS[peer](folder, threads)
     for line in sys.stdin:
         batch, prompt, generated = json.loads(line)

@@ -168,12 +168,13 @@ def plan(
 @source_options
 @output_option
 @overwrite_option
-@click.option("--dtype", help="float32, float16 or bfloat16; default: the checkpoint's.")
+@click.option("--dtype", help="float32, float16 or bfloat16; default: the checkpoint's, float16 for cuda.")
+@click.option("--target", default="cpu", show_default=True, help="cpu, or cuda: float16 weights and products.")
 @quantization_options
 @common
 def export(
     model: str, config: Path | None, config_set: dict[str, str], revision: str | None, out: Path, overwrite: bool,
-    dtype: str | None, as_json: bool, quiet: bool, **values: Any,
+    dtype: str | None, target: str, as_json: bool, quiet: bool, **values: Any,
 ) -> None:  # fmt: skip
     """Write the same graphs for the uncompressed MODEL: the baseline of every comparison.
 
@@ -188,7 +189,7 @@ def export(
     with render.progress(quiet) as progress:
         result = run(
             to_source(model, config, config_set, revision), out,
-            dtype=dtype, quantization=quantization, overwrite=overwrite, progress=progress,
+            dtype=dtype, target=target, quantization=quantization, overwrite=overwrite, progress=progress,
         )  # fmt: skip
     if as_json:
         click.echo(json.dumps(render.conversion_json(result)))

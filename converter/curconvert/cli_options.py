@@ -71,7 +71,7 @@ numeric_options = _stacked(
     ),
     click.option("--ridge", type=float, help="Ridge wherever a Gram matrix is solved with. [0.01]"),
     click.option("--rank-multiple", type=int, help="auto: ranks and neurons are multiples of it. [16]"),
-    click.option("--dtype", help="float32, float16 or bfloat16; default: the checkpoint's."),
+    click.option("--dtype", help="float32, float16 or bfloat16; default: the checkpoint's, float16 for cuda."),
     click.option("--device", help="cpu, or cuda or cuda:N for forward passes and large products. [cpu]"),
 )
 
@@ -116,6 +116,7 @@ method_options = _stacked(
     ),
     click.option("--link", help="Metric of U: plain, diagonal or full."),
     click.option("--importance", help="Matrix to select on: output, wanda, activation or weight."),
+    click.option("--target", help="cpu, or cuda: float16 weights and products, for a GPU. [cpu]"),
     click.option("--select", "selector", help="Rows and columns by deim, qdeim, qr, lu, leverage or random."),
     click.option("--exact-svd", is_flag=True, help="Full SVD for deim, qdeim and leverage: slow, and CURing's own."),
     click.option("--steps", type=int, help="soco: steps of learning. [200]"),

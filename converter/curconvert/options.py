@@ -24,6 +24,7 @@ Method = Literal[
 ]
 DTYPES: tuple[str, ...] = get_args(DType)
 METHODS: tuple[str, ...] = get_args(Method)
+TARGETS = ("cpu", "cuda")
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 DEFAULT_TARGETS = ("q_proj", "k_proj", "gate_proj")  # CURing, §4
 
@@ -121,7 +122,8 @@ class ConvertOptions:
         ridge: λ of `H + λ diag(H)`, wherever the Gram matrix is solved with.
         sequential: Calibrate each block on the outputs of the compressed blocks before it; see `mixes_targets`.
         self_text: Share of the calibration sequences that the model writes itself: `curconvert.calibration.sampled`.
-        dtype: Deployed dtype; None keeps the checkpoint's (float32 for quantised GGUF).
+        dtype: Deployed dtype; None keeps the checkpoint's (float32 for quantised GGUF), or is float16 for `cuda`.
+        target: Where it will be served: `cpu`, or `cuda`, whose fused graph computes in float16.
         quantization: How stored matrices are quantised; None leaves them float.
         steps: Of learning; `soco` only.
         share: Let neighbouring layers' matrices have one basis where it pays; `auto` only.
@@ -154,6 +156,7 @@ class ConvertOptions:
     ridge: float = 1e-2
     self_text: float = 0.0
     dtype: str | None = None
+    target: str = "cpu"
     quantization: Quantization | None = None
     steps: int | None = None
     share: bool = False
@@ -210,6 +213,7 @@ class ConvertOptions:
             check_choice("approximation", str(self.approximation), _APPROXIMATIONS[self.form])
         if self.dtype is not None:
             check_choice("--dtype", self.dtype, DTYPES)
+        arithmetic_of(self.target, self.dtype, self.quantization)
         for option, number, most in (("--ridge", self.ridge, _MAX_RIDGE), ("--self-text", self.self_text, 1)):
             if not 0 <= number <= most:
                 raise InputError(f"{option} {number}: expected a number from 0 to {most:g}")
@@ -280,6 +284,11 @@ class ConvertOptions:
             raise InputError(f"--max-kl {self.max_kl}: expected nats per token, above 0")
 
     @property
+    def arithmetic(self) -> str:
+        """What the fused graph computes in."""
+        return arithmetic_of(self.target, self.dtype, self.quantization)
+
+    @property
     def mixes_widths(self) -> bool:
         """Whether each matrix is to be quantised with a width of its own."""
         return self.quantization is not None and self.quantization.mixed
@@ -319,6 +328,22 @@ class ConvertOptions:
         if self.calibration.source != BUILTIN:
             values["calibration"]["source"] = Path(self.calibration.source).name
         return values
+
+
+def arithmetic_of(target: str, dtype: str | None, quantization: Quantization | None) -> str:
+    """Return what the fused graph computes in for a target.
+
+    Raises:
+        InputError: An unknown target, or one that cannot have this dtype or quantised weights.
+    """
+    check_choice("--target", target, TARGETS)
+    if target == "cpu":
+        return "float32"
+    if dtype not in (None, "float16"):
+        raise InputError(f"--target cuda: its graph computes in float16, not {dtype}; leave --dtype out")
+    if quantization is not None:
+        raise InputError("--target cuda: computes with float16 weights; --quantize is for --target cpu")
+    return "float16"
 
 
 def parse_targets(text: str) -> tuple[str, ...]:

@@ -199,7 +199,10 @@ def torch_parity(path: str | Path, options: VerifyOptions | None = None) -> Pari
     checks = compare_with_probe("torch.conversion", reference, probe, limit)
     for kind in sorted(artifact.graphs, reverse=True):
         answers = graph_answers(artifact, kind, probe, options)
-        checks += compare(f"torch.{kind}", answers, reference, lengths=probe.lengths, limit=limit, against="torch")
+        checks += compare(
+            f"torch.{kind}", answers, reference, lengths=probe.lengths, limit=limit, against="torch",
+            arithmetic=artifact.arithmetic(kind),
+        )  # fmt: skip
     return ParityResult(tuple(checks))
 
 

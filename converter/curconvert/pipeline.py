@@ -19,7 +19,7 @@ from curconvert.errors import InputError
 from curconvert.estimate import Estimate, estimate, keeping_within
 from curconvert.execution.executor import ExecutionOptions, executing
 from curconvert.fingerprint import fingerprint
-from curconvert.options import DTYPES, ConvertOptions, SourceOptions, check_choice
+from curconvert.options import DTYPES, ConvertOptions, SourceOptions, arithmetic_of, check_choice
 from curconvert.original_pass import silent
 from curconvert.planning import Plan
 from curconvert.production import (
@@ -154,6 +154,7 @@ def export(
     out: Path,
     *,
     dtype: str | None = None,
+    target: str = "cpu",
     quantization: Quantization | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
@@ -163,7 +164,8 @@ def export(
     Args:
         source: The checkpoint.
         out: The folder to publish.
-        dtype: Deployed dtype; None keeps the checkpoint's.
+        dtype: Deployed dtype; None keeps the checkpoint's, or is float16 for `cuda`.
+        target: `cpu` or `cuda`, see `ConvertOptions`.
         quantization: Rounds matrices, to the nearest: no text is read here. `convert` with the method `dense` rounds
             by the inputs on a calibration text, and verifies.
         overwrite: Replace an existing artifact.
@@ -176,9 +178,10 @@ def export(
         raise InputError("--rounding gptq: export reads no calibration text; use convert --method dense")
     if dtype is not None:
         check_choice("--dtype", dtype, DTYPES)
+    arithmetic = arithmetic_of(target, dtype, quantization)
     checkpoint = open_source(source)
     check_output(out, overwrite, (checkpoint.path, *checkpoint.files))
-    dtype = dtype or stored_dtype(checkpoint)
+    dtype = dtype or ("float16" if arithmetic == "float16" else stored_dtype(checkpoint))
     companions = checkpoint.companions()
     if quantization is not None and quantization.mixed:
         check_widths(quantization, checkpoint, None)
@@ -197,9 +200,9 @@ def export(
                     writer.copy(name, checkpoint.read(name), checkpoint.tensors[name])
                 progress("export", done, len(checkpoint.tensors))
             writer.finish()
-        write_model_files(work, checkpoint, companions, dtype, writer.tensors, (), quantised)
+        write_model_files(work, checkpoint, companions, dtype, writer.tensors, (), quantised, arithmetic)
         described = quantization_json(quantization, quantised, errors, costs) if quantization else None
-        manifest = build_manifest(checkpoint, dtype, quantization=described)
+        manifest = build_manifest(checkpoint, dtype, quantization=described, arithmetic=arithmetic)
         write_reports(work, manifest)
         seal(work, manifest)
     return Conversion(out, None, (), None, peak_memory())

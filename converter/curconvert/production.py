@@ -304,10 +304,13 @@ def produce(
     save_tensors(work / "probes.safetensors", {name: torch.from_numpy(v) for name, v in probes.items()})
     quantised = quantised_tensors(checkpoint, decided, quantization) if quantization else {}
     write_model_files(
-        work, checkpoint, prepared.companions, prepared.dtype, writer.tensors, decided.matrices, quantised
-    )
+        work, checkpoint, prepared.companions, prepared.dtype, writer.tensors, decided.matrices, quantised,
+        options.arithmetic,
+    )  # fmt: skip
     described = quantization_json(quantization, quantised, tables.errors, costs) if quantization else None
-    manifest = build_manifest(checkpoint, prepared.dtype, decided, reports, options, tokens, described)
+    manifest = build_manifest(
+        checkpoint, prepared.dtype, decided, reports, options, tokens, described, options.arithmetic
+    )
     peak = peak_memory()
     return verify_and_seal(work, manifest, verification, progress), peak
 
@@ -348,7 +351,7 @@ def scratch_beside(work: Path) -> Iterator[Path]:
 
 def deployed_dtype(checkpoint: Checkpoint, options: ConvertOptions) -> str:
     """Return the dtype of the artifact's weights."""
-    return options.dtype or stored_dtype(checkpoint)
+    return options.dtype or ("float16" if options.target == "cuda" else stored_dtype(checkpoint))
 
 
 def bytes_per_number(checkpoint: Checkpoint, options: ConvertOptions) -> float:

@@ -123,6 +123,10 @@ class Artifact:
             raise IntegrityError(f"{self.path / name}: the artifact has no such file; convert the model again")
         return self.path / name
 
+    def arithmetic(self, kind: str) -> str:
+        """Return what a graph computes in, cache included: `float32`, or `float16` where it was made for a GPU."""
+        return str(self.manifest["graphs"][kind].get("arithmetic", "float32"))
+
     @cached_property
     def quantised(self) -> Mapping[str, Packing]:
         """The matrices that are stored in parts, by the name that each would have as one tensor."""

@@ -15,6 +15,8 @@ from curconvert_runtime.errors import BackendError, InputError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 MINIMUM_VERSION = (1, 20)
+CUDA_PROVIDER: Mapping[str, str] = MappingProxyType({"enable_skip_layer_norm_strict_mode": "1"})
+"""Settings for every graph: normalisations of float16 sum in float32."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,14 @@ class CpuOptions:
             it. Without it a session starts at once, and the weights stay pages of their file, which processes share.
         round_activations: Whether products with quantised weights may round activations to 8 bits, as the fused graph
             asks: fast. Without it they are computed in float32, with weights of 8 bits very slowly.
+        huge_pages: Whether the copies lie in pages of 2 MB (Linux with glibc): decoding is faster. It changes how the
+            whole process allocates, see `curconvert_runtime.huge_pages`: for processes that do little else.
     """
 
     spinning: bool = True
     prepack: bool = True
     round_activations: bool = True
+    huge_pages: bool = False
 
     def session_config(self) -> dict[str, str]:
         """Return onnxruntime's session settings."""
@@ -64,7 +69,7 @@ class CudaOptions:
 
     def provider_options(self) -> dict[str, str]:
         """Return the settings of onnxruntime's CUDA provider."""
-        settings = {"device_id": str(self.device_id), "enable_cuda_graph": str(int(self.cuda_graph))}
+        settings = {**CUDA_PROVIDER, "device_id": str(self.device_id), "enable_cuda_graph": str(int(self.cuda_graph))}
         if self.memory_limit is not None:
             # Doubling would overshoot a limit that a caller chose.
             settings |= {"gpu_mem_limit": str(self.memory_limit), "arena_extend_strategy": "kSameAsRequested"}

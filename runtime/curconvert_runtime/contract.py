@@ -2,7 +2,8 @@
 
 Inputs `input_ids` [B,S], `attention_mask` [B,P+S], `position_ids` [B,S] where the graph has it, and
 `past_key_values.N.key/value` [B,heads,P,head_dim]; outputs `logits` [B,S,V] and `present.N.key/value`. Inputs of
-tokens are int64, cache and logits are float32, whatever the dtype of the weights.
+tokens are int64, logits are float32, whatever the dtype of the weights; the cache is in what the graph computes in:
+float32, unless the manifest says float16.
 
 A graph may have one input more, with a default: `first_logits` [1] is the first of the S tokens that gets logits, as in
 a Python slice; the default 0 gives them to all.
@@ -20,6 +21,7 @@ from curconvert_runtime.errors import IntegrityError
 FIRST_LOGITS = "first_logits"
 # onnxruntime's spelling.
 _FLOAT, _INT64 = "tensor(float)", "tensor(int64)"
+_CACHES = {"float32": _FLOAT, "float16": "tensor(float16)"}
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,14 @@ def cache_names(layers: int) -> tuple[list[str], list[str]]:
     return [f"past_key_values.{part}" for part in parts], [f"present.{part}" for part in parts]
 
 
-def check_contract(session: Any, path: Path, model: Mapping[str, Any]) -> bool:
+def check_contract(session: Any, path: Path, model: Mapping[str, Any], arithmetic: str = "float32") -> bool:
     """Compare a loaded graph with the contract and the manifest.
 
     Args:
         session: An `onnxruntime.InferenceSession`.
         path: The graph's file, for messages.
         model: The manifest's `model` section.
+        arithmetic: What the manifest says that the graph computes in.
 
     Returns:
         Whether the graph takes `position_ids`.
@@ -70,7 +73,7 @@ def check_contract(session: Any, path: Path, model: Mapping[str, Any]) -> bool:
             raise IntegrityError(f"{path}: {kind} {name[:200]!r} is {state}; convert the model again")
     heads, head_dim, vocabulary = model["num_key_value_heads"], model["head_dim"], model["vocab_size"]
     for entry in [inputs[name] for name in past] + [outputs[name] for name in present]:
-        _check(path, entry, _FLOAT, {1: heads, 3: head_dim}, 4)
+        _check(path, entry, _CACHES[arithmetic], {1: heads, 3: head_dim}, 4)
     for name in ("input_ids", "attention_mask", "position_ids"):
         if name in inputs:
             _check(path, inputs[name], _INT64, {}, 2)

@@ -17,6 +17,10 @@ MAX_PARITY = 1e-3
 """Largest |Δlogit|, and |Δkey| relative to the largest key, that still counts as the same answer: graphs and torch
 compute in float32 with the same stored weights, whatever the weights' dtype."""
 
+MAX_PARITY_FLOAT16 = 0.02
+"""The same for a graph that computes in float16, |Δlogit| relative to the largest logit: float16 has 11 binary digits,
+and the roundings of all layers add up."""
+
 
 class Model(Protocol):
     """What parity needs of a session, or of the torch model in its place."""
@@ -117,7 +121,9 @@ def largest_difference(a: NDArray[np.floating], b: NDArray[np.floating], real: N
     return worst
 
 
-def compare_with_probe(name: str, answers: Answers, probe: CompressedProbe, limit: float) -> list[Check]:
+def compare_with_probe(
+    name: str, answers: Answers, probe: CompressedProbe, limit: float, arithmetic: str = "float32"
+) -> list[Check]:
     """Compare a graph's answers with the torch model's that were stored at conversion.
 
     Args:
@@ -125,42 +131,43 @@ def compare_with_probe(name: str, answers: Answers, probe: CompressedProbe, limi
         answers: The graph's, over the whole vocabulary.
         probe: The stored ones, over a sample of it.
         limit: Largest difference that still counts as the same.
+        arithmetic: What the graph computes in.
     """
     wanted = Answers(probe.logits, probe.first_key, probe.last_key)
     sample = Answers(answers.logits[..., probe.vocabulary], answers.first_key, answers.last_key)
     against = "the torch model of the conversion"
-    return compare(name, sample, wanted, lengths=probe.lengths, limit=limit, against=against)
+    return compare(name, sample, wanted, lengths=probe.lengths, limit=limit, against=against, arithmetic=arithmetic)
 
 
 def compare(
-    name: str, answers: Answers, reference: Answers, *, lengths: NDArray[np.integer], limit: float, against: str
+    name: str,
+    answers: Answers,
+    reference: Answers,
+    *,
+    lengths: NDArray[np.integer],
+    limit: float,
+    against: str,
+    arithmetic: str = "float32",
 ) -> list[Check]:
-    """Compare logits and keys of two models on the same tokens; shapes that differ fail."""
-    real = real_positions(lengths)
+    """Compare logits and keys of two models on the same tokens; shapes that differ fail.
+
+    Where `arithmetic` is float16, `MAX_PARITY_FLOAT16` counts if it is above the limit, and logits are compared as keys
+    are, relative to the largest.
+    """
+    real, half = real_positions(lengths), arithmetic == "float16"
+    limit = max(limit, MAX_PARITY_FLOAT16) if half else limit
     checks = []
     for part in ("logits", "first_key", "last_key"):
         found, expected = getattr(answers, part), getattr(reference, part)
         if found.shape != expected.shape:
             detail = f"shape {found.shape}, {against} has {expected.shape}"
             checks.append(Check(f"{name}.{part}", False, detail))
-        elif part == "logits":
-            checks.append(
-                at_most(
-                    f"{name}.{part}",
-                    largest_difference(found, expected, real),
-                    limit,
-                    f"max |Δlogit| to {against}",
-                )
-            )
-        else:
+            continue
+        if part != "logits":
             found, expected = np.swapaxes(found, 1, 2), np.swapaxes(expected, 1, 2)
-            scale = largest_difference(expected, np.zeros_like(expected), real) or 1.0
-            checks.append(
-                at_most(
-                    f"{name}.{part}",
-                    largest_difference(found, expected, real) / scale,
-                    limit,
-                    f"max |Δkey| / max |key| to {against}",
-                )
-            )
+        relative, symbol = half or part != "logits", "logit" if part == "logits" else "key"
+        scale = (largest_difference(expected, np.zeros_like(expected), real) or 1.0) if relative else 1.0
+        what = f"max |Δ{symbol}|" + (f" / max |{symbol}|" if relative else "")
+        difference = largest_difference(found, expected, real) / scale
+        checks.append(at_most(f"{name}.{part}", difference, limit, f"{what} to {against}"))
     return checks

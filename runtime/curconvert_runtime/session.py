@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,7 @@ from curconvert_runtime.backend import (
 )
 from curconvert_runtime.contract import FIRST_LOGITS, cache_names, check_contract
 from curconvert_runtime.errors import BackendError, InputError
+from curconvert_runtime.huge_pages import huge_pages
 from curconvert_runtime.onnx_external import external_tensors
 from curconvert_runtime.requests import Ids, TokenRows
 from curconvert_runtime.tensor_file import MappedFile, releasing
@@ -94,9 +96,11 @@ class Session:
         self._ort = import_onnxruntime(provider)
         copied = isinstance(self.options, CpuOptions) and self.options.prepack
         files, self._weights = self._mapped(path) if copied else ((), {})
-        with releasing(files):
+        huge = isinstance(self.options, CpuOptions) and self.options.huge_pages
+        size = sum(part.length * (2 if part.dtype in ("F16", "BF16") else 1) for part in artifact.tensors.values())
+        with releasing(files), huge_pages(size) if huge else nullcontext():
             self._session = create_session(path, provider, threads, self.options, self._weights)
-        self.has_positions = check_contract(self._session, path, model)
+        self.has_positions = check_contract(self._session, path, model, artifact.arithmetic(graph))
         self.trims_logits = any(entry.name == FIRST_LOGITS for entry in self._session.get_overridable_initializers())
         self._past, self._present = cache_names(model["num_hidden_layers"])
         self._captures = cuda is not None and cuda.cuda_graph
@@ -153,10 +157,11 @@ class Session:
         values = tuple(map(self.place, self.cache_arrays(batch, capacity or 0)))
         return KeyValueCache(values, batch, 0, capacity)
 
-    def cache_arrays(self, batch: int, columns: int) -> list[NDArray[np.float32]]:
+    def cache_arrays(self, batch: int, columns: int) -> list[NDArray[np.floating]]:
         """Return zeros in the shape of a cache, in graph order; each [batch, key heads, columns, head size]."""
         shape = (batch, self._heads, columns, self._head_dim)
-        return [np.zeros(shape, np.float32) for _ in self._past]
+        dtype = np.dtype(self.artifact.arithmetic(self.graph))
+        return [np.zeros(shape, dtype) for _ in self._past]
 
     def next_capture(self) -> int:
         """Return a number that no captured CUDA graph of this session has."""

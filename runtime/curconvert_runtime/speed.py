@@ -16,7 +16,6 @@ from curconvert_runtime.onnx_external import external_tensors
 from curconvert_runtime.session import Session
 
 _EMBEDDING, _HEAD = "model.embed_tokens.", "lm_head."
-_FLOAT32_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,8 @@ def measure(session: Session, workload: Workload) -> Timing:
 def weight_bytes(artifact: Artifact, graph: str) -> int:
     """Return how many bytes of weights a step of decoding reads, from memory.
 
-    Weights of 16 bits are float32 there. Of an embedding that is not the head as well, only a few rows are read.
+    Weights of 16 bits are float32 there, unless the graph computes in float16. Of an embedding that is not the head as
+    well, only a few rows are read.
 
     Args:
         artifact: The model.
@@ -87,17 +87,19 @@ def weight_bytes(artifact: Artifact, graph: str) -> int:
     }
     headers = sorted(artifact.tensors.values(), key=lambda header: (header.file, header.offset))
     places = [(header.file, header.offset) for header in headers]
+    widened = 1 if artifact.arithmetic(graph) == "float16" else 2
     total = 0
     for (location, offset), length in read.items():
         # A graph may name a part of a stored tensor.
         header = headers[bisect.bisect_right(places, (artifact.path / Path(location), offset)) - 1]
-        total += length * (2 if header.dtype in ("F16", "BF16") else 1)
+        total += length * (widened if header.dtype in ("F16", "BF16") else 1)
     return total
 
 
 def step_bytes(artifact: Artifact, graph: str, workload: Workload) -> float:
     """Return how many bytes a step of decoding reads: weights, and the keys and values so far, on average."""
     model = artifact.model
-    cached = 2 * model["num_hidden_layers"] * model["num_key_value_heads"] * model["head_dim"] * _FLOAT32_BYTES
+    cached = 2 * model["num_hidden_layers"] * model["num_key_value_heads"] * model["head_dim"]
+    cached *= np.dtype(artifact.arithmetic(graph)).itemsize
     length = workload.prompt_tokens + (workload.generated_tokens + 1) / 2
     return float(weight_bytes(artifact, graph) + workload.batch * length * cached)

@@ -21,6 +21,7 @@ from curconvert_runtime.fidelity import Progress, check_reference, exact_fidelit
 from curconvert_runtime.metrics import Fidelity
 from curconvert_runtime.parity import (
     MAX_PARITY,
+    MAX_PARITY_FLOAT16,
     Answers,
     compare_with_probe,
     largest_difference,
@@ -119,15 +120,21 @@ def parity_checks(
     kinds = sorted(artifact.graphs, reverse=True)
     for done, kind in enumerate(kinds):
         answers[kind] = graph_answers(artifact, kind, probe, options)
-        checks += compare_with_probe(f"parity.{kind}", answers[kind], probe, options.max_parity)
+        checks += compare_with_probe(
+            f"parity.{kind}", answers[kind], probe, options.max_parity, artifact.arithmetic(kind)
+        )
         if progress:
             progress("parity", done + 1, len(kinds))
     if len(answers) == 2:
         portable, fused = answers["portable"].logits, answers["fused"].logits
+        real, limit, unit = real_positions(probe.lengths), options.max_parity, ""
+        difference = largest_difference(portable, fused, real)
+        if artifact.arithmetic("fused") == "float16":
+            difference /= largest_difference(portable, np.zeros_like(portable), real) or 1.0
+            limit, unit = max(limit, MAX_PARITY_FLOAT16), " / max |logit|"
         # Each may be the limit away from torch, on either side.
-        difference = largest_difference(portable, fused, real_positions(probe.lengths))
-        detail = "max |Δlogit| between the graphs, whole vocabulary:"
-        checks.append(at_most("parity.between_graphs", difference, 2 * options.max_parity, detail))
+        detail = f"max |Δlogit|{unit} between the graphs, whole vocabulary:"
+        checks.append(at_most("parity.between_graphs", difference, 2 * limit, detail))
     return checks
 
 
@@ -155,8 +162,10 @@ def _fidelity(
     artifact: Artifact, probes: Probes, options: VerifyOptions, progress: Progress | None
 ) -> tuple[Fidelity, str]:
     """Measure on the stored sequences or on a text; return the numbers and what they were measured on."""
-    # Of a quantised artifact the fused graph is the one that loses more: it rounds activations too.
-    kind = "portable" if "portable" in artifact.graphs and not artifact.quantised else "fused"
+    # The fused graph is the one that loses more where it rounds activations.
+    graphs = artifact.graphs
+    rounds = "fused" in graphs and (artifact.quantised or artifact.arithmetic("fused") == "float16")
+    kind = "portable" if "portable" in graphs and not rounds else "fused"
     stored = f"{len(probes.original.ids)} stored sequences of {probes.original.ids.shape[1]} tokens"
     if options.against is None:
         return probe_fidelity(_load(artifact, kind, options), probes.original, progress), stored

@@ -105,12 +105,13 @@ def test_versions_are_plain_json() -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (None, {"device_id": "0", "enable_cuda_graph": "0"}),
+        (None, {"device_id": "0", "enable_cuda_graph": "0", "enable_skip_layer_norm_strict_mode": "1"}),
         (
             CudaOptions(1, 2**30, cuda_graph=True),
             {
                 "device_id": "1",
                 "enable_cuda_graph": "1",
+                "enable_skip_layer_norm_strict_mode": "1",
                 "gpu_mem_limit": "1073741824",
                 "arena_extend_strategy": "kSameAsRequested",
             },

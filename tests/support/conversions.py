@@ -21,6 +21,7 @@ def convert_tiny(
     method: str = "cur",
     dtype: str | None = None,
     form: str | None = None,
+    target: str | None = None,
     **settings: Any,
 ) -> tuple[Path, Path]:
     """Make a random checkpoint and compress every layer's q, k and gate projections, or the method's, to rank 6.
@@ -31,6 +32,7 @@ def convert_tiny(
         method: Compression method.
         dtype: Deployed dtype.
         form: How C·U·R is stored.
+        target: Where it is to be served.
         settings: Config values that replace the tiny defaults.
 
     Returns:
@@ -41,6 +43,8 @@ def convert_tiny(
     save_file({"input_ids": np.random.default_rng(0).integers(3, VOCABULARY, (40, 40))}, ids)
     calibration = CalibrationOptions(source=str(ids), sequences=16, tokens_per_sequence=40, probe_sequences=4)
     size = {"density": 0.6} if method == "modegpt" else {"rank": 6}
-    options = ConvertOptions.for_method(method, layers="all", calibration=calibration, dtype=dtype, stored=form, **size)
+    options = ConvertOptions.for_method(
+        method, layers="all", calibration=calibration, dtype=dtype, stored=form, target=target, **size
+    )
     convert(SourceOptions(str(source)), out, options)
     return source, out

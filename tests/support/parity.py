@@ -57,7 +57,8 @@ class Runner:
         """Empty the cache."""
         for name, value in self.inputs.items():
             if name.startswith("past_key_values"):
-                self.past[name] = np.zeros((batch, value.shape[1], 0, value.shape[3]), np.float32)
+                dtype = np.float16 if value.type == "tensor(float16)" else np.float32
+                self.past[name] = np.zeros((batch, value.shape[1], 0, value.shape[3]), dtype)
 
     def step(self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Run once and keep the cache; returns the logits."""

@@ -23,10 +23,8 @@ from curconvert_schemas import validate
 FORMAT_VERSION = "1.0"
 UNKNOWN_ERRORS: Mapping[str, None] = {"relative_output_error": None, "relative_frobenius_error": None, "bound": None}
 """Of a matrix whose numbers were changed after they were compared with the original's."""
-GRAPHS = {
-    "portable": {"file": "model.onnx", "padding": "left"},
-    "fused": {"file": "model.fused.onnx", "padding": "right"},
-}
+_PORTABLE = {"file": "model.onnx", "padding": "left"}
+_FUSED = {"file": "model.fused.onnx", "padding": "right"}
 
 
 def build_manifest(
@@ -37,11 +35,12 @@ def build_manifest(
     options: ConvertOptions | None = None,
     tokens: CalibrationTokens | None = None,
     quantization: Mapping[str, Any] | None = None,
+    arithmetic: str = "float32",
 ) -> dict[str, Any]:
     """Return the manifest without its file table and metrics.
 
     An exported, uncompressed checkpoint has no plan, reports, options or calibration. What is quantised is described by
-    `curconvert.quantization.tensors.quantization_json`.
+    `curconvert.quantization.tensors.quantization_json`. The fused graph computes in `arithmetic`.
     """
     config = checkpoint.config
     stored = total_parameters(checkpoint)
@@ -76,7 +75,10 @@ def build_manifest(
         },
         "environment": environment(),
         "matrices": [_matrix(m, (reports or {}).get(m.name)) for m in (plan.matrices if plan else ())],
-        "graphs": GRAPHS,
+        "graphs": {
+            "portable": _PORTABLE,
+            "fused": _FUSED if arithmetic == "float32" else {**_FUSED, "arithmetic": arithmetic},
+        },
         **({} if quantization is None else {"quantization": dict(quantization)}),
         "metrics": None,
     }

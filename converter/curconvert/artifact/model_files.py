@@ -67,6 +67,7 @@ def write_model_files(
     tensors: Mapping[str, TensorInfo],
     matrices: Iterable[MatrixPlan] = (),
     quantised: Mapping[str, Packing] | None = None,
+    arithmetic: str = "float32",
 ) -> None:
     """Write what belongs to the weights: config, tokenizer, graphs, onnxruntime-genai's settings.
 
@@ -78,6 +79,7 @@ def write_model_files(
         tensors: Where each stored tensor lies.
         matrices: Of the decided plan.
         quantised: The tensors that are stored in parts.
+        arithmetic: What the fused graph computes in; float16 is for a GPU.
     """
     config, compressed = with_dtype(checkpoint.config, dtype), [m for m in matrices if m.rank is not None]
     forms = {m.name: m.form for m in compressed}
@@ -88,10 +90,10 @@ def write_model_files(
         shutil.copyfile(source, work / name)
     for name, content in companions.written.items():
         (work / name).write_bytes(content)
-    save_graphs(build_graphs(config, tensors, forms, owners, quantised or {}), work)
+    save_graphs(build_graphs(config, tensors, forms, owners, quantised or {}, arithmetic), work)
     generation = work / "generation_config.json"
     settings = json.loads(generation.read_text(encoding="utf-8")) if generation.exists() else {}
-    _write_json(work / "genai_config.json", genai_config({**config, **settings}))
+    _write_json(work / "genai_config.json", genai_config({**config, **settings}, cuda=arithmetic == "float16"))
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ def trim_answers(graph: ir.Graph) -> None:
     Args:
         graph: A graph whose product with the vocabulary takes (batch, sequence, hidden), changed in place.
     """
-    products = list(_products(next(value for value in graph.outputs if value.name == "logits")))
+    products = list(vocabulary_products(next(value for value in graph.outputs if value.name == "logits")))
     (hidden,) = {product.inputs[0] for product in products}
     first = _constant(graph, FIRST_LOGITS, 0)
     graph.inputs.append(first)
@@ -37,8 +37,8 @@ def trim_answers(graph: ir.Graph) -> None:
         product.replace_input_with(0, cut.outputs[0])
 
 
-def _products(value: ir.Value) -> Iterator[ir.Node]:
-    """Yield the nodes that a value is an elementwise function of."""
+def vocabulary_products(value: ir.Value) -> Iterator[ir.Node]:
+    """Yield the products with the vocabulary that the logits are an elementwise function of."""
     node = value.producer()
     if node is None:  # a constant
         return
@@ -47,7 +47,7 @@ def _products(value: ir.Value) -> Iterator[ir.Node]:
         return
     for part in node.inputs:
         if part is not None:
-            yield from _products(part)
+            yield from vocabulary_products(part)
 
 
 def _constant(graph: ir.Graph, name: str, value: int) -> ir.Value:

@@ -18,6 +18,7 @@ from curconvert.graph.binding import bind, deployed_dtype
 from curconvert.graph.emit import Emitter
 from curconvert.graph.facts import read_facts
 from curconvert.graph.fused import Fused
+from curconvert.graph.half import to_float16
 from curconvert.graph.lowering import Lowering
 from curconvert.graph.portable import OPSET_WITH_BLOCKS, Portable
 from curconvert.graph.template import dense_template
@@ -51,6 +52,7 @@ def build_graphs(
     forms: Mapping[str, str],
     owners: Mapping[str, str] = MappingProxyType({}),
     quantised: Mapping[str, Packing] = MappingProxyType({}),
+    arithmetic: str = "float32",
 ) -> Graphs:
     """Build both graphs of a model without reading a weight.
 
@@ -61,6 +63,7 @@ def build_graphs(
         forms: Weight name to one of `curconvert_runtime.forms.FORMS`, for matrices that are stored as factors.
         owners: Weight name to that of the matrix under whose name its R is stored, where R is common to two.
         quantised: Each matrix that is stored in parts, by the name that it would have as one tensor.
+        arithmetic: What the fused graph computes in: float32, or float16 with float16 weights.
 
     Returns:
         Graphs whose weights are external: `location` is the file's name, so they must be saved beside it.
@@ -83,6 +86,8 @@ def build_graphs(
         bind(model.graph, tensors)
         if dialect is Fused:
             trim_answers(model.graph)
+            if arithmetic == "float16":
+                to_float16(model.graph)
         _finish(model)
         graphs.append(model)
     return Graphs(*graphs)

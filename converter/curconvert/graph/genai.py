@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from curconvert.graph.build import FUSED_FILE
+from curconvert_runtime.backend import CUDA_PROVIDER
 
 # onnxruntime-genai refuses model types that it does not know, but treats all plain decoders alike.
 _TYPES: Mapping[str, str] = {"olmo2": "olmo", "olmo3": "olmo"}
@@ -18,6 +19,7 @@ def genai_config(
     *,
     graph: str = FUSED_FILE,
     generation_config: Mapping[str, Any] | None = None,
+    cuda: bool = False,
 ) -> dict[str, Any]:
     """Return the content of genai_config.json.
 
@@ -25,6 +27,7 @@ def genai_config(
         config: The Hugging Face config as a plain dict.
         graph: File name of the graph to run.
         generation_config: The model's generation_config.json, whose token ids win over the config's.
+        cuda: Whether the graph was made for a GPU, and shall run there.
     """
     tokens = {**config, **{key: value for key, value in (generation_config or {}).items() if value is not None}}
     heads = int(config["num_attention_heads"])
@@ -40,7 +43,7 @@ def genai_config(
             "context_length": length,
             "vocab_size": int(config["vocab_size"]),
             "decoder": {
-                "session_options": {"provider_options": []},
+                "session_options": {"provider_options": [{"cuda": dict(CUDA_PROVIDER)}] if cuda else []},
                 "filename": graph,
                 "head_size": int(config.get("head_dim") or int(config["hidden_size"]) // heads),
                 "hidden_size": int(config["hidden_size"]),

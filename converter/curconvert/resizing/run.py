@@ -89,7 +89,8 @@ def resize(
             writer.finish()
         write_probes(work, probes.original, answers)
         write_model_files(
-            work, source, source.companions(), artifact.model["dtype"], writer.tensors, decided.matrices
+            work, source, source.companions(), artifact.model["dtype"], writer.tensors, decided.matrices,
+            arithmetic=artifact.arithmetic("fused"),
         )  # fmt: skip
         manifest = _manifest(artifact, scored, decided, options)
         report = verify_and_seal(work, manifest, verification, progress)
