@@ -231,6 +231,8 @@ def report(lines: dict[str, dict[str, Any]], given: argparse.Namespace) -> str:
         f"(least to most) of {_range(rounds)} rounds in turn, each with new processes. Memory was read at {read:.1f} "
         f"GB/s. {machine()}.\n\n"
         f"{table(head, rows)}\n\n"
+        "optimum runs the portable graph with its default session options, in which onnxruntime unpacks quantised "
+        "weights in every call; `session.disable_quant_qdq` would do it once, into the memory of float32.\n\n"
         "*Start* is from the start of the process to the first token of a short request, of the same processes; of our "
         "runtime it has the checks of the folder in it, with digests that are remembered. *Peak* is the process's "
         "largest resident memory. *Huge pages* is our runtime with `CpuOptions(huge_pages=True)`.\n\n"

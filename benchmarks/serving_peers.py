@@ -140,7 +140,7 @@ def main() -> None:
     serve = PEERS[peer](folder, threads)
     for line in sys.stdin:
         batch, prompt, generated = json.loads(line)
-        prompts = np.random.default_rng(0).integers(1000, 40000, (batch, prompt))
+        prompts = np.random.default_rng(0).integers(1000, 30000, (batch, prompt))
         marks = [_now()]
         serve(prompts, generated + 1, lambda marks=marks: marks.append(_now()))  # type: ignore[misc]
         assert len(marks) == generated + 2, f"{peer}: {len(marks) - 1} tokens, expected {generated + 1}"

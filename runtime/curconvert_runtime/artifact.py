@@ -41,8 +41,9 @@ WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 FORMAT_VERSION = (1, 0)
 _SCHEMA = "manifest-1.0"
-# Of `_check_graph`: a change of what it accepts takes another name, so that what passed before is looked at again.
-_GRAPH_RULES = "graph references 1"
+# Of `_check_graph` and `_check_vectors`: a change of what they accept takes another name, so that what passed before is
+# looked at again.
+_GRAPH_RULES, _VECTOR_RULES = "graph references 1", "index vectors 1"
 STORED_DTYPE = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -88,9 +89,8 @@ class Artifact:
         for name, expected in manifest["files"].items():
             _check_hash(folder / name, expected["sha256"], full)
         artifact = cls(folder, manifest, tensors)
-        _check_indices(artifact)
-        _check_modules(artifact)
-        _check_shared(artifact)
+        # What index vectors hold follows from the weights' digests, which are in the manifest and agree with it.
+        check_once(lambda: _check_vectors(artifact), _VECTOR_RULES, json.dumps(manifest, sort_keys=True), fresh=full)
         return artifact
 
     @cached_property
@@ -299,6 +299,13 @@ def _check_matrix(
                 f"{header.file}: tensor {tensor!r} is {seen}, {MANIFEST} says {stored or ''} {list(shape)}; "
                 "convert the model again"
             )
+
+
+def _check_vectors(artifact: Artifact) -> None:
+    """Index vectors must be what their forms, and the modules that they belong to, ask for."""
+    _check_indices(artifact)
+    _check_modules(artifact)
+    _check_shared(artifact)
 
 
 def _check_indices(artifact: Artifact) -> None:

@@ -115,7 +115,10 @@ class Session:
         onnxruntime multiplies by rearranged copies. It would map each weight by itself, which takes longer, and of a
         tied embedding, in which it also looks rows up, all pages would stay in memory beside the copy. What counts is
         where the graph says that the bytes are: a wrong reference must not be put right here.
+        Quantised matrices are multiplied as they lie there.
         """
+        if self.artifact.quantised:
+            return (), {}
         stored = {
             (tensor.file.name, tensor.offset, tensor.length): tensor
             for tensor in self.artifact.tensors.values()

@@ -202,15 +202,17 @@ def _manifest(
         matrix | (UNKNOWN_ERRORS if matrix["name"].removesuffix(".weight") in trained else {})
         for matrix in artifact.manifest["matrices"]
     ]
+    earlier = artifact.manifest.get("healing")
     healing = {
         "source": data.source,
         "token_sha256": data.sha256,
         "sequences": len(data.training),
         "tokens_per_sequence": data.training.ids.shape[1],
         "options": options.to_json(),
-        "tensors": sorted(healed),
+        "tensors": sorted({*healed, *(earlier or {}).get("tensors", ())}),
         "trained_parameters": sum(value.numel() for value in healed.values()),
         "curves": {stage: [asdict(point) for point in curve] for stage, curve in curves.items()},
+        **({"earlier": earlier} if earlier else {}),
     }
     kept = {name: value for name, value in artifact.manifest.items() if name != "files"}
     return {**kept, "matrices": matrices, "metrics": None, "healing": healing}

@@ -117,6 +117,17 @@ def test_norms_are_trained_where_that_is_asked(home: Path, tmp_path: Path) -> No
     assert all(check.passed for check in check_slices(tmp_path / "out", home / "source"))
 
 
+def test_a_second_healing_remembers_the_first(home: Path, tmp_path: Path) -> None:
+    """What the first one trained is still known to differ from the original, and how it was trained is kept."""
+    healed(home, "cur", tmp_path / "first", train="u+norms")
+    heal(tmp_path / "first", SourceOptions(str(home / "source")), tmp_path / "second", options(home))
+    first, last = (Artifact.open(tmp_path / name).manifest["healing"] for name in ("first", "second"))
+    assert last["earlier"] == first
+    assert set(last["tensors"]) == set(first["tensors"])
+    assert any("norm" in name for name in last["tensors"])
+    assert all(check.passed for check in check_slices(tmp_path / "second", home / "source"))
+
+
 def test_the_parts_of_a_batch_add_up(home: Path, tmp_path: Path) -> None:
     """Two halves, with activations computed again, give what the batch gives at once."""
     whole = healed(home, "cur", tmp_path / "whole", steps=10)
