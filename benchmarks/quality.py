@@ -283,8 +283,9 @@ def report(results: Results, setting: dict[str, Any], options: argparse.Namespac
     publish(
         "quality",
         f"""{MODEL_NAME}, {setting["original"]:,} parameters, float32. Columns: share of all parameters that is kept,
-embedding included. `auto` and `soco` take the size itself; any other method the density of all seven linears (`neurons`: of the
-three of the MLP) of every layer that gives the same size; `modegpt` rounds down to whole dimensions of every head;
+embedding included. `auto` and `soco` take the size itself; any other method the density of all seven linears
+(`neurons`: of the three of the MLP) of every layer that gives the same size; `modegpt` rounds down to whole dimensions
+of every head;
 –: not measured. Calibration: {setting["calibration"]}; half of the
 sequences of `auto` are written by the model from a first token of that text.
 Text: {setting["text"]}; the original's perplexity there is {dense:.2f}. {machine()}.
