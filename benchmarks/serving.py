@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def measure(name: str, folder: Path, given: argparse.Namespace, workloads: list[
         workloads: Batches and lengths of prompts.
     """
     bytecode = given.scratch / "bytecode"
-    asked = [peer for peer in given.peers if peer != "torch" or name.endswith("float32") or given.layers]
+    asked = [peer for peer in given.peers if peer != "torch" or not name.endswith(("int8", "int4"))]
 
     def begin(peer: str) -> Peer:
         return Peer(peer, folder, given.threads, given.optimum_python, bytecode)
@@ -203,6 +204,26 @@ def speeds(line: dict[str, Any], clock: str) -> list[list[str]]:
     return rows
 
 
+def ranges(lines: Iterable[dict[str, Any]], clock: str) -> str:
+    """Say how many times as long onnxruntime-genai takes as each of ours, over all rows; medians of rounds."""
+    found: dict[tuple[str, int], list[float]] = {}
+    for line in lines:
+        for batch, prompt in workloads_of(line):
+            here = [a for a in line["answers"] if (a["batch"], a["prompt"]) == (batch, prompt)]
+            genai, *ours = (
+                {a["turn"]: a[clock] for a in here if a["peer"] == peer} for peer in (PEERS[2], PEERS[0], PEERS[1])
+            )
+            for peer, spans in zip(PEERS, ours, strict=False):
+                for part in (0, 1):
+                    ratios = [span[part] / spans[turn][part] for turn, span in genai.items() if turn in spans]
+                    found.setdefault((peer, part), []).append(statistics.median(ratios))
+    said = [
+        f"{('prefill', 'decode')[part]} {min(values):.2f} to {max(values):.2f} ({peer})"
+        for (peer, part), values in found.items()
+    ]
+    return f"onnxruntime-genai takes as many times as long, over all rows: {'; '.join(said)}."
+
+
 def costs(line: dict[str, Any], clock: str) -> list[str]:
     """Return a form's row of starts and of peak memory."""
     starts = [_cell([s[clock] for s in found], 2) if (found := line["starts"].get(p)) else "" for p in PEERS]
@@ -230,7 +251,7 @@ def report(lines: dict[str, dict[str, Any]], given: argparse.Namespace) -> str:
         "tokens, and how many times as long the others take for the same, so that above 1 ours is faster; medians "
         f"(least to most) of {_range(rounds)} rounds in turn, each with new processes. Memory was read at {read:.1f} "
         f"GB/s. {machine()}.\n\n"
-        f"{table(head, rows)}\n\n"
+        f"{table(head, rows)}\n\n{ranges(lines.values(), given.clock)}\n\n"
         "optimum runs the portable graph with its default session options, in which onnxruntime unpacks quantised "
         "weights in every call; `session.disable_quant_qdq` would do it once, into the memory of float32.\n\n"
         "*Start* is from the start of the process to the first token of a short request, of the same processes; of our "

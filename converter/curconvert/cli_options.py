@@ -95,6 +95,7 @@ method_options = _stacked(
         help="gptq (by the inputs on the calibration text) or nearest, where something is quantised. [gptq]",
     ),
     quantization_options,
+    click.option("--target", help="cpu, or cuda: float16 weights and products, for a GPU. [cpu]"),
     click.option(
         "--share/--no-share",
         default=None,
@@ -116,7 +117,6 @@ method_options = _stacked(
     ),
     click.option("--link", help="Metric of U: plain, diagonal or full."),
     click.option("--importance", help="Matrix to select on: output, wanda, activation or weight."),
-    click.option("--target", help="cpu, or cuda: float16 weights and products, for a GPU. [cpu]"),
     click.option("--select", "selector", help="Rows and columns by deim, qdeim, qr, lu, leverage or random."),
     click.option("--exact-svd", is_flag=True, help="Full SVD for deim, qdeim and leverage: slow, and CURing's own."),
     click.option("--steps", type=int, help="soco: steps of learning. [200]"),

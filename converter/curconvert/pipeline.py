@@ -25,13 +25,13 @@ from curconvert.planning import Plan
 from curconvert.production import (
     bytes_per_number,
     decide,
+    deployed_dtype,
     first_plan,
     inputs,
     measure,
     prepare,
     produce,
     sampled,
-    stored_dtype,
     torch_dtype,
 )
 from curconvert.quantization.options import Quantization
@@ -181,7 +181,7 @@ def export(
     arithmetic = arithmetic_of(target, dtype, quantization)
     checkpoint = open_source(source)
     check_output(out, overwrite, (checkpoint.path, *checkpoint.files))
-    dtype = dtype or ("float16" if arithmetic == "float16" else stored_dtype(checkpoint))
+    dtype = deployed_dtype(checkpoint, dtype, arithmetic)
     companions = checkpoint.companions()
     if quantization is not None and quantization.mixed:
         check_widths(quantization, checkpoint, None)

@@ -124,7 +124,7 @@ def prepare(checkpoint: Checkpoint, options: ConvertOptions) -> Prepared:
     tokenizer = companions.written.get(TOKENIZER) or companions.copied.get(TOKENIZER)
     tokens = load_tokens(options.calibration, tokenizer, vocab_size=checkpoint.tensors[EMBEDDING].shape[0])
     parity_batch(tokens.probes)  # refuses sequences too short to verify on
-    return Prepared(checkpoint, companions, tokens, deployed_dtype(checkpoint, options))
+    return Prepared(checkpoint, companions, tokens, deployed_dtype(checkpoint, options.dtype, options.arithmetic))
 
 
 def sampled(prepared: Prepared, options: ConvertOptions, progress: Progress, journal: Journal = UNRECORDED) -> Prepared:
@@ -349,14 +349,16 @@ def scratch_beside(work: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def deployed_dtype(checkpoint: Checkpoint, options: ConvertOptions) -> str:
-    """Return the dtype of the artifact's weights."""
-    return options.dtype or ("float16" if options.target == "cuda" else stored_dtype(checkpoint))
+def deployed_dtype(checkpoint: Checkpoint, dtype: str | None, arithmetic: str) -> str:
+    """Return the dtype of the artifact's weights: what is asked for, else what the graph needs, else the original's."""
+    return dtype or ("float16" if arithmetic == "float16" else stored_dtype(checkpoint))
 
 
 def bytes_per_number(checkpoint: Checkpoint, options: ConvertOptions) -> float:
     """Return the bytes of a number of the artifact's matrices."""
-    return stored_bytes(torch_dtype(deployed_dtype(checkpoint, options)), options.quantization)
+    return stored_bytes(
+        torch_dtype(deployed_dtype(checkpoint, options.dtype, options.arithmetic)), options.quantization
+    )
 
 
 def stored_dtype(checkpoint: Checkpoint) -> str:

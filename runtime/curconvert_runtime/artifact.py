@@ -16,16 +16,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from curconvert_runtime import strict_json
 from curconvert_runtime.errors import InputError, IntegrityError, UnsupportedError
 from curconvert_runtime.forms import (
-    MODULAR,
     Shared,
     factor_shapes,
-    index_fault,
     index_lengths,
     largest_rank,
     tensor_names,
@@ -41,7 +38,7 @@ WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 FORMAT_VERSION = (1, 0)
 _SCHEMA = "manifest-1.0"
-# Of `_check_graph` and `_check_vectors`: a change of what they accept takes another name, so that what passed before is
+# Of `_check_graph` and `check_vectors`: a change of what they accept takes another name, so that what passed before is
 # looked at again.
 _GRAPH_RULES, _VECTOR_RULES = "graph references 1", "index vectors 1"
 STORED_DTYPE = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -75,7 +72,7 @@ class Artifact:
             IntegrityError: Anything about the contents differs from the manifest; one line names file and remedy.
         """
         folder = _resolve(path)
-        manifest = _read_manifest(folder / MANIFEST, full)
+        manifest, text = _read_manifest(folder / MANIFEST, full)
         _check_listing(folder, manifest["files"])
         tensors = _read_weights(folder, manifest["files"])
         names = [matrix["name"] for matrix in manifest["matrices"]]
@@ -90,8 +87,13 @@ class Artifact:
             _check_hash(folder / name, expected["sha256"], full)
         artifact = cls(folder, manifest, tensors)
         # What index vectors hold follows from the weights' digests, which are in the manifest and agree with it.
-        check_once(lambda: _check_vectors(artifact), _VECTOR_RULES, json.dumps(manifest, sort_keys=True), fresh=full)
+        check_once(artifact._check_vectors, _VECTOR_RULES, text, fresh=full)
         return artifact
+
+    def _check_vectors(self) -> None:
+        from curconvert_runtime.vectors import check_vectors  # noqa: PLC0415 - it imports this module
+
+        check_vectors(self)
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
@@ -165,7 +167,8 @@ def _resolve(path: str | Path) -> Path:
     raise InputError(f"{path}: no such folder; give the folder that curconvert wrote")
 
 
-def _read_manifest(path: Path, full: bool) -> dict[str, Any]:
+def _read_manifest(path: Path, full: bool) -> tuple[dict[str, Any], str]:
+    """Return a manifest that meets its schema, and its text in one spelling."""
     if not path.is_file() or path.is_symlink():
         raise IntegrityError(f"{path}: missing; the folder is not a complete curconvert artifact")
     manifest = strict_json.read(path)
@@ -176,14 +179,13 @@ def _read_manifest(path: Path, full: bool) -> dict[str, Any]:
         if found > FORMAT_VERSION:
             known = ".".join(map(str, FORMAT_VERSION))
             raise UnsupportedError(f"{path}: format {version} is newer than {known}; upgrade curconvert")
+    text = json.dumps(manifest, sort_keys=True)
     try:
         # The validator takes several times as long to import as everything else here.
-        check_once(
-            lambda: validate(manifest, _SCHEMA), schema_text(_SCHEMA), json.dumps(manifest, sort_keys=True), fresh=full
-        )
+        check_once(lambda: validate(manifest, _SCHEMA), schema_text(_SCHEMA), text, fresh=full)
     except SchemaError as error:
         raise IntegrityError(f"{path}: {error}; convert the model again") from None
-    return manifest
+    return manifest, text
 
 
 def _check_listing(folder: Path, files: Mapping[str, Any]) -> None:
@@ -298,72 +300,6 @@ def _check_matrix(
             raise IntegrityError(
                 f"{header.file}: tensor {tensor!r} is {seen}, {MANIFEST} says {stored or ''} {list(shape)}; "
                 "convert the model again"
-            )
-
-
-def _check_vectors(artifact: Artifact) -> None:
-    """Index vectors must be what their forms, and the modules that they belong to, ask for."""
-    _check_indices(artifact)
-    _check_modules(artifact)
-    _check_shared(artifact)
-
-
-def _check_indices(artifact: Artifact) -> None:
-    """Index vectors must be what their form asks for."""
-    for matrix in artifact.manifest["matrices"]:
-        if matrix["form"] == "dense":
-            continue
-        stem, form, (m, n) = matrix["name"].removesuffix(".weight"), matrix["form"], matrix["shape"]
-        rank, shared = matrix["rank"], Shared.of(matrix)
-        indices = {s: artifact.tensor(f"{stem}.{s}") for s in index_lengths(form, (m, n), rank, shared)}
-        fault = index_fault(form, (m, n), rank, indices, shared)
-        if fault is not None:
-            name, what = f"{stem}.{fault[0]}", fault[1]
-            raise IntegrityError(f"{artifact.tensors[name].file}: {name!r} {what}; convert the model again")
-
-
-def _check_modules(artifact: Artifact) -> None:
-    """The three linears of a smaller MLP must be there, and keep the same neurons, ascending."""
-    modules: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for matrix in artifact.manifest["matrices"]:
-        if matrix["form"].startswith("modular_"):
-            module, linear = matrix["name"].removesuffix(".weight").rpartition(".")[::2]
-            modules.setdefault(module, {})[linear] = matrix
-    for module, matrices in modules.items():
-        if {linear: matrix["form"] for linear, matrix in matrices.items()} != MODULAR:
-            forms = ", ".join(f"{linear} {form}" for linear, form in MODULAR.items())
-            raise IntegrityError(f"{MANIFEST}: {module[:200]!r} is modular in parts; expected {forms}")
-        down = f"{module}.down_proj.cols"
-        kept = artifact.tensor(down)
-        for name in (f"{module}.gate_proj.rows", f"{module}.up_proj.rows"):
-            if not np.array_equal(artifact.tensor(name), kept):
-                raise IntegrityError(
-                    f"{artifact.tensors[name].file}: {name!r} and {down!r} keep different neurons; "
-                    "convert the model again"
-                )
-        if (np.diff(kept) < 0).any():
-            raise IntegrityError(f"{artifact.tensors[down].file}: {down!r} is not ascending; convert the model again")
-
-
-def _check_shared(artifact: Artifact) -> None:
-    """Two matrices with a common R must name each other, and each of its rows must be a row of one of them."""
-    matrices = {matrix["name"]: matrix for matrix in artifact.manifest["matrices"]}
-    for name, matrix in matrices.items():
-        shared = Shared.of(matrix)
-        if shared is None:
-            continue
-        pair = [matrices.get(member, {}) for member in shared.matrices]
-        named = {tuple((part.get("shared") or {}).get("matrices", ())) for part in pair}
-        if name not in shared.matrices or len(set(shared.matrices)) < len(pair) or named != {shared.matrices}:
-            raise IntegrityError(f"{MANIFEST}: {name[:200]!r} shares R with a matrix that does not share it back")
-        if len({(part["rank"], part["shape"][1]) for part in pair}) > 1:
-            raise IntegrityError(f"{MANIFEST}: {name[:200]!r} shares R, and the ranks or input widths differ")
-        stems = [member.removesuffix(".weight") for member in shared.matrices]
-        places = [artifact.tensor(f"{stem}.order")[artifact.tensor(f"{stem}.rows")] for stem in stems]
-        if not np.array_equal(np.sort(np.concatenate(places)), np.arange(matrix["rank"])):
-            raise IntegrityError(
-                f"{artifact.tensors[f'{stems[0]}.rows'].file}: {name[:200]!r}: rows of the common R are not divided "
-                "between its two matrices; convert the model again"
             )
 
 
