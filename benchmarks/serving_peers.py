@@ -23,7 +23,7 @@ Clock = tuple[float, float]
 Serve = Callable[[np.ndarray, int, Callable[[], None]], None]
 
 
-def runtime(folder: str, threads: int, *, huge_pages: bool = False) -> Serve:
+def runtime(folder: str, threads: int, *, huge_pages: bool | None = None) -> Serve:
     """Our own runtime on the fused graph."""
     from curconvert_runtime import CpuOptions, load
     from curconvert_runtime.decoding import Decoder

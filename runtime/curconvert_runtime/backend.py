@@ -15,6 +15,7 @@ from curconvert_runtime.errors import BackendError, InputError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 MINIMUM_VERSION = (1, 20)
+_BUFFERS_SINCE = (1, 31)
 CUDA_PROVIDER: Mapping[str, str] = MappingProxyType({"enable_skip_layer_norm_strict_mode": "1"})
 """Settings for every graph: normalisations of float16 sum in float32."""
 
@@ -30,20 +31,22 @@ class CpuOptions:
             it. Without it a session starts at once, and the weights stay pages of their file, which processes share.
         round_activations: Whether products with quantised weights may round activations to 8 bits, as the fused graph
             asks: fast. Without it they are computed in float32, with weights of 8 bits very slowly.
-        huge_pages: Whether the copies lie in pages of 2 MB (Linux with glibc): decoding is faster. It changes how the
-            whole process allocates, see `curconvert_runtime.huge_pages`: for processes that do little else.
+        huge_pages: Whether the copies lie in pages of 2 MB (Linux with glibc), with which decoding is faster: all of
+            them, however long the system looks for such pages; none; or, None, as many as it has at hand. While a
+            session loads, it changes how the whole process allocates, see `curconvert_runtime.huge_pages`.
     """
 
     spinning: bool = True
     prepack: bool = True
     round_activations: bool = True
-    huge_pages: bool = False
+    huge_pages: bool | None = None
 
     def session_config(self) -> dict[str, str]:
         """Return onnxruntime's session settings."""
         return {
             "session.intra_op.allow_spinning": str(int(self.spinning)),
             "session.disable_prepacking": str(int(not self.prepack)),
+            "session.prepack.enable_parallel": "1",  # since onnxruntime 1.31; older ones ignore it
         }
 
 
@@ -115,13 +118,21 @@ def import_onnxruntime(provider: str) -> ModuleType:
         import onnxruntime  # noqa: PLC0415 - an extra; the package imports without it
     except ImportError as error:
         raise BackendError(f"onnxruntime cannot be imported ({one_line(error)}); run {_extra(provider)}") from None
-    version = str(onnxruntime.__version__)
-    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
-    if numbers < MINIMUM_VERSION:
+    if _version_of(onnxruntime) < MINIMUM_VERSION:
         needed = ".".join(map(str, MINIMUM_VERSION))
-        raise BackendError(f"onnxruntime {version} is older than {needed}; run {_extra(provider)} --upgrade")
+        found = onnxruntime.__version__
+        raise BackendError(f"onnxruntime {found} is older than {needed}; run {_extra(provider)} --upgrade")
     module: ModuleType = onnxruntime
     return module
+
+
+def _version_of(onnxruntime: ModuleType) -> tuple[int, ...]:
+    return tuple(int(part) for part in str(onnxruntime.__version__).split(".")[:2] if part.isdecimal())
+
+
+def takes_buffers(onnxruntime: ModuleType, provider: str) -> bool:
+    """Tell whether weights can be used where a buffer holds their file, without a copy."""
+    return provider == "cpu" and _version_of(onnxruntime) >= _BUFFERS_SINCE
 
 
 def create_session(
@@ -129,7 +140,7 @@ def create_session(
     provider: str,
     threads: int | None = None,
     options: DeviceOptions | None = None,
-    initializers: Mapping[str, Any] = MappingProxyType({}),
+    files: Mapping[str, Any] = MappingProxyType({}),
 ) -> Any:
     """Load a graph on exactly one execution provider.
 
@@ -138,8 +149,8 @@ def create_session(
         provider: `cpu` or `cuda`.
         threads: Threads of one operator; None leaves the choice to onnxruntime.
         options: Settings of the provider.
-        initializers: Weights to use instead of reading them from the graph's external data: `OrtValue`s, which must
-            live as long as the session.
+        files: The files of the graph's external data by name, as buffers, which must live as long as the session: it
+            reads and uses the weights there. What is not here it maps by itself. Only where `takes_buffers`.
 
     Returns:
         An `onnxruntime.InferenceSession`.
@@ -174,8 +185,10 @@ def create_session(
     else:
         for key, value in chosen.session_config().items():
             settings.add_session_config_entry(key, value)
-    for name, value in initializers.items():
-        settings.add_initializer(name, value)
+    if files:
+        settings.add_session_config_entry("session.use_external_initializer_file_buffers_directly", "1")
+        lengths = [len(buffer) for buffer in files.values()]
+        settings.add_external_initializers_from_files_in_memory(list(files), list(files.values()), lengths)
     try:
         source: str | bytes = str(graph)
         if isinstance(chosen, CpuOptions) and not chosen.round_activations:

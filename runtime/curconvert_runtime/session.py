@@ -7,8 +7,8 @@ writes a row's new keys at the row's own length, so a batch needs no shifting wh
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,11 +27,11 @@ from curconvert_runtime.backend import (
     device_options,
     import_onnxruntime,
     one_line,
+    takes_buffers,
 )
 from curconvert_runtime.contract import FIRST_LOGITS, cache_names, check_contract
 from curconvert_runtime.errors import BackendError, InputError
 from curconvert_runtime.huge_pages import huge_pages
-from curconvert_runtime.onnx_external import external_tensors
 from curconvert_runtime.requests import Ids, TokenRows
 from curconvert_runtime.tensor_file import MappedFile, releasing
 
@@ -94,12 +94,10 @@ class Session:
         cuda = self.options if isinstance(self.options, CudaOptions) else None
         self._device_id = cuda.device_id if cuda else 0
         self._ort = import_onnxruntime(provider)
-        copied = isinstance(self.options, CpuOptions) and self.options.prepack
-        files, self._weights = self._mapped(path) if copied else ((), {})
-        huge = isinstance(self.options, CpuOptions) and self.options.huge_pages
-        size = sum(part.length * (2 if part.dtype in ("F16", "BF16") else 1) for part in artifact.tensors.values())
-        with releasing(files), huge_pages(size) if huge else nullcontext():
-            self._session = create_session(path, provider, threads, self.options, self._weights)
+        self._weights = self._mapped()
+        with self._copying():
+            buffers = {name: file.buffer for name, file in self._weights.items()}
+            self._session = create_session(path, provider, threads, self.options, buffers)
         self.has_positions = check_contract(self._session, path, model, artifact.arithmetic(graph))
         self.trims_logits = any(entry.name == FIRST_LOGITS for entry in self._session.get_overridable_initializers())
         self._past, self._present = cache_names(model["num_hidden_layers"])
@@ -109,25 +107,28 @@ class Session:
     def __repr__(self) -> str:
         return f"Session({str(self.artifact.path)!r}, graph={self.graph!r}, provider={self.provider!r})"
 
-    def _mapped(self, graph: Path) -> tuple[Collection[MappedFile], dict[str, Any]]:
-        """Return the weights' files, and the matrices in them that a graph refers to, as `OrtValue`s by its names.
+    def _mapped(self) -> dict[str, MappedFile]:
+        """Return the weights' files by name, mapped; none where onnxruntime would copy what is in them.
 
-        onnxruntime multiplies by rearranged copies. It would map each weight by itself, which takes longer, and of a
-        tied embedding, in which it also looks rows up, all pages would stay in memory beside the copy. What counts is
-        where the graph says that the bytes are: a wrong reference must not be put right here.
-        Quantised matrices are multiplied as they lie there.
+        onnxruntime multiplies by rearranged copies. Left to itself it opens and maps the file for each weight, which
+        takes longer, and of a tied embedding, in which it also looks rows up, all pages would stay in memory beside the
+        copy: pages of a mapping of our own can be released.
         """
-        if self.artifact.quantised:
-            return (), {}
-        stored = {
-            (tensor.file.name, tensor.offset, tensor.length): tensor
-            for tensor in self.artifact.tensors.values()
-            if tensor.dtype == "F32" and len(tensor.shape) == 2
-        }
-        files = {tensor.file: MappedFile(tensor.file) for tensor in stored.values()}
-        places = {part.name: (part.location, part.offset, part.length) for part in external_tensors(graph)}
-        found = {name: stored[place] for name, place in places.items() if place in stored}
-        return files.values(), {name: self.place(files[part.file].array(part)) for name, part in found.items()}
+        if not takes_buffers(self._ort, self.provider):
+            return {}
+        return {file.name: MappedFile(file) for file in {tensor.file for tensor in self.artifact.tensors.values()}}
+
+    @contextmanager
+    def _copying(self) -> Iterator[None]:
+        """Release mapped pages while onnxruntime copies weights, and let the copies lie in huge pages."""
+        options = self.options
+        if not isinstance(options, CpuOptions) or not options.prepack:
+            yield
+            return
+        size = sum(part.length * (2 if part.dtype in ("F16", "BF16") else 1) for part in self.artifact.tensors.values())
+        huge = nullcontext() if options.huge_pages is False else huge_pages(size, wait=bool(options.huge_pages))
+        with releasing(self._weights.values()), huge:
+            yield
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

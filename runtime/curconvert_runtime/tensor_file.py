@@ -121,25 +121,23 @@ def read_headers(path: Path) -> dict[str, TensorHeader]:
 
 
 class MappedFile:
-    """A file whose tensors are mapped, and whose pages can leave this process: what is read again comes back.
+    """A file that is mapped, and whose pages can leave this process: what is read again comes back.
 
     Args:
         path: Of the file.
+
+    Attributes:
+        buffer: Its bytes, read-only.
     """
 
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-
-    def array(self, tensor: TensorHeader) -> NDArray[Any]:
-        """Return one of its tensors, read-only; no BF16."""
-        flat = np.frombuffer(self._map, DTYPES[tensor.dtype], math.prod(tensor.shape), tensor.offset)
-        return flat.reshape(tensor.shape)
+            self.buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def release(self) -> None:
         """Let the pages go, where the system can; they stay in its page cache."""
         if hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)
+            self.buffer.madvise(mmap.MADV_DONTNEED)
 
 
 @contextmanager

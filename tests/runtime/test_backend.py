@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -155,6 +155,24 @@ def test_cpu_options_reach_the_session(
     assert settings.get_session_config_entry("session.intra_op.allow_spinning") == str(int(wanted.spinning))
     assert settings.get_session_config_entry("session.disable_prepacking") == str(int(not wanted.prepack))
     np.testing.assert_allclose(logits, load(sealed).logits([1, 2, 3]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("graph", ["portable", "fused"])
+def test_weights_are_mapped_once(sealed: Path, monkeypatch: pytest.MonkeyPatch, graph: Literal["fused"]) -> None:
+    """Not for each tensor by itself. An onnxruntime that would copy a buffer maps them, and computes the same."""
+
+    def mappings() -> int:
+        lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+        return sum(line.endswith(str(sealed / "model.safetensors")) for line in lines)
+
+    before = mappings()
+    session = load(sealed, graph=graph)
+    if sys.platform == "linux":
+        assert mappings() == before + 1
+    monkeypatch.setattr(backend, "_BUFFERS_SINCE", (99, 0))
+    older = load(sealed, graph=graph)
+    assert older._weights == {}
+    np.testing.assert_array_equal(session.logits([5, 9, 7]), older.logits([5, 9, 7]))
 
 
 @pytest.mark.parametrize(

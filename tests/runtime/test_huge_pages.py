@@ -5,11 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from curconvert_runtime import CpuOptions, load
+from curconvert_runtime import huge_pages as module
 
 # In a process of its own: what it changes holds for the whole process.
 SCRIPT = """
@@ -29,7 +31,7 @@ def flags(address):
                 return entry.split("VmFlags:")[1].split()
 
 size = 48 * 2**20
-with huge_pages(2 * size):
+with huge_pages(2 * size, wait=True):
     inside = libc.malloc(size)
     libc.memset(inside, 1, size)
 after = libc.malloc(2 * size)  # more than is left
@@ -44,7 +46,35 @@ def test_large_blocks_ask_for_huge_pages_inside_and_not_afterwards() -> None:
     assert done.stdout.split() == ["True", "False"], done.stderr
 
 
-def test_a_session_answers_the_same(sealed: Path) -> None:
+@pytest.mark.parametrize("huge", [True, None])
+def test_a_session_answers_the_same(sealed: Path, huge: bool | None) -> None:
     """Only where the weights lie is another thing."""
-    expected, found = (load(sealed, options=CpuOptions(huge_pages=huge)).logits([5, 9, 7]) for huge in (False, True))
+    expected, found = (load(sealed, options=CpuOptions(huge_pages=pages)).logits([5, 9, 7]) for pages in (False, huge))
     np.testing.assert_array_equal(expected, found)
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "filled"),
+    [((), 8), ((0, 5, 0, 5, 0), 8), ((0, 5, 5, 0), 3), ((5, 5), 2)],
+    ids=["all at hand", "some slow", "two slow in a row", "none at hand"],
+)
+def test_pages_are_filled_while_they_come_fast(
+    milliseconds: tuple[int, ...], filled: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page that the system has to find is taken; after two in a row the rest is left to small pages."""
+    clock = 0.0
+    waits = iter(milliseconds)
+
+    def madvise(address: int, length: int, advice: int) -> int:
+        nonlocal clock
+        assert (length, advice) == (2**21, 23)
+        clock += next(waits, 0) / 1000
+        return 0
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock))
+    assert module._filled(SimpleNamespace(madvise=madvise), 2**30, 2**30 + 8 * 2**21) == 2**30 + filled * 2**21
+
+
+def test_a_kernel_that_cannot_fill_pages_leaves_them_small() -> None:
+    """The call fails before Linux 5.14."""
+    assert module._filled(SimpleNamespace(madvise=lambda *_: -1), 2**30, 2**31) == 2**30
