@@ -16,6 +16,7 @@ from curconvert_runtime.errors import BackendError, InputError
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 MINIMUM_VERSION = (1, 20)
 _BUFFERS_SINCE = (1, 31)
+_FUSED_AT_LOAD = ("Sigmoid", "ReduceMean")  # what onnxruntime finds SiLU and a normalisation by
 CUDA_PROVIDER: Mapping[str, str] = MappingProxyType({"enable_skip_layer_norm_strict_mode": "1"})
 """Settings for every graph: normalisations of float16 sum in float32."""
 
@@ -175,6 +176,8 @@ def create_session(
             onnxruntime.preload_dlls()
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3  # errors reach the caller as exceptions; warnings are about optimisation
+    if provider == "cpu" and not gains_by_fusion(graph):
+        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     # The portable graph's quantised weights become float32 while it is loaded; otherwise every call does that anew.
     settings.add_session_config_entry("session.disable_quant_qdq", "1")
     if threads is not None:
@@ -210,6 +213,16 @@ def create_session(
             f"{wanted} was asked for, onnxruntime chose {', '.join(active)}; check driver and CUDA versions"
         )
     return session
+
+
+def gains_by_fusion(graph: Path) -> bool:
+    """Tell whether a graph has something to fuse: looking for it is a good part of reading a graph."""
+    try:
+        content = graph.read_bytes()
+    except OSError:  # onnxruntime says it better
+        return True
+    # onnx.proto3: NodeProto.op_type is field 4.
+    return any(b"\x22" + bytes([len(name)]) + name.encode() in content for name in _FUSED_AT_LOAD)
 
 
 def _version(onnxruntime: ModuleType) -> str:

@@ -157,6 +157,27 @@ def test_cpu_options_reach_the_session(
     np.testing.assert_allclose(logits, load(sealed).logits([1, 2, 3]), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("node", "level"), [("Sigmoid", "ALL"), ("Tanh", "BASIC")])
+def test_a_graph_without_anything_to_fuse_is_not_searched(
+    node: str, level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """onnxruntime looks for patterns only where there may be one; names of other things are not taken for nodes."""
+    value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in ("ReduceMean", "y")]
+    graph = onnx.helper.make_graph([onnx.helper.make_node(node, ["ReduceMean"], ["y"])], "g", value[:1], value[1:])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8),
+              tmp_path / "g.onnx")  # fmt: skip
+    found: list[Any] = []
+    original = onnxruntime.InferenceSession
+
+    def recorded(path: str, settings: Any, **arguments: Any) -> Any:
+        found.append(settings.graph_optimization_level)
+        return original(path, settings, **arguments)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", recorded)
+    backend.create_session(tmp_path / "g.onnx", "cpu")
+    assert found == [getattr(onnxruntime.GraphOptimizationLevel, f"ORT_ENABLE_{level}")]
+
+
 @pytest.mark.parametrize("graph", ["portable", "fused"])
 def test_weights_are_mapped_once(sealed: Path, monkeypatch: pytest.MonkeyPatch, graph: Literal["fused"]) -> None:
     """Not for each tensor by itself. An onnxruntime that would copy a buffer maps them, and computes the same."""

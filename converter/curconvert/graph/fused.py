@@ -21,13 +21,14 @@ _INT32, _INT64 = ir.DataType.INT32, ir.DataType.INT64
 
 
 class Fused(Portable):
-    """GroupQueryAttention, RotaryEmbedding, SkipSimplifiedLayerNormalization, FusedMatMul and FastGelu.
+    """GroupQueryAttention, RotaryEmbedding, SkipSimplifiedLayerNormalization, FusedMatMul, QuickGelu and FastGelu.
 
     What has no contributed operator is inherited: onnxruntime fuses the plain normalisation at load.
     """
 
     _lengths: tuple[ir.Value, ir.Value] | None = None
     _rows_of_tables: ir.Value | None = None
+    _has_normed = False
 
     def __init__(
         self, emit: Emitter, facts: ModelFacts, inputs: Mapping[str, ir.Value], *, quantised: bool = False
@@ -69,8 +70,19 @@ class Fused(Portable):
     def _from_rows(self, rows: ir.Value, width: int) -> ir.Value:
         return rows
 
+    def rms_norm(self, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
+        """Normalise the embedding by the kernel that adds, with nothing to add; anything else by the plain pattern.
+
+        The kernel that onnxruntime makes of the pattern has no schema in ONNX. In most families no other normalisation
+        is plain: then nothing is left to be fused at load.
+        """
+        if self._has_normed:
+            return super().rms_norm(x, weight, epsilon)
+        return self.add_rms_norm(x, self.emit("Sub", x, x), weight, epsilon)[0]
+
     def add_rms_norm(self, x: ir.Value, skip: ir.Value, weight: ir.Value, epsilon: float) -> tuple[ir.Value, ir.Value]:
         """Add and normalise in one kernel."""
+        self._has_normed = True
         normed, _, _, total = self.emit.multiple(
             "SkipSimplifiedLayerNormalization", 4, x, skip, weight, domain=MICROSOFT, epsilon=epsilon
         )
@@ -79,6 +91,10 @@ class Fused(Portable):
     def gelu(self, x: ir.Value, approximate: str) -> ir.Value:
         """GELU by one kernel."""
         return self.emit("FastGelu" if approximate == "tanh" else "Gelu", x, domain=MICROSOFT)
+
+    def silu(self, x: ir.Value) -> ir.Value:
+        """SiLU by one kernel: QuickGelu is x·sigmoid(alpha·x)."""
+        return self.emit("QuickGelu", x, domain=MICROSOFT, alpha=1.0)
 
     def attention(
         self,

@@ -13,7 +13,7 @@ from curconvert.graph.answers import vocabulary_products
 
 _HALF, _FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
 _KERNELS = (
-    "FastGelu", "FusedMatMul", "Gather", "Gelu", "GroupQueryAttention", "RotaryEmbedding",
+    "FastGelu", "FusedMatMul", "Gather", "Gelu", "GroupQueryAttention", "QuickGelu", "RotaryEmbedding",
     "SkipSimplifiedLayerNormalization",
 )  # fmt: skip
 _WIDENING = ("Pow",)  # 256² is beyond float16

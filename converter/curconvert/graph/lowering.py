@@ -60,6 +60,9 @@ class Dialect(Protocol):
     def gelu(self, x: ir.Value, approximate: str) -> ir.Value:
         """Return GELU, exact (`none`) or by its `tanh` approximation."""
 
+    def silu(self, x: ir.Value) -> ir.Value:
+        """Return SiLU, x·sigmoid(x)."""
+
     def attention(
         self,
         facts: AttentionFacts,
@@ -181,6 +184,8 @@ class Lowering:
         if node.op_type == "Add" and not str(right.name).endswith(".bias"):
             # The residual stream, and Gemma's 1 + weight: a new node has no number of mobius in its name.
             return (emit("Add", emit.exact(left), emit.exact(right)),)
+        if node.op_type == "Mul" and _is_sigmoid_of(right, left):
+            return (self._dialect.silu(left),)
         if node.op_type == "Mul" and self._facts.embedding_scale is not None and self._is_embedding(left):
             # mobius rounds this constant (5.66 for √32 in Gemma 2, bfloat16's 5.65625 in Gemma 3).
             return (emit("Mul", left, emit.constant(self._facts.embedding_scale)),)
@@ -324,6 +329,11 @@ def _resize(value: ir.Value, width: int) -> None:
         if node.op_type != "MatMul":
             for output in node.outputs:
                 _resize(output, width)
+
+
+def _is_sigmoid_of(value: ir.Value, x: ir.Value) -> bool:
+    producer = value.producer()
+    return producer is not None and producer.op_type == "Sigmoid" and _input(producer, 0) is x
 
 
 def _unrotated(value: ir.Value) -> tuple[ir.Value, bool]:

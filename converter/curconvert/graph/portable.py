@@ -141,6 +141,10 @@ class Portable:
             bell = emit("Erf", emit("Mul", x, emit.constant(math.sqrt(0.5))))
         return emit("Mul", emit("Mul", x, half), emit("Add", bell, one))
 
+    def silu(self, x: ir.Value) -> ir.Value:
+        """SiLU from primitives."""
+        return self.emit("Mul", x, self.emit("Sigmoid", x))
+
     def attention(
         self,
         facts: AttentionFacts,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -16,6 +18,7 @@ from curconvert.checkpoint.types import ByteRange, TensorInfo
 from curconvert.errors import UnsupportedError
 from curconvert.families import SUPPORTED_FAMILIES
 from curconvert.graph import Graphs, build_graphs, save_graphs
+from curconvert_runtime.backend import gains_by_fusion
 from support.cases import CASES
 from support.families import FAMILIES, MIXED, SPARSE, VOCABULARY, TinyModel, compress, drop_neurons, make_checkpoint
 from support.parity import Runner, largest_difference, left_padded_logits, oracle_logits, right_padded_logits, tokens
@@ -122,14 +125,41 @@ def test_the_portable_graph_has_standard_operators_only(llama: TinyModel) -> Non
 
 
 def test_the_fused_graph_uses_the_fused_operators(llama: TinyModel) -> None:
-    """Attention, rotary embedding and the residual norms are onnxruntime's; no attention bias is passed."""
+    """Attention, rotary embedding, norms and SiLU are onnxruntime's; no attention bias is passed."""
     proto = onnx.load(llama.folder / "model.fused.onnx", load_external_data=False)
     fused = [node for node in proto.graph.node if node.domain == "com.microsoft"]
     counts = {name: sum(node.op_type == name for node in fused) for name in {node.op_type for node in fused}}
     assert counts["GroupQueryAttention"] == 2
     assert counts["RotaryEmbedding"] == 4
-    assert counts["SkipSimplifiedLayerNormalization"] == 4
+    assert counts["SkipSimplifiedLayerNormalization"] == 5
+    assert counts["QuickGelu"] == 2
     assert all(len(node.input) == 7 for node in fused if node.op_type == "GroupQueryAttention")
+
+
+@pytest.mark.parametrize("forms", [MIXED, SPARSE])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_onnxruntime_is_told_where_it_has_something_to_fuse(
+    family: str, forms: tuple[str, ...], tmp_path: Path
+) -> None:
+    """In a fused graph that is loaded without looking, it would find nothing but Granite's multipliers to merge."""
+    model = compress(make_checkpoint(tmp_path / "dense", family), tmp_path / "mixed", forms=forms)
+    save_graphs(build_graphs(model.config, model.tensors, model.forms), model.folder)
+    path, optimised = model.folder / "model.fused.onnx", tmp_path / "optimised.onnx"
+    level = onnxruntime.GraphOptimizationLevel
+    counts = []
+    for chosen in (level.ORT_ENABLE_BASIC, level.ORT_ENABLE_ALL):
+        settings = onnxruntime.SessionOptions()
+        settings.graph_optimization_level, settings.optimized_model_filepath = chosen, str(optimised)
+        settings.log_severity_level = 3
+        onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+        counts.append(Counter(node.op_type for node in onnx.load(optimised, load_external_data=False).graph.node))
+    found = {name for name in counts[0] | counts[1] if counts[0][name] != counts[1][name]}
+    if gains_by_fusion(path):
+        assert counts[1]["SimplifiedLayerNormalization"] > 1
+    else:
+        assert found <= ({"Mul", "Div"} if family == "granite" else set())
+    assert gains_by_fusion(path) == (family in ("qwen3", "gemma2", "gemma3_text", "olmo2", "olmo3"))
+    assert gains_by_fusion(model.folder / "model.onnx")
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -18,7 +18,7 @@ from support.families import FAMILIES, MIXED, SPARSE, VOCABULARY, TinyModel, com
 from support.parity import oracle_logits, right_padded_logits, tokens
 
 FUSED = "model.fused.onnx"
-KERNELS = ("FusedMatMul", "GroupQueryAttention", "RotaryEmbedding", "SkipSimplifiedLayerNormalization")
+KERNELS = ("FusedMatMul", "GroupQueryAttention", "QuickGelu", "RotaryEmbedding", "SkipSimplifiedLayerNormalization")
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 # Relative to the largest logit; float16 has 11 binary digits, a model of two layers a dozen roundings in a row.
 TOLERANCE = 1e-2
