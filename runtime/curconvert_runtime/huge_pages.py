@@ -19,7 +19,7 @@ from typing import Any
 _PAGE = 2**21
 _MADV_HUGEPAGE, _MADV_NOHUGEPAGE, _MADV_POPULATE_WRITE = 14, 15, 23
 # Measured here: 0.1 ms for a page at hand, 0.7 ms for the same memory in small pages, 5 ms for one that is not at hand.
-_SLOW_SECONDS, _SLOW_IN_A_ROW = 1.5e-3, 2
+_SLOW_SECONDS, _FAST_FOR_A_SLOW = 1.5e-3, 32
 # glibc's malloc.h. A mallopt call ends its own adjustment of the thresholds; these are the largest it would choose.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 _NEVER, _MAPPINGS, _LARGEST = -1, 65536, 2**25
@@ -57,14 +57,14 @@ def huge_pages(size: int, *, wait: bool) -> Iterator[None]:
 
 
 def _filled(libc: Any, start: int, end: int) -> int:
-    """Fill memory with huge pages while they come fast; return the address where that ended."""
+    """Fill memory with huge pages while nearly all come fast; return the address where that ended."""
     slow = 0
-    for page in range(start, end, _PAGE):
+    for count, page in enumerate(range(start, end, _PAGE)):
         begin = time.perf_counter()
         if libc.madvise(page, _PAGE, _MADV_POPULATE_WRITE):  # Linux before 5.14 does not know it
             return page
-        slow = slow + 1 if time.perf_counter() - begin > _SLOW_SECONDS else 0
-        if slow == _SLOW_IN_A_ROW:
+        slow += time.perf_counter() - begin > _SLOW_SECONDS
+        if slow * _FAST_FOR_A_SLOW > count:
             return page + _PAGE
     return end
 
