@@ -2,8 +2,8 @@
 
 All take turns within a round, on the same cores, so that what else the machine does meets each of them; ratios are of
 one round, numbers medians over rounds. Each round starts each process anew: where the system happens to put a process's
-memory changes its speed by several percent for as long as it lives. How long a process takes from its start to the
-first token is measured by the way. No other peer is in memory meanwhile.
+memory changes its speed by several percent for as long as it lives. How long a process takes from its start to its
+first token is `start.py`'s business. No other peer is in memory meanwhile.
 `--clock cpu` counts the process's CPU seconds instead of the clock on the wall, with one thread: that is what to read
 on a machine that is shared, where the wall says more about the neighbours.
 
@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ class Peer:
         bytecode: Where the process keeps compiled Python, as an installation does.
 
     Attributes:
-        start: Seconds from the start of the process to its first token, `wall` and `cpu`.
+        start: Seconds from the start of the process to its first token.
     """
 
     def __init__(self, name: str, folder: Path, threads: int, optimum_python: Path, bytecode: Path) -> None:
@@ -104,8 +105,8 @@ class Peer:
             encoding="utf-8",
             env=environment | limits | {"HF_HUB_OFFLINE": "1", "PYTHONPYCACHEPREFIX": str(bytecode)},
         )
-        used = self.ask((1, 8, 0))["process"]
-        self.start = {"wall": time.perf_counter() - begin, "cpu": used}
+        self.ask((1, 8, 0))
+        self.start = time.perf_counter() - begin
 
     def ask(self, workload: tuple[int, int, int]) -> dict[str, Any]:
         """Serve one request."""
@@ -131,32 +132,35 @@ def measure(name: str, folder: Path, given: argparse.Namespace, workloads: list[
         workloads: Batches and lengths of prompts.
     """
     bytecode = given.scratch / "bytecode"
-    asked = [peer for peer in given.peers if peer != "torch" or not name.endswith(("int8", "int4"))]
+    asked = asked_of(name, given)
 
     def begin(peer: str) -> Peer:
         return Peer(peer, folder, given.threads, given.optimum_python, bytecode)
 
     for peer in asked:  # once: compiles, hashes and reads files that are in nobody's memory yet
         begin(peer).close()
-    starts: dict[str, list[dict[str, float]]] = {peer: [] for peer in asked}
     answers: list[dict[str, Any]] = []
     reader, read = MemoryReader(given.threads), []
     for turn in range(given.rounds):
         for peer in asked if turn % 2 == 0 else asked[::-1]:
             process = begin(peer)
-            starts[peer].append(process.start)
             for batch, prompt in workloads:
                 answer = process.ask((batch, prompt, given.generated))
                 answers.append({"peer": peer, "batch": batch, "prompt": prompt, "turn": turn, **answer})
             process.close()
         read.append(reader.bytes_per_second())
     line = {
-        "name": name, **setting_of(given), "weights": weight_bytes(Artifact.open(folder), "fused"), "starts": starts,
+        "name": name, **setting_of(given), "weights": weight_bytes(Artifact.open(folder), "fused"),
         "read": statistics.median(read), "answers": answers,
     }  # fmt: skip
     given.results.parent.mkdir(parents=True, exist_ok=True)
     with given.results.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def asked_of(name: str, given: argparse.Namespace) -> list[str]:
+    """Return the peers of an artifact: torch is not asked to serve quantised matrices."""
+    return [peer for peer in given.peers if peer != "torch" or not name.endswith(("int8", "int4"))]
 
 
 def setting_of(given: argparse.Namespace) -> dict[str, Any]:
@@ -168,12 +172,10 @@ def measured(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Return what `--results` holds of each artifact in this setting, its lines put together."""
     lines = given.results.read_text(encoding="utf-8").splitlines() if given.results.exists() else []
     found: dict[str, dict[str, Any]] = {}
-    for line in map(json.loads, lines):
+    for number, line in enumerate(map(json.loads, lines)):
         if setting_of(given).items() <= line.items():
-            whole = found.setdefault(line["name"], {**line, "answers": [], "starts": {}})
-            whole["answers"] += line["answers"]
-            for peer, starts in line["starts"].items():
-                whole["starts"].setdefault(peer, []).extend(starts)
+            whole = found.setdefault(line["name"], {**line, "answers": []})
+            whole["answers"] += [{**answer, "turn": (number, answer["turn"])} for answer in line["answers"]]
     return found
 
 
@@ -224,12 +226,11 @@ def ranges(lines: Iterable[dict[str, Any]], clock: str) -> str:
     return f"onnxruntime-genai takes as many times as long, over all rows: {'; '.join(said)}."
 
 
-def costs(line: dict[str, Any], clock: str) -> list[str]:
-    """Return a form's row of starts and of peak memory."""
-    starts = [_cell([s[clock] for s in found], 2) if (found := line["starts"].get(p)) else "" for p in PEERS]
+def peaks(line: dict[str, Any]) -> list[str]:
+    """Return a form's row of peak memory."""
     found = {peer: [answer["peak"] for answer in line["answers"] if answer["peer"] == peer] for peer in PEERS}
-    peaks = [f"{max(values) / 1e6:,.0f}" if values else "" for values in found.values()]
-    return [line["name"], f"{line['weights'] / 1e6:,.0f}", *starts, *peaks]
+    cells = [f"{max(values) / 1e6:,.0f}" if values else "" for values in found.values()]
+    return [line["name"], f"{line['weights'] / 1e6:,.0f}", *cells]
 
 
 def report(lines: dict[str, dict[str, Any]], given: argparse.Namespace) -> str:
@@ -238,11 +239,14 @@ def report(lines: dict[str, dict[str, Any]], given: argparse.Namespace) -> str:
     slower = [f"{peer}: {part}" for peer in PEERS[1:] for part in ("prefill", "decode")]
     head = ["artifact", "batch", "prompt", f"prefill, tokens per {per}", f"decode, tokens per {per}", *slower]
     rows = [row for line in lines.values() for row in speeds(line, given.clock)]
-    head_costs = [
-        "artifact", "MB of weights a token", *(f"start, s: {peer}" for peer in PEERS),
-        *(f"peak, MB: {peer}" for peer in PEERS),
-    ]  # fmt: skip
-    rounds = {len({answer["turn"] for answer in line["answers"]}) for line in lines.values()}
+    head_peaks = ["artifact", "MB of weights a token", *(f"peak, MB: {peer}" for peer in PEERS)]
+    cells = (
+        (line["name"], a["peer"], a["batch"], a["prompt"])
+        for line in lines.values()
+        for a in line["answers"]
+        if a["peer"] != PEERS[0]  # which others are measured beside, one more time each
+    )
+    rounds = set(Counter(cells).values())
     read = statistics.median(line["read"] for line in lines.values()) / 1e9
     return (
         f"{MODEL_NAME}, and the shape of Llama 3.2 {SHAPE} with random weights and a vocabulary cut as its layers are; "
@@ -254,10 +258,9 @@ def report(lines: dict[str, dict[str, Any]], given: argparse.Namespace) -> str:
         f"{table(head, rows)}\n\n{ranges(lines.values(), given.clock)}\n\n"
         "optimum runs the portable graph with its default session options, in which onnxruntime unpacks quantised "
         "weights in every call; `session.disable_quant_qdq` would do it once, into the memory of float32.\n\n"
-        "*Start* is from the start of the process to the first token of a short request, of the same processes; of our "
-        "runtime it has the checks of the folder in it, with digests that are remembered. *Peak* is the process's "
-        "largest resident memory. *Huge pages* is our runtime with `CpuOptions(huge_pages=True)`.\n\n"
-        f"{table(head_costs, [costs(line, given.clock) for line in lines.values()])}\n\n"
+        "*Peak* is the process's largest resident memory. *Huge pages* is our runtime with "
+        "`CpuOptions(huge_pages=True)`; by default it takes those that the system has at hand.\n\n"
+        f"{table(head_peaks, [peaks(line) for line in lines.values()])}\n\n"
         "Made by `python benchmarks/serving.py --scratch FOLDER --publish`, again with `--layers 4`, and "
         "`--optimum-python` for optimum's."
     )
@@ -289,8 +292,15 @@ def main() -> None:
     given.scratch.mkdir(parents=True, exist_ok=True)
     done = measured(given)
     for name, folder in artifacts(given).items():
-        known = workloads_of(done[name]) if name in done else []
-        wanted = [(batch, prompt) for batch in given.batch for prompt in given.prompt if (batch, prompt) not in known]
+        answers = done[name]["answers"] if name in done else []
+        known = {(answer["peer"], answer["batch"], answer["prompt"]) for answer in answers}
+        asked = asked_of(name, given)
+        wanted = [
+            (batch, prompt)
+            for batch in given.batch
+            for prompt in given.prompt
+            if any((peer, batch, prompt) not in known for peer in asked)
+        ]
         if wanted:
             measure(name, folder, given, wanted)
     text = report(measured(given), given)

@@ -2,7 +2,7 @@
 
 Arguments: the peer, the artifact's folder, the threads.
 A line of input is `[batch, prompt tokens, generated tokens]`; the answer, one line of JSON, has wall and CPU seconds
-until the first token and after it, the CPU seconds of the process so far, and its peak memory.
+until the first token and after it, and the peak memory of the process.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def main() -> None:
         assert len(marks) == generated + 2, f"{peer}: {len(marks) - 1} tokens, expected {generated + 1}"
         first, last = marks[1], marks[-1]
         spans = {clock: [first[at] - marks[0][at], last[at] - first[at]] for at, clock in enumerate(("wall", "cpu"))}
-        answers.write(json.dumps({**spans, "process": time.process_time(), "peak": _peak()}) + "\n")
+        answers.write(json.dumps({**spans, "peak": _peak()}) + "\n")
 
 
 if __name__ == "__main__":

@@ -78,6 +78,19 @@ def test_a_cut_is_what_a_fresh_conversion_to_that_size_is(home: Path, tmp_path: 
     assert {p.name for p in (tmp_path / "out").iterdir()} == {p.name for p in (home / f"fresh-{keep}").iterdir()}
 
 
+def test_an_artifact_for_a_gpu_stays_one(home: Path, tmp_path: Path) -> None:
+    """The fused graph goes on computing in float16, and onnxruntime-genai is told to use CUDA."""
+    converted(home, "scored-cuda", keep=0.92, scored=True, target="cuda")
+    resize(home / "scored-cuda", tmp_path / "out", ResizeOptions(0.7))
+    whole, cut = Artifact.open(home / "scored-cuda"), Artifact.open(tmp_path / "out")
+    assert cut.arithmetic("fused") == whole.arithmetic("fused") == "float16"
+    assert cut.manifest["graphs"] == whole.manifest["graphs"]
+    assert cut.file("genai_config.json").read_bytes() == whole.file("genai_config.json").read_bytes()
+    assert cut.model["parameters_after"] <= 0.7 * cut.model["parameters_before"]
+    checks = torch_parity(tmp_path / "out").checks
+    assert [check.name for check in checks if not check.passed] == []
+
+
 def test_where_it_came_from_is_told(home: Path, tmp_path: Path) -> None:
     """The scored manifest's hash, and no error that nobody has measured; the rest is the conversion's."""
     resize(home / "scored", tmp_path / "out", ResizeOptions(target_parameters=20_000))
