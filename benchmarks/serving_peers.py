@@ -116,6 +116,7 @@ def in_torch(folder: str, threads: int) -> Serve:
 PEERS: dict[str, Callable[[str, int], Serve]] = {
     "curconvert": runtime,
     "curconvert, huge pages": partial(runtime, huge_pages=True),
+    "curconvert, small pages": partial(runtime, huge_pages=False),
     "onnxruntime-genai": genai,
     "optimum": optimum,
     "torch": in_torch,

@@ -10,13 +10,12 @@ import argparse
 import json
 import os
 import statistics
-import sys
 from pathlib import Path
 
 import serving
 from common import MODEL, MODEL_NAME, ROOT, machine, publish, table
 
-PEERS = ("curconvert", "curconvert, huge pages", "onnxruntime-genai", "optimum")
+PEERS = ("curconvert", "curconvert, small pages", "curconvert, huge pages", "onnxruntime-genai", "optimum")
 
 
 def measure(name: str, folder: Path, threads: int, given: argparse.Namespace) -> None:
@@ -39,24 +38,39 @@ def measure(name: str, folder: Path, threads: int, given: argparse.Namespace) ->
         file.write(json.dumps({"name": name, "threads": threads, "seconds": seconds}) + "\n")
 
 
-def report(given: argparse.Namespace) -> str:
+def measured(results: Path) -> dict[tuple[str, int], dict[str, list[float]]]:
+    """Return the seconds of each peer by artifact and threads, of all lines together."""
+    found: dict[tuple[str, int], dict[str, list[float]]] = {}
+    for line in results.read_text(encoding="utf-8").splitlines() if results.exists() else []:
+        entry = json.loads(line)
+        seconds = found.setdefault((entry["name"], entry["threads"]), {})
+        for peer, values in entry["seconds"].items():
+            seconds.setdefault(peer, []).extend(values)
+    return found
+
+
+def report(results: Path) -> str:
     """Return the table."""
-    lines = [json.loads(line) for line in given.results.read_text(encoding="utf-8").splitlines()]
-    rows = []
-    for line in lines:
-        seconds = line["seconds"]
+    found = measured(results)
+    rows, ratios, counts = [], [], []
+    for (name, threads), seconds in found.items():
         medians = {peer: statistics.median(values) for peer, values in seconds.items()}
-        cells = [f"{medians[peer]:.2f} ({min(seconds[peer]):.2f} to {max(seconds[peer]):.2f})" for peer in medians]
-        ratio = medians["onnxruntime-genai"] / medians["curconvert"]
-        rows.append([line["name"], str(line["threads"]), *cells, f"{ratio:.2f}"])
-    peers = list(lines[0]["seconds"])
-    rounds = len(lines[0]["seconds"]["curconvert"])
-    head = ["artifact", "threads", *(f"{peer}, s" for peer in peers), "onnxruntime-genai / curconvert"]
+        cells = [
+            f"{medians[peer]:.2f} ({min(seconds[peer]):.2f} to {max(seconds[peer]):.2f})" if peer in seconds else ""
+            for peer in PEERS
+        ]
+        ratios.append(medians["onnxruntime-genai"] / medians["curconvert"])
+        counts += [len(values) for peer, values in seconds.items() if peer != "optimum"]
+        rows.append([name, str(threads), *cells, f"{ratios[-1]:.2f}"])
+    head = ["artifact", "threads", *(f"{peer}, s" for peer in PEERS), "onnxruntime-genai / curconvert"]
+    optimum = max(len(seconds.get("optimum", [])) for seconds in found.values())
     return (
         f"{MODEL_NAME}, fused graph (optimum: portable), a request of 8 tokens; the models of the table of serving. "
-        f"Medians (least to most) of {rounds} processes each, in turn; of optimum {given.optimum_rounds}. Of our "
-        "runtime the checks of the folder are in it, with digests that are remembered; of all, Python and NumPy. "
-        f"*Huge pages* is `CpuOptions(huge_pages=True)`. {machine()}.\n\n{table(head, rows)}\n\n"
+        f"Medians (least to most) of {min(counts)} to {max(counts)} processes each, in turn; of optimum {optimum}. "
+        "Of our runtime the checks of the folder are in it, with digests that are remembered; of all, Python and "
+        "NumPy. Small and huge pages are `CpuOptions(huge_pages=False)` and `True`; by default our runtime takes the "
+        f"huge pages that the system has at hand. {machine()}.\n\n{table(head, rows)}\n\n"
+        f"onnxruntime-genai takes {min(ratios):.2f} to {max(ratios):.2f} times as long as our runtime.\n\n"
         "Made by `python benchmarks/start.py --scratch FOLDER --publish`."
     )
 
@@ -76,15 +90,19 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / ".cache" / "benchmarks" / "start.jsonl")
     parser.add_argument("--publish", action="store_true", help="write docs/benchmarks.md from --results")
     given = parser.parse_args()
-    known = given.results.read_text(encoding="utf-8").splitlines() if given.results.exists() else []
-    done = {(line["name"], line["threads"]) for line in map(json.loads, known)}
+    done = measured(given.results)
     for form in given.forms:
         for stored in given.stored:
             folder = serving.make(form, given.model, given.scratch, stored)
             for threads in given.threads:
-                if (f"{form}, {stored}", threads) not in done:
-                    measure(f"{form}, {stored}", folder, threads, given)
-    publish("start", report(given)) if given.publish else sys.stdout.write(report(given) + "\n")
+                name = f"{form}, {stored}"
+                if set(given.peers) - done.get((name, threads), {}).keys():
+                    measure(name, folder, threads, given)
+    text = report(given.results)
+    if given.publish:
+        publish("start", text)
+    else:
+        print(text)
 
 
 if __name__ == "__main__":
