@@ -34,7 +34,8 @@ class CpuOptions:
             asks: fast. Without it they are computed in float32, with weights of 8 bits very slowly.
         huge_pages: Whether the copies lie in pages of 2 MB (Linux with glibc), with which decoding is faster: all of
             them, however long the system looks for such pages; none; or, None, as many as it has at hand. While a
-            session loads, it changes how the whole process allocates, see `curconvert_runtime.huge_pages`.
+            session loads, it changes how the whole process allocates, see `curconvert_runtime.huge_pages`. Without
+            them the copies are made on all threads.
     """
 
     spinning: bool = True
@@ -47,7 +48,8 @@ class CpuOptions:
         return {
             "session.intra_op.allow_spinning": str(int(self.spinning)),
             "session.disable_prepacking": str(int(not self.prepack)),
-            "session.prepack.enable_parallel": "1",  # since onnxruntime 1.31; older ones ignore it
+            # Since onnxruntime 1.31. Threads of its own allocate elsewhere than in the heap that was filled for them.
+            "session.prepack.enable_parallel": str(int(self.huge_pages is False)),
         }
 
 

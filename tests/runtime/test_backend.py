@@ -136,7 +136,7 @@ def test_cuda_options_reach_the_provider(
     assert found == [("CUDAExecutionProvider", expected)]
 
 
-@pytest.mark.parametrize("options", [None, CpuOptions(spinning=False, prepack=False), CpuOptions(prepack=True)])
+@pytest.mark.parametrize("options", [None, CpuOptions(spinning=False, prepack=False), CpuOptions(huge_pages=False)])
 def test_cpu_options_reach_the_session(
     sealed: Path, monkeypatch: pytest.MonkeyPatch, options: CpuOptions | None
 ) -> None:
@@ -154,6 +154,7 @@ def test_cpu_options_reach_the_session(
     wanted = options or CpuOptions()
     assert settings.get_session_config_entry("session.intra_op.allow_spinning") == str(int(wanted.spinning))
     assert settings.get_session_config_entry("session.disable_prepacking") == str(int(not wanted.prepack))
+    assert settings.get_session_config_entry("session.prepack.enable_parallel") == str(int(wanted.huge_pages is False))
     np.testing.assert_allclose(logits, load(sealed).logits([1, 2, 3]), rtol=1e-5, atol=1e-5)
 
 
