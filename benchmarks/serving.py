@@ -188,17 +188,31 @@ def _cell(values: list[float], digits: int = 1) -> str:
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
+def spans_of(line: dict[str, Any], workload: tuple[int, int], clock: str) -> dict[str, dict[Any, list[float]]]:
+    """Return the seconds to the first token and after it, by peer and by round; of rounds that our runtime was in."""
+    spans: dict[str, dict[Any, list[float]]] = {peer: {} for peer in PEERS}
+    for answer in line["answers"]:
+        if (answer["batch"], answer["prompt"]) == workload:
+            spans[answer["peer"]][answer["turn"]] = answer[clock]
+    ours = spans[PEERS[0]].keys()
+    return {peer: {turn: span for turn, span in found.items() if turn in ours} for peer, found in spans.items()}
+
+
+def slower(spans: dict[str, dict[Any, list[float]]], peer: str, than: str, part: int) -> list[float]:
+    """Return how many times as long a peer takes as another, round by round; part 0 is prefill, 1 decode."""
+    return [span[part] / spans[than][turn][part] for turn, span in spans[peer].items() if turn in spans[than]]
+
+
 def speeds(line: dict[str, Any], clock: str) -> list[list[str]]:
     """Return a row for each workload: our speed, and by how much the others take longer, round by round."""
     rows = []
     for batch, prompt in workloads_of(line):
-        here = [answer for answer in line["answers"] if (answer["batch"], answer["prompt"]) == (batch, prompt)]
-        spans = {peer: {a["turn"]: a[clock] for a in here if a["peer"] == peer} for peer in PEERS}
-        ours = spans[PEERS[0]]
-        prefill = [batch * prompt / first for first, _ in ours.values()]
-        decode = [batch * line["generated"] / rest for _, rest in ours.values()]
+        spans = spans_of(line, (batch, prompt), clock)
+        ours = spans[PEERS[0]].values()
+        prefill = [batch * prompt / first for first, _ in ours]
+        decode = [batch * line["generated"] / rest for _, rest in ours]
         ratios = [
-            _cell([span[part] / ours[turn][part] for turn, span in spans[peer].items()], 2) if spans[peer] else ""
+            _cell(slower(spans, peer, PEERS[0], part), 2) if spans[peer] else ""
             for peer in PEERS[1:]
             for part in (0, 1)
         ]
@@ -210,15 +224,12 @@ def ranges(lines: Iterable[dict[str, Any]], clock: str) -> str:
     """Say how many times as long onnxruntime-genai takes as each of ours, over all rows; medians of rounds."""
     found: dict[tuple[str, int], list[float]] = {}
     for line in lines:
-        for batch, prompt in workloads_of(line):
-            here = [a for a in line["answers"] if (a["batch"], a["prompt"]) == (batch, prompt)]
-            genai, *ours = (
-                {a["turn"]: a[clock] for a in here if a["peer"] == peer} for peer in (PEERS[2], PEERS[0], PEERS[1])
-            )
-            for peer, spans in zip(PEERS, ours, strict=False):
+        for workload in workloads_of(line):
+            spans = spans_of(line, workload, clock)
+            for than in PEERS[:2]:
                 for part in (0, 1):
-                    ratios = [span[part] / spans[turn][part] for turn, span in genai.items() if turn in spans]
-                    found.setdefault((peer, part), []).append(statistics.median(ratios))
+                    if ratios := slower(spans, PEERS[2], than, part):
+                        found.setdefault((than, part), []).append(statistics.median(ratios))
     said = [
         f"{('prefill', 'decode')[part]} {min(values):.2f} to {max(values):.2f} ({peer})"
         for (peer, part), values in found.items()
@@ -236,8 +247,8 @@ def peaks(line: dict[str, Any]) -> list[str]:
 def report(lines: dict[str, dict[str, Any]], given: argparse.Namespace) -> str:
     """Return the tables."""
     per = "second of CPU time" if given.clock == "cpu" else "second"
-    slower = [f"{peer}: {part}" for peer in PEERS[1:] for part in ("prefill", "decode")]
-    head = ["artifact", "batch", "prompt", f"prefill, tokens per {per}", f"decode, tokens per {per}", *slower]
+    others = [f"{peer}: {part}" for peer in PEERS[1:] for part in ("prefill", "decode")]
+    head = ["artifact", "batch", "prompt", f"prefill, tokens per {per}", f"decode, tokens per {per}", *others]
     rows = [row for line in lines.values() for row in speeds(line, given.clock)]
     head_peaks = ["artifact", "MB of weights a token", *(f"peak, MB: {peer}" for peer in PEERS)]
     cells = (

@@ -54,6 +54,8 @@ def report(results: Path) -> str:
     found = measured(results)
     rows, ratios, counts = [], [], []
     for (name, threads), seconds in found.items():
+        if not {"curconvert", "onnxruntime-genai"} <= seconds.keys():
+            continue  # measured in parts, and this one is not complete
         medians = {peer: statistics.median(values) for peer, values in seconds.items()}
         cells = [
             f"{medians[peer]:.2f} ({min(seconds[peer]):.2f} to {max(seconds[peer]):.2f})" if peer in seconds else ""

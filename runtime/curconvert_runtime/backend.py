@@ -121,7 +121,7 @@ def import_onnxruntime(provider: str) -> ModuleType:
         import onnxruntime  # noqa: PLC0415 - an extra; the package imports without it
     except ImportError as error:
         raise BackendError(f"onnxruntime cannot be imported ({one_line(error)}); run {_extra(provider)}") from None
-    if _version_of(onnxruntime) < MINIMUM_VERSION:
+    if _release(onnxruntime) < MINIMUM_VERSION:
         needed = ".".join(map(str, MINIMUM_VERSION))
         found = onnxruntime.__version__
         raise BackendError(f"onnxruntime {found} is older than {needed}; run {_extra(provider)} --upgrade")
@@ -129,13 +129,13 @@ def import_onnxruntime(provider: str) -> ModuleType:
     return module
 
 
-def _version_of(onnxruntime: ModuleType) -> tuple[int, ...]:
+def _release(onnxruntime: ModuleType) -> tuple[int, ...]:
     return tuple(int(part) for part in str(onnxruntime.__version__).split(".")[:2] if part.isdecimal())
 
 
 def takes_buffers(onnxruntime: ModuleType, provider: str) -> bool:
     """Tell whether weights can be used where a buffer holds their file, without a copy."""
-    return provider == "cpu" and _version_of(onnxruntime) >= _BUFFERS_SINCE
+    return provider == "cpu" and _release(onnxruntime) >= _BUFFERS_SINCE
 
 
 def create_session(
