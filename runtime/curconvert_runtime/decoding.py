@@ -60,7 +60,7 @@ class Decoder:
     def __init__(self, session: Session, prompts: Sequence[Ids], new_tokens: int) -> None:
         self._session = session
         self._ids, self._mask = requests.padded(prompts, session.padding)
-        self._lengths: Ids = np.array([len(prompt) for prompt in prompts])
+        self._lengths = [len(prompt) for prompt in prompts]
         batch, width = self._ids.shape
         # The last token that is chosen never enters the cache.
         self._capacity = width + new_tokens - 1
@@ -75,17 +75,17 @@ class Decoder:
         """Run the prompts; return the logits after each row's last token, [rows, vocabulary] in float32."""
         session, ids, mask = self._session, self._ids, self._mask
         batch, width = ids.shape
-        shortest = int(self._lengths.min())
+        shortest = min(self._lengths)
         if session.padding == "left" or shortest == width:
             return self._last_column(ids, mask)
-        rows, last = np.arange(batch), self._lengths - 1
+        rows, last = np.arange(batch), np.array(self._lengths) - 1
         cut = session.trims_logits and shortest > 1 and not _rope_follows_length(session.artifact)
-        if not cut or self._lengths.sum() < _SPLIT_TOKENS:
+        if not cut or sum(self._lengths) < _SPLIT_TOKENS:
             logits, self._cache = session.forward(ids, mask, past=self._cache)
             return np.asarray(logits[rows, last])
         mask[rows, last] = 0
         self._last_column(ids[:, :-1], mask[:, :-1])
-        self._lengths = last
+        self._lengths = last.tolist()
         return self.step(ids[rows, last])
 
     def _last_column(self, ids: Ids, mask: Ids) -> Logits:
@@ -97,19 +97,19 @@ class Decoder:
             logits, self._cache = session.forward(ids[:, part], mask[:, : part.stop], past=self._cache, last_only=True)
         return np.asarray(logits[:, 0])
 
-    def step(self, tokens: Ids) -> Logits:
+    def step(self, tokens: Ids | Sequence[int]) -> Logits:
         """Feed one token per row; return the logits after it, [rows, vocabulary], valid until the next step.
 
         Args:
-            tokens: Token ids, [rows].
+            tokens: Token ids, one for each row.
         """
         if self._static is not None:
             logits = self._static.run(tokens, self._lengths)
         else:
             self._mask = np.pad(self._mask, ((0, 0), (0, 1)), constant_values=1)
-            answer, self._cache = self._session.forward(tokens[:, None], self._mask, past=self._cache)
+            answer, self._cache = self._session.forward(np.array(tokens)[:, None], self._mask, past=self._cache)
             logits = answer[:, 0]
-        self._lengths += 1
+        self._lengths = [length + 1 for length in self._lengths]
         return logits
 
     def keep(self, slots: Sequence[int]) -> None:
@@ -118,11 +118,12 @@ class Decoder:
         Args:
             slots: Numbers of rows as they are now, ascending.
         """
-        chosen = np.array(slots)
-        self._lengths, self._mask = self._lengths[chosen], self._mask[chosen]
+        self._lengths = [self._lengths[slot] for slot in slots]
         if self._static is not None:
-            self._static.keep(slots, int(self._lengths.max()))
+            self._static.keep(slots, max(self._lengths))
         else:
+            chosen = np.array(slots)
+            self._mask = self._mask[chosen]
             values = tuple(
                 self._session.place(np.ascontiguousarray(value.numpy()[chosen])) for value in self._cache.values
             )
@@ -150,35 +151,40 @@ class _StaticSteps:
         """The empty cache, for the prompts."""
         return KeyValueCache(tuple(buffer.value for buffer in self._cache), self.batch, 0, self._capacity)
 
-    def run(self, tokens: Ids, lengths: Ids) -> Logits:
+    def run(self, tokens: Ids | Sequence[int], lengths: Sequence[int]) -> Logits:
         """Feed one token per row.
 
         Args:
-            tokens: Token ids, [rows].
-            lengths: Tokens of each row that are in the cache, [rows].
+            tokens: Token ids, one for each row.
+            lengths: Tokens of each row that are in the cache.
         """
         if self._binding is None:
             self._bind(lengths)
-        self._tokens.array[:, 0] = tokens
-        self._positions.array[:, 0] = lengths
-        self._mask.array[np.arange(self.batch), lengths] = 1
-        for buffer in (self._tokens, self._positions, self._mask):
+        # Number by number: the graph has just driven all else out of the processor's caches, NumPy's ways of writing a
+        # few numbers at once as well.
+        new, positions, mask = self._numbers
+        for row, (token, length) in enumerate(zip(tokens, lengths, strict=True)):
+            new[row], positions[row], mask[row * self._capacity + length] = token, length, 1
+        for buffer in self._inputs:
             buffer.push()
         self._session.run(self._binding, captured_as=self._number)
         return self._logits.pull()[:, 0]
 
-    def _bind(self, lengths: Ids) -> None:
+    def _bind(self, lengths: Sequence[int]) -> None:
         session, rows = self._session, self.batch
-        self._tokens = _Buffer(session, np.zeros((rows, 1), np.int64))
-        self._positions = _Buffer(session, np.zeros((rows, 1), np.int64))
-        self._mask = _Buffer(session, (np.arange(self._capacity) < lengths[:, None]).astype(np.int64))
+        mask = (np.arange(self._capacity) < np.array(lengths)[:, None]).astype(np.int64)
+        inputs = {
+            "input_ids": np.zeros((rows, 1), np.int64),
+            "position_ids": np.zeros((rows, 1), np.int64),
+            "attention_mask": mask,
+        }
+        self._numbers = [array.reshape(-1).data for array in inputs.values()]
+        self._inputs = [_Buffer(session, array) for array in inputs.values()]
         self._logits = _Buffer(session, np.zeros((rows, 1, session.vocab_size), np.float32))
         self._binding = session.io_binding()
-        named = {"input_ids": self._tokens, "attention_mask": self._mask}
-        if session.has_positions:
-            named["position_ids"] = self._positions
-        for name, buffer in named.items():
-            self._binding.bind_ortvalue_input(name, buffer.value)
+        for name, buffer in zip(inputs, self._inputs, strict=True):
+            if name != "position_ids" or session.has_positions:
+                self._binding.bind_ortvalue_input(name, buffer.value)
         session.bind_cache(self._binding, self.cache)
         self._binding.bind_ortvalue_output("logits", self._logits.value)
         # A captured CUDA graph knows these buffers' addresses: it is of no use for others.
