@@ -246,7 +246,7 @@ def _decode(session: Session, rows: list[_Row], ends: frozenset[int]) -> Iterato
         if len(going) < len(running):
             decoder.keep(going)
             running, tokens = [running[slot] for slot in going], [tokens[slot] for slot in going]
-        logits = decoder.step(np.array(tokens))
+        logits = decoder.step(tokens)
 
 
 def generate(

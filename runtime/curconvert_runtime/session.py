@@ -7,7 +7,6 @@ writes a row's new keys at the row's own length, so a batch needs no shifting wh
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -41,8 +40,6 @@ if TYPE_CHECKING:
     from curconvert_runtime.text import Tokenizer
 
 Logits = NDArray[np.float32]
-
-_CACHE_LINE = 64  # bytes
 
 
 @dataclass(frozen=True)
@@ -169,10 +166,7 @@ class Session:
         shape = (len(self._past), batch, self._heads, columns, self._head_dim)
         dtype = np.dtype(self.artifact.arithmetic(self.graph))
         # One block: every step of decoding reads all that is in it, faster than from so many places of their own.
-        size = math.prod(shape) * dtype.itemsize
-        memory = np.zeros(size + _CACHE_LINE, np.uint8)
-        start = -memory.ctypes.data % _CACHE_LINE
-        return list(memory[start : start + size].view(dtype).reshape(shape))
+        return list(np.zeros(shape, dtype))
 
     def next_capture(self) -> int:
         """Return a number that no captured CUDA graph of this session has."""

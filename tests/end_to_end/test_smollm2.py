@@ -108,15 +108,13 @@ def test_serving_takes_little_more_than_the_weights(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "curconvert", "export", str(MODEL), "-o", str(tmp_path / "dense"), "--quiet"]
     subprocess.run([*command, "--dtype", "float32"], check=True)
     artifact = Artifact.open(tmp_path / "dense")
-    peak = 0
-    for _ in ("hashes", "serves"):
-        serve = [sys.executable, "-c", _SERVE, str(artifact.path)]
+    serve = [sys.executable, "-c", _SERVE, str(artifact.path)]
+    for _ in ("hashes", "is measured"):
         done = subprocess.run(serve, capture_output=True, encoding="utf-8", check=False)
         assert done.returncode == 0, done.stderr
-        peak = int(done.stdout)
     model = artifact.model
     cache = 2 * 4 * model["num_hidden_layers"] * model["num_key_value_heads"] * model["head_dim"] * (512 + 64)
-    assert peak < 1.3 * artifact.file("model.safetensors").stat().st_size + cache
+    assert int(done.stdout) < 1.3 * artifact.file("model.safetensors").stat().st_size + cache
 
 
 def test_graphs_are_small(artifact: Artifact) -> None:
