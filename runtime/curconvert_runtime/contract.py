@@ -7,6 +7,9 @@ float32, unless the manifest says float16.
 
 A graph may have one input more, with a default: `first_logits` [1] is the first of the S tokens that gets logits, as in
 a Python slice; the default 0 gives them to all.
+
+An initialiser has the name of the stored tensor that it reads, that of a tied head the head's own. A graph may have a
+large one in slices of its rows, which are numbered in their order.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from typing import Any
 from curconvert_runtime.errors import IntegrityError
 
 FIRST_LOGITS = "first_logits"
+_SLICE = ".slice."
 # onnxruntime's spelling.
 _FLOAT, _INT64 = "tensor(float)", "tensor(int64)"
 _CACHES = {"float32": _FLOAT, "float16": "tensor(float16)"}
@@ -37,6 +41,17 @@ def cache_names(layers: int) -> tuple[list[str], list[str]]:
     """Return the names of the past inputs and the present outputs, key before value, layer by layer."""
     parts = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
     return [f"past_key_values.{part}" for part in parts], [f"present.{part}" for part in parts]
+
+
+def slice_name(name: str, number: int) -> str:
+    """Return the name of an initialiser that reads some rows of a tensor."""
+    return f"{name}{_SLICE}{number}"
+
+
+def unsliced_name(name: str) -> str:
+    """Return the name of the tensor whose rows an initialiser reads, which may be all of them."""
+    stem, slice_mark, number = name.rpartition(_SLICE)
+    return stem if slice_mark and number.isdecimal() else name
 
 
 def check_contract(session: Any, path: Path, model: Mapping[str, Any], arithmetic: str = "float32") -> bool:

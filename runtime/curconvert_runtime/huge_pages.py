@@ -58,6 +58,13 @@ def huge_pages(size: int, *, wait: bool) -> Iterator[None]:
         libc.malloc_trim(0)
 
 
+def give_back() -> None:
+    """Give the heap's free memory back to the system, where that is glibc's."""
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
 def _filled(libc: Any, start: int, end: int) -> int:
     """Fill memory with huge pages while nearly all come fast; return the address where that ended."""
     slow = 0

@@ -38,7 +38,7 @@ class ExternalTensor:
 
     Attributes:
         name: Initialiser name (untrusted text).
-        location: File as the graph names it (untrusted text).
+        location: File as the graph names it, without a leading `./` (untrusted text).
         offset: First byte in that file.
         length: Number of bytes; equals what shape and type need.
     """
@@ -134,7 +134,7 @@ def _external(data: memoryview) -> ExternalTensor | None:
     needed = (math.prod(dims) * _HALF_BYTES.get(data_type, 0) + 1) // 2
     if length != needed:
         raise _MalformedError(f"{where} takes {length} bytes, its type and shape need {needed}")
-    return ExternalTensor(name, keys["location"], offset, length)
+    return ExternalTensor(name, keys["location"].removeprefix("./"), offset, length)
 
 
 def _walk(data: memoryview, message: str, depth: int) -> Iterator[ExternalTensor]:

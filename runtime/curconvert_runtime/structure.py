@@ -14,6 +14,7 @@ A resealed manifest agrees with any bytes; these relations between the bytes sti
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -21,8 +22,9 @@ from typing import Any
 import numpy as np
 
 from curconvert_runtime.artifact import Artifact
+from curconvert_runtime.contract import unsliced_name
 from curconvert_runtime.forms import Shared, is_index, parameters
-from curconvert_runtime.onnx_external import external_tensors
+from curconvert_runtime.onnx_external import ExternalTensor, external_tensors
 from curconvert_runtime.probes import CompressedProbe
 from curconvert_runtime.quantized import part_name
 from curconvert_runtime.report import Check
@@ -133,20 +135,22 @@ def _is_finite(header: TensorHeader) -> bool:
 
 
 def _bindings(artifact: Artifact, kind: str) -> Check:
-    """Each external initialiser must read the tensor that it is named after."""
+    """Each external initialiser must read the tensor that it is named after, slices of one all of its rows in turn."""
     faults = []
-    bound = external_tensors(artifact.graphs[kind])
-    for initialiser in bound:
-        name = initialiser.name
+    bound: dict[str, list[ExternalTensor]] = {}
+    for initialiser in external_tensors(artifact.graphs[kind]):
+        bound.setdefault(unsliced_name(initialiser.name), []).append(initialiser)
+    for name, slices in bound.items():
+        tensor = name
         if name.startswith("lm_head.weight") and name not in artifact.tensors:
-            name = f"model.embed_tokens.weight{name.removeprefix('lm_head.weight')}"  # tied
-        header = artifact.tensors.get(name)
+            tensor = f"model.embed_tokens.weight{name.removeprefix('lm_head.weight')}"  # tied
+        header = artifact.tensors.get(tensor)
         if header is None:
             faults.append(f"initialiser {name[:200]!r} is named after no tensor")
-        elif (header.file.name, header.offset, header.length) != (
-            initialiser.location,
-            initialiser.offset,
-            initialiser.length,
-        ):
-            faults.append(f"initialiser {initialiser.name!r} does not point to the bytes of tensor {name!r}")
-    return _verdict(f"structure.{kind}_bindings", faults, len(bound), "initialisers point to the tensors they name")
+            continue
+        begins = list(itertools.accumulate((part.length for part in slices), initial=header.offset))
+        found = [(part.location, part.offset) for part in slices]
+        if found != [(header.file.name, begin) for begin in begins[:-1]] or begins[-1] != header.offset + header.length:
+            faults.append(f"initialiser {name!r} does not point to the bytes of tensor {tensor!r}")
+    count = sum(map(len, bound.values()))
+    return _verdict(f"structure.{kind}_bindings", faults, count, "initialisers point to the tensors they name")

@@ -480,12 +480,31 @@ def entry(key: str, value: str) -> Callable[[onnx.TensorProto], None]:
 
 
 @pytest.mark.parametrize(
-    "location", ["../secret", "/etc/passwd", "C:\\x", "", "config.json", ".hidden", "./model.safetensors", "model\0"]
+    "location",
+    [
+        "../secret",
+        "/etc/passwd",
+        "C:\\x",
+        "",
+        "config.json",
+        ".hidden",
+        "././model.safetensors",
+        ".//model.safetensors",
+        "x/../model.safetensors",
+        "./../secret",
+        "model\0",
+    ],
 )
 def test_external_data_outside_the_weights_is_refused(toy: Path, location: str) -> None:
     """A graph may read weight files of its own folder and nothing else."""
     graph_with(toy, entry("location", location))
     refused(toy, "not a weight file")
+
+
+def test_a_weight_file_may_be_spelled_with_its_folder(toy: Path) -> None:
+    """What a graph names twice, in both spellings, is one file."""
+    graph_with(toy, entry("location", "./model.safetensors"))
+    assert Artifact.open(toy)
 
 
 @pytest.mark.parametrize("offset", [0, 8, 10**9, 2**63])

@@ -351,6 +351,39 @@ def test_an_initialiser_of_another_tensor_fails(copy: Path) -> None:
     assert "structure.fused_bindings" in _failed(copy)
 
 
+@pytest.mark.parametrize(
+    ("ranges", "sound"),
+    [
+        ([(0, 20), (20, 32)], True),
+        ([(0, 32)], True),
+        ([(0, 16), (0, 16)], False),
+        ([(16, 32), (0, 16)], False),
+        ([(0, 16), (16, 32), (0, 16)], False),
+        ([(0, 16), (17, 32)], False),
+    ],
+)
+def test_slices_must_be_a_tensors_rows_in_turn(copy: Path, ranges: list[tuple[int, int]], sound: bool) -> None:
+    """Rows that are missing, twice there or in another order are found in the graph."""
+    path, name = copy / "model.fused.onnx", "model.positions.weight"
+    model = onnx.load(path, load_external_data=False)
+    whole = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    model.graph.initializer.remove(whole)
+    offset = next(int(entry.value) for entry in whole.external_data if entry.key == "offset")
+    row = 4 * whole.dims[1]
+    for number, (start, stop) in enumerate(ranges):
+        part = model.graph.initializer.add()
+        part.CopyFrom(whole)
+        part.name, part.dims[0] = f"{name}.slice.{number}", stop - start
+        values = {"location": "./model.safetensors", "offset": offset + start * row, "length": (stop - start) * row}
+        for entry in part.external_data:
+            entry.value = str(values[entry.key])
+    parts = [f"{name}.slice.{number}" for number in range(len(ranges))]
+    model.graph.node.insert(0, onnx.helper.make_node("Concat", parts, [name], axis=0))
+    path.write_bytes(model.SerializeToString())
+    reseal(copy)
+    assert ("structure.fused_bindings" not in _failed(copy)) == sound
+
+
 def test_nan_in_the_stored_answers_fails(copy: Path) -> None:
     """A NaN on the original's side fails fidelity, on the torch side parity."""
 

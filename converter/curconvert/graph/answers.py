@@ -1,4 +1,4 @@
-"""Logits of the last tokens only, for those who ask: a prompt needs them at its end, not at every token."""
+"""The product with the vocabulary: for the tokens that a caller asks for, and a large one in slices."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from curconvert_runtime.contract import FIRST_LOGITS
+from curconvert.blocks.skeleton import EMBEDDING, HEAD
+from curconvert_runtime.contract import FIRST_LOGITS, slice_name
 
 # What may stand between the products with the vocabulary and the logits: a bias, scaling, soft-capping, and the sum of
 # the two products that an int8 head is.
 _ELEMENTWISE = ("Add", "Mul", "Div", "Tanh")
+_FLOAT = ir.DataType.FLOAT
+_SLICE_BYTES = 2**25
+_PANEL = 16  # columns that the kernels of onnxruntime's CPU provider take at a time
 
 
 def trim_answers(graph: ir.Graph) -> None:
@@ -35,6 +39,57 @@ def trim_answers(graph: ir.Graph) -> None:
     graph.insert_after(hidden.producer(), cut)
     for product in products:
         product.replace_input_with(0, cut.outputs[0])
+
+
+def split_answers(graph: ir.Graph, most_bytes: int = _SLICE_BYTES) -> None:
+    """Make a product with a large float32 vocabulary several, each with a range of its rows.
+
+    onnxruntime multiplies by rearranged copies, and lets go of a tensor once it has copied it. In one product the
+    largest tensor of a small model would be there twice for a moment; and a tied one, whose rows are looked up too,
+    from then on. The slices give their file's name in a second spelling: a client that hands onnxruntime the file as a
+    buffer, of which nothing is let go, has these mapped one by one all the same.
+
+    Args:
+        graph: A fused graph whose weights are bound to their bytes, changed in place.
+        most_bytes: Most bytes of a slice, but for rounding to whole panels.
+    """
+    for product in list(vocabulary_products(next(value for value in graph.outputs if value.name == "logits"))):
+        if product.op_type != "FusedMatMul":
+            continue
+        weight = product.inputs[1]
+        stored = weight.const_value
+        if not isinstance(stored, ir.ExternalTensor) or stored.dtype is not _FLOAT or stored.nbytes <= most_bytes:
+            continue  # 16 bits become float32 before any copy is made
+        nodes = []
+        for number, rows in enumerate(_slices(stored, -(-stored.nbytes // most_bytes))):
+            graph.register_initializer(rows)
+            name, inputs = f"{product.name}.{number}", [product.inputs[0], rows]
+            nodes.append(ir.node(product.op_type, inputs, product.attributes, domain=product.domain, name=name))
+        joined = ir.node("Concat", [node.outputs[0] for node in nodes], {"axis": -1}, name=f"{product.name}.joined")
+        nodes.append(joined)
+        ir.convenience.replace_nodes_and_values(graph, product, [product], nodes, product.outputs, joined.outputs)
+        if not weight.uses():
+            graph.initializers.pop(stored.name)
+
+
+def _slices(tensor: ir.ExternalTensor, count: int) -> Iterator[ir.Value]:
+    """Yield a stored matrix's rows as initialisers of about equal size; the embedding's are those of a tied head."""
+    rows, width = tensor.shape.numpy()
+    row = tensor.nbytes // rows
+    height = -(-rows // (count * _PANEL)) * _PANEL
+    name = HEAD if tensor.name == EMBEDDING else tensor.name
+    for number, first in enumerate(range(0, rows, height)):
+        shape = ir.Shape((min(height, rows - first), width))
+        part = ir.ExternalTensor(
+            f"./{tensor.location}",
+            tensor.offset + first * row,
+            shape[0] * row,
+            tensor.dtype,
+            shape=shape,
+            name=slice_name(name, number),
+            base_dir=tensor.base_dir,
+        )
+        yield ir.Value(name=part.name, type=ir.TensorType(part.dtype), shape=shape, const_value=part)
 
 
 def vocabulary_products(value: ir.Value) -> Iterator[ir.Node]:

@@ -13,7 +13,7 @@ from onnx_ir.passes import common as passes
 
 from curconvert.blocks.skeleton import build_skeleton
 from curconvert.checkpoint.types import TensorInfo
-from curconvert.graph.answers import trim_answers
+from curconvert.graph.answers import split_answers, trim_answers
 from curconvert.graph.binding import bind, deployed_dtype
 from curconvert.graph.emit import Emitter
 from curconvert.graph.facts import read_facts
@@ -86,6 +86,7 @@ def build_graphs(
         bind(model.graph, tensors)
         if dialect is Fused:
             trim_answers(model.graph)
+            split_answers(model.graph)
             if arithmetic == "float16":
                 to_float16(model.graph)
         _finish(model)
