@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from scale import config_of, shapes_of
 
@@ -22,6 +23,7 @@ from curconvert.options import LINEARS
 from curconvert.pipeline import open_source, plan
 from curconvert.quantization.options import TYPES, Quantization
 from curconvert.quantization.tensors import quantised_tensors, quantization_json
+from curconvert.selection.indices import tensor_rng
 
 # With half of the numbers of every linear where it is not dense.
 FORMS = ("dense", "cur", "interpolative", "int8", "int4")
@@ -80,13 +82,14 @@ def make_random(form: str, checkpoint: Checkpoint, out: Path) -> Path:
 
 def _drawn(name: str, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
     size = torch.Size(shape).numel()
-    generator = torch.Generator().manual_seed(size)
     if dtype == "I32":  # rows, columns and orders: the first ones, as they come
         return torch.arange(size, dtype=torch.int32)
+    # From the name, for onnxruntime keeps matrices of the same numbers once, and a step would read fewer than counted.
+    random, count = tensor_rng(0, name), min(size, _DRAWN)
     if dtype == "U8":
-        drawn = torch.randint(0, 256, (min(size, _DRAWN),), dtype=torch.uint8, generator=generator)
+        drawn = random.integers(0, 256, count, dtype=np.uint8)
     elif name.endswith(".scales"):
-        drawn = torch.full((1,), 2e-4)
+        drawn = random.uniform(1e-4, 3e-4, count).astype(np.float32)
     else:
-        drawn = 0.02 * torch.randn(min(size, _DRAWN), generator=generator)
-    return drawn.repeat(-(-size // len(drawn)))[:size].reshape(shape)
+        drawn = np.float32(0.02) * random.standard_normal(count, dtype=np.float32)
+    return torch.from_numpy(np.resize(drawn, shape))

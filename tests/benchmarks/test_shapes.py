@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scale
+from safetensors.numpy import load_file
 from shapes import FORMS, hollow, make_random
 
 from curconvert_runtime import Artifact, load
@@ -29,3 +30,6 @@ def test_a_random_artifact_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     for graph in ("portable", "fused"):
         assert np.isfinite(load(out, graph=graph).logits([3, 5, 8])).all()  # type: ignore[arg-type]
     assert make_random(form, checkpoint, out) == out
+    stored = load_file(out / "model.safetensors")
+    drawn = [numbers.tobytes() for numbers in stored.values() if numbers.dtype != np.int32]
+    assert len(set(drawn)) == len(drawn), "onnxruntime keeps matrices of the same numbers once"
