@@ -8,6 +8,7 @@ between the steps, as the measure of what can be reached.
 from __future__ import annotations
 
 import argparse
+import gc
 import time
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from shapes import hollow, make_random
 
 from curconvert_runtime import load
 from curconvert_runtime.decoding import Decoder
+from curconvert_runtime.huge_pages import give_back
 from curconvert_runtime.machine import MemoryReader
 from curconvert_runtime.speed import Workload, step_bytes
 
@@ -28,7 +30,11 @@ PROMPT = 128
 
 def measure(group: str, folders: dict[str, Path], batch: int, steps: int) -> list[list[str]]:
     """Return a row for each model of a group; the first is what the others are compared with."""
-    sessions = {name: load(folder, threads=1) for name, folder in folders.items()}
+    sessions, held = {}, {}
+    for name, folder in folders.items():
+        before = _copied()
+        sessions[name] = load(folder, threads=1)
+        held[name] = _copied() - before
     decoders = {}
     for name, session in sessions.items():
         decoders[name] = Decoder(session, [np.arange(1000, 1000 + PROMPT)] * batch, steps + 1)
@@ -53,13 +59,24 @@ def measure(group: str, folders: dict[str, Path], batch: int, steps: int) -> lis
         low, middle, high = np.quantile(np.array(seconds[first]) / own, [0.25, 0.5, 0.75])
         share = size / float(np.median(own)) / reached
         predicted = sizes[first] / size
-        speedup = [f"{middle:.2f} ({low:.2f} to {high:.2f})", f"{predicted:.2f}", f"{middle / predicted:.2f}"]
+        speedup = [f"{middle:.2f} ({low:.2f} to {high:.2f})"]
+        for ratio in (predicted, held[first] / held[name]):
+            speedup += [f"{ratio:.2f}", f"{middle / ratio:.2f}"]
         middle_seconds = float(np.median(own))
         cells = [
-            f"{size / 1e6:,.0f}", f"{middle_seconds * 1e3:.1f}", f"{batch / middle_seconds:.1f}", f"{100 * share:.0f} %"
+            f"{size / 1e6:,.0f}", f"{held[name] / 1e6:,.0f}", f"{middle_seconds * 1e3:.1f}",
+            f"{batch / middle_seconds:.1f}", f"{100 * share:.0f} %",
         ]  # fmt: skip
-        rows.append([group, name, str(batch), *cells, *(["", "", ""] if name == first else speedup)])
+        rows.append([group, name, str(batch), *cells, *([""] * len(speedup) if name == first else speedup)])
     return rows
+
+
+def _copied() -> int:
+    """Return the bytes of this process's memory that are no pages of a file, without what it has no use for."""
+    gc.collect()
+    give_back()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
 def main() -> None:
@@ -91,14 +108,16 @@ def main() -> None:
         for row in measure(group, folders, batch, arguments.steps)
     ]
     header = [
-        "model", "form", "batch", "MB read per step", "ms of CPU time per step", "tokens per second of CPU time",
-        "of the read bandwidth", "speed-up", "bytes say", "speed-up / bytes",
+        "model", "form", "batch", "MB read per step", "MB copied", "ms of CPU time per step",
+        "tokens per second of CPU time", "of the read bandwidth", "speed-up", "bytes say", "speed-up / bytes",
+        "copies say", "speed-up / copies",
     ]  # fmt: skip
     text = (
         f"Decoding with one thread after {PROMPT} prompt tokens, fused graph, float32 or quantised; of compressed "
         "models half of the numbers of every linear (`--density 0.5`). SmolLM2 is the "
         f"{MODEL_NAME}; Llama's shape has random weights, and a vocabulary cut as its layers are. Medians of "
-        f"{arguments.steps} steps in turn, of speed-ups with quartiles; CPU time.\n{machine()}.\n\n"
+        f"{arguments.steps} steps in turn, of speed-ups with quartiles; CPU time. *Copied* is what onnxruntime makes "
+        f"of the weights at load, in memory.\n{machine()}.\n\n"
         f"{table(header, rows)}\n\nMade by `python benchmarks/decode.py --scratch FOLDER --layers {arguments.layers} "
         f"--batch {' '.join(map(str, arguments.batch))} --groups {' '.join(arguments.groups)}`."
     )

@@ -221,25 +221,33 @@ def speeds(line: dict[str, Any], clock: str) -> list[list[str]]:
 
 
 def ranges(lines: Iterable[dict[str, Any]], clock: str) -> str:
-    """Say how many times as long onnxruntime-genai takes as each of ours, over all rows; medians of rounds."""
-    found: dict[tuple[str, int], list[float]] = {}
+    """Say how many times as long onnxruntime-genai takes as each of ours, over all rows: of rounds, and of medians."""
+    found: dict[tuple[str, int], list[tuple[float, float]]] = {}
     for line in lines:
         for workload in workloads_of(line):
             spans = spans_of(line, workload, clock)
             for than in PEERS[:2]:
                 for part in (0, 1):
                     if ratios := slower(spans, PEERS[2], than, part):
-                        found.setdefault((than, part), []).append(statistics.median(ratios))
-    said = [
-        f"{('prefill', 'decode')[part]} {min(values):.2f} to {max(values):.2f} ({peer})"
-        for (peer, part), values in found.items()
-    ]
+                        medians = [
+                            statistics.median(s[part] for s in spans[peer].values()) for peer in (PEERS[2], than)
+                        ]
+                        found.setdefault((than, part), []).append((statistics.median(ratios), medians[0] / medians[1]))
+    said = []
+    for (peer, part), pairs in found.items():
+        rounds, medians = zip(*pairs, strict=True)
+        said.append(
+            f"{('prefill', 'decode')[part]} {min(rounds):.2f} to {max(rounds):.2f}, as ratios of medians "
+            f"{min(medians):.2f} to {max(medians):.2f} ({peer})"
+        )
     return f"onnxruntime-genai takes as many times as long, over all rows: {'; '.join(said)}."
 
 
 def peaks(line: dict[str, Any]) -> list[str]:
-    """Return a form's row of peak memory."""
-    found = {peer: [answer["peak"] for answer in line["answers"] if answer["peer"] == peer] for peer in PEERS}
+    """Return a form's row of peak memory, with the smallest batch: later batches of a process only add to it."""
+    smallest = min(batch for batch, _ in workloads_of(line))
+    answers = [answer for answer in line["answers"] if answer["batch"] == smallest]
+    found = {peer: [answer["peak"] for answer in answers if answer["peer"] == peer] for peer in PEERS}
     cells = [f"{max(values) / 1e6:,.0f}" if values else "" for values in found.values()]
     return [line["name"], f"{line['weights'] / 1e6:,.0f}", *cells]
 
@@ -269,7 +277,7 @@ def report(lines: dict[str, dict[str, Any]], given: argparse.Namespace) -> str:
         f"{table(head, rows)}\n\n{ranges(lines.values(), given.clock)}\n\n"
         "optimum runs the portable graph with its default session options, in which onnxruntime unpacks quantised "
         "weights in every call; `session.disable_quant_qdq` would do it once, into the memory of float32.\n\n"
-        "*Peak* is the process's largest resident memory. *Huge pages* is our runtime with "
+        "*Peak* is the process's largest resident memory, with the smallest batch. *Huge pages* is our runtime with "
         "`CpuOptions(huge_pages=True)`; by default it takes those that the system has at hand.\n\n"
         f"{table(head_peaks, [peaks(line) for line in lines.values()])}\n\n"
         "Made by `python benchmarks/serving.py --scratch FOLDER --publish`, again with `--layers 4`, and "
@@ -308,7 +316,7 @@ def main() -> None:
         asked = asked_of(name, given)
         wanted = [
             (batch, prompt)
-            for batch in given.batch
+            for batch in sorted(given.batch)
             for prompt in given.prompt
             if any((peer, batch, prompt) not in known for peer in asked)
         ]
