@@ -227,18 +227,17 @@ def ranges(lines: Iterable[dict[str, Any]], clock: str) -> str:
         for workload in workloads_of(line):
             spans = spans_of(line, workload, clock)
             for than in PEERS[:2]:
-                for part in (0, 1):
-                    if ratios := slower(spans, PEERS[2], than, part):
-                        medians = [
-                            statistics.median(s[part] for s in spans[peer].values()) for peer in (PEERS[2], than)
-                        ]
-                        found.setdefault((than, part), []).append((statistics.median(ratios), medians[0] / medians[1]))
+                both = spans[than].keys() & spans[PEERS[2]].keys()
+                for part in (0, 1) if both else ():
+                    theirs, ours = (statistics.median(spans[peer][t][part] for t in both) for peer in (PEERS[2], than))
+                    middle = statistics.median(slower(spans, PEERS[2], than, part))
+                    found.setdefault((than, part), []).append((middle, theirs / ours))
     said = []
     for (peer, part), pairs in found.items():
-        rounds, medians = zip(*pairs, strict=True)
+        of_rounds, of_medians = zip(*pairs, strict=True)
         said.append(
-            f"{('prefill', 'decode')[part]} {min(rounds):.2f} to {max(rounds):.2f}, as ratios of medians "
-            f"{min(medians):.2f} to {max(medians):.2f} ({peer})"
+            f"{('prefill', 'decode')[part]} {min(of_rounds):.2f} to {max(of_rounds):.2f}, as ratios of medians "
+            f"{min(of_medians):.2f} to {max(of_medians):.2f} ({peer})"
         )
     return f"onnxruntime-genai takes as many times as long, over all rows: {'; '.join(said)}."
 

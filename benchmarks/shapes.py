@@ -86,6 +86,7 @@ def _drawn(name: str, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
         return torch.arange(size, dtype=torch.int32)
     # From the name, for onnxruntime keeps matrices of the same numbers once, and a step would read fewer than counted.
     random, count = tensor_rng(0, name), min(size, _DRAWN)
+    drawn: np.ndarray
     if dtype == "U8":
         drawn = random.integers(0, 256, count, dtype=np.uint8)
     elif name.endswith(".scales"):
