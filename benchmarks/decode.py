@@ -22,7 +22,7 @@ from shapes import hollow, make_random
 from curconvert_runtime import load
 from curconvert_runtime.decoding import Decoder
 from curconvert_runtime.huge_pages import give_back
-from curconvert_runtime.machine import MemoryReader
+from curconvert_runtime.machine import MemoryReader, anonymous_memory
 from curconvert_runtime.speed import Workload, step_bytes
 
 PROMPT = 128
@@ -72,11 +72,10 @@ def measure(group: str, folders: dict[str, Path], batch: int, steps: int) -> lis
 
 
 def _copied() -> int:
-    """Return the bytes of this process's memory that are no pages of a file, without what it has no use for."""
+    """Return the bytes of this process's memory that no file backs, without what it has no use for."""
     gc.collect()
     give_back()
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+    return anonymous_memory() or 0
 
 
 def main() -> None:

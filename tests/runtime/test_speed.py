@@ -12,7 +12,7 @@ import torch
 from curconvert.graph import build_graphs, save_graphs
 from curconvert_runtime import InputError, Session, load
 from curconvert_runtime.artifact import Artifact
-from curconvert_runtime.machine import MemoryReader, peak_memory, resident_memory
+from curconvert_runtime.machine import MemoryReader, anonymous_memory, peak_memory, resident_memory
 from curconvert_runtime.speed import Workload, measure, weight_bytes
 from curconvert_runtime.tensor_file import read_headers
 from support.families import make_checkpoint
@@ -58,12 +58,13 @@ def test_weights_that_a_step_reads(graph: str, dtype: torch.dtype, size: int, ti
 
 
 def test_memory_of_this_process_is_known() -> None:
-    """Linux tells both; the peak is never below what was just held."""
+    """Linux tells all; what was just held is no file's, and the peak is never below what is there."""
     held = np.ones(2**24, np.float64)
-    resident, peak = resident_memory(), peak_memory()
+    anonymous, resident, peak = anonymous_memory(), resident_memory(), peak_memory()
+    assert anonymous is not None
     assert resident is not None
     assert peak is not None
-    assert held.nbytes < resident <= peak
+    assert held.nbytes < anonymous < resident <= peak
 
 
 def test_the_reader_reads_every_byte() -> None:
