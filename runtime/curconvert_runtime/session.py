@@ -129,6 +129,8 @@ class Session:
         huge = nullcontext() if options.huge_pages is False else huge_pages(size, wait=bool(options.huge_pages))
         with releasing(self._weights.values()), huge:
             yield
+        for file in self._weights.values():
+            file.read_here_and_there()
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

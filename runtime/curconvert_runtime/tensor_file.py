@@ -10,7 +10,7 @@ import math
 import mmap
 import threading
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
 }
 MAX_HEADER_BYTES = 100_000_000
+_PIECE_BYTES = 2**18  # smaller ones take longer to advise than they save
+_PIECES = 2**14  # each a mapping, of which a process may have 65,530
 _RELEASE_SECONDS = 0.002  # oftener than onnxruntime can read an embedding: its pages would all be resident for a moment
 
 
@@ -138,6 +140,19 @@ class MappedFile:
         """Let the pages go, where the system can; they stay in its page cache."""
         if hasattr(mmap, "MADV_DONTNEED"):
             self.buffer.madvise(mmap.MADV_DONTNEED)
+
+    def read_here_and_there(self) -> None:
+        """Say that from now on single rows and vectors are read.
+
+        A read maps whatever piece of the file the system's cache holds as one, up to 2 MB, though never more than what
+        was advised alike. So every other piece is: a model's normalisations alone would map a hundred megabytes else.
+        """
+        if not hasattr(mmap, "MADV_RANDOM"):
+            return
+        piece = _PIECE_BYTES * (1 + len(self.buffer) // (_PIECES * _PIECE_BYTES))
+        with suppress(OSError):  # more mappings than the process may have: it is but advice
+            for start in range(0, len(self.buffer) - piece, 2 * piece):
+                self.buffer.madvise(mmap.MADV_RANDOM, start, piece)
 
 
 @contextmanager

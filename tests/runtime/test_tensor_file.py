@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from curconvert_runtime import IntegrityError
 from curconvert_runtime.machine import resident_memory
 from curconvert_runtime.tensor_file import MappedFile, read_headers, read_tensor, releasing
+from support.page_cache import read_from_disk
 
 GOOD = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
 
@@ -122,3 +123,17 @@ def test_released_pages_leave_and_come_back(tmp_path: Path) -> None:
     assert sums == [3 * 4096**2] * 2
     assert memory[1] - memory[0] < 0.2 * array.nbytes
     assert memory[2] - memory[1] > 0.8 * array.nbytes
+
+
+def test_a_read_maps_little_of_what_the_system_caches_as_one(tmp_path: Path) -> None:
+    """A file from disk is cached in pieces of up to 2 MB; of 32 rows, 2 MB apart, each maps a quarter of that or less."""
+    path = tmp_path / "weights.safetensors"
+    save_file({"w": np.full((4096, 4096), 3, np.float32)}, path)
+    read_from_disk(path)
+    tensor = read_headers(path)["w"]
+    file = MappedFile(path)
+    file.read_here_and_there()
+    array = np.frombuffer(file.buffer, np.float32, 4096**2, tensor.offset).reshape(4096, 4096)
+    before = resident_memory() or 0
+    assert array[:: 4096 // 32, 0].tolist() == [3.0] * 32
+    assert (resident_memory() or 0) - before < 32 * 2**19
