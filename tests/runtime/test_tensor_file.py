@@ -126,7 +126,7 @@ def test_released_pages_leave_and_come_back(tmp_path: Path) -> None:
 
 
 def test_a_read_maps_little_of_what_the_system_caches_as_one(tmp_path: Path) -> None:
-    """A file from disk is cached in pieces of up to 2 MB; of 32 rows, 2 MB apart, each maps a quarter of that or less."""
+    """From disk a file is cached in pieces of up to 2 MB; each of 32 rows, 2 MB apart, maps less than that."""
     path = tmp_path / "weights.safetensors"
     save_file({"w": np.full((4096, 4096), 3, np.float32)}, path)
     read_from_disk(path)
