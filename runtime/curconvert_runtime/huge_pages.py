@@ -3,17 +3,20 @@
 onnxruntime has no option for this, and Linux gives such pages to memory that asks for them only. So glibc is told to
 take large blocks from its heap, which was made long enough before and asks; that has to happen before the memory is
 used. Where the system has huge pages at hand, filling one takes a seventh of the time of 512 small ones; where it must
-find them first, above all in a virtual machine whose host takes free memory back, several times as long. So the heap
-is filled beforehand, page by page, for as long as they come fast.
+find them first, above all in a virtual machine whose host takes free memory back, several times as long. So a thread
+fills the heap, page by page, ahead of who copies into it: with huge pages for as long as they come fast, then with
+small ones, which a copy would else stop at one by one.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 _PAGE = 2**21
@@ -40,17 +43,10 @@ def huge_pages(size: int, *, wait: bool) -> Iterator[None]:
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
     try:
-        if block := libc.malloc(size):
-            start, end = -(-block // _PAGE) * _PAGE, (block + size) // _PAGE * _PAGE
-            if end > start:
-                libc.madvise(start, end - start, _MADV_HUGEPAGE)
-                if not wait:
-                    most = start + (end - start) * 7 // 8 // _PAGE * _PAGE  # not all of `size` need be allocated
-                    filled = _filled(libc, start, most)
-                    if filled < most:
-                        libc.madvise(filled, end - filled, _MADV_NOHUGEPAGE)
-            libc.free(block)
-        yield
+        start, end = _advised(libc, size)
+        most = start + (end - start) * 7 // 8 // _PAGE * _PAGE  # not all of `size` need be allocated
+        with nullcontext() if wait else _filling(libc, start, most, end):
+            yield
     finally:
         libc.mallopt(_M_MMAP_MAX, _MAPPINGS)
         libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST)
@@ -65,17 +61,47 @@ def give_back() -> None:
         libc.malloc_trim(0)
 
 
-def _filled(libc: Any, start: int, end: int) -> int:
-    """Fill memory with huge pages while nearly all come fast; return the address where that ended."""
-    slow = 0
-    for count, page in enumerate(range(start, end, _PAGE)):
+def _advised(libc: Any, size: int) -> tuple[int, int]:
+    """Make the heap longer by memory that asks for huge pages; return where it begins and ends."""
+    block = libc.malloc(size)
+    if not block:
+        return 0, 0
+    start, end = -(-block // _PAGE) * _PAGE, (block + size) // _PAGE * _PAGE
+    if end > start:
+        libc.madvise(start, end - start, _MADV_HUGEPAGE)
+    libc.free(block)
+    return start, max(start, end)
+
+
+@contextmanager
+def _filling(libc: Any, start: int, most: int, end: int) -> Iterator[None]:
+    """Fill memory from `start` to `most` meanwhile; with a single core, which both would share, beforehand."""
+    done = threading.Event()
+    thread = threading.Thread(target=_fill, args=(libc, start, most, end, done.is_set), daemon=True)
+    thread.start()
+    if len(os.sched_getaffinity(0)) == 1:
+        thread.join()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _fill(libc: Any, start: int, most: int, end: int, done: Callable[[], bool]) -> None:
+    """Fill memory with huge pages while nearly all come fast, then with small ones, which all up to `end` then is."""
+    slow, huge = 0, True
+    for count, page in enumerate(range(start, most, _PAGE)):
+        if done():
+            return
         begin = time.perf_counter()
         if libc.madvise(page, _PAGE, _MADV_POPULATE_WRITE):  # Linux before 5.14 does not know it
-            return page
+            libc.madvise(page, end - page, _MADV_NOHUGEPAGE)
+            return
         slow += time.perf_counter() - begin > _SLOW_SECONDS
-        if slow * _FAST_FOR_A_SLOW > count:
-            return page + _PAGE
-    return end
+        if huge and slow * _FAST_FOR_A_SLOW > count:
+            huge = False
+            libc.madvise(page + _PAGE, end - page - _PAGE, _MADV_NOHUGEPAGE)
 
 
 def _glibc() -> Any:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ import pytest
 from curconvert_runtime import CpuOptions, load
 from curconvert_runtime import huge_pages as module
 
+START, END = 2**30, 2**30 + 144 * 2**21
 # In a process of its own: what it changes holds for the whole process.
 SCRIPT = """
 import ctypes, re, sys
@@ -53,27 +57,71 @@ def test_a_session_answers_the_same(sealed: Path, huge: bool | None) -> None:
     np.testing.assert_array_equal(expected, found)
 
 
-@pytest.mark.parametrize(
-    ("slow", "filled"),
-    [((), 128), ((32, 64), 128), ((32, 33), 34), ((31,), 32), ((0,), 1)],
-    ids=["all at hand", "one in 32", "two in 32", "too early", "none at hand"],
-)
-def test_pages_are_filled_while_they_come_fast(
-    slow: tuple[int, ...], filled: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A page that the system has to find is taken; where there are many of them, the rest is left to small pages."""
-    clock = 0.0
+class Memory:
+    """Records what is advised, in pages from the start, and lets a filled page take its time."""
 
-    def madvise(address: int, length: int, advice: int) -> int:
-        nonlocal clock
-        assert (length, advice) == (2**21, 23)
-        clock += 5e-3 if (address - 2**30) // length in slow else 1e-4
+    def __init__(self, slow: tuple[int, ...] = (), last: int | None = None) -> None:
+        self.seconds, self.filled, self.small_from = 0.0, 0, None
+        self._slow, self._last = slow, last
+
+    def madvise(self, address: int, length: int, advice: int) -> int:
+        page = (address - START) // 2**21
+        if advice == 15:
+            assert address + length == END
+            assert self.small_from is None
+            self.small_from = page
+            return 0
+        assert (page, length, advice) == (self.filled, 2**21, 23)
+        if page == self._last:
+            return -1
+        self.filled += 1
+        self.seconds += 5e-3 if page in self._slow else 1e-4
         return 0
 
-    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock))
-    assert module._filled(SimpleNamespace(madvise=madvise), 2**30, 2**30 + 128 * 2**21) == 2**30 + filled * 2**21
+    def fill(self, monkeypatch: pytest.MonkeyPatch, done: Callable[[], bool] = lambda: False) -> tuple[int, int | None]:
+        """Return how many pages were filled, and from which on they were to be small."""
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: self.seconds))
+        module._fill(self, START, START + 128 * 2**21, END, done)
+        return self.filled, self.small_from
 
 
-def test_a_kernel_that_cannot_fill_pages_leaves_them_small() -> None:
+@pytest.mark.parametrize(
+    ("slow", "small_from"),
+    [((), None), ((32, 64), None), ((32, 33), 34), ((31,), 32), ((0,), 1)],
+    ids=["all at hand", "one in 32", "two in 32", "too early", "none at hand"],
+)
+def test_pages_are_huge_while_they_come_fast(
+    slow: tuple[int, ...], small_from: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page that the system has to find is taken; where there are many of them, small ones fill the rest."""
+    assert Memory(slow).fill(monkeypatch) == (128, small_from)
+
+
+def test_a_kernel_that_cannot_fill_pages_leaves_them_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The call fails before Linux 5.14."""
-    assert module._filled(SimpleNamespace(madvise=lambda *_: -1), 2**30, 2**31) == 2**30
+    assert Memory(last=0).fill(monkeypatch) == (0, 0)
+
+
+def test_nothing_is_filled_any_more_once_all_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would only be given back."""
+    memory = Memory()
+    assert memory.fill(monkeypatch, lambda: memory.filled == 5) == (5, None)
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_a_thread_fills_ahead_of_the_copies(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a single core, which it would take from them, before them; it has ended afterwards in any case."""
+    begun, told = threading.Event(), threading.Event()
+
+    def fill(*arguments: Any) -> None:
+        begun.set()
+        assert cores == 1 or told.wait(10)
+
+    monkeypatch.setattr(module, "_fill", fill)
+    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: set(range(cores)))
+    before = threading.active_count()
+    with module._filling(None, 0, 0, 0):
+        assert begun.wait(10)
+        assert threading.active_count() == before + cores - 1
+        told.set()
+    assert threading.active_count() == before
