@@ -1,4 +1,4 @@
-"""Whether linears that read one input are faster as one product: R factors of q/k/v and gate/up, apart and stacked.
+"""Whether linears that read one input are faster as one product: q/k/v and gate/up or their R factors, quantised too.
 
 Graphs of nothing but these products run under onnxruntime on one CPU thread, in turns; the weights of all layers
 together are larger than the caches, as in a model. CPU time, so that other work on the machine shows little.
@@ -7,47 +7,75 @@ together are larger than the caches, as in a model. CPU time, so that other work
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 from common import machine, publish, table
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from products import random_parts
 
-# Hidden size, numbers of rows that share the input, layers: SmolLM2-135M at rank 128, Llama 3.2 1B at rank 256 and 512.
+from curconvert_runtime.accuracy import ROUNDS_ACTIVATIONS
+from curconvert_runtime.quantized import Layout
+
+# Hidden size, numbers of rows that share the input, layers: R factors of SmolLM2-135M at rank 128 and its matrices, R
+# factors of Llama 3.2 1B at rank 256 and 512 and its matrices, of which two layers are more than the caches hold.
 SHAPES = (
     (576, (128, 128, 128), 30),
     (576, (128, 128), 30),
+    (576, (576, 192, 192), 30),
+    (576, (1536, 1536), 30),
     (2048, (256, 256, 256), 8),
     (2048, (512, 512), 8),
+    (2048, (2048, 512, 512), 8),
+    (2048, (8192, 8192), 2),
 )
+LAYOUTS = {"float32": None, "int8": Layout(8, 32, symmetric=True), "int4": Layout(4, 64, symmetric=True)}
 TOKENS = (1, 128)
 
 
-def session(width: int, rows: tuple[int, ...], layers: int, *, stacked: bool) -> ort.InferenceSession:
+def session(
+    width: int, rows: tuple[int, ...], layers: int, layout: Layout | None, *, stacked: bool
+) -> ort.InferenceSession:
     """Build each layer's products with one input, as one product and a split of its result or apart."""
     rng, sums = np.random.default_rng(0), [sum(rows)] if stacked else rows
-    nodes, weights, outputs = [], [numpy_helper.from_array(np.array(rows), "rows")], []
+    nodes, weights, outputs = [], [], []
     for layer in range(layers):
         names = [f"{layer}.{part}" for part in range(len(rows))]
         for name, size in zip(names, rows, strict=True):
             outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["tokens", size]))
         found = [f"{layer}.all"] if stacked else names
         for size, name in zip(sums, found, strict=True):
-            weight = rng.standard_normal((width, size), dtype=np.float32)
-            weights.append(numpy_helper.from_array(weight, f"{name}.weight"))
-            nodes.append(helper.make_node("MatMul", ["x", f"{name}.weight"], [name]))
+            operator, parts, attributes = product(rng, (size, width), layout)
+            weights += [numpy_helper.from_array(part, f"{name}.{number}") for number, part in enumerate(parts)]
+            inputs = ["x", *(f"{name}.{number}" for number in range(len(parts)))]
+            nodes.append(helper.make_node(operator, inputs, [name], domain="com.microsoft", **attributes))
         if stacked:
             nodes.append(helper.make_node("Split", [*found, "rows"], names, axis=-1))
+    if stacked:
+        weights.append(numpy_helper.from_array(np.array(rows), "rows"))
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["tokens", width])
     graph = helper.make_graph(nodes, "products", [x], outputs, weights)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    onnx.checker.check_model(model)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def product(
+    rng: np.random.Generator, shape: tuple[int, int], layout: Layout | None
+) -> tuple[str, list[NDArray[np.generic]], dict[str, int]]:
+    """Return a product with a random matrix as the fused graph has it: operator, constants and attributes."""
+    if layout is None:
+        return "FusedMatMul", [rng.standard_normal(shape, dtype=np.float32)], {"transB": 1}
+    rows, columns = shape
+    attributes = {"bits": layout.bits, "block_size": layout.block_size, "accuracy_level": ROUNDS_ACTIVATIONS}
+    parts = list(random_parts(rng, layout, shape).values())
+    return "MatMulNBits", parts, {"K": columns, "N": rows, **attributes}
 
 
 def seconds(sessions: list[ort.InferenceSession], x: np.ndarray, rounds: int) -> list[float]:
@@ -67,19 +95,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40)
     given = parser.parse_args()
     lines = []
-    for width, rows, layers in SHAPES:
-        sessions = [session(width, rows, layers, stacked=stacked) for stacked in (False, True)]
-        shape = f"{len(rows)} × {rows[0]} × {width}"
+    for (width, rows, layers), (stored, layout) in itertools.product(SHAPES, LAYOUTS.items()):
+        sessions = [session(width, rows, layers, layout, stacked=stacked) for stacked in (False, True)]
+        shape = f"({' + '.join(map(str, rows))}) × {width}"
         for tokens in TOKENS:
             x = np.random.default_rng(1).standard_normal((tokens, width), dtype=np.float32)
             apart, stacked = (value / layers * 1e6 for value in seconds(sessions, x, given.rounds))
-            lines.append([shape, f"{tokens}", f"{apart:.0f}", f"{stacked:.0f}", f"{apart / stacked:.2f}"])
+            lines.append([shape, stored, f"{tokens}", f"{apart:.0f}", f"{stacked:.0f}", f"{apart / stacked:.2f}"])
     publish(
         "stacking",
-        f"""Products of one input with several R factors, apart and stacked into one product with a split after it;
-random float32 weights, one thread, medians of {given.rounds} rounds in turns. {machine()}.
+        f"""Products with one input, apart and stacked into one product with a split after it; random weights, in blocks
+of 32 for int8 and 64 for int4, one thread, CPU time, medians of {given.rounds} rounds in turns. {machine()}.
 
-{table(["factors", "tokens", "apart, µs a layer", "stacked", "times as fast stacked"], lines)}
+{table(["rows × columns", "weights", "tokens", "apart, µs a layer", "stacked", "times as fast stacked"], lines)}
 
 Made by `python benchmarks/stacking.py`.
 """,
