@@ -122,14 +122,15 @@ class Peer:
         self._process.communicate()
 
 
-def measure(name: str, folder: Path, given: argparse.Namespace, workloads: list[tuple[int, int]]) -> None:
-    """Measure every peer on one artifact; all answers go to the results as one line.
+def measure(name: str, folder: Path, given: argparse.Namespace, workloads: list[tuple[int, int]], rounds: int) -> None:
+    """Measure every peer on one artifact; the answers of a round go to the results as one line.
 
     Args:
         name: What the artifact is called in the table.
         folder: The artifact.
         given: The command's options.
         workloads: Batches and lengths of prompts.
+        rounds: How often.
     """
     bytecode = given.scratch / "bytecode"
     asked = asked_of(name, given)
@@ -139,23 +140,22 @@ def measure(name: str, folder: Path, given: argparse.Namespace, workloads: list[
 
     for peer in asked:  # once: compiles, hashes and reads files that are in nobody's memory yet
         begin(peer).close()
-    answers: list[dict[str, Any]] = []
-    reader, read = MemoryReader(given.threads), []
-    for turn in range(given.rounds):
+    given.results.parent.mkdir(parents=True, exist_ok=True)
+    reader, weights = MemoryReader(given.threads), weight_bytes(Artifact.open(folder), "fused")
+    for turn in range(rounds):
+        answers: list[dict[str, Any]] = []
         for peer in asked if turn % 2 == 0 else asked[::-1]:
             process = begin(peer)
             for batch, prompt in workloads:
                 answer = process.ask((batch, prompt, given.generated))
                 answers.append({"peer": peer, "batch": batch, "prompt": prompt, "turn": turn, **answer})
             process.close()
-        read.append(reader.bytes_per_second())
-    line = {
-        "name": name, **setting_of(given), "weights": weight_bytes(Artifact.open(folder), "fused"),
-        "read": statistics.median(read), "answers": answers,
-    }  # fmt: skip
-    given.results.parent.mkdir(parents=True, exist_ok=True)
-    with given.results.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+        line = {
+            "name": name, **setting_of(given), "weights": weights, "read": reader.bytes_per_second(),
+            "answers": answers,
+        }  # fmt: skip
+        with given.results.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 def asked_of(name: str, given: argparse.Namespace) -> list[str]:
@@ -174,7 +174,8 @@ def measured(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for number, line in enumerate(map(json.loads, lines)):
         if setting_of(given).items() <= line.items():
-            whole = found.setdefault(line["name"], {**line, "answers": []})
+            whole = found.setdefault(line["name"], {**line, "answers": [], "read": []})
+            whole["read"].append(line["read"])
             whole["answers"] += [{**answer, "turn": (number, answer["turn"])} for answer in line["answers"]]
     return found
 
@@ -265,13 +266,13 @@ def report(lines: dict[str, dict[str, Any]], given: argparse.Namespace) -> str:
         if a["peer"] != PEERS[0]  # which others are measured beside, one more time each
     )
     rounds = set(Counter(cells).values())
-    read = statistics.median(line["read"] for line in lines.values()) / 1e9
+    read = statistics.median(value for line in lines.values() for value in line["read"]) / 1e9
     return (
         f"{MODEL_NAME}, and the shape of Llama 3.2 {SHAPE} with random weights and a vocabulary cut as its layers are; "
         f"of compressed models half of the numbers of every linear. {given.threads} thread(s), every process on the "
         f"same core(s), {given.generated} tokens generated after the prompt, clock: {given.clock}. Our runtime's "
         "tokens, and how many times as long the others take for the same, so that above 1 ours is faster; medians "
-        f"(least to most) of {_range(rounds)} rounds in turn, each with new processes. Memory was read at {read:.1f} "
+        f"(least to most) of {from_to(rounds)} rounds in turn, each with new processes. Memory was read at {read:.1f} "
         f"GB/s. {machine()}.\n\n"
         f"{table(head, rows)}\n\n{ranges(lines.values(), given.clock)}\n\n"
         "optimum runs the portable graph with its default session options, in which onnxruntime unpacks quantised "
@@ -284,7 +285,8 @@ def report(lines: dict[str, dict[str, Any]], given: argparse.Namespace) -> str:
     )
 
 
-def _range(values: set[int]) -> str:
+def from_to(values: set[int]) -> str:
+    """Return the least and the largest of some numbers, once if they are the same."""
     return " to ".join(str(value) for value in sorted({min(values), max(values)}))
 
 
@@ -301,7 +303,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, nargs="+", default=[128, 512])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--generated", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="at least so many of everything")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--results", type=Path, default=ROOT / ".cache" / "benchmarks" / "serving.jsonl")
@@ -311,16 +313,14 @@ def main() -> None:
     done = measured(given)
     for name, folder in artifacts(given).items():
         answers = done[name]["answers"] if name in done else []
-        known = {(answer["peer"], answer["batch"], answer["prompt"]) for answer in answers}
-        asked = asked_of(name, given)
-        wanted = [
-            (batch, prompt)
-            for batch in sorted(given.batch)
-            for prompt in given.prompt
-            if any((peer, batch, prompt) not in known for peer in asked)
-        ]
-        if wanted:
-            measure(name, folder, given, wanted)
+        known = Counter((answer["peer"], answer["batch"], answer["prompt"]) for answer in answers)
+        workloads = [(batch, prompt) for batch in sorted(given.batch) for prompt in given.prompt]
+        missing = {
+            workload: given.rounds - min(known[peer, *workload] for peer in asked_of(name, given))
+            for workload in workloads
+        }
+        if wanted := [workload for workload, rounds in missing.items() if rounds > 0]:
+            measure(name, folder, given, wanted, max(missing.values()))
     text = report(measured(given), given)
     if given.publish:
         publish("serving", text)

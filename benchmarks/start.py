@@ -65,11 +65,10 @@ def report(results: Path) -> str:
         counts += [len(values) for peer, values in seconds.items() if peer != "optimum"]
         rows.append([name, str(threads), *cells, f"{ratios[-1]:.2f}"])
     head = ["artifact", "threads", *(f"{peer}, s" for peer in PEERS), "onnxruntime-genai / curconvert"]
-    each = str(min(counts)) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
     optimum = max(len(seconds.get("optimum", [])) for seconds in found.values())
     return (
         f"{MODEL_NAME}, fused graph (optimum: portable), a request of 8 tokens; the models of the table of serving. "
-        f"Medians (least to most) of {each} processes each, in turn; of optimum {optimum}. "
+        f"Medians (least to most) of {serving.from_to(set(counts))} processes each, in turn; of optimum {optimum}. "
         "Of our runtime the checks of the folder are in it, with digests that are remembered; of all, Python and "
         "NumPy. Small and huge pages are `CpuOptions(huge_pages=False)` and `True`; by default our runtime takes the "
         f"huge pages that the system has at hand. {machine()}.\n\n{table(head, rows)}\n\n"
