@@ -1,4 +1,4 @@
-"""Decoding beside the bytes it reads: is a compressed model as much faster as it is smaller?
+"""Decoding beside the bytes it reads: is a compressed model as much faster as it is smaller, at every precision?
 
 The models of a group take turns step by step, in one process with one thread, and CPU seconds are counted: on a shared
 machine that shows what the program costs, where the clock on the wall shows the neighbours. A read of memory stands
@@ -17,7 +17,7 @@ from common import MODEL, MODEL_NAME, machine, publish, table
 from scale import SHAPES
 from serving import FORMS, SHAPE, make
 from shapes import FORMS as RANDOM_FORMS
-from shapes import hollow, make_random
+from shapes import QUANTISED_FORMS, hollow, make_random
 
 from curconvert_runtime import load
 from curconvert_runtime.decoding import Decoder
@@ -99,7 +99,9 @@ def main() -> None:
         home = arguments.scratch / f"{SHAPE}-{arguments.layers}"
         checkpoint = hollow(home / "source", SHAPE, arguments.layers)
         name = f"{arguments.layers} of the {SHAPES[SHAPE][2]} layers of Llama 3.2 {SHAPE}"
-        groups[name] = {form: make_random(form, checkpoint, home / form) for form in RANDOM_FORMS}
+        for forms in (RANDOM_FORMS, *QUANTISED_FORMS.values()):
+            made = {form: make_random(form, checkpoint, home / form) for form in forms}
+            groups[name if forms == RANDOM_FORMS else f"{name}, {forms[0]}"] = made
     rows = [
         row
         for group, folders in groups.items()

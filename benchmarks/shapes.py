@@ -25,8 +25,9 @@ from curconvert.quantization.options import TYPES, Quantization
 from curconvert.quantization.tensors import quantised_tensors, quantization_json
 from curconvert.selection.indices import tensor_rng
 
-# With half of the numbers of every linear where it is not dense.
+# With half of the numbers of every linear where it is not dense; float32, or quantised.
 FORMS = ("dense", "cur", "interpolative", "int8", "int4")
+QUANTISED_FORMS = {width: (width, f"cur-{width}", f"interpolative-{width}") for width in TYPES}
 _METHODS = {"cur": "curing", "interpolative": "row-id"}
 _DRAWN = 2**20  # numbers; longer tensors repeat them
 
@@ -53,16 +54,18 @@ def make_random(form: str, checkpoint: Checkpoint, out: Path) -> Path:
     """Return an artifact of random numbers, made where it is not there yet.
 
     Args:
-        form: One of `FORMS`.
+        form: One of `FORMS` or of `QUANTISED_FORMS`.
         checkpoint: Says what tensors the model has.
         out: The artifact's folder.
     """
     if out.exists():
         return out
-    quantization = Quantization(form, rounding="nearest") if form in TYPES else None
+    width = next((width for width in TYPES if form.endswith(width)), "")
+    method = _METHODS.get(form.removesuffix(f"-{width}"))
+    quantization = Quantization(width, rounding="nearest") if width else None
     decided = None
-    if form in _METHODS:
-        options = ConvertOptions.for_method(_METHODS[form], layers="all", rank=None, density=0.5, targets=LINEARS)
+    if method:
+        options = ConvertOptions.for_method(method, layers="all", rank=None, density=0.5, targets=LINEARS)
         decided = plan(SourceOptions(str(checkpoint.path)), options)
     quantised = quantised_tensors(checkpoint, decided, quantization) if quantization else {}
     with atomic_folder(out, overwrite=False) as work:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scale
 from safetensors.numpy import load_file
-from shapes import FORMS, hollow, make_random
+from shapes import FORMS, QUANTISED_FORMS, hollow, make_random
 
 from curconvert_runtime import Artifact, load
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", sorted({*FORMS, *itertools.chain(*QUANTISED_FORMS.values())}))
 def test_a_random_artifact_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
     """Half of the layers and of the vocabulary, finite answers, and the numbers that its form asks for."""
     monkeypatch.setitem(scale.SHAPES, "tiny", (64, 160, 4, 4, 2, 16, True))
@@ -23,10 +24,10 @@ def test_a_random_artifact_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     artifact = Artifact.open(out)
     assert (artifact.model["num_hidden_layers"], artifact.model["vocab_size"]) == (2, 500)
     smaller = artifact.model["parameters_after"] < artifact.model["parameters_before"]
-    assert smaller == (form in ("cur", "interpolative"))
-    assert {packing.layout.bits for packing in artifact.quantised.values()} == {"int8": {8}, "int4": {4}}.get(
-        form, set()
-    )
+    kind, _, width = form.rpartition("-")
+    assert smaller == ((kind or form) in ("cur", "interpolative"))
+    bits = {"int8": {8}, "int4": {4}}.get(width, set())
+    assert {packing.layout.bits for packing in artifact.quantised.values()} == bits
     for graph in ("portable", "fused"):
         assert np.isfinite(load(out, graph=graph).logits([3, 5, 8])).all()  # type: ignore[arg-type]
     assert make_random(form, checkpoint, out) == out
