@@ -1,4 +1,4 @@
-"""What quantisation costs: round to nearest beside error feedback (GPTQ), for the dense model and a compressed one.
+"""What quantisation costs: round to nearest beside error feedback (GPTQ), for the dense model and compressed ones.
 
 The original runs once, on the calibration text; every artifact is then made from the same statistics. KL is exact,
 against the original's float32 graph on another text, and measured on the fused graph (MatMulNBits).
@@ -36,7 +36,7 @@ from curconvert_runtime.artifact import Artifact
 from curconvert_runtime.fidelity import exact_fidelity, text_windows
 
 DENSITY = 0.8
-"""Of the compressed model: each linear of every layer keeps this share of its numbers."""
+"""Of `pifa`: each linear of every layer keeps this share of its numbers."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Point:
     """One artifact.
 
     Attributes:
-        model: `dense` or `pifa`.
+        model: `dense`, `pifa`, or `cur` with its defaults.
         quantization: None leaves it float.
     """
 
@@ -72,6 +72,10 @@ def _points() -> Iterator[Point]:
     for kind, size, zeros in layouts[:2]:
         for rounding in ("gptq", "nearest"):
             yield Point("pifa", Quantization(kind, size, zeros, rounding))
+    yield Point("cur", None)
+    for kind, size, zeros in layouts[:2]:
+        for rounding in ("gptq", "nearest"):
+            yield Point("cur", Quantization(kind, size, zeros, rounding))
     for rounding in ("gptq", "nearest"):
         yield Point("dense", Quantization("int4", 64, True, rounding))
     for model in ("dense", "pifa"):
@@ -135,7 +139,7 @@ def measured_points(
     recorded = Recorded(load(original, graph="portable"), windows, folder / "logits")
     checkpoint = open_checkpoint(given.model)
     common = {"calibration": calibration, "dtype": "float32"}
-    sizes = {"dense": {}, "pifa": {"density": DENSITY, "layers": "all", "targets": LINEARS}}
+    sizes = {"dense": {}, "pifa": {"density": DENSITY, "layers": "all", "targets": LINEARS}, "cur": {}}
     scratch = folder / "scratch"
     scratch.mkdir()
     wanted = {
@@ -190,7 +194,7 @@ def report(results: Results, setting: dict[str, Any]) -> None:
         f"""{MODEL_NAME}, calibrated on {setting["calibration"]}, measured on {setting["text"]}, on the fused graph
 against the original's float32 one (perplexity {dense:.3f}). Everything but norms, biases and `pifa`'s index vectors is
 quantised, embedding and head included; `N bits` is `--bits-per-weight N`. `pifa` keeps {DENSITY:.0%} of the numbers
-of every linear. The model's linears
+of every linear, `cur` is the default conversion. The model's linears
 were on a 4-bit grid in blocks of 32 before, so int4 in blocks of 32 would say nothing.
 {machine()}.
 
