@@ -2,8 +2,10 @@
 
 All take turns within a round, on the same cores, so that what else the machine does meets each of them; ratios are of
 one round, numbers medians over rounds. Each round starts each process anew: where the system happens to put a process's
-memory changes its speed by several percent for as long as it lives. How long a process takes from its start to its
-first token is `start.py`'s business. No other peer is in memory meanwhile.
+memory changes its speed by several percent for as long as it lives. Memory is brought before each of them, see
+`common.bring_memory`; what our runtime does where the system has no huge pages is the peer with small ones.
+How long a process takes from its start to its first token is `start.py`'s business. No other peer is in memory
+meanwhile.
 `--clock cpu` counts the process's CPU seconds instead of the clock on the wall, with one thread: that is what to read
 on a machine that is shared, where the wall says more about the neighbours.
 
@@ -25,7 +27,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from common import MODEL, MODEL_NAME, ROOT, machine, publish, table
+from common import BROUGHT, MODEL, MODEL_NAME, ROOT, bring_memory, machine, publish, table
 from scale import SHAPES
 from shapes import FORMS as RANDOM_FORMS
 from shapes import hollow, make_random
@@ -34,7 +36,7 @@ from curconvert_runtime import Artifact
 from curconvert_runtime.machine import MemoryReader
 from curconvert_runtime.speed import weight_bytes
 
-PEERS = ("curconvert", "curconvert, huge pages", "onnxruntime-genai", "optimum", "torch")
+PEERS = ("curconvert", "curconvert, small pages", "onnxruntime-genai", "optimum", "torch")
 FORMS = {
     "dense": ("export",),
     "cur": ("convert", "--method", "cur"),
@@ -96,6 +98,7 @@ class Peer:
         python = optimum_python if name == "optimum" else Path(sys.executable)
         limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+        bring_memory(2 * sum(file.stat().st_size for file in folder.glob("*.safetensors")))
         begin = time.perf_counter()
         self._process = subprocess.Popen(
             [python, str(Path(__file__).with_name("serving_peers.py")), name, str(folder), str(threads)],
@@ -277,8 +280,9 @@ def report(lines: dict[str, dict[str, Any]], given: argparse.Namespace) -> str:
         f"{table(head, rows)}\n\n{ranges(lines.values(), given.clock)}\n\n"
         "optimum runs the portable graph with its default session options, in which onnxruntime unpacks quantised "
         "weights in every call; `session.disable_quant_qdq` would do it once, into the memory of float32.\n\n"
-        "*Peak* is the process's largest resident memory, with the smallest batch. *Huge pages* is our runtime with "
-        "`CpuOptions(huge_pages=True)`; by default it takes those that the system has at hand.\n\n"
+        "*Peak* is the process's largest resident memory, with the smallest batch. By default our runtime takes those "
+        "huge pages that the system has at hand; *small pages*, `CpuOptions(huge_pages=False)`, is what it does where "
+        f"there are none. {BROUGHT}\n\n"
         f"{table(head_peaks, [peaks(line) for line in lines.values()])}\n\n"
         "Made by `python benchmarks/serving.py --scratch FOLDER --publish`, again with `--layers 4`, and "
         "`--optimum-python` for optimum's."

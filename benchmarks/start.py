@@ -1,7 +1,8 @@
 """Start: from the start of a process to its first token, our runtime beside onnxruntime-genai and optimum.
 
 The peers are those of `serving.py`. They take turns, each in a process of its own for each round, and the files are in
-the system's cache. `--threads` cores are what every process may use: 1, and then all of them, is published.
+the system's cache; memory is brought before each process. `--threads` cores are what every process may use: 1, and then
+all of them, is published.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import statistics
 from pathlib import Path
 
 import serving
-from common import MODEL, MODEL_NAME, ROOT, machine, publish, table
+from common import BROUGHT, MODEL, MODEL_NAME, ROOT, machine, publish, table
 
 PEERS = ("curconvert", "curconvert, small pages", "curconvert, huge pages", "onnxruntime-genai", "optimum")
 
@@ -71,7 +72,7 @@ def report(results: Path) -> str:
         f"Medians (least to most) of {serving.from_to(set(counts))} processes each, in turn; of optimum {optimum}. "
         "Of our runtime the checks of the folder are in it, with digests that are remembered; of all, Python and "
         "NumPy. Small and huge pages are `CpuOptions(huge_pages=False)` and `True`; by default our runtime takes the "
-        f"huge pages that the system has at hand. {machine()}.\n\n{table(head, rows)}\n\n"
+        f"huge pages that the system has at hand. {BROUGHT} {machine()}.\n\n{table(head, rows)}\n\n"
         f"onnxruntime-genai takes {min(ratios):.2f} to {max(ratios):.2f} times as long as our runtime.\n\n"
         "Made by `python benchmarks/start.py --scratch FOLDER --publish`."
     )

@@ -32,8 +32,9 @@ from curconvert_runtime.backend import (
 from curconvert_runtime.contract import FIRST_LOGITS, cache_names, check_contract
 from curconvert_runtime.errors import BackendError, InputError
 from curconvert_runtime.huge_pages import huge_pages
+from curconvert_runtime.quantized import part_name
 from curconvert_runtime.requests import Ids, TokenRows
-from curconvert_runtime.tensor_file import MappedFile, releasing
+from curconvert_runtime.tensor_file import MappedFile, TensorHeader, releasing
 
 if TYPE_CHECKING:
     from curconvert_runtime.generation import Completion, GenerationOptions
@@ -125,7 +126,7 @@ class Session:
         if not isinstance(options, CpuOptions) or not options.prepack:
             yield
             return
-        size = sum(part.length * (2 if part.dtype in ("F16", "BF16") else 1) for part in self.artifact.tensors.values())
+        size = sum(map(_copied_bytes, self.artifact.tensors.values()))
         huge = nullcontext() if options.huge_pages is False else huge_pages(size, wait=bool(options.huge_pages))
         with releasing(self._weights.values()), huge:
             yield
@@ -316,6 +317,12 @@ class Session:
         from curconvert_runtime.generation import generate  # noqa: PLC0415 - generation imports this module
 
         return generate(self, prompt, options, on_text)
+
+
+def _copied_bytes(stored: TensorHeader) -> int:
+    """Return the bytes of onnxruntime's copy of a tensor: 16 bits become 32, and each scale gets a sum beside it."""
+    doubled = stored.dtype in ("F16", "BF16") or stored.name.endswith(part_name("", "scales"))
+    return stored.length * (2 if doubled else 1)
 
 
 def load(
