@@ -18,7 +18,7 @@ from curconvert_runtime.metrics import Fidelity
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / ".cache" / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 MODEL_NAME = "SmolLM2-135M (dequantised Q4_1)"
-BROUGHT = "Before each process, whichever it was, twice the weights' size of memory was taken and given back."
+BROUGHT = "Before each load, no matter by whom, memory of twice the weights' size was taken and given back."
 _DOCUMENT = ROOT / "docs" / "benchmarks.md"
 
 
@@ -32,15 +32,16 @@ def machine() -> str:
     )
 
 
-def bring_memory(size: int) -> None:
-    """Take memory in huge pages and give it back, so that the system has it at hand for the process that comes next.
+def bring_memory(folder: Path) -> None:
+    """Take memory in huge pages and give it back, so that the system has it at hand for who loads an artifact next.
 
     The host of a virtual machine may take free memory back within seconds. To get it again costs a process several
     milliseconds for 2 MB, and whether it has to depends on what ran before.
 
     Args:
-        size: Bytes.
+        folder: The artifact; it is twice the size of its weights.
     """
+    size = 2 * sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     with mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as block:  # shared memory has no huge pages
         block.madvise(mmap.MADV_HUGEPAGE)
         np.frombuffer(block, np.uint8)[:: mmap.PAGESIZE] = 1

@@ -98,7 +98,7 @@ class Peer:
         python = optimum_python if name == "optimum" else Path(sys.executable)
         limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
-        bring_memory(2 * sum(file.stat().st_size for file in folder.glob("*.safetensors")))
+        bring_memory(folder)
         begin = time.perf_counter()
         self._process = subprocess.Popen(
             [python, str(Path(__file__).with_name("serving_peers.py")), name, str(folder), str(threads)],

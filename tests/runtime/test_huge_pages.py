@@ -117,6 +117,16 @@ def test_nothing_is_filled_any_more_once_all_is_copied(monkeypatch: pytest.Monke
     assert memory.fill(monkeypatch, lambda: memory.filled == 5) == (5, None)
 
 
+def test_small_pages_may_become_huge_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux's own thread puts pages together where memory asks for it, and the small ones had been told not to ask."""
+    advised: list[tuple[int, int, int]] = []
+    libc = SimpleNamespace(madvise=lambda *arguments: advised.append(arguments))
+    monkeypatch.setattr(module, "_fill", lambda *_: libc.madvise(START, END - START, 15))
+    with module._filling(libc, START, END, END):
+        pass
+    assert advised == [(START, END - START, 15), (START, END - START, 14)]
+
+
 @pytest.mark.parametrize("cores", [1, 2])
 def test_a_thread_fills_ahead_of_the_copies(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a single core, which it would take from them, before them; it has ended afterwards in any case."""

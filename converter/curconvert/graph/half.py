@@ -13,8 +13,8 @@ from curconvert.graph.answers import vocabulary_products
 
 _HALF, _FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
 _KERNELS = (
-    "FastGelu", "FusedMatMul", "Gather", "Gelu", "GroupQueryAttention", "QuickGelu", "RotaryEmbedding",
-    "SkipSimplifiedLayerNormalization",
+    "FastGelu", "FusedMatMul", "Gather", "GatherElements", "Gelu", "GroupQueryAttention", "QuickGelu",
+    "RotaryEmbedding", "SkipSimplifiedLayerNormalization",
 )  # fmt: skip
 _WIDENING = ("Pow",)  # 256² is beyond float16
 

@@ -73,17 +73,25 @@ class Portable:
         """Multiply twice, keeping both products, and put their columns in order."""
         rows = self._multiply(self._as_rows(x, width(kept, 1)), kept)
         both = self.emit("Concat", rows, self._multiply(rows, others), axis=-1)
-        return self._from_rows(self.emit("Gather", both, order, axis=-1), width(order, 0))
+        return self._ordered(self._from_rows(both, width(order, 0)), order)
 
     def place(self, x: ir.Value, kept: Weight, order: ir.Value) -> ir.Value:
         """Multiply, and let the outputs that are not computed share one zero."""
         product = self.linear(x, [kept])
         # One zero at the end of the last of three axes (batch, sequence, rank).
-        return self.emit("Gather", self.emit("Pad", product, self.emit.ints(0, 0, 0, 0, 0, 1)), order, axis=-1)
+        return self._ordered(self.emit("Pad", product, self.emit.ints(0, 0, 0, 0, 0, 1)), order)
 
     def pick(self, x: ir.Value, kept: Weight, order: ir.Value) -> ir.Value:
         """Multiply some inputs."""
-        return self.linear(self.emit("Gather", x, order, axis=-1), [kept])
+        return self.linear(self._ordered(x, order), [kept])
+
+    def _ordered(self, x: ir.Value, order: ir.Value) -> ir.Value:
+        """Return x[:, :, order].
+
+        onnxruntime's Gather copies number by number where they are the last axis: for 8192 of them, GatherElements with
+        the same order for every token took a tenth of the time, for one token and for many.
+        """
+        return self.emit("GatherElements", x, self.emit("Expand", order, self._shape(1)), axis=-1)
 
     def _multiply(self, rows: ir.Value, weight: Weight) -> ir.Value:
         """Multiply by Gemm(transB=1): weights stay in torch's layout, and no transposed copy is made at load.
