@@ -1,0 +1,90 @@
+"""Numbers in another order: Gather beside GatherElements, which wants the order of every token.
+
+Interpolative factors give the outputs of the kept rows and then those of the others; a graph puts them in their order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+import onnxruntime
+from common import machine, publish, table
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+WIDTHS = (576, 2048, 8192)
+TOKENS = (1, 128)
+
+
+class Ordering:
+    """A graph that puts the last axis of (1, tokens, width) in an order.
+
+    Args:
+        nodes: From x and `order` to y; `tokens` is (1, tokens, 1).
+        order: The order.
+        tokens: How many.
+    """
+
+    def __init__(self, nodes: list[NodeProto], order: NDArray[np.int32], tokens: int) -> None:
+        shape = [1, tokens, len(order)]
+        ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "y")]
+        stored = [
+            numpy_helper.from_array(order, "order"),
+        ]
+        # As in a real graph, where it comes from a request, the shape is no constant.
+        choice = [helper.make_tensor_value_info("tokens", TensorProto.INT64, [3])]
+        graph = helper.make_graph(nodes, "ordering", [ends[0], *choice], ends[1:], stored)
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = 1
+        settings.log_severity_level = 3
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        self._session = onnxruntime.InferenceSession(
+            model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
+        )
+        self._tokens = np.array([1, tokens, 1])
+
+    def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return x in the order."""
+        return np.asarray(self._session.run(None, {"x": x, "tokens": self._tokens})[0])
+
+
+def main() -> None:
+    """Measure and publish the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=200)
+    rounds = parser.parse_args().rounds
+    gather = [helper.make_node("Gather", ["x", "order"], ["y"], axis=-1)]
+    elements = [
+        helper.make_node("Expand", ["order", "tokens"], ["orders"]),
+        helper.make_node("GatherElements", ["x", "orders"], ["y"], axis=-1),
+    ]
+    rows = []
+    for width in WIDTHS:
+        rng = np.random.default_rng(width)
+        order = rng.permutation(width).astype(np.int32)
+        for tokens in TOKENS:
+            x = rng.standard_normal((1, tokens, width), np.float32)
+            both = [Ordering(nodes, order, tokens) for nodes in (gather, elements)]
+            for ordering in both:
+                np.testing.assert_array_equal(ordering(x), x[:, :, order])
+            seconds: list[list[float]] = [[], []]
+            for _ in range(rounds):
+                for spent, ordering in zip(seconds, both, strict=True):
+                    begin = time.process_time()
+                    ordering(x)
+                    spent.append(time.process_time() - begin)
+            first, second = (float(np.median(spent)) for spent in seconds)
+            ratio = float(np.median(np.divide(*seconds)))
+            rows.append([str(width), str(tokens), f"{first * 1e6:.0f}", f"{second * 1e6:.0f}", f"{ratio:.1f}"])
+    header = ["numbers", "tokens", "Gather, µs", "Expand and GatherElements, µs", "times as fast"]
+    publish(
+        "ordering",
+        f"float32 numbers of each token put in a random order, one thread, CPU time, medians of {rounds} rounds in "
+        f"turn. {machine()}.\n\n{table(header, rows)}\n\nMade by `python benchmarks/ordering.py`.",
+    )
+
+
+if __name__ == "__main__":
+    main()
