@@ -76,7 +76,7 @@ def main() -> None:
                     ordering(x)
                     spent.append(time.process_time() - begin)
             first, second = (float(np.median(spent)) for spent in seconds)
-            ratio = float(np.median(np.divide(*seconds)))
+            ratio = float(np.median(np.array(seconds[0]) / seconds[1]))
             rows.append([str(width), str(tokens), f"{first * 1e6:.0f}", f"{second * 1e6:.0f}", f"{ratio:.1f}"])
     header = ["numbers", "tokens", "Gather, µs", "Expand and GatherElements, µs", "times as fast"]
     publish(
