@@ -73,8 +73,8 @@ class Portable:
         """Multiply twice, keeping both products, and put their columns in order."""
         rows = self._multiply(self._as_rows(x, width(kept, 1)), kept)
         both = self.emit("Concat", rows, self._multiply(rows, others), axis=-1)
-        # A basis of two layers has more rows than either takes.
-        return self._ordered(self._from_rows(both, width(kept, 0) + width(others, 0)), order)
+        computed = width(kept, 0) + width(others, 0)  # with a basis of two layers more than either takes
+        return self._ordered(self._from_rows(both, computed), order, whole=computed == width(order, 0))
 
     def place(self, x: ir.Value, kept: Weight, order: ir.Value) -> ir.Value:
         """Multiply, and let the outputs that are not computed share one zero."""
@@ -86,13 +86,18 @@ class Portable:
         """Multiply some inputs."""
         return self.linear(self._ordered(x, order), [kept])
 
-    def _ordered(self, x: ir.Value, order: ir.Value) -> ir.Value:
-        """Return x[:, :, order].
+    def _ordered(self, x: ir.Value, order: ir.Value, *, whole: bool = False) -> ir.Value:
+        """Return x[:, :, order]; `whole` tells that the order is as long as the axis.
 
         onnxruntime's Gather copies a block for each index, and here every number is one; GatherElements, with the same
-        order for every token, does not.
+        order for every token, does not. The orders' shape is asked of x: else onnxruntime would make those of all
+        layers before the first is needed, and keep them.
         """
-        return self.emit("GatherElements", x, self.emit("Expand", order, self._shape(1)), axis=-1)
+        if whole:
+            shape = self.emit("Shape", x)
+        else:
+            shape = self.emit("Concat", self.emit("Shape", x, start=0, end=2), self.emit.ints(1), axis=0)
+        return self.emit("GatherElements", x, self.emit("Expand", order, shape), axis=-1)
 
     def _multiply(self, rows: ir.Value, weight: Weight) -> ir.Value:
         """Multiply by Gemm(transB=1): weights stay in torch's layout, and no transposed copy is made at load.

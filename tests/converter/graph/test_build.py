@@ -213,6 +213,21 @@ def test_a_tied_head_reads_the_embedding(tmp_path: Path) -> None:
         assert consumers in ({"Gather", "Gemm"}, {"Gather", "FusedMatMul"})
 
 
+@pytest.mark.parametrize("forms", [MIXED, SPARSE], ids=["mixed", "sparse"])
+def test_no_order_is_made_before_what_it_puts_in_order(forms: tuple[str, ...], tmp_path: Path) -> None:
+    """Its shape comes from there; from the request, the orders of all layers would be kept from the start."""
+    model = compress(make_checkpoint(tmp_path / "dense", "llama"), tmp_path / "smaller", forms=forms)
+    for graph in _both(build_graphs(model.config, model.tensors, model.forms)):
+        ordered = [node for node in graph if node.op_type == "GatherElements"]
+        assert ordered
+        for node in ordered:
+            value = node.inputs[1]
+            while value.producer().op_type != "Shape":
+                # Expand(order, shape), Concat(shape, 1)
+                value = value.producer().inputs[1 if value.producer().op_type == "Expand" else 0]
+            assert value.producer().inputs[0] is node.inputs[0]
+
+
 def test_phi3_projections_are_row_slices_of_the_stored_tensor(tmp_path: Path) -> None:
     """q, k and v of Phi-3 are read in place from the fused qkv_proj."""
     model = make_checkpoint(tmp_path, "phi3")
