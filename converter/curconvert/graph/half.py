@@ -17,6 +17,7 @@ _KERNELS = (
     "RotaryEmbedding", "SkipSimplifiedLayerNormalization",
 )  # fmt: skip
 _WIDENING = ("Pow",)  # 256² is beyond float16
+_ABOUT_FLOATS = ("Greater", "Shape")  # what they give is none
 
 
 def to_float16(graph: ir.Graph) -> None:
@@ -55,7 +56,7 @@ class _Halving:
                 self._drop(node)
                 continue
             floats = [value for value in node.inputs if value in self._floats]
-            if not floats or node.outputs[0].dtype is ir.DataType.BOOL or node.op_type == "Greater":
+            if not floats or node.outputs[0].dtype is ir.DataType.BOOL or node.op_type in _ABOUT_FLOATS:
                 continue
             kind = self._kind(node.op_type, [value for value in floats if value not in self._constants])
             for index, value in enumerate(node.inputs):
