@@ -2,7 +2,8 @@
 
 The models of a group take turns step by step, in one process with one thread, and CPU seconds are counted: on a shared
 machine that shows what the program costs, where the clock on the wall shows the neighbours. A read of memory stands
-between the steps, as the measure of what can be reached.
+between the steps, as the measure of what can be reached. Where the system puts a process's memory changes its speed by
+some percent, so there are several processes.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ from __future__ import annotations
 import argparse
 import gc
 import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +32,23 @@ from curconvert_runtime.speed import Workload, step_bytes
 PROMPT = 128
 
 
-def measure(group: str, folders: dict[str, Path], batch: int, steps: int) -> list[list[str]]:
-    """Return a row for each model of a group; the first is what the others are compared with."""
+@dataclass(frozen=True)
+class Round:
+    """What one process measured of a group.
+
+    Attributes:
+        read: Bytes a second that memory was read at, once for each step.
+        seconds: CPU seconds of each step, by model.
+        held: Bytes of memory that loading a model took, without its file's pages.
+    """
+
+    read: list[float]
+    seconds: dict[str, list[float]]
+    held: dict[str, int]
+
+
+def measure(folders: dict[str, Path], batch: int, steps: int) -> Round:
+    """Let the models of a group take turns, in this process."""
     sessions, held = {}, {}
     for name, folder in folders.items():
         Artifact.open(folder)  # digests are remembered: making them takes longer than memory stays at hand
@@ -52,22 +71,38 @@ def measure(group: str, folders: dict[str, Path], batch: int, steps: int) -> lis
             begin = time.process_time()
             decoder.step(tokens)
             seconds[name].append(time.process_time() - begin)
-    sizes = {name: step_bytes(s.artifact, "fused", Workload(batch, PROMPT, steps)) for name, s in sessions.items()}
-    reached = float(np.median(read))
-    first = next(iter(sessions))
+    return Round(read, seconds, held)
+
+
+def measured(folders: dict[str, Path], batch: int, steps: int, rounds: int) -> list[Round]:
+    """Measure in new processes, each of which loads another model first: that one may get the worse memory."""
+    names, found = list(folders), []
+    for turn in range(rounds):
+        first = turn % len(names)
+        turned = {name: folders[name] for name in names[first:] + names[:first]}
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            found.append(process.submit(measure, turned, batch, steps).result())
+    return found
+
+
+def rows_of(group: str, folders: dict[str, Path], batch: int, steps: int, rounds: list[Round]) -> list[list[str]]:
+    """Return a row for each model of a group; the first is what the others are compared with."""
+    workload = Workload(batch, PROMPT, steps)
+    sizes = {name: step_bytes(Artifact.open(folder), "fused", workload) for name, folder in folders.items()}
+    reached = float(np.median([found.read for found in rounds]))
+    seconds = {name: np.array([found.seconds[name] for found in rounds]) for name in folders}
+    held = {name: float(np.median([found.held[name] for found in rounds])) for name in folders}
+    first = next(iter(folders))
     rows = []
     for name, size in sizes.items():
-        own = np.array(seconds[name])
-        low, middle, high = np.quantile(np.array(seconds[first]) / own, [0.25, 0.5, 0.75])
-        share = size / float(np.median(own)) / reached
-        predicted = sizes[first] / size
+        low, middle, high = np.quantile(seconds[first] / seconds[name], [0.25, 0.5, 0.75])
+        own = float(np.median(seconds[name]))
         speedup = [f"{middle:.2f} ({low:.2f} to {high:.2f})"]
-        for ratio in (predicted, held[first] / held[name]):
+        for ratio in (sizes[first] / size, held[first] / held[name]):
             speedup += [f"{ratio:.2f}", f"{middle / ratio:.2f}"]
-        middle_seconds = float(np.median(own))
         cells = [
-            f"{size / 1e6:,.0f}", f"{held[name] / 1e6:,.0f}", f"{middle_seconds * 1e3:.1f}",
-            f"{batch / middle_seconds:.1f}", f"{100 * share:.0f} %",
+            f"{size / 1e6:,.0f}", f"{held[name] / 1e6:,.0f}", f"{own * 1e3:.1f}", f"{batch / own:.1f}",
+            f"{100 * size / own / reached:.0f} %",
         ]  # fmt: skip
         rows.append([group, name, str(batch), *cells, *([""] * len(speedup) if name == first else speedup)])
     return rows
@@ -86,6 +121,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--scratch", type=Path, required=True, help="Artifacts, made where they are not there yet.")
     parser.add_argument("--steps", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3, help="processes for each group")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument(
         "--layers", type=int, default=4, help=f"of Llama 3.2 {SHAPE}; all 16 take 13 GB of disk and memory"
@@ -108,7 +144,9 @@ def main() -> None:
         row
         for group, folders in groups.items()
         for batch in arguments.batch
-        for row in measure(group, folders, batch, arguments.steps)
+        for row in rows_of(
+            group, folders, batch, arguments.steps, measured(folders, batch, arguments.steps, arguments.rounds)
+        )
     ]
     header = [
         "model", "form", "batch", "MB read per step", "MB copied", "ms of CPU time per step",
@@ -117,10 +155,11 @@ def main() -> None:
     ]  # fmt: skip
     text = (
         f"Decoding with one thread after {PROMPT} prompt tokens, fused graph, float32 or quantised; of compressed "
-        "models half of the numbers of every linear (`--density 0.5`). SmolLM2 is the "
+        "models half of the numbers of every linear (`--density 0.5`); int8 in blocks of 32, int4 of 64, int4-128 of "
+        "128. SmolLM2 is the "
         f"{MODEL_NAME}; Llama's shape has random weights, and a vocabulary cut as its layers are. Medians of "
-        f"{arguments.steps} steps in turn, of speed-ups with quartiles; CPU time. *Copied* is what onnxruntime makes "
-        f"of the weights at load, in memory. {BROUGHT}\n{machine()}.\n\n"
+        f"{arguments.steps} steps in turn in each of {arguments.rounds} processes, of speed-ups with quartiles; CPU "
+        f"time. *Copied* is what onnxruntime makes of the weights at load, in memory. {BROUGHT}\n{machine()}.\n\n"
         f"{table(header, rows)}\n\nMade by `python benchmarks/decode.py --scratch FOLDER --layers {arguments.layers} "
         f"--batch {' '.join(map(str, arguments.batch))} --groups {' '.join(arguments.groups)}`."
     )

@@ -163,7 +163,7 @@ def measure(name: str, folder: Path, given: argparse.Namespace, workloads: list[
 
 def asked_of(name: str, given: argparse.Namespace) -> list[str]:
     """Return the peers of an artifact: torch is not asked to serve quantised matrices."""
-    return [peer for peer in given.peers if peer != "torch" or not name.endswith(("int8", "int4"))]
+    return [peer for peer in given.peers if peer != "torch" or not any(width in name for width in STORED[1:])]
 
 
 def setting_of(given: argparse.Namespace) -> dict[str, Any]:
@@ -272,7 +272,8 @@ def report(lines: dict[str, dict[str, Any]], given: argparse.Namespace) -> str:
     read = statistics.median(value for line in lines.values() for value in line["read"]) / 1e9
     return (
         f"{MODEL_NAME}, and the shape of Llama 3.2 {SHAPE} with random weights and a vocabulary cut as its layers are; "
-        f"of compressed models half of the numbers of every linear. {given.threads} thread(s), every process on the "
+        "of compressed models half of the numbers of every linear; int4 in blocks of 64, int4-128 of 128. "
+        f"{given.threads} thread(s), every process on the "
         f"same core(s), {given.generated} tokens generated after the prompt, clock: {given.clock}. Our runtime's "
         "tokens, and how many times as long the others take for the same, so that above 1 ours is faster; medians "
         f"(least to most) of {from_to(rounds)} rounds in turn, each with new processes. Memory was read at {read:.1f} "

@@ -25,9 +25,9 @@ from curconvert.quantization.options import TYPES, Quantization
 from curconvert.quantization.tensors import quantised_tensors, quantization_json
 from curconvert.selection.indices import tensor_rng
 
-# With half of the numbers of every linear where it is not dense; float32, or quantised.
-FORMS = ("dense", "cur", "interpolative", "int8", "int4")
-QUANTISED_FORMS = {width: (width, f"cur-{width}", f"interpolative-{width}") for width in TYPES}
+# With half of the numbers of every linear where it is not dense; float32, or quantised: `int4-128` is in blocks of 128.
+FORMS = ("dense", "cur", "interpolative", "int8", "int4", "int4-128")
+QUANTISED_FORMS = {kind: (kind, f"cur-{kind}", f"interpolative-{kind}") for kind in FORMS if kind.startswith(TYPES)}
 _METHODS = {"cur": "curing", "interpolative": "row-id"}
 _DRAWN = 2**20  # numbers; longer tensors repeat them
 
@@ -60,9 +60,7 @@ def make_random(form: str, checkpoint: Checkpoint, out: Path) -> Path:
     """
     if out.exists():
         return out
-    width = next((width for width in TYPES if form.endswith(width)), "")
-    method = _METHODS.get(form.removesuffix(f"-{width}"))
-    quantization = Quantization(width, rounding="nearest") if width else None
+    method, quantization = _asked(form)
     decided = None
     if method:
         options = ConvertOptions.for_method(method, layers="all", rank=None, density=0.5, targets=LINEARS)
@@ -81,6 +79,13 @@ def make_random(form: str, checkpoint: Checkpoint, out: Path) -> Path:
             row["basis"] = "subspace" if row["form"] == "interpolative" else None
         seal(work, manifest)
     return out
+
+
+def _asked(form: str) -> tuple[str | None, Quantization | None]:
+    parts = form.split("-")
+    method, width = _METHODS.get(parts[0]), next((part for part in parts if part in TYPES), None)
+    block_size = int(parts[-1]) if parts[-1].isdigit() else None
+    return method, Quantization(width, block_size, rounding="nearest") if width else None
 
 
 def _drawn(name: str, shape: tuple[int, ...], dtype: str) -> torch.Tensor:

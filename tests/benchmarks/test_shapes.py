@@ -24,10 +24,10 @@ def test_a_random_artifact_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     artifact = Artifact.open(out)
     assert (artifact.model["num_hidden_layers"], artifact.model["vocab_size"]) == (2, 500)
     smaller = artifact.model["parameters_after"] < artifact.model["parameters_before"]
-    kind, _, width = form.rpartition("-")
-    assert smaller == ((kind or form) in ("cur", "interpolative"))
-    bits = {"int8": {8}, "int4": {4}}.get(width, set())
-    assert {packing.layout.bits for packing in artifact.quantised.values()} == bits
+    assert smaller == form.startswith(("cur", "interpolative"))
+    kind = form.removeprefix("cur-").removeprefix("interpolative-")
+    layouts = {(packing.layout.bits, packing.layout.block_size) for packing in artifact.quantised.values()}
+    assert layouts == {"int8": {(8, 32)}, "int4": {(4, 64)}, "int4-128": {(4, 128)}}.get(kind, set())
     for graph in ("portable", "fused"):
         assert np.isfinite(load(out, graph=graph).logits([3, 5, 8])).all()  # type: ignore[arg-type]
     assert make_random(form, checkpoint, out) == out
