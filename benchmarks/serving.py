@@ -3,7 +3,8 @@
 All take turns within a round, on the same cores, so that what else the machine does meets each of them; ratios are of
 one round, numbers medians over rounds. Each round starts each process anew: where the system happens to put a process's
 memory changes its speed by several percent for as long as it lives. Memory is brought before each of them, see
-`common.bring_memory`; what our runtime does where the system has no huge pages is the peer with small ones.
+`common.bring_memory`; with `--idle` the machine is left alone instead. What our runtime does where the system has no
+huge pages is the peer with small ones.
 How long a process takes from its start to its first token is `start.py`'s business. No other peer is in memory
 meanwhile.
 `--clock cpu` counts the process's CPU seconds instead of the clock on the wall, with one thread: that is what to read
@@ -89,16 +90,22 @@ class Peer:
         threads: For each operator.
         optimum_python: Of optimum's environment.
         bytecode: Where the process keeps compiled Python, as an installation does.
+        idle: Seconds to leave the machine alone for before; 0 brings memory instead.
 
     Attributes:
         start: Seconds from the start of the process to its first token.
     """
 
-    def __init__(self, name: str, folder: Path, threads: int, optimum_python: Path, bytecode: Path) -> None:
+    def __init__(
+        self, name: str, folder: Path, threads: int, optimum_python: Path, bytecode: Path, idle: float = 0.0
+    ) -> None:
         python = optimum_python if name == "optimum" else Path(sys.executable)
         limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
-        bring_memory(folder)
+        if idle:
+            time.sleep(idle)
+        else:
+            bring_memory(folder)
         begin = time.perf_counter()
         self._process = subprocess.Popen(
             [python, str(Path(__file__).with_name("serving_peers.py")), name, str(folder), str(threads)],
@@ -139,7 +146,7 @@ def measure(name: str, folder: Path, given: argparse.Namespace, workloads: list[
     asked = asked_of(name, given)
 
     def begin(peer: str) -> Peer:
-        return Peer(peer, folder, given.threads, given.optimum_python, bytecode)
+        return Peer(peer, folder, given.threads, given.optimum_python, bytecode, given.idle)
 
     for peer in asked:  # once: compiles, hashes and reads files that are in nobody's memory yet
         begin(peer).close()
@@ -168,7 +175,7 @@ def asked_of(name: str, given: argparse.Namespace) -> list[str]:
 
 def setting_of(given: argparse.Namespace) -> dict[str, Any]:
     """Return what lines have in common that may stand in one table."""
-    return {"generated": given.generated, "threads": given.threads}
+    return {"generated": given.generated, "threads": given.threads, "idle": given.idle}
 
 
 def measured(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -176,7 +183,7 @@ def measured(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
     lines = given.results.read_text(encoding="utf-8").splitlines() if given.results.exists() else []
     found: dict[str, dict[str, Any]] = {}
     for number, line in enumerate(map(json.loads, lines)):
-        if setting_of(given).items() <= line.items():
+        if setting_of(given).items() <= ({"idle": 0.0} | line).items():
             whole = found.setdefault(line["name"], {**line, "answers": [], "read": []})
             whole["read"].append(line["read"])
             whole["answers"] += [{**answer, "turn": (number, answer["turn"])} for answer in line["answers"]]
@@ -207,7 +214,7 @@ def slower(spans: dict[str, dict[Any, list[float]]], peer: str, than: str, part:
     return [span[part] / spans[than][turn][part] for turn, span in spans[peer].items() if turn in spans[than]]
 
 
-def speeds(line: dict[str, Any], clock: str) -> list[list[str]]:
+def speeds(line: dict[str, Any], clock: str, peers: list[str]) -> list[list[str]]:
     """Return a row for each workload: our speed, and by how much the others take longer, round by round."""
     rows = []
     for batch, prompt in workloads_of(line):
@@ -217,7 +224,7 @@ def speeds(line: dict[str, Any], clock: str) -> list[list[str]]:
         decode = [batch * line["generated"] / rest for _, rest in ours]
         ratios = [
             _cell(slower(spans, peer, PEERS[0], part), 2) if spans[peer] else ""
-            for peer in PEERS[1:]
+            for peer in peers[1:]
             for part in (0, 1)
         ]
         rows.append([line["name"], str(batch), str(prompt), _cell(prefill, 0), _cell(decode), *ratios])
@@ -246,22 +253,24 @@ def ranges(lines: Iterable[dict[str, Any]], clock: str) -> str:
     return f"onnxruntime-genai takes as many times as long, over all rows: {'; '.join(said)}."
 
 
-def peaks(line: dict[str, Any]) -> list[str]:
+def peaks(line: dict[str, Any], peers: list[str]) -> list[str]:
     """Return a form's row of peak memory, with the smallest batch: later batches of a process only add to it."""
     smallest = min(batch for batch, _ in workloads_of(line))
     answers = [answer for answer in line["answers"] if answer["batch"] == smallest]
-    found = {peer: [answer["peak"] for answer in answers if answer["peer"] == peer] for peer in PEERS}
+    found = {peer: [answer["peak"] for answer in answers if answer["peer"] == peer] for peer in peers}
     cells = [f"{max(values) / 1e6:,.0f}" if values else "" for values in found.values()]
     return [line["name"], f"{line['weights'] / 1e6:,.0f}", *cells]
 
 
 def report(lines: dict[str, dict[str, Any]], given: argparse.Namespace) -> str:
     """Return the tables."""
+    asked = {answer["peer"] for line in lines.values() for answer in line["answers"]}
+    peers = [peer for peer in PEERS if peer in asked]
     per = "second of CPU time" if given.clock == "cpu" else "second"
-    others = [f"{peer}: {part}" for peer in PEERS[1:] for part in ("prefill", "decode")]
+    others = [f"{peer}: {part}" for peer in peers[1:] for part in ("prefill", "decode")]
     head = ["artifact", "batch", "prompt", f"prefill, tokens per {per}", f"decode, tokens per {per}", *others]
-    rows = [row for line in lines.values() for row in speeds(line, given.clock)]
-    head_peaks = ["artifact", "MB of weights a token", *(f"peak, MB: {peer}" for peer in PEERS)]
+    rows = [row for line in lines.values() for row in speeds(line, given.clock, peers)]
+    head_peaks = ["artifact", "MB of weights a token", *(f"peak, MB: {peer}" for peer in peers)]
     cells = (
         (line["name"], a["peer"], a["batch"], a["prompt"])
         for line in lines.values()
@@ -270,6 +279,13 @@ def report(lines: dict[str, dict[str, Any]], given: argparse.Namespace) -> str:
     )
     rounds = set(Counter(cells).values())
     read = statistics.median(value for line in lines.values() for value in line["read"]) / 1e9
+    measured_speeds = f"{table(head, rows)}\n\n{ranges(lines.values(), given.clock)}\n\n"
+    made = "Made by `python benchmarks/serving.py --scratch FOLDER --publish"
+    if given.idle:
+        return (
+            f"The same once more, but before each process the machine was left alone for {given.idle:g} seconds; "
+            f"{from_to(rounds)} rounds.\n\n{measured_speeds}{made} --idle {given.idle:g}`, for one length of prompts."
+        )
     return (
         f"{MODEL_NAME}, and the shape of Llama 3.2 {SHAPE} with random weights and a vocabulary cut as its layers are; "
         "of compressed models half of the numbers of every linear; int4 in blocks of 64, int4-128 of 128. "
@@ -278,15 +294,14 @@ def report(lines: dict[str, dict[str, Any]], given: argparse.Namespace) -> str:
         "tokens, and how many times as long the others take for the same, so that above 1 ours is faster; medians "
         f"(least to most) of {from_to(rounds)} rounds in turn, each with new processes. Memory was read at {read:.1f} "
         f"GB/s. {machine()}.\n\n"
-        f"{table(head, rows)}\n\n{ranges(lines.values(), given.clock)}\n\n"
+        f"{measured_speeds}"
         "optimum runs the portable graph with its default session options, in which onnxruntime unpacks quantised "
         "weights in every call; `session.disable_quant_qdq` would do it once, into the memory of float32.\n\n"
         "*Peak* is the process's largest resident memory, with the smallest batch. By default our runtime takes those "
         "huge pages that the system has at hand; *small pages*, `CpuOptions(huge_pages=False)`, is what it does where "
         f"there are none. {BROUGHT}\n\n"
-        f"{table(head_peaks, [peaks(line) for line in lines.values()])}\n\n"
-        "Made by `python benchmarks/serving.py --scratch FOLDER --publish`, again with `--layers 4`, and "
-        "`--optimum-python` for optimum's."
+        f"{table(head_peaks, [peaks(line, peers) for line in lines.values()])}\n\n"
+        f"{made}`, again with `--layers 4`, and `--optimum-python` for optimum's."
     )
 
 
@@ -310,6 +325,7 @@ def main() -> None:
     parser.add_argument("--generated", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5, help="at least so many of everything")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--idle", type=float, default=0.0, help="seconds before each process, instead of memory")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--results", type=Path, default=ROOT / ".cache" / "benchmarks" / "serving.jsonl")
     parser.add_argument("--publish", action="store_true", help="write docs/benchmarks.md from --results")
@@ -328,7 +344,7 @@ def main() -> None:
             measure(name, folder, given, wanted, max(missing.values()))
     text = report(measured(given), given)
     if given.publish:
-        publish("serving", text)
+        publish("serving-idle" if given.idle else "serving", text)
     else:
         print(text)
 
