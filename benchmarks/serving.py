@@ -279,12 +279,12 @@ def report(lines: dict[str, dict[str, Any]], given: argparse.Namespace) -> str:
     )
     rounds = set(Counter(cells).values())
     read = statistics.median(value for line in lines.values() for value in line["read"]) / 1e9
-    measured_speeds = f"{table(head, rows)}\n\n{ranges(lines.values(), given.clock)}\n\n"
+    speed = f"{table(head, rows)}\n\n{ranges(lines.values(), given.clock)}\n\n"
     made = "Made by `python benchmarks/serving.py --scratch FOLDER --publish"
     if given.idle:
         return (
             f"The same once more, but before each process the machine was left alone for {given.idle:g} seconds; "
-            f"{from_to(rounds)} rounds.\n\n{measured_speeds}{made} --idle {given.idle:g}`, for one length of prompts."
+            f"{from_to(rounds)} rounds.\n\n{speed}{made} --idle {given.idle:g}`."
         )
     return (
         f"{MODEL_NAME}, and the shape of Llama 3.2 {SHAPE} with random weights and a vocabulary cut as its layers are; "
@@ -294,7 +294,7 @@ def report(lines: dict[str, dict[str, Any]], given: argparse.Namespace) -> str:
         "tokens, and how many times as long the others take for the same, so that above 1 ours is faster; medians "
         f"(least to most) of {from_to(rounds)} rounds in turn, each with new processes. Memory was read at {read:.1f} "
         f"GB/s. {machine()}.\n\n"
-        f"{measured_speeds}"
+        f"{speed}"
         "optimum runs the portable graph with its default session options, in which onnxruntime unpacks quantised "
         "weights in every call; `session.disable_quant_qdq` would do it once, into the memory of float32.\n\n"
         "*Peak* is the process's largest resident memory, with the smallest batch. By default our runtime takes those "
