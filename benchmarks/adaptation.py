@@ -25,8 +25,8 @@ from torch import nn
 from curconvert import CalibrationOptions, ConvertOptions, SourceOptions, convert
 from curconvert.calibration.sampled import resident_model
 from curconvert.checkpoint import open_checkpoint
-from curconvert.healing.examples import load_data
-from curconvert.healing.options import HealOptions
+from curconvert.options.heal import HealOptions
+from curconvert.training.examples import load_data
 from curconvert_runtime.artifact import Artifact
 from curconvert_runtime.fidelity import text_windows
 from curconvert_runtime.text import Tokenizer

@@ -17,13 +17,14 @@ from common import MODEL, MODEL_NAME, machine, publish, table
 from numpy.typing import NDArray
 
 from curconvert import CalibrationOptions, ConvertOptions
-from curconvert.calibration.statistics import InputStatistics
+from curconvert.base.names import layer_of
+from curconvert.base.progress import silent
 from curconvert.checkpoint import open_checkpoint
-from curconvert.factorization.gram import output_norm, square_root
-from curconvert.options import LINEARS
-from curconvert.original_pass import silent
-from curconvert.planning import decoder_linears, layer_of
-from curconvert.production import measure, prepare
+from curconvert.checkpoint.linears import decoder_linears
+from curconvert.jobs.stages import measure, prepare
+from curconvert.linalg.gram import output_norm, square_root
+from curconvert.linalg.statistics import InputStatistics
+from curconvert.options.convert import LINEARS
 from curconvert.quantization.rounding import quantise
 from curconvert_runtime.quantized import Layout
 

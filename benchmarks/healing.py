@@ -30,15 +30,15 @@ from transformers import AutoModelForCausalLM
 
 import curconvert  # noqa: F401 - lets transformers load artifacts
 from curconvert import CalibrationOptions, ConvertOptions, SourceOptions, convert
-from curconvert.artifact.journal import UNRECORDED
 from curconvert.blocks.precision import multiplies_bfloat16
+from curconvert.blocks.stored import build_torch_model
 from curconvert.calibration.sampled import resident_model
 from curconvert.checkpoint import open_checkpoint
-from curconvert.healing.examples import Data, load_data
-from curconvert.healing.options import HealOptions
-from curconvert.healing.student import held_out_measure, trainable, training_loss
-from curconvert.healing.training import Point, train
-from curconvert.parity import build_torch_model
+from curconvert.journal.store import UNRECORDED
+from curconvert.options.heal import HealOptions
+from curconvert.training.examples import Data, load_data
+from curconvert.training.loop import Point, train
+from curconvert.training.student import held_out_measure, trainable, training_loss
 from curconvert_runtime.artifact import Artifact
 from curconvert_runtime.fidelity import text_windows
 

@@ -24,18 +24,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from curconvert import CalibrationOptions, ConvertOptions
-from curconvert.calibration.statistics import InputStatistics
+from curconvert.base.names import layer_of, linear_of
+from curconvert.base.progress import silent
 from curconvert.checkpoint import open_checkpoint
+from curconvert.checkpoint.linears import decoder_linears
 from curconvert.checkpoint.types import Checkpoint
-from curconvert.chunked import ChunkedMatrix
 from curconvert.execution.local import LocalExecutor
-from curconvert.factorization.gram import measured
+from curconvert.factorization.measured import measured
 from curconvert.factorization.tasks import MatrixTask
 from curconvert.factorization.types import Factorization
-from curconvert.original_pass import silent
-from curconvert.planning import decoder_linears, layer_of, linear_of, make_plan
-from curconvert.production import measure, prepare
-from curconvert.selection.bases import exact_bases, krylov_bases, leading_bases
+from curconvert.jobs.stages import measure, prepare
+from curconvert.linalg.bases import exact_bases, krylov_bases, leading_bases
+from curconvert.linalg.chunked import ChunkedMatrix
+from curconvert.linalg.statistics import InputStatistics
+from curconvert.methods.planning import make_plan
 from curconvert.selection.indices import deim, tensor_rng
 
 STAGES = ("full SVD", "DEIM", "two pseudo-inverses")

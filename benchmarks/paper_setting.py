@@ -17,7 +17,7 @@ from typing import Any
 from common import FIDELITY, MODEL, MODEL_NAME, fidelity_cells, machine, publish, table
 
 from curconvert import CalibrationOptions, ConvertOptions, SourceOptions, convert, export
-from curconvert.planning import Plan
+from curconvert.base.plan import Plan
 from curconvert_runtime import VerifyOptions, verify
 from curconvert_runtime.metrics import Fidelity
 

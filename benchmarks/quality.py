@@ -29,14 +29,14 @@ from common import MODEL, MODEL_NAME, ROOT, machine, publish, table
 from numpy.typing import NDArray
 
 from curconvert import CalibrationOptions, ConvertOptions, SourceOptions, export
-from curconvert.allocation.budgets import options_for_size
+from curconvert.base.errors import InputError
+from curconvert.base.progress import silent
 from curconvert.checkpoint import open_checkpoint
+from curconvert.checkpoint.linears import total_parameters
 from curconvert.checkpoint.types import Checkpoint
-from curconvert.errors import InputError
 from curconvert.execution.local import LocalExecutor
-from curconvert.original_pass import silent
-from curconvert.planning import total_parameters
-from curconvert.production import decide, measure, prepare, produce, sampled
+from curconvert.jobs.stages import decide, measure, prepare, produce, sampled
+from curconvert.methods.sized import options_for_size
 from curconvert_runtime import load
 from curconvert_runtime.artifact import Artifact
 from curconvert_runtime.fidelity import exact_fidelity, text_windows

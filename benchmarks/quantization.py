@@ -23,14 +23,14 @@ from common import MODEL, MODEL_NAME, ROOT, machine, publish, table
 from quality import Recorded, Results
 
 from curconvert import CalibrationOptions, ConvertOptions, SourceOptions, export
+from curconvert.base.progress import silent
 from curconvert.checkpoint import open_checkpoint
-from curconvert.compress import UNQUANTISED
-from curconvert.execution.executor import ExecutionOptions, executing
-from curconvert.options import LINEARS
-from curconvert.original_pass import silent
-from curconvert.production import decide, measure, prepare, produce
-from curconvert.quantization.options import Quantization
-from curconvert.quantization.tensors import quantised_tables
+from curconvert.execution.executor import executing
+from curconvert.jobs.stages import decide, measure, prepare, produce
+from curconvert.options.convert import LINEARS
+from curconvert.options.execution import ExecutionOptions
+from curconvert.options.quantization import Quantization
+from curconvert.quantization.tensors import UNQUANTISED, quantised_tables
 from curconvert_runtime import load
 from curconvert_runtime.artifact import Artifact
 from curconvert_runtime.fidelity import exact_fidelity, text_windows

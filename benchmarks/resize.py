@@ -21,9 +21,9 @@ from quality import Bench, Results, setting_of
 
 from curconvert import CalibrationOptions, ConvertOptions, SourceOptions, convert
 from curconvert.checkpoint import open_checkpoint
-from curconvert.planning import total_parameters
-from curconvert.resizing.options import ResizeOptions
-from curconvert.resizing.run import resize
+from curconvert.checkpoint.linears import total_parameters
+from curconvert.jobs.resize import resize
+from curconvert.options.resize import ResizeOptions
 
 SCORED, RESIZED = "scored", "resize"
 LIMIT = 0.03

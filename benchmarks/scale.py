@@ -24,10 +24,11 @@ from safetensors.torch import save_file
 
 from curconvert import CalibrationOptions, ConvertOptions, SourceOptions
 from curconvert.artifact.safetensors_writer import SafetensorsWriter, TensorSpec
-from curconvert.options import LINEARS
-from curconvert.parity import check_slices
-from curconvert.pipeline import convert, predict
-from curconvert.planning import layer_of
+from curconvert.base.names import layer_of
+from curconvert.jobs.convert import convert
+from curconvert.jobs.parity import check_slices
+from curconvert.jobs.plan import predict
+from curconvert.options.convert import LINEARS
 
 # hidden, intermediate, layers, heads, key-value heads, head size, tied: Llama 3.2 1B and 3B, Llama 3.1 8B.
 SHAPES = {

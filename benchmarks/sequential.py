@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from quality import Recorded, Results
 
 from curconvert import CalibrationOptions, ConvertOptions, SourceOptions, convert, export
-from curconvert.allocation.budgets import options_for_size
 from curconvert.checkpoint import open_checkpoint
-from curconvert.planning import total_parameters
+from curconvert.checkpoint.linears import total_parameters
+from curconvert.methods.sized import options_for_size
 from curconvert_runtime import load
 from curconvert_runtime.artifact import Artifact
 from curconvert_runtime.fidelity import exact_fidelity, text_windows

@@ -104,7 +104,7 @@ def in_torch(folder: str, threads: int) -> Serve:
     """The model of transformers, with the factors in the place of the matrices."""
     import torch
 
-    from curconvert.parity import build_torch_model
+    from curconvert.blocks.stored import build_torch_model
     from curconvert_runtime import Artifact
 
     torch.set_num_threads(threads)

@@ -19,9 +19,10 @@ from curconvert.artifact.manifest import build_manifest, seal
 from curconvert.artifact.model_files import tensor_specs, write_model_files
 from curconvert.artifact.safetensors_writer import SafetensorsWriter, TensorSpec
 from curconvert.checkpoint.types import Checkpoint
-from curconvert.options import LINEARS
-from curconvert.pipeline import open_source, plan
-from curconvert.quantization.options import TYPES, Quantization
+from curconvert.jobs.plan import plan
+from curconvert.jobs.source import open_source
+from curconvert.options.convert import LINEARS
+from curconvert.options.quantization import TYPES, Quantization
 from curconvert.quantization.tensors import quantised_tensors, quantization_json
 from curconvert.selection.indices import tensor_rng
 

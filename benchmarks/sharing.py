@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 
 from curconvert import CalibrationOptions, ConvertOptions
 from curconvert.allocation.sharing import metric_of
+from curconvert.base.forms import rank_for_density
+from curconvert.base.names import layer_of, linear_of
+from curconvert.base.progress import silent
 from curconvert.checkpoint import open_checkpoint
+from curconvert.checkpoint.linears import decoder_linears
 from curconvert.factorization.shared import Metric, SharedBasis, shared_basis
-from curconvert.original_pass import silent
-from curconvert.planning import decoder_linears, layer_of, linear_of, rank_for_density
-from curconvert.production import measure, prepare, sampled
+from curconvert.jobs.stages import measure, prepare, sampled
 
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj")
 DENSITIES = (0.9, 0.7, 0.5)

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 import wrapt
 
 if TYPE_CHECKING:
-    from curconvert.calibration.text import CalibrationOptions
-    from curconvert.execution.executor import ExecutionOptions
-    from curconvert.options import ConvertOptions, SourceOptions
-    from curconvert.pipeline import Conversion, convert, export, plan
+    from curconvert.jobs.convert import convert
+    from curconvert.jobs.export import Conversion, export
+    from curconvert.jobs.plan import plan
+    from curconvert.options.calibration import CalibrationOptions
+    from curconvert.options.convert import ConvertOptions
+    from curconvert.options.execution import ExecutionOptions
+    from curconvert.options.source import SourceOptions
 
 __all__ = [
     "CalibrationOptions",
@@ -25,16 +28,16 @@ __all__ = [
 
 _HOMES = {
     "CalibrationOptions": "curconvert.calibration.text",
-    "ConvertOptions": "curconvert.options",
+    "ConvertOptions": "curconvert.options.convert",
     "ExecutionOptions": "curconvert.execution.executor",
-    "SourceOptions": "curconvert.options",
+    "SourceOptions": "curconvert.options.convert",
 }
 
 
 @wrapt.when_imported("transformers.quantizers.auto")
 def _register(_module: Any) -> None:
     """Let transformers load artifacts; it is never imported for this alone."""
-    from curconvert import transformers_quantizer  # noqa: F401 - it registers itself
+    from curconvert.artifact import transformers_quantizer  # noqa: F401 - it registers itself
 
 
 def __getattr__(name: str) -> Any:
@@ -43,4 +46,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(_HOMES.get(name, "curconvert.pipeline")), name)
+    return getattr(importlib.import_module(_HOMES.get(name, "curconvert.jobs.convert")), name)

@@ -2,7 +2,7 @@
 
 Four gates, in order: integrity (every byte), structure (what the parts say about each other), parity (both graphs
 against the torch model's stored answers and against each other) and fidelity (against the original).
-Needs neither torch nor the original; `curconvert.parity` adds what torch and the original can tell.
+Needs neither torch nor the original; `curconvert.jobs.parity` adds what torch and the original can tell.
 """
 
 from __future__ import annotations

@@ -11,17 +11,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from curconvert import ConvertOptions, SourceOptions, convert
-from curconvert.allocation.evidence import Evidence
 from curconvert.allocation.sensitivity import Sensitivity
+from curconvert.base.plan import MatrixPlan
+from curconvert.base.progress import silent
+from curconvert.calibration.evidence import Evidence
 from curconvert.calibration.gradients import GradientSamples
-from curconvert.calibration.statistics import InputStatistics
 from curconvert.calibration.text import load_tokens
 from curconvert.checkpoint import open_checkpoint
-from curconvert.factorization.checked import allocated_tasks
-from curconvert.options import LINEARS
-from curconvert.original_pass import silent
-from curconvert.parity import check_slices, torch_parity
-from curconvert.planning import MatrixPlan
+from curconvert.jobs.parity import check_slices, torch_parity
+from curconvert.linalg.statistics import InputStatistics
+from curconvert.methods.checked import allocated_tasks
+from curconvert.options.convert import LINEARS
 from curconvert_runtime.forms import multiply
 from curconvert_runtime.verification import VerifyOptions
 from support.families import TinyModel, make_checkpoint

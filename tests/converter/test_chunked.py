@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from curconvert import chunked
-from curconvert.chunked import ChunkedMatrix
+from curconvert.linalg import chunked
+from curconvert.linalg.chunked import ChunkedMatrix
 
 
 @pytest.mark.parametrize("chunk", [1, 40, 10**6])

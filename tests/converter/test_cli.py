@@ -16,8 +16,9 @@ import pytest
 import torch
 from click.testing import Result
 
-from curconvert import pipeline, production
 from curconvert.cli import main
+from curconvert.jobs import convert as pipeline
+from curconvert.jobs import stages as production
 from curconvert_runtime.verification import VerifyOptions
 from curconvert_schemas import validate
 from support.checkpoints import edit_config, edit_tensors

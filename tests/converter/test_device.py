@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from curconvert.base.device import find_device
+from curconvert.base.errors import BackendError, InputError
 from curconvert.blocks.stream import BlockStream, placed
 from curconvert.checkpoint import open_checkpoint
-from curconvert.chunked import ChunkedMatrix, product
-from curconvert.device import check_device, find_device
-from curconvert.errors import BackendError, InputError
-from curconvert.options import ConvertOptions, SourceOptions
-from curconvert.pipeline import convert
+from curconvert.jobs.convert import convert
+from curconvert.linalg.chunked import ChunkedMatrix, product
+from curconvert.options.checks import check_device
+from curconvert.options.convert import ConvertOptions
+from curconvert.options.source import SourceOptions
 from support.families import make_checkpoint
 from support.tiny_runs import tiny_options, token_file
 

@@ -8,15 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from curconvert.base.errors import InputError
 from curconvert.blocks.precision import multiplies_bfloat16
-from curconvert.calibration.text import CalibrationOptions
 from curconvert.checkpoint import open_checkpoint
-from curconvert.errors import InputError
-from curconvert.estimate import Estimate, estimate
-from curconvert.options import ConvertOptions, SourceOptions
-from curconvert.pipeline import convert, predict
-from curconvert.production import first_plan
-from curconvert.rates import Machine, measure_machine
+from curconvert.estimate.rates import Machine, measure_machine
+from curconvert.estimate.total import Estimate, estimate
+from curconvert.jobs.convert import convert
+from curconvert.jobs.plan import predict
+from curconvert.jobs.stages import first_plan
+from curconvert.options.calibration import CalibrationOptions
+from curconvert.options.convert import ConvertOptions
+from curconvert.options.source import SourceOptions
 from support.families import make_checkpoint
 from support.tiny_runs import tiny_options, token_file
 

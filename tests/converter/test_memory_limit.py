@@ -9,23 +9,24 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from curconvert import estimate_memory
-from curconvert.allocation.budgets import options_for_size
 from curconvert.artifact.workspace import workspace_of
+from curconvert.base.errors import InputError
 from curconvert.calibration.batches import FileBatches
 from curconvert.checkpoint import open_checkpoint
+from curconvert.checkpoint.linears import total_parameters
 from curconvert.cli import main
-from curconvert.cli_options import Size
-from curconvert.errors import InputError
-from curconvert.estimate import estimate, keeping_within
-from curconvert.execution.executor import ExecutionOptions
-from curconvert.options import ConvertOptions, SourceOptions
-from curconvert.pipeline import convert
-from curconvert.planning import total_parameters
-from curconvert.production import first_plan
-from curconvert.rates import Machine
-from curconvert.sweep.options import SweepOptions
-from curconvert.sweep.run import sweep
+from curconvert.cli.options import Size
+from curconvert.estimate import memory as estimate_memory
+from curconvert.estimate.rates import Machine
+from curconvert.estimate.total import estimate, keeping_within
+from curconvert.jobs.convert import convert
+from curconvert.jobs.stages import first_plan
+from curconvert.jobs.sweep.run import sweep
+from curconvert.methods.sized import options_for_size
+from curconvert.options.convert import ConvertOptions
+from curconvert.options.execution import ExecutionOptions
+from curconvert.options.source import SourceOptions
+from curconvert.options.sweep import SweepOptions
 from support.families import make_checkpoint
 from support.tiny_runs import LENGTH, add_tokenizer, tiny_options
 

@@ -10,15 +10,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from curconvert import production
-from curconvert.allocation.budgets import options_for_size
-from curconvert.blocks.heads import Heads, attention_heads
+from curconvert.base.errors import InputError
+from curconvert.base.names import linear_of
+from curconvert.base.plan import MatrixPlan
 from curconvert.checkpoint import open_checkpoint
-from curconvert.errors import InputError
-from curconvert.options import LINEARS, ConvertOptions, SourceOptions
-from curconvert.parity import check_slices, torch_parity
-from curconvert.pipeline import convert
-from curconvert.planning import MatrixPlan, linear_of, make_plan, total_parameters
+from curconvert.checkpoint.linears import total_parameters
+from curconvert.families.heads import Heads, attention_heads
+from curconvert.jobs import stages as production
+from curconvert.jobs.convert import convert
+from curconvert.jobs.parity import check_slices, torch_parity
+from curconvert.methods.planning import make_plan
+from curconvert.methods.sized import options_for_size
+from curconvert.options.convert import LINEARS, ConvertOptions
+from curconvert.options.source import SourceOptions
 from curconvert_runtime.forms import SPARSE
 from curconvert_runtime.verification import VerifyOptions
 from support.families import make_checkpoint

@@ -11,14 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from curconvert import production
+from curconvert.base.errors import InputError
+from curconvert.base.names import linear_of
+from curconvert.base.plan import MatrixPlan, Plan
 from curconvert.calibration.text import load_tokens
 from curconvert.checkpoint import Checkpoint
-from curconvert.errors import InputError
-from curconvert.options import ConvertOptions, SourceOptions
-from curconvert.parity import check_slices, torch_parity
-from curconvert.pipeline import convert
-from curconvert.planning import MatrixPlan, Plan, linear_of, make_plan
+from curconvert.jobs import stages as production
+from curconvert.jobs.convert import convert
+from curconvert.jobs.parity import check_slices, torch_parity
+from curconvert.methods.planning import make_plan
+from curconvert.options.convert import ConvertOptions
+from curconvert.options.source import SourceOptions
 from curconvert_runtime.forms import MODULAR
 from curconvert_runtime.verification import VerifyOptions
 from support.families import make_checkpoint

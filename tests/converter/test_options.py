@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from curconvert.calibration.text import CalibrationOptions
-from curconvert.errors import InputError
-from curconvert.options import DEFAULT_TARGETS, LINEARS, ConvertOptions, parse_targets
+from curconvert.base.errors import InputError
+from curconvert.options.calibration import CalibrationOptions
+from curconvert.options.convert import DEFAULT_TARGETS, LINEARS, ConvertOptions, parse_targets
 
 
 def test_curing_is_the_papers_preset() -> None:

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from curconvert.blocks.stored import build_torch_model, stored_tensor
 from curconvert.checkpoint import open_checkpoint
-from curconvert.parity import build_torch_model, check_slices, stored_tensor, torch_parity
-from curconvert.verification import verify_artifact
+from curconvert.jobs.parity import check_slices, torch_parity
+from curconvert.jobs.verify import verify_artifact
 from curconvert_runtime.artifact import Artifact
 from curconvert_runtime.errors import IntegrityError
 from curconvert_runtime.probes import Probes

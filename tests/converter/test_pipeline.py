@@ -15,15 +15,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from curconvert import production
 from curconvert.artifact.safetensors_writer import SafetensorsWriter
-from curconvert.calibration.text import CalibrationOptions, load_tokens
+from curconvert.base.errors import InputError, VerificationError
+from curconvert.base.names import layer_of
+from curconvert.calibration.text import load_tokens
 from curconvert.checkpoint import open_checkpoint
-from curconvert.errors import InputError, VerificationError
-from curconvert.options import LINEARS, ConvertOptions, SourceOptions
-from curconvert.parity import check_slices, torch_parity
-from curconvert.pipeline import Conversion, convert, export, plan
-from curconvert.planning import layer_of
+from curconvert.jobs import stages as production
+from curconvert.jobs.convert import convert
+from curconvert.jobs.export import Conversion, export
+from curconvert.jobs.parity import check_slices, torch_parity
+from curconvert.jobs.plan import plan
+from curconvert.options.calibration import CalibrationOptions
+from curconvert.options.convert import LINEARS, ConvertOptions
+from curconvert.options.source import SourceOptions
 from curconvert_runtime import Artifact
 from curconvert_runtime.verification import VerifyOptions
 from support import curing

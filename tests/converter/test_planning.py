@@ -10,12 +10,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from curconvert.calibration.text import CalibrationOptions
+from curconvert.base.errors import InputError
+from curconvert.base.forms import break_even_rank, rank_for_density
+from curconvert.base.plan import MatrixPlan, by_input
 from curconvert.checkpoint import Checkpoint, open_checkpoint
-from curconvert.errors import InputError
-from curconvert.factorization.types import break_even_rank
-from curconvert.options import LINEARS, ConvertOptions
-from curconvert.planning import MatrixPlan, by_input, make_plan, plan_matrix, rank_for_density
+from curconvert.methods.planning import make_plan, plan_matrix
+from curconvert.options.calibration import CalibrationOptions
+from curconvert.options.convert import LINEARS, ConvertOptions
 from support.families import make_checkpoint
 from support.tiny_runs import tiny_options
 

@@ -16,19 +16,20 @@ import numpy as np
 import pytest
 import torch
 
-from curconvert import fingerprint
 from curconvert.allocation.plans import targets_of
-from curconvert.artifact import space
-from curconvert.artifact.durable import is_full, save_array
-from curconvert.artifact.journal import State
-from curconvert.artifact.space import needed_bytes
+from curconvert.artifact import fingerprint
 from curconvert.artifact.workspace import workspace_of
+from curconvert.base.durable import is_full, save_array
+from curconvert.base.errors import BackendError, InputError
 from curconvert.checkpoint import open_checkpoint
-from curconvert.errors import BackendError, InputError
-from curconvert.options import ConvertOptions, SourceOptions
-from curconvert.pipeline import convert
-from curconvert.production import first_plan
-from curconvert.quantization.options import Quantization
+from curconvert.estimate import disk as space
+from curconvert.estimate.disk import needed_bytes
+from curconvert.jobs.convert import convert
+from curconvert.jobs.stages import first_plan
+from curconvert.journal.store import State
+from curconvert.options.convert import ConvertOptions
+from curconvert.options.quantization import Quantization
+from curconvert.options.source import SourceOptions
 from support.checkpoints import edit_config, edit_tensors
 from support.families import TinyModel, make_checkpoint
 from support.killed import convert_in_a_process

@@ -11,11 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from curconvert.calibration.text import CalibrationOptions, load_tokens
-from curconvert.options import LINEARS, ConvertOptions, SourceOptions
-from curconvert.parity import check_slices
-from curconvert.pipeline import convert
-from curconvert.planning import layer_of, linear_of
+from curconvert.base.names import layer_of, linear_of
+from curconvert.calibration.text import load_tokens
+from curconvert.jobs.convert import convert
+from curconvert.jobs.parity import check_slices
+from curconvert.options.calibration import CalibrationOptions
+from curconvert.options.convert import LINEARS, ConvertOptions
+from curconvert.options.source import SourceOptions
 from curconvert_runtime import load
 from curconvert_runtime.verification import VerifyOptions
 from support.families import TinyModel, make_checkpoint

@@ -11,11 +11,12 @@ import numpy as np
 import onnx
 import pytest
 
-from curconvert.errors import InputError
-from curconvert.options import ConvertOptions, SourceOptions
-from curconvert.parity import check_slices, torch_parity
-from curconvert.pipeline import export
-from curconvert.quantization.options import Quantization
+from curconvert.base.errors import InputError
+from curconvert.jobs.export import export
+from curconvert.jobs.parity import check_slices, torch_parity
+from curconvert.options.convert import ConvertOptions
+from curconvert.options.quantization import Quantization
+from curconvert.options.source import SourceOptions
 from curconvert_runtime import GenerationOptions, load
 from curconvert_runtime.artifact import Artifact
 from curconvert_runtime.errors import IntegrityError

@@ -14,12 +14,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from curconvert.base.errors import InputError, UnsupportedError
 from curconvert.blocks.modules import CURLinear
-from curconvert.errors import InputError, UnsupportedError
-from curconvert.options import SourceOptions
-from curconvert.parity import build_torch_model
-from curconvert.pipeline import convert, export
-from curconvert.quantization.options import Quantization
+from curconvert.blocks.stored import build_torch_model
+from curconvert.jobs.convert import convert
+from curconvert.jobs.export import export
+from curconvert.options.quantization import Quantization
+from curconvert.options.source import SourceOptions
 from curconvert_runtime import Artifact
 from support.families import make_checkpoint
 from support.tiny_runs import tiny_options, token_file
@@ -128,7 +129,7 @@ def test_quantised_weights_are_refused(home: Path, tmp_path: Path) -> None:
 def test_a_dense_model_is_not_compressed_on_loading(home: Path) -> None:
     """`quantization_config=` cannot stand for a conversion."""
     config = AutoConfig.from_pretrained(home / "llama").quantization_config
-    from curconvert.transformers_quantizer import CurConvertConfig
+    from curconvert.artifact.transformers_quantizer import CurConvertConfig
 
     with pytest.raises(ValueError, match="pre-quantized"):
         AutoModelForCausalLM.from_pretrained(home / "llama-source", quantization_config=CurConvertConfig(**config))

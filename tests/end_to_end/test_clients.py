@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from curconvert.options import SourceOptions
-from curconvert.parity import build_torch_model
-from curconvert.pipeline import convert
-from curconvert.quantization.options import Quantization
+from curconvert.blocks.stored import build_torch_model
+from curconvert.jobs.convert import convert
+from curconvert.options.quantization import Quantization
+from curconvert.options.source import SourceOptions
 from curconvert_runtime import Artifact
 from curconvert_runtime.forms import FORMS
 from support.checkpoints import make_layers_alike

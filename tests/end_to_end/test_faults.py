@@ -17,7 +17,7 @@ from onnx import numpy_helper
 from safetensors.numpy import load_file
 
 from curconvert.cli import main
-from curconvert.parity import check_slices, torch_parity
+from curconvert.jobs.parity import check_slices, torch_parity
 from curconvert_runtime.errors import IntegrityError, VerificationError
 from curconvert_runtime.verification import verify
 from curconvert_schemas import validate

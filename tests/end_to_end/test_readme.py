@@ -19,13 +19,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 import curconvert
 import curconvert_runtime
 import curconvert_schemas
+from curconvert.blocks.stored import build_torch_model
 from curconvert.cli import main
-from curconvert.families import SUPPORTED_FAMILIES
-from curconvert.options import SourceOptions
-from curconvert.parity import build_torch_model, check_slices
-from curconvert.pipeline import convert
-from curconvert.quantization.options import Quantization
-from curconvert.verification import verify_artifact
+from curconvert.families.family import SUPPORTED_FAMILIES
+from curconvert.jobs.convert import convert
+from curconvert.jobs.parity import check_slices
+from curconvert.jobs.verify import verify_artifact
+from curconvert.options.quantization import Quantization
+from curconvert.options.source import SourceOptions
 from curconvert_runtime import Artifact
 from curconvert_runtime.forms import Shared, multiply, tensor_names
 from curconvert_runtime.verification import VerifyOptions

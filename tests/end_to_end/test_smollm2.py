@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from curconvert.blocks.stored import build_torch_model
 from curconvert.checkpoint import open_checkpoint
-from curconvert.parity import build_torch_model
 from curconvert_runtime import Artifact, GenerationOptions, load
 from support.clients import genai, optimum
 from support.page_cache import read_from_disk

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from curconvert.bench.options import BenchOptions
-from curconvert.bench.result import Bench, Measured, Ratios, Row, Side, Spread
+from curconvert.jobs.bench.result import Bench, Measured, Ratios, Row, Side, Spread
+from curconvert.options.bench import BenchOptions
 from curconvert_runtime.speed import Workload
 from curconvert_schemas import SchemaError, load_schema, validate
 

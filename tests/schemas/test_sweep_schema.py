@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from curconvert.sweep.table import Point, Sweep
+from curconvert.jobs.sweep.table import Point, Sweep
 from curconvert_schemas import SchemaError, load_schema, validate
 
 DECODE = {"batch": 1, "prompt_tokens": 32, "generated_tokens": 32, "rounds": 5, "graph": "fused", "provider": "cpu"}

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from curconvert.calibration.text import CalibrationOptions
-from curconvert.options import ConvertOptions, SourceOptions
-from curconvert.pipeline import convert
+from curconvert.jobs.convert import convert
+from curconvert.options.calibration import CalibrationOptions
+from curconvert.options.convert import ConvertOptions
+from curconvert.options.source import SourceOptions
 from support.families import VOCABULARY, make_checkpoint
 
 

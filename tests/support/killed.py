@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from curconvert.cli import main
-from curconvert.options import ConvertOptions, SourceOptions
-from curconvert.pipeline import convert
+from curconvert.jobs.convert import convert
+from curconvert.options.convert import ConvertOptions
+from curconvert.options.source import SourceOptions
 
 _CALLS = ("fsync", "pwrite", "replace", "unlink", "rename", "rmdir", "mkdir")
 
@@ -89,5 +90,7 @@ def command_in_a_process(arguments: Sequence[str | Path], seconds: float | None 
 def _warm() -> multiprocessing.context.ForkServerContext:
     """Return a server that has imported everything and computed nothing: a fork of it starts at once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["curconvert.pipeline", "curconvert.parity", "mobius", "jsonschema", "onnxruntime"])
+    context.set_forkserver_preload(
+        ["curconvert.jobs.convert", "curconvert.jobs.parity", "mobius", "jsonschema", "onnxruntime"]
+    )
     return context

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from curconvert.calibration.statistics import InputStatistics
-from curconvert.factorization.metrics import FullMetric
+from curconvert.linalg.metrics import FullMetric
+from curconvert.linalg.statistics import InputStatistics
 
 Matrix = NDArray[np.float64]
 

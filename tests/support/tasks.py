@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_info
 
-from curconvert.execution.executor import Task
+from curconvert.execution.task import Task
 
 
 @dataclass(frozen=True)

@@ -8,22 +8,14 @@ from dataclasses import replace
 from typing import cast
 
 from curconvert.allocation.curves import Curve, allocate
+from curconvert.base.errors import InputError
+from curconvert.base.forms import Form, rank_for_density
+from curconvert.base.names import layer_of, linear_of
+from curconvert.base.plan import MatrixPlan, Plan
+from curconvert.calibration.text import check_context
+from curconvert.checkpoint.linears import decoder_linears, total_parameters, uniform_density
 from curconvert.checkpoint.types import Checkpoint
-from curconvert.errors import InputError
-from curconvert.factorization.types import Form
-from curconvert.options import ConvertOptions
-from curconvert.planning import (
-    MatrixPlan,
-    Plan,
-    assemble,
-    check_context,
-    decoder_linears,
-    layer_of,
-    linear_of,
-    rank_for_density,
-    total_parameters,
-    uniform_density,
-)
+from curconvert.options.convert import ConvertOptions
 from curconvert_runtime.forms import MODULAR
 
 SEARCHED_KEEP = 0.8  # what a dry run shows when the size is to be found by --max-kl
@@ -75,7 +67,7 @@ def uniform_plan(checkpoint: Checkpoint, options: ConvertOptions, itemsize: floa
     Raises:
         InputError: The target cannot be had.
     """
-    check_context(checkpoint, options)
+    check_context(checkpoint, options.calibration)
     shapes = targets_of(checkpoint, options)
     target = target_parameters(checkpoint, options, itemsize)
     density = uniform_density(checkpoint, shapes.values(), target)
@@ -144,3 +136,22 @@ def _sized(matrix: MatrixPlan, chosen: tuple[str, int] | None) -> MatrixPlan:
         return MatrixPlan(matrix.name, matrix.shape, "dense", reason=reason)
     form, size = chosen
     return MatrixPlan(matrix.name, matrix.shape, cast("Form", form), size)
+
+
+def assemble(
+    checkpoint: Checkpoint,
+    matrices: list[MatrixPlan],
+    layers: tuple[int, ...] | None,
+    layer_total: int,
+) -> Plan:
+    """Complete a plan with what its matrices leave out.
+
+    Args:
+        checkpoint: The opened model.
+        matrices: Of `decoder_linears`.
+        layers: The chosen layers, once known.
+        layer_total: How many they are.
+    """
+    other = total_parameters(checkpoint) - sum(m.parameters_before for m in matrices)
+    biases = frozenset(name for name in checkpoint.tensors if name.endswith("_proj.bias"))
+    return Plan(tuple(matrices), layers, layer_total, other, biases)

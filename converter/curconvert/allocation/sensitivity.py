@@ -13,21 +13,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from curconvert.allocation.backward import BackwardPass
 from curconvert.allocation.curves import Curve, interpolated
-from curconvert.allocation.evidence import Evidence
-from curconvert.artifact.journal import UNRECORDED, Journal
+from curconvert.base.names import bias_of, linear_of
 from curconvert.blocks.stream import BlockStream
+from curconvert.calibration.backward import BackwardPass
 from curconvert.calibration.batches import Batches
+from curconvert.calibration.evidence import Evidence
 from curconvert.calibration.gradients import GradientSamples
-from curconvert.calibration.statistics import InputStatistics
 from curconvert.checkpoint.types import Checkpoint
-from curconvert.factorization.gram import ridged
 from curconvert.factorization.modular import ModularOptions, held_out_ridge
 from curconvert.factorization.pruning import drop_neurons
 from curconvert.factorization.two_sided import DAMPING, damped, two_sided
-from curconvert.options import ConvertOptions
-from curconvert.planning import bias_of, linear_of
+from curconvert.journal.store import UNRECORDED, Journal
+from curconvert.linalg.gram import ridged
+from curconvert.linalg.statistics import InputStatistics
+from curconvert.options.convert import ConvertOptions
 from curconvert_runtime.fidelity import Progress
 from curconvert_runtime.forms import MODULAR
 

@@ -16,15 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curconvert.allocation.curves import Curve, price_of
-from curconvert.allocation.evidence import Evidence
 from curconvert.allocation.plans import allocated, budget_of, predicted_cost
+from curconvert.base.names import bias_of, layer_of, linear_of
+from curconvert.base.plan import MatrixPlan, Plan
+from curconvert.calibration.evidence import Evidence
 from curconvert.checkpoint.types import Checkpoint
-from curconvert.execution.executor import Executor
+from curconvert.execution.task import Executor
 from curconvert.factorization.projection import Projection
 from curconvert.factorization.shared import Metric, shared_basis, shared_pivots
 from curconvert.factorization.tasks import lapack
-from curconvert.options import ConvertOptions
-from curconvert.planning import MatrixPlan, Plan, bias_of, layer_of, linear_of
+from curconvert.options.convert import ConvertOptions
 from curconvert_runtime.forms import Shared
 
 Vector = NDArray[np.float64]

@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from curconvert.artifact.durable import fsync
-from curconvert.errors import InputError
+from curconvert.base.durable import fsync
+from curconvert.base.errors import InputError
 
 logger = logging.getLogger(__name__)
 MANIFEST = "curconvert.json"

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from curconvert.artifact.folder import MANIFEST
+from curconvert.base.environment import environment
+from curconvert.base.plan import MatrixPlan, Plan
 from curconvert.calibration.text import CalibrationTokens
+from curconvert.checkpoint.linears import total_parameters
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.factorization.types import Factorization
-from curconvert.options import ConvertOptions
-from curconvert.planning import MatrixPlan, Plan, total_parameters
+from curconvert.options.convert import ConvertOptions
 from curconvert_runtime import __version__
 from curconvert_runtime.hashing import cached_sha256, sha256
 from curconvert_schemas import validate
@@ -122,16 +121,6 @@ def _matrix(plan: MatrixPlan, report: Factorization | None) -> dict[str, Any]:
             "value": bound.value,
             "matrix": bound.matrix,
         },
-    }
-
-
-def environment() -> dict[str, str]:
-    """Return what the bytes depend on besides input and options."""
-    return {
-        "machine": platform.machine(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
-        "threads": str(torch.get_num_threads()),
     }
 
 

@@ -12,12 +12,12 @@ import torch
 
 from curconvert.artifact.quantization_config import quantization_config
 from curconvert.artifact.safetensors_writer import TensorSpec
+from curconvert.base.errors import InputError
+from curconvert.base.plan import MatrixPlan, Plan
 from curconvert.checkpoint.config import with_dtype
 from curconvert.checkpoint.types import Checkpoint, Companions, TensorInfo
-from curconvert.errors import InputError
 from curconvert.graph import build_graphs, genai_config, save_graphs
-from curconvert.planning import MatrixPlan, Plan
-from curconvert.quantization.options import Quantization
+from curconvert.options.quantization import Quantization
 from curconvert.quantization.tensors import quantised_tensors
 from curconvert_runtime.forms import factor_name, factor_shapes, index_lengths
 from curconvert_runtime.quantized import Packing, part_name

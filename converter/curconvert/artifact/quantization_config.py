@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from curconvert.base.names import QUANT_METHOD
+
 if TYPE_CHECKING:  # transformers reads this without the converter's other packages
-    from curconvert.planning import MatrixPlan
+    from curconvert.base.plan import MatrixPlan
     from curconvert_runtime.quantized import Packing
 
-QUANT_METHOD = "curconvert"
 QUANTIZATION_VERSION = 1
 
 

@@ -10,10 +10,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from curconvert.artifact.durable import is_full
 from curconvert.artifact.folder import missing_parents
-from curconvert.artifact.journal import JOURNAL, Journal
-from curconvert.errors import BackendError, InputError, IntegrityError, UnsupportedError, VerificationError
+from curconvert.base.durable import is_full
+from curconvert.base.errors import BackendError, InputError, IntegrityError, UnsupportedError, VerificationError
+from curconvert.journal.store import JOURNAL, Journal
 
 _LOCK = "lock"
 RESUME = "run the same command again to continue"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from curconvert_runtime.forms import FORMS, INDICES
 
 if TYPE_CHECKING:  # transformers 4 imports this module without what rounding needs
-    from curconvert.quantization.rounding import Quantised
+    from curconvert.blocks.quantised import Quantised
 
 _HEAD_CHUNK = 8192  # vocabulary rows per product: bounds the float32 copy of a half-precision lm_head
 
@@ -169,20 +169,6 @@ def _smaller_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     if bias is not None:
         linear.bias = nn.Parameter(bias, requires_grad=False)
     return linear
-
-
-class SplitLinear(nn.Module):
-    """A fused projection (Phi-3's `qkv_proj`) as its named parts, so that each can be compressed by itself."""
-
-    def __init__(self, parts: Mapping[str, nn.Module]) -> None:
-        super().__init__()
-        self.names = tuple(parts)
-        for name, part in parts.items():
-            self.add_module(name, part)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Concatenate the parts' outputs, in the order in which the fused weight stores its rows."""
-        return torch.cat([self.get_submodule(name)(x) for name in self.names], dim=-1)
 
 
 class ChunkedHead(nn.Module):

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from curconvert.blocks.skeleton import EMBEDDING
 from curconvert.blocks.stream import Block
 from curconvert.checkpoint.types import Checkpoint
+from curconvert.families.skeleton import EMBEDDING
 
 _TOLERANCE = 0.02  # of what a block adds to its input; bfloat16 rounds to 0.004
 _CPUINFO = Path("/proc/cpuinfo")

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from curconvert.blocks.modules import ChunkedHead, SplitLinear
-from curconvert.blocks.skeleton import EMBEDDING, HEAD, build_skeleton, canonical_parameters, set_tensor
+from curconvert.base.device import products_in
+from curconvert.blocks.modules import ChunkedHead
+from curconvert.blocks.quantised import Quantised
 from curconvert.checkpoint.safetensors_file import prefetch
 from curconvert.checkpoint.types import Checkpoint
-from curconvert.device import products_in
-from curconvert.quantization.rounding import Quantised
+from curconvert.families.skeleton import EMBEDDING, HEAD, build_skeleton, canonical_parameters, set_tensor
+from curconvert.families.split import SplitLinear
 
 LAYERS = "model.layers"
 

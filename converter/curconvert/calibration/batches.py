@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from curconvert.tensor_list import TensorList
+from curconvert.journal.tensor_list import TensorList
 
 
 class FileBatches(TensorList):

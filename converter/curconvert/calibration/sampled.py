@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import DynamicCache
 
-from curconvert.blocks.skeleton import EMBEDDING, HEAD, build_skeleton, canonical_parameters, set_tensor
 from curconvert.calibration.text import CalibrationTokens, digest
 from curconvert.checkpoint.types import Checkpoint
+from curconvert.families.skeleton import EMBEDDING, HEAD, build_skeleton, canonical_parameters, set_tensor
 from curconvert_runtime.fidelity import Progress
 
 RESIDENT_BYTES = 4e9

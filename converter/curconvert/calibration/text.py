@@ -15,47 +15,16 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
-from curconvert.errors import InputError
+from curconvert.base.errors import InputError
+from curconvert.checkpoint.types import Checkpoint
+from curconvert.options.calibration import BUILTIN, CalibrationOptions
 
-BUILTIN = "builtin"
 TOKEN_TENSOR = "input_ids"  # noqa: S105 - the name of a tensor
 MAX_TEXT_BYTES = 256 * 2**20
 CHUNK_CHARACTERS = 16_384
 # A longer text than this is sampled, in at least so many places. Generous: English has some 4.5 characters a token.
 CHARACTERS_PER_TOKEN = 32
 LEAST_CHUNKS = 64
-
-
-@dataclass(frozen=True)
-class CalibrationOptions:
-    """Which text calibrates the compression, and how much of it.
-
-    Attributes:
-        source: `builtin`, or the path of a UTF-8 text file, a `.jsonl` file or a `.safetensors` file of token ids.
-        text_field: The key that holds the text in each object of a JSONL file.
-        sequences: Calibration sequences wanted; a shorter text gives fewer, with a notice.
-        tokens_per_sequence: Length of every sequence.
-        probe_sequences: Sequences held out for verification, never used for calibration.
-        seed: Shifts which of the evenly spread sequences are taken.
-
-    Raises:
-        InputError: A number is out of range or a name is empty.
-    """
-
-    source: str = BUILTIN
-    text_field: str = "text"
-    sequences: int = 128
-    tokens_per_sequence: int = 128
-    probe_sequences: int = 16
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (("sequences", 1), ("tokens_per_sequence", 2), ("probe_sequences", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"calibration: {name} is {getattr(self, name)}, but must be at least {least}")
-        for name in ("source", "text_field"):
-            if not getattr(self, name):
-                raise InputError(f"calibration: {name} is empty")
 
 
 @dataclass(frozen=True, eq=False)
@@ -313,3 +282,14 @@ def check_range(source: str, ids: NDArray[np.int64], vocab_size: int) -> None:
             f"{source}: token {first} is {int(ids[first])}, but the model's vocabulary has {vocab_size} entries; "
             "the tokenizer or the ids belong to another model"
         )
+
+
+def check_context(checkpoint: Checkpoint, options: CalibrationOptions) -> None:
+    """Refuse calibration sequences that are longer than the model's context.
+
+    Raises:
+        InputError: They are.
+    """
+    wanted, context = options.tokens_per_sequence, int(checkpoint.config["max_position_embeddings"])
+    if wanted > context:
+        raise InputError(f"--calibration-tokens {wanted}: the model's context is {context} tokens; ask for fewer")

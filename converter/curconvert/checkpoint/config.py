@@ -15,9 +15,9 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
-from curconvert.artifact.quantization_config import QUANT_METHOD
-from curconvert.errors import InputError, UnsupportedError
-from curconvert.families import family_of
+from curconvert.base.errors import InputError, UnsupportedError
+from curconvert.base.names import QUANT_METHOD
+from curconvert.families.family import family_of
 from curconvert_runtime import strict_json
 
 DTYPE_NAMES = ("float32", "float16", "bfloat16")

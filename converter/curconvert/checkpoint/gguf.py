@@ -16,10 +16,10 @@ from gguf import GGMLQuantizationType, GGUFReader
 from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import dequantize
 
+from curconvert.base.errors import InputError, UnsupportedError
 from curconvert.checkpoint.gguf_config import GLOBAL_TENSORS, config_from_metadata
 from curconvert.checkpoint.gguf_tokenizer import tokenizer_files
 from curconvert.checkpoint.types import Companions, TensorInfo
-from curconvert.errors import InputError, UnsupportedError
 
 _RAW: Mapping[GGMLQuantizationType, tuple[str, torch.dtype]] = {
     GGMLQuantizationType.F32: ("F32", torch.float32),

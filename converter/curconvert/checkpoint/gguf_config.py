@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from curconvert.errors import InputError, UnsupportedError
+from curconvert.base.errors import InputError, UnsupportedError
 
 # Tensors that are settings: rotary frequency factors.
 ROPE_FREQS = "rope_freqs.weight"

@@ -11,8 +11,8 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from curconvert.base.errors import InputError
 from curconvert.checkpoint.companions import json_bytes
-from curconvert.errors import InputError
 
 logger = logging.getLogger(__name__)
 

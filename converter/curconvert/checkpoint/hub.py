@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from curconvert.base.errors import BackendError, InputError
 from curconvert.checkpoint.companions import COMPANION_NAMES
-from curconvert.errors import BackendError, InputError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 

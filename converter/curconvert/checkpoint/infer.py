@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from curconvert.base.errors import InputError
 from curconvert.checkpoint.strict import EMBEDDING, HEAD
 from curconvert.checkpoint.types import TensorInfo
-from curconvert.errors import InputError
 
 _LAYER = "model.layers.0."
 _ALWAYS = ("rope_theta", "rms_norm_eps", "max_position_embeddings")

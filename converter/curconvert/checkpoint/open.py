@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from curconvert.blocks.skeleton import expected_tensors
+from curconvert.base.errors import InputError, UnsupportedError
 from curconvert.checkpoint.companions import folder_companions
 from curconvert.checkpoint.config import merge_overrides, normalise_config, parse_overrides, refuse_artifact, with_dtype
 from curconvert.checkpoint.files import ModelFolder, load_json_object, regular_file
@@ -28,8 +28,8 @@ from curconvert.checkpoint.safetensors_file import (
 )
 from curconvert.checkpoint.strict import EMBEDDING, HEAD, check_layers, check_tensors, resolve_tying
 from curconvert.checkpoint.types import ByteRange, Checkpoint, Companions, SourceKind, TensorInfo
-from curconvert.errors import InputError, UnsupportedError
-from curconvert.families import Family, family_of
+from curconvert.families.family import Family, family_of
+from curconvert.families.skeleton import expected_tensors
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _NO_PICKLE = (

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from curconvert.base.errors import InputError, UnsupportedError
 from curconvert.checkpoint.files import ModelFolder, load_json_object, regular_file
 from curconvert.checkpoint.types import ByteRange, TensorInfo
-from curconvert.errors import InputError, UnsupportedError
 from curconvert_runtime import strict_json
 
 INDEX_NAME = "model.safetensors.index.json"

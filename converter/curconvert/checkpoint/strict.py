@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from curconvert.base.errors import InputError
 from curconvert.checkpoint.types import TensorInfo
-from curconvert.errors import InputError
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"

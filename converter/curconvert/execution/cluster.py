@@ -15,14 +15,14 @@ from urllib.parse import urlsplit
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from curconvert.artifact.manifest import environment
-from curconvert.calibration.statistics import InputStatistics
-from curconvert.errors import BackendError, CurConvertError
+from curconvert.base.environment import environment
+from curconvert.base.errors import BackendError, CurConvertError
 from curconvert.execution.threads import blas_kernels, compute, one_blas_thread
+from curconvert.linalg.statistics import InputStatistics
 from curconvert_runtime import __version__
 
 if TYPE_CHECKING:
-    from curconvert.execution.executor import Task
+    from curconvert.execution.task import Task
 
 _Result = TypeVar("_Result")
 _ANSWER_SECONDS = 10.0

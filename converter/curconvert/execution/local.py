@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from curconvert.execution.threads import compute, one_blas_thread
 
 if TYPE_CHECKING:
-    from curconvert.execution.executor import Task
+    from curconvert.execution.task import Task
 
 _Result = TypeVar("_Result")
 

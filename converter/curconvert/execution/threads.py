@@ -11,7 +11,7 @@ import torch
 from threadpoolctl import ThreadpoolController
 
 if TYPE_CHECKING:
-    from curconvert.execution.executor import Task
+    from curconvert.execution.task import Task
 
 _Result = TypeVar("_Result")
 

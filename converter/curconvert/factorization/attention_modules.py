@@ -15,12 +15,13 @@ import scipy.linalg
 import torch
 from numpy.typing import NDArray
 
-from curconvert.blocks.heads import Heads
-from curconvert.factorization.gram import deployed, measured, ridged
 from curconvert.factorization.interpolative import spanning_rows
+from curconvert.factorization.measured import deployed, measured
 from curconvert.factorization.projection import Projection
 from curconvert.factorization.two_sided import damped, two_sided
 from curconvert.factorization.types import Factorization
+from curconvert.families.heads import Heads
+from curconvert.linalg.gram import ridged
 
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]

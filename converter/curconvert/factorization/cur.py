@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
 
 import numpy as np
 import scipy.linalg
@@ -11,26 +10,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from curconvert.calibration.statistics import InputStatistics
-from curconvert.chunked import ChunkedMatrix
-from curconvert.device import CPU
-from curconvert.factorization.gram import deployed, least_squares, measured, right_inverse, solve_right
+from curconvert.base.device import CPU
+from curconvert.base.forms import Form
 from curconvert.factorization.interpolative import interpolative_from
-from curconvert.factorization.metrics import DiagonalMetric, FullMetric
-from curconvert.factorization.types import ErrorBound, Factorization, Form
+from curconvert.factorization.measured import deployed, measured
+from curconvert.factorization.types import ErrorBound, Factorization
+from curconvert.linalg.chunked import ChunkedMatrix
+from curconvert.linalg.gram import least_squares, right_inverse, solve_right
+from curconvert.linalg.metrics import DiagonalMetric, FullMetric
+from curconvert.linalg.statistics import InputStatistics
+from curconvert.options.choices import Importance, Link, Selector
 from curconvert.selection.indices import (
-    Importance,
     Metric,
     Selection,
-    Selector,
     importance_matrix,
     leading_rows,
     select_rows_columns,
     tensor_rng,
 )
 
-Link = Literal["plain", "diagonal", "full"]
-LINKS: tuple[str, ...] = get_args(Link)
 Matrix = NDArray[np.float64]
 
 _BOUND_MATRICES = {"wanda": "|W|∘a", "activation": "W∘a", "weight": "W"}

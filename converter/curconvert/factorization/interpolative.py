@@ -8,12 +8,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from curconvert.calibration.statistics import InputStatistics
-from curconvert.chunked import ChunkedMatrix
-from curconvert.factorization.gram import check_rank, deployed, measured, solve_right
+from curconvert.base.forms import Basis
 from curconvert.factorization.low_rank import svd_llm
-from curconvert.factorization.metrics import FullMetric
-from curconvert.factorization.types import Basis, Factorization
+from curconvert.factorization.measured import check_rank, deployed, measured
+from curconvert.factorization.types import Factorization
+from curconvert.linalg.chunked import ChunkedMatrix
+from curconvert.linalg.gram import solve_right
+from curconvert.linalg.metrics import FullMetric
+from curconvert.linalg.statistics import InputStatistics
 from curconvert.selection.indices import Metric, leading_rows, pivoted_qr, tensor_rng
 
 Matrix = NDArray[np.float64]

@@ -15,8 +15,8 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from curconvert.factorization.gram import square_root
-from curconvert.factorization.metrics import FullMetric
+from curconvert.linalg.gram import square_root
+from curconvert.linalg.metrics import FullMetric
 
 Matrix = NDArray[np.float64]
 

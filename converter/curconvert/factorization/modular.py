@@ -16,11 +16,12 @@ import scipy.linalg
 import torch
 from numpy.typing import NDArray
 
-from curconvert.calibration.statistics import InputStatistics
-from curconvert.errors import InputError
-from curconvert.factorization.gram import LEAST_RIDGE, deployed, measured, ridge_solve
+from curconvert.base.errors import InputError
+from curconvert.factorization.measured import deployed, measured
 from curconvert.factorization.projection import Projection, with_bias
 from curconvert.factorization.types import Factorization
+from curconvert.linalg.gram import LEAST_RIDGE, ridge_solve
+from curconvert.linalg.statistics import InputStatistics
 
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]

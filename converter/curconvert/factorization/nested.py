@@ -16,8 +16,8 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from curconvert.factorization.gram import LEAST_RIDGE, least_squares
 from curconvert.factorization.two_sided import TwoSided
+from curconvert.linalg.gram import LEAST_RIDGE, least_squares
 
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]

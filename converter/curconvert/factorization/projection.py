@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from curconvert.calibration.statistics import InputStatistics
-from curconvert.factorization.gram import deployed, output_norm
+from curconvert.factorization.measured import deployed
 from curconvert.factorization.types import Factorization
+from curconvert.linalg.gram import output_norm
+from curconvert.linalg.statistics import InputStatistics
 
 
 @dataclass(frozen=True)

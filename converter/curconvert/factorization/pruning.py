@@ -13,7 +13,7 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from curconvert.factorization.gram import ridged
+from curconvert.linalg.gram import ridged
 
 Matrix = NDArray[np.float64]
 Indices = NDArray[np.int32]

@@ -21,11 +21,12 @@ import scipy.linalg
 import torch
 from numpy.typing import NDArray
 
-from curconvert.factorization.gram import deployed, measured, ridged, solve_right
 from curconvert.factorization.interpolative import spanning_rows
+from curconvert.factorization.measured import deployed, measured
 from curconvert.factorization.projection import Projection
 from curconvert.factorization.two_sided import DAMPING, damped, two_sided
 from curconvert.factorization.types import Factorization
+from curconvert.linalg.gram import ridged, solve_right
 
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]

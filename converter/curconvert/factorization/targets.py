@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from curconvert.calibration.statistics import InputStatistics
-from curconvert.factorization.gram import ridge_solve
 from curconvert.factorization.projection import Projection
+from curconvert.linalg.gram import ridge_solve
+from curconvert.linalg.statistics import InputStatistics
 
 Matrix = NDArray[np.float64]
 

@@ -13,24 +13,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from curconvert.artifact.safetensors_writer import all_finite
-from curconvert.blocks.heads import Heads
-from curconvert.calibration.statistics import InputStatistics
-from curconvert.errors import BackendError, InputError
+from curconvert.base.errors import BackendError, InputError
+from curconvert.base.finite import all_finite
+from curconvert.base.forms import Basis
+from curconvert.base.plan import MatrixPlan
 from curconvert.factorization.attention_modules import factorize_query_key, factorize_value_output
-from curconvert.factorization.cur import CUROptions, Link, factorize_cur
-from curconvert.factorization.gram import ridged
+from curconvert.factorization.cur import CUROptions, factorize_cur
 from curconvert.factorization.interpolative import factorize_interpolative, interpolative_from
 from curconvert.factorization.modular import Indices, ModularOptions, factorize_mlp
 from curconvert.factorization.projection import Projection, with_bias
 from curconvert.factorization.shared import factorize_shared
 from curconvert.factorization.targets import aimed
-from curconvert.factorization.two_factor import Approximation, factorize_two_factor
+from curconvert.factorization.two_factor import factorize_two_factor
 from curconvert.factorization.two_sided import DAMPING, TwoSided, damped, two_sided
-from curconvert.factorization.types import Basis, Factorization
-from curconvert.options import ConvertOptions
-from curconvert.planning import MatrixPlan
-from curconvert.selection.indices import Importance, Selector
+from curconvert.factorization.types import Factorization
+from curconvert.families.heads import Heads
+from curconvert.linalg.gram import ridged
+from curconvert.linalg.statistics import InputStatistics
+from curconvert.options.choices import Approximation, Importance, Link, Selector
+from curconvert.options.convert import ConvertOptions
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from curconvert.calibration.statistics import InputStatistics
-from curconvert.factorization.gram import check_rank, deployed, measured
 from curconvert.factorization.low_rank import asvd, fwsvd, plain, svd_llm
-from curconvert.factorization.metrics import FullMetric
+from curconvert.factorization.measured import check_rank, deployed, measured
 from curconvert.factorization.types import Factorization
+from curconvert.linalg.metrics import FullMetric
+from curconvert.linalg.statistics import InputStatistics
+from curconvert.options.choices import Approximation
 
-Approximation = Literal["svd_llm", "asvd", "fwsvd", "svd"]
-APPROXIMATIONS: tuple[str, ...] = get_args(Approximation)
 Matrix = NDArray[np.float64]
 
 

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from curconvert_runtime.forms import keeps_part, largest_rank, multiply, parameters
-
-Form = Literal[
-    "dense", "cur", "interpolative", "two_factor", "modular_rows", "modular_columns", "sparse_rows", "sparse_columns"
-]
-"""How a matrix is stored; `curconvert_runtime.forms` defines each."""
-
-Basis = Literal["rows", "subspace"]
-"""What the rows of an interpolative R, or of a sparse weight, are: rows of W, or of its best rank-r approximation."""
+from curconvert.base.forms import Basis, Form
+from curconvert_runtime.forms import multiply
 
 
 @dataclass(frozen=True)
@@ -91,22 +84,3 @@ class Factorization:
             for suffix, tensor in self.tensors.items()
         }
         return torch.from_numpy(multiply(self.form, self.shape, wide))
-
-
-def break_even_rank(form: Form, shape: tuple[int, int]) -> int:
-    """Largest rank at which a form holds no more numbers than W itself.
-
-    `cur`: r(m+n) + r² ≤ mn (CURing, §3.2); `interpolative`: r(m+n−r) ≤ mn, true up to min(m, n);
-    `two_factor`: r(m+n) ≤ mn; the modular and sparse forms never hold more.
-    """
-    m, n = shape
-    if keeps_part(form):
-        return largest_rank(form, shape)
-    if form == "interpolative":
-        return min(m, n)
-    if form == "two_factor":
-        return m * n // (m + n)
-    rank = int(((m * m + 6 * m * n + n * n) ** 0.5 - (m + n)) / 2)
-    while rank and parameters(form, shape, rank) > m * n:  # the float root may be one too high
-        rank -= 1
-    return rank

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from curconvert.blocks.skeleton import EMBEDDING, HEAD
+from curconvert.families.skeleton import EMBEDDING, HEAD
 from curconvert_runtime.contract import FIRST_LOGITS, slice_name
 
 # What may stand between the products with the vocabulary and the logits: a bias, scaling, soft-capping, and the sum of

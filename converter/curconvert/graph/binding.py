@@ -7,9 +7,9 @@ from collections.abc import Collection, Mapping
 
 import onnx_ir as ir
 
-from curconvert.blocks.skeleton import EMBEDDING, HEAD
+from curconvert.base.errors import InputError
 from curconvert.checkpoint.types import TensorInfo
-from curconvert.errors import InputError
+from curconvert.families.skeleton import EMBEDDING, HEAD
 from curconvert_runtime.forms import PROVENANCE, is_index
 
 DTYPES: Mapping[str, ir.DataType] = {

@@ -11,12 +11,12 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from curconvert.blocks.skeleton import build_skeleton
 from curconvert.checkpoint.types import TensorInfo
+from curconvert.families.facts import read_facts
+from curconvert.families.skeleton import build_skeleton
 from curconvert.graph.answers import split_answers, trim_answers
 from curconvert.graph.binding import bind, deployed_dtype
 from curconvert.graph.emit import Emitter
-from curconvert.graph.facts import read_facts
 from curconvert.graph.fused import Fused
 from curconvert.graph.half import to_float16
 from curconvert.graph.lowering import Lowering

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
+from curconvert.families.facts import AttentionFacts, ModelFacts
 from curconvert.graph.emit import MICROSOFT, Emitter
-from curconvert.graph.facts import AttentionFacts, ModelFacts
 from curconvert.graph.portable import Portable
 from curconvert.graph.rotary import cos_sin
 from curconvert.graph.weights import Packed, Weight

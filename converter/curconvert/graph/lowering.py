@@ -14,12 +14,12 @@ from typing import Protocol
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from curconvert.blocks.skeleton import EMBEDDING, HEAD
+from curconvert.base.errors import InputError, UnsupportedError
 from curconvert.checkpoint.types import TensorInfo
-from curconvert.errors import InputError, UnsupportedError
+from curconvert.families.facts import AttentionFacts, ModelFacts
+from curconvert.families.skeleton import EMBEDDING, HEAD
 from curconvert.graph.binding import INDEX_DTYPE, source_of
 from curconvert.graph.emit import Emitter
-from curconvert.graph.facts import AttentionFacts, ModelFacts
 from curconvert.graph.weights import Packed, Weight
 from curconvert_runtime.forms import FORMS, factor_name, is_index
 from curconvert_runtime.quantized import Layout, Packing, part_name

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
+from curconvert.families.facts import AttentionFacts, ModelFacts
 from curconvert.graph.emit import Emitter
-from curconvert.graph.facts import AttentionFacts, ModelFacts
 from curconvert.graph.rotary import cos_sin
 from curconvert.graph.unpacking import dequantised, integer_type, unpacked
 from curconvert.graph.weights import Packed, Weight, width

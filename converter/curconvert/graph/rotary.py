@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from curconvert.families.facts import Rope
 from curconvert.graph.emit import Emitter
-from curconvert.graph.facts import Rope
 
 _FLOAT = ir.DataType.FLOAT
 

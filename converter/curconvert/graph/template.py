@@ -12,7 +12,7 @@ import mobius
 import onnx_ir as ir
 from mobius import EpCapabilities, register_ep
 
-from curconvert.errors import UnsupportedError
+from curconvert.base.errors import UnsupportedError
 
 _PROVIDER = "curconvert-template"
 # The activations that mobius writes as transformers defines them, in operators that the lowering knows.

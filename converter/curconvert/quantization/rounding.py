@@ -15,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from curconvert.chunked import ChunkedMatrix
-from curconvert.errors import InputError
-from curconvert_runtime.quantized import Layout, dequantise, pack
+from curconvert.base.errors import InputError
+from curconvert.blocks.quantised import Quantised
+from curconvert.linalg.chunked import ChunkedMatrix
+from curconvert_runtime.quantized import Layout, pack
 
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]
@@ -25,31 +26,6 @@ Vector = NDArray[np.float64]
 DAMPING = 0.01  # share of the mean diagonal that is added to H, as in GPTQ (arXiv 2210.17323, §3.3)
 _LAZY = 64  # columns whose errors reach the columns behind them as one product
 _SHRINKS = np.linspace(1.0, 0.6, 11)  # of the scale that clips nothing; a searched scale is one of these
-
-
-@dataclass(frozen=True)
-class Quantised:
-    """A quantised matrix.
-
-    Attributes:
-        shape: (m, n).
-        layout: How it is stored.
-        parts: The stored tensors by suffix, see `curconvert_runtime.quantized`.
-    """
-
-    shape: tuple[int, int]
-    layout: Layout
-    parts: dict[str, Tensor]
-
-    def rows(self, which: slice = slice(None)) -> Tensor:
-        """Return what some rows stand for, (rows, n) float32."""
-        arrays = {suffix: part.numpy() for suffix, part in self.parts.items()}
-        return torch.from_numpy(dequantise(arrays, self.shape[1], self.layout, which))
-
-    def __getitem__(self, ids: Tensor) -> Tensor:
-        """Return what the rows of some numbers stand for, (count, n) float32."""
-        chosen = {suffix: part[ids] for suffix, part in self.parts.items()}
-        return Quantised((len(ids), self.shape[1]), self.layout, chosen).rows()
 
 
 def quantise(name: str, weight: Tensor, layout: Layout, gram: Matrix | None = None) -> Quantised:

@@ -16,14 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from curconvert.chunked import ChunkedMatrix
-from curconvert.factorization.gram import deployed, least_squares, measured
 from curconvert.factorization.interpolative import interpolation
-from curconvert.factorization.metrics import FullMetric
+from curconvert.factorization.measured import deployed, measured
 from curconvert.factorization.projection import Projection, with_bias
 from curconvert.factorization.tasks import lapack
 from curconvert.factorization.types import Factorization
-from curconvert.quantization.options import Quantization
+from curconvert.linalg.chunked import ChunkedMatrix
+from curconvert.linalg.gram import least_squares
+from curconvert.linalg.metrics import FullMetric
+from curconvert.options.quantization import Quantization
 from curconvert.quantization.rounding import quantise
 from curconvert_runtime.forms import factor_name
 from curconvert_runtime.quantized import part_name

@@ -9,17 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from curconvert.artifact.safetensors_writer import SafetensorsWriter
-from curconvert.blocks.skeleton import EMBEDDING, HEAD
-from curconvert.calibration.statistics import InputStatistics
+from curconvert.base.plan import Plan
+from curconvert.blocks.quantised import Quantised
+from curconvert.checkpoint.linears import decoder_linears
 from curconvert.checkpoint.types import Checkpoint
-from curconvert.planning import Plan, decoder_linears
-from curconvert.quantization.options import Quantization
-from curconvert.quantization.rounding import Quantised, quantise
+from curconvert.families.skeleton import EMBEDDING, HEAD
+from curconvert.linalg.statistics import InputStatistics
+from curconvert.options.quantization import Quantization
+from curconvert.quantization.rounding import quantise
 from curconvert.quantization.tasks import quantised_factors
 from curconvert.quantization.widths import RoundingCost
 from curconvert_runtime.forms import factor_name, factor_shapes
-from curconvert_runtime.quantized import Packing, part_name
+from curconvert_runtime.quantized import Packing
 
 TABLES = (EMBEDDING, HEAD)
 
@@ -95,14 +96,6 @@ def quantised_tables(checkpoint: Checkpoint, quantization: Quantization, head: I
     return Tables(found, errors)
 
 
-def write_quantised(name: str, weight: Tensor, quantization: Quantization, writer: SafetensorsWriter) -> float:
-    """Round a matrix to the nearest, write its parts and return its relative Frobenius error."""
-    found = quantise(name, weight, quantization.of_matrix(name).layout)
-    for suffix, part in found.parts.items():
-        writer.write(part_name(name, suffix), part)
-    return relative_error(weight, found)
-
-
 def relative_error(weight: Tensor, quantised: Quantised, rows: int = 8192) -> float:
     """Return `‖W − Ŵ‖_F / ‖W‖_F`, some rows at a time."""
     error = whole = 0.0
@@ -146,3 +139,6 @@ def quantization_json(
         **(chosen if mixed else {}),
         "tensors": [row(name, packing) for name, packing in sorted(tensors.items())],
     }  # fmt: skip
+
+
+UNQUANTISED = Tables()

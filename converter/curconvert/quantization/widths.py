@@ -22,7 +22,7 @@ class RoundingCost:
     Attributes:
         name: Weight name.
         errors: Relative errors: of the outputs, or of the numbers themselves where no inputs are known.
-        costs: What the choice minimises, see `curconvert.widths`.
+        costs: What the choice minimises, see `curconvert.jobs.widths`.
     """
 
     name: str

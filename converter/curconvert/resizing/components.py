@@ -21,21 +21,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from curconvert.allocation.curves import Curve
-from curconvert.allocation.evidence import Evidence
 from curconvert.artifact.safetensors_writer import SafetensorsWriter, TensorSpec
+from curconvert.base.names import COMPONENTS, SCORES, bias_of, layer_of, linear_of
+from curconvert.base.plan import Plan
+from curconvert.calibration.evidence import Evidence
 from curconvert.checkpoint.types import Checkpoint
-from curconvert.execution.executor import Executor
-from curconvert.factorization.checked import read_projections
+from curconvert.execution.task import Executor
 from curconvert.factorization.nested import elimination, nested_basis, packed
 from curconvert.factorization.projection import Projection
+from curconvert.factorization.projections import read_projections
 from curconvert.factorization.tasks import best_approximations, lapack
-from curconvert.options import ConvertOptions
-from curconvert.planning import Plan, bias_of, layer_of, linear_of
+from curconvert.options.convert import ConvertOptions
 from curconvert_runtime.fidelity import Progress
 from curconvert_runtime.forms import factor_name
 from curconvert_schemas import validate
 
-SCORES, COMPONENTS = "components.json", "components.safetensors"
 SCHEMA = "components-1.0"
 STORED = torch.bfloat16
 """Errors of a basis only turn what a cut keeps a little, and what it loses is least there: they count squared."""

@@ -10,12 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from curconvert.execution.executor import Task
-from curconvert.factorization.gram import deployed
+from curconvert.base.names import linear_of
+from curconvert.base.plan import MatrixPlan
+from curconvert.execution.task import Task
 from curconvert.factorization.interpolative import spanned
+from curconvert.factorization.measured import deployed
 from curconvert.factorization.nested import eliminated, truncated
 from curconvert.factorization.tasks import check_fit, lapack
-from curconvert.planning import MatrixPlan, linear_of
 from curconvert.resizing.scored import Scored
 from curconvert_runtime.forms import MODULAR, multiply
 

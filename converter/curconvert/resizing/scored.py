@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from curconvert.allocation.curves import Curve
 from curconvert.allocation.plans import allocated
 from curconvert.artifact.safetensors_writer import SAFETENSORS_DTYPES
-from curconvert.errors import InputError, IntegrityError, UnsupportedError
+from curconvert.base.errors import InputError, IntegrityError, UnsupportedError
+from curconvert.base.names import COMPONENTS, SCORES, bias_of, linear_of
+from curconvert.base.plan import Plan
 from curconvert.factorization.nested import unpacked
-from curconvert.planning import Plan, bias_of, linear_of
-from curconvert.resizing.components import COMPONENTS, SCHEMA, SCORES, layout, module_sizes, stored_under
+from curconvert.resizing.components import SCHEMA, layout, module_sizes, stored_under
 from curconvert.resizing.source import ArtifactSource
 from curconvert_runtime import strict_json
 from curconvert_runtime.artifact import Artifact

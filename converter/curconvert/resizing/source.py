@@ -11,10 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from curconvert.allocation.plans import assemble
+from curconvert.base.names import bias_of
+from curconvert.base.plan import MatrixPlan, Plan
+from curconvert.blocks.stored import factor_names, stored_tensor
 from curconvert.checkpoint.companions import COMPANION_NAMES
 from curconvert.checkpoint.types import ByteRange, Checkpoint, Companions, SourceKind, TensorInfo
-from curconvert.parity import factor_names, stored_tensor
-from curconvert.planning import MatrixPlan, Plan, assemble, bias_of
 from curconvert_runtime.artifact import STORED_DTYPE, Artifact
 from curconvert_runtime.forms import multiply
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol
 
 import numpy as np
 import scipy.linalg
@@ -14,13 +14,10 @@ from numpy.typing import NDArray
 from scipy.linalg.lapack import dpstrf
 from torch import Tensor
 
-from curconvert.chunked import ChunkedMatrix, product
-from curconvert.selection.bases import exact_bases, leading_bases
+from curconvert.linalg.bases import exact_bases, leading_bases
+from curconvert.linalg.chunked import ChunkedMatrix, product
+from curconvert.options.choices import Importance, Selector
 
-Selector = Literal["deim", "qdeim", "qr", "lu", "leverage", "random"]
-Importance = Literal["output", "wanda", "activation", "weight"]
-SELECTORS: tuple[str, ...] = get_args(Selector)
-IMPORTANCES: tuple[str, ...] = get_args(Importance)
 _OVERSAMPLING = 32  # extra sketch rows; the pivots of the leading `rank` hardly depend on it beyond this
 EXACT_OUTPUTS = 2048  # up to which the output Gram matrix is formed
 
@@ -161,7 +158,7 @@ def _leverage(basis: Matrix) -> Indices:
     return np.argsort(-scores, kind="stable")[: basis.shape[1]].astype(np.int32)
 
 
-BASIS_SELECTORS: Mapping[str, Callable[[Matrix], Indices]] = {
+_CHOICES: Mapping[str, Callable[[Matrix], Indices]] = {
     "deim": deim,
     "qdeim": lambda basis: pivoted_qr(basis.T, basis.shape[1]),  # Drmač & Gugercin, arXiv 1505.00370
     "leverage": _leverage,  # the largest leverage scores of Mahoney & Drineas 2009, without sampling
@@ -189,7 +186,7 @@ def select_rows_columns(
         return Selection(*_sketched(matrix, rank, rng))
     if selector == "lu":
         return Selection(*_sketched_lu(matrix, rank, rng))
-    choose = BASIS_SELECTORS[selector]
+    choose = _CHOICES[selector]
     if not exact_svd:
         left, right = leading_bases(matrix, rank, rng)
         return Selection(choose(left), choose(right))

@@ -7,7 +7,7 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
-from curconvert.errors import InputError
+from curconvert.base.errors import InputError
 from curconvert.selection.scores import SCORES
 
 _SPEC = "angular, influence or rank, each also with :N, all, or a list of numbers and ranges such as 3,5,8-12"

@@ -12,11 +12,12 @@ import torch
 from safetensors.numpy import save_file
 
 from curconvert import convert, plan
+from curconvert.base.errors import InputError
 from curconvert.blocks.stream import BlockStream
-from curconvert.calibration.text import CalibrationOptions
 from curconvert.checkpoint import open_checkpoint
-from curconvert.errors import InputError
-from curconvert.options import ConvertOptions, SourceOptions
+from curconvert.options.calibration import CalibrationOptions
+from curconvert.options.convert import ConvertOptions
+from curconvert.options.source import SourceOptions
 from curconvert_runtime.verification import VerifyOptions
 from support.families import VOCABULARY, make_checkpoint
 from support.tiny_runs import manifest_of, stored_tensors

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from curconvert import SourceOptions, convert
-from curconvert.allocation.backward import BackwardPass
-from curconvert.allocation.evidence import Evidence
+from curconvert.base.errors import InputError
+from curconvert.base.progress import silent
 from curconvert.blocks.stream import BlockStream
+from curconvert.calibration.backward import BackwardPass
+from curconvert.calibration.evidence import Evidence
 from curconvert.calibration.text import load_tokens
 from curconvert.checkpoint import open_checkpoint
-from curconvert.errors import InputError
-from curconvert.original_pass import silent
 from support.families import VOCABULARY, make_checkpoint
 from support.tiny_runs import stored_tensors, tiny_options, token_file
 

@@ -13,11 +13,13 @@ from threadpoolctl import threadpool_limits
 
 from curconvert.allocation.curves import Curve
 from curconvert.allocation.sharing import Pair, matching
-from curconvert.errors import InputError
-from curconvert.execution.executor import ExecutionOptions
-from curconvert.options import ConvertOptions, SourceOptions
-from curconvert.parity import check_slices, torch_parity
-from curconvert.pipeline import Conversion, convert
+from curconvert.base.errors import InputError
+from curconvert.jobs.convert import convert
+from curconvert.jobs.export import Conversion
+from curconvert.jobs.parity import check_slices, torch_parity
+from curconvert.options.convert import ConvertOptions
+from curconvert.options.execution import ExecutionOptions
+from curconvert.options.source import SourceOptions
 from curconvert_runtime import Artifact
 from curconvert_runtime.forms import Shared, multiply, parameters, tensor_names
 from curconvert_runtime.onnx_external import external_tensors

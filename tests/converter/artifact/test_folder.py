@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from curconvert.artifact.folder import MANIFEST, SWEEP, atomic_folder, check_output
-from curconvert.errors import InputError
+from curconvert.base.errors import InputError
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from curconvert.artifact.journal import JOURNAL, UNRECORDED, Journal, State
+from curconvert.journal.store import JOURNAL, UNRECORDED, Journal, State
 
 FINGERPRINT = {"option rank": "8"}
 

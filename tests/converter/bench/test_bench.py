@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from curconvert.bench import BenchOptions, bench
-from curconvert.bench.processes import MeasuringProcess
-from curconvert.bench.result import Spread
+from curconvert.jobs.bench.processes import MeasuringProcess
+from curconvert.jobs.bench.result import Spread
+from curconvert.jobs.bench.run import bench
+from curconvert.options.bench import BenchOptions
 from curconvert_runtime.errors import BackendError, InputError
 from support.command_line import call, refused
 from support.conversions import convert_tiny

@@ -12,8 +12,8 @@ from curconvert.blocks import precision
 from curconvert.blocks.precision import calibration_dtype, multiplies_bfloat16
 from curconvert.blocks.stream import Block, BlockStream
 from curconvert.checkpoint import open_checkpoint
-from curconvert.options import SourceOptions
-from curconvert.pipeline import convert
+from curconvert.jobs.convert import convert
+from curconvert.options.source import SourceOptions
 from support.families import make_checkpoint
 from support.tiny_runs import manifest_of, stored_tensors, tiny_options
 

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from curconvert.blocks.modules import CURLinear, SplitLinear, factored_linear
+from curconvert.blocks.modules import CURLinear, factored_linear
 from curconvert.blocks.stream import BlockStream
 from curconvert.checkpoint import open_checkpoint
+from curconvert.families.split import SplitLinear
 from support.families import FAMILIES, TinyModel, make_checkpoint
 
 IDS = torch.randint(0, 97, (3, 19), generator=torch.Generator().manual_seed(0))  # longer than every sliding window

@@ -9,12 +9,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from curconvert.base.progress import silent
 from curconvert.calibration import sampled
 from curconvert.calibration.sampled import partly_sampled, sample
-from curconvert.calibration.text import CalibrationOptions, CalibrationTokens, digest, load_tokens
+from curconvert.calibration.text import CalibrationTokens, digest, load_tokens
 from curconvert.checkpoint import open_checkpoint
-from curconvert.families import SUPPORTED_FAMILIES
-from curconvert.original_pass import silent
+from curconvert.families.family import SUPPORTED_FAMILIES
+from curconvert.options.calibration import CalibrationOptions
 from support.families import make_checkpoint
 from support.tiny_runs import LENGTH, token_file
 

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from curconvert.blocks.stream import BlockStream
-from curconvert.calibration.statistics import InputStatistics, StatisticsCollector, moments_of
+from curconvert.calibration.statistics import StatisticsCollector, moments_of
 from curconvert.checkpoint import open_checkpoint
+from curconvert.linalg.statistics import InputStatistics
 from support.families import make_checkpoint
 
 NAMES = {

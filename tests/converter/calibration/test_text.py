@@ -12,10 +12,11 @@ import pytest
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
+from curconvert.base.errors import InputError
 from curconvert.calibration import text as text_module
-from curconvert.calibration.text import CalibrationOptions, load_tokens
+from curconvert.calibration.text import load_tokens
 from curconvert.checkpoint import open_checkpoint
-from curconvert.errors import InputError
+from curconvert.options.calibration import CalibrationOptions
 
 MODEL = Path(__file__).resolve().parents[3] / ".cache" / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 PROSE = "The heron stood in the shallows, and nobody on the ferry said anything about the plums.\n"

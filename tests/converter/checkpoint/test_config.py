@@ -8,7 +8,7 @@ import pytest
 from transformers import CONFIG_MAPPING
 
 from curconvert.checkpoint.config import merge_overrides, normalise_config, parse_overrides
-from curconvert.families import SUPPORTED_FAMILIES, family_of
+from curconvert.families.family import SUPPORTED_FAMILIES, family_of
 from support.families import FAMILIES
 
 SIZES: dict[str, Any] = {

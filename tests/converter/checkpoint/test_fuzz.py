@@ -13,13 +13,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from curconvert.calibration.text import CalibrationOptions
+from curconvert.base.errors import CurConvertError
 from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.files import CONFIG_LIMIT
 from curconvert.checkpoint.safetensors_file import HEADER_LIMIT, INDEX_LIMIT
-from curconvert.errors import CurConvertError
-from curconvert.options import ConvertOptions
-from curconvert.production import first_plan
+from curconvert.jobs.stages import first_plan
+from curconvert.options.calibration import CalibrationOptions
+from curconvert.options.convert import ConvertOptions
 from support.checkpoints import edit_config, edit_tensors, shard, write_index, write_raw
 from support.families import TinyModel
 from support.fuzzing import memory_below, mutated_json, mutated_safetensors, within

@@ -13,9 +13,9 @@ import torch
 from gguf import GGMLQuantizationType, GGUFWriter
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from curconvert.base.errors import CurConvertError, InputError, UnsupportedError
 from curconvert.checkpoint import Checkpoint, open_checkpoint
 from curconvert.checkpoint.gguf import unpermute
-from curconvert.errors import CurConvertError, InputError, UnsupportedError
 from support.families import TinyModel, make_checkpoint, split_names
 from support.gguf_files import ARCHITECTURES, interleave, write_gguf
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from curconvert.base.errors import InputError
 from curconvert.checkpoint.gguf_tokenizer import tokenizer_files
-from curconvert.errors import InputError
 
 TEXT = "Hello world's 123 4567 tests, don't    stop!\n\n  Café naïve HTTPServer x=1;\t\tend. " * 3
 NORMAL, CONTROL, USER, BYTE = 1, 3, 4, 6

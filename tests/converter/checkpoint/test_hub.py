@@ -9,9 +9,9 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
+from curconvert.base.errors import BackendError
 from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.hub import is_hub_id
-from curconvert.errors import BackendError
 
 
 def test_a_snapshot_is_opened_without_pickles_or_code(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

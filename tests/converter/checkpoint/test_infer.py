@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from curconvert.base.errors import InputError
 from curconvert.checkpoint import open_checkpoint
-from curconvert.errors import InputError
 from support.checkpoints import edit_tensors
 from support.families import FAMILIES, TinyModel, make_checkpoint
 

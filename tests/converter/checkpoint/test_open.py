@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from curconvert.base.errors import InputError
 from curconvert.checkpoint import open_checkpoint
-from curconvert.errors import InputError
 from curconvert_runtime.hashing import sha256
 from support.checkpoints import edit_config, edit_tensors, shard
 from support.families import FAMILIES, TinyModel, make_checkpoint, split_names

@@ -19,12 +19,15 @@ from typing import Any
 import psutil
 import pytest
 
-from curconvert import compress, pipeline
-from curconvert.errors import BackendError, InputError
+from curconvert.base.errors import BackendError, InputError
 from curconvert.execution import cluster as cluster_module
-from curconvert.execution.executor import ExecutionOptions, Executor, executing
-from curconvert.options import SourceOptions
-from curconvert.pipeline import convert
+from curconvert.execution.executor import executing
+from curconvert.execution.task import Executor
+from curconvert.jobs import compress
+from curconvert.jobs import convert as pipeline
+from curconvert.jobs.convert import convert
+from curconvert.options.execution import ExecutionOptions
+from curconvert.options.source import SourceOptions
 from support.families import TinyModel, make_checkpoint
 from support.tasks import Dies, Fails, Sleeps, Threads, WaitsForItsDeath, kill_the_first
 from support.tiny_runs import LENGTH, tiny_options

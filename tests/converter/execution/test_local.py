@@ -13,11 +13,14 @@ import pytest
 import torch
 from threadpoolctl import threadpool_limits
 
-from curconvert.errors import BackendError, InputError
-from curconvert.execution.executor import ExecutionOptions, Task, executing
+from curconvert.base.errors import BackendError, InputError
+from curconvert.execution.executor import executing
 from curconvert.execution.local import LocalExecutor
-from curconvert.options import ConvertOptions, SourceOptions
-from curconvert.pipeline import convert
+from curconvert.execution.task import Task
+from curconvert.jobs.convert import convert
+from curconvert.options.convert import ConvertOptions
+from curconvert.options.execution import ExecutionOptions
+from curconvert.options.source import SourceOptions
 from support.command_line import call, refused
 from support.families import TinyModel, make_checkpoint
 from support.tasks import Fails, Sleeps, Threads, counted, library_threads

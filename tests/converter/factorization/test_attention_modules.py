@@ -11,8 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from curconvert.blocks.heads import Heads
-from curconvert.calibration.statistics import InputStatistics
 from curconvert.factorization.attention_modules import (
     factorize_query_key,
     factorize_value_output,
@@ -21,6 +19,8 @@ from curconvert.factorization.attention_modules import (
     output_energies,
 )
 from curconvert.factorization.modular import Projection
+from curconvert.families.heads import Heads
+from curconvert.linalg.statistics import InputStatistics
 from support.matrices import correlated, random_weight
 
 Matrix = NDArray[np.float64]

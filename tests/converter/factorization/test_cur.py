@@ -9,14 +9,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from curconvert.calibration.statistics import InputStatistics
-from curconvert.chunked import ChunkedMatrix
-from curconvert.errors import InputError
-from curconvert.factorization.checked import block_tasks
+from curconvert.base.errors import InputError
+from curconvert.base.plan import MatrixPlan
 from curconvert.factorization.cur import CUROptions, factorize_cur, link_matrix
 from curconvert.factorization.types import Factorization
-from curconvert.options import ConvertOptions
-from curconvert.planning import MatrixPlan
+from curconvert.linalg.chunked import ChunkedMatrix
+from curconvert.linalg.statistics import InputStatistics
+from curconvert.methods.checked import block_tasks
+from curconvert.options.convert import ConvertOptions
 from support.matrices import Stored, correlated, metric_of, statistics_of
 
 Matrix = NDArray[np.float64]

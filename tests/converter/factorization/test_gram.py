@@ -6,17 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from curconvert.errors import InputError
-from curconvert.factorization.gram import (
-    check_rank,
-    least_squares,
-    measured,
-    output_norm,
-    ridged,
-    right_inverse,
-    solve_right,
-    square_root,
-)
+from curconvert.base.errors import InputError
+from curconvert.factorization.measured import check_rank, measured
+from curconvert.linalg.gram import least_squares, output_norm, ridged, right_inverse, solve_right, square_root
 from support.matrices import correlated, dead, error_in, random_weight
 
 

@@ -10,12 +10,12 @@ import scipy.linalg
 import torch
 from numpy.typing import NDArray
 
-from curconvert.chunked import ChunkedMatrix
-from curconvert.errors import InputError
+from curconvert.base.errors import InputError
+from curconvert.base.forms import Basis
 from curconvert.factorization.interpolative import factorize_interpolative, spanning_rows
 from curconvert.factorization.low_rank import svd_llm
-from curconvert.factorization.metrics import FullMetric
-from curconvert.factorization.types import Basis
+from curconvert.linalg.chunked import ChunkedMatrix
+from curconvert.linalg.metrics import FullMetric
 from curconvert.selection.indices import leading_rows
 from support.matrices import EDGES, best_error, correlated, edge_case, error_in, random_weight
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from curconvert.calibration.statistics import InputStatistics
-from curconvert.chunked import ChunkedMatrix
 from curconvert.factorization.cur import CUROptions, factorize_cur
-from curconvert.factorization.metrics import DiagonalMetric, FullMetric
 from curconvert.factorization.types import Factorization
+from curconvert.linalg.chunked import ChunkedMatrix
+from curconvert.linalg.metrics import DiagonalMetric, FullMetric
+from curconvert.linalg.statistics import InputStatistics
 from curconvert.selection import indices
 from curconvert.selection.indices import leading_rows
 from support.matrices import random_weight

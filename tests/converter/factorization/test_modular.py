@@ -10,8 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curconvert.calibration.statistics import InputStatistics
-from curconvert.errors import InputError
+from curconvert.base.errors import InputError
 from curconvert.factorization.modular import RIDGES as RIDGE_CANDIDATES
 from curconvert.factorization.modular import (
     ModularOptions,
@@ -23,6 +22,7 @@ from curconvert.factorization.modular import (
 )
 from curconvert.factorization.projection import Projection
 from curconvert.factorization.types import Factorization
+from curconvert.linalg.statistics import InputStatistics
 from support.matrices import correlated, dead, error_in, random_weight, statistics_of
 
 SEEDS = st.integers(0, 2**32 - 1)

@@ -11,14 +11,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from curconvert.allocation.evidence import Evidence
-from curconvert.errors import InputError
-from curconvert.factorization.checked import allocated_tasks, block_tasks
+from curconvert.base.errors import InputError
+from curconvert.base.plan import MatrixPlan
+from curconvert.calibration.evidence import Evidence
 from curconvert.factorization.modular import ModularOptions, factorize_mlp
 from curconvert.factorization.projection import Projection
 from curconvert.factorization.types import Factorization
-from curconvert.options import ConvertOptions
-from curconvert.planning import MatrixPlan
+from curconvert.methods.checked import allocated_tasks, block_tasks
+from curconvert.options.convert import ConvertOptions
 from support.matrices import Stored, random_weight, statistics_of
 
 Matrix = NDArray[np.float64]

@@ -7,10 +7,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from curconvert.factorization.gram import ridged
 from curconvert.factorization.projection import Projection
 from curconvert.factorization.shared import Metric, _Pencil, best_basis, factorize_shared, shared_basis
 from curconvert.factorization.two_sided import DAMPING, damped
+from curconvert.linalg.gram import ridged
 from support.matrices import EDGES, correlated, edge_case, random_weight
 
 Matrix = NDArray[np.float64]

@@ -9,13 +9,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from curconvert.calibration.statistics import Drift, InputStatistics
-from curconvert.factorization.checked import block_tasks
+from curconvert.base.plan import MatrixPlan
 from curconvert.factorization.projection import Projection
 from curconvert.factorization.targets import aimed, correction, held_out_share
 from curconvert.factorization.types import Factorization
-from curconvert.options import ConvertOptions
-from curconvert.planning import MatrixPlan
+from curconvert.linalg.statistics import Drift, InputStatistics
+from curconvert.methods.checked import block_tasks
+from curconvert.options.convert import ConvertOptions
 from support.matrices import Stored, random_weight, statistics_of
 
 Matrix = NDArray[np.float64]

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from curconvert.errors import InputError
-from curconvert.factorization.two_factor import APPROXIMATIONS, Approximation, balanced, factorize_two_factor
+from curconvert.base.errors import InputError
+from curconvert.factorization.two_factor import balanced, factorize_two_factor
+from curconvert.options.choices import APPROXIMATIONS, Approximation
 from support.matrices import EDGES, best_error, correlated, edge_case, error_in, random_weight
 
 FISHER = np.random.default_rng(9).uniform(0.1, 5, 24)

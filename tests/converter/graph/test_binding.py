@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from curconvert.base.errors import CurConvertError, InputError, UnsupportedError
 from curconvert.checkpoint.types import TensorInfo
-from curconvert.errors import CurConvertError, InputError, UnsupportedError
 from curconvert.graph import build_graphs
 from support.families import TinyModel, compress, drop_neurons, make_checkpoint
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from curconvert.base.errors import UnsupportedError
 from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.types import ByteRange, TensorInfo
-from curconvert.errors import UnsupportedError
-from curconvert.families import SUPPORTED_FAMILIES
+from curconvert.families.family import SUPPORTED_FAMILIES
 from curconvert.graph import Graphs, build_graphs, save_graphs
 from curconvert_runtime.backend import gains_by_fusion
 from support.cases import CASES

@@ -9,9 +9,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from curconvert.blocks.skeleton import build_skeleton
+from curconvert.families.facts import ModelFacts, read_facts
+from curconvert.families.skeleton import build_skeleton
 from curconvert.graph import build_graphs
-from curconvert.graph.facts import ModelFacts, read_facts
 from support.families import TinyModel, make_checkpoint, tiny_config
 
 

@@ -12,17 +12,19 @@ import pytest
 import torch
 
 from curconvert.artifact.workspace import workspace_of
+from curconvert.base.errors import InputError
+from curconvert.base.progress import silent
+from curconvert.blocks.stored import build_torch_model
 from curconvert.calibration.sampled import resident_model
-from curconvert.calibration.text import CalibrationOptions, load_tokens
+from curconvert.calibration.text import load_tokens
 from curconvert.checkpoint import open_checkpoint
-from curconvert.errors import InputError
-from curconvert.healing.options import HealOptions
-from curconvert.healing.run import heal
-from curconvert.healing.student import held_out_divergence
-from curconvert.options import SourceOptions
-from curconvert.original_pass import silent
-from curconvert.parity import build_torch_model, check_slices
-from curconvert.pipeline import convert
+from curconvert.jobs.convert import convert
+from curconvert.jobs.heal import heal
+from curconvert.jobs.parity import check_slices
+from curconvert.options.calibration import CalibrationOptions
+from curconvert.options.heal import HealOptions
+from curconvert.options.source import SourceOptions
+from curconvert.training.student import held_out_divergence
 from curconvert_runtime import Artifact, VerifyOptions
 from support.families import make_checkpoint
 from support.tiny_runs import LENGTH, stored_tensors, tiny_options, token_file

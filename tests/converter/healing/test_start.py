@@ -10,13 +10,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from curconvert.calibration.text import CalibrationOptions, load_tokens
-from curconvert.errors import InputError
-from curconvert.healing.options import HealOptions
-from curconvert.healing.run import heal
-from curconvert.healing.start import RIDGE
-from curconvert.options import SourceOptions
-from curconvert.pipeline import convert
+from curconvert.base.errors import InputError
+from curconvert.calibration.text import load_tokens
+from curconvert.jobs.convert import convert
+from curconvert.jobs.heal import heal
+from curconvert.options.calibration import CalibrationOptions
+from curconvert.options.heal import HealOptions
+from curconvert.options.source import SourceOptions
+from curconvert.training.start import RIDGE
 from curconvert_runtime import VerifyOptions
 from support.families import make_checkpoint
 from support.tiny_runs import LENGTH, manifest_of, stored_tensors, tiny_options, token_file

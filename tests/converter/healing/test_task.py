@@ -11,17 +11,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from curconvert.base.errors import InputError
+from curconvert.base.progress import silent
 from curconvert.calibration.sampled import resident_model
-from curconvert.calibration.text import CalibrationOptions
 from curconvert.checkpoint import open_checkpoint
-from curconvert.errors import InputError
-from curconvert.healing.examples import Data, Examples, load_data
-from curconvert.healing.options import HealOptions
-from curconvert.healing.run import heal
-from curconvert.healing.student import cross_entropy, training_loss
-from curconvert.options import SourceOptions
-from curconvert.original_pass import silent
-from curconvert.pipeline import convert
+from curconvert.jobs.convert import convert
+from curconvert.jobs.heal import heal
+from curconvert.options.calibration import CalibrationOptions
+from curconvert.options.heal import HealOptions
+from curconvert.options.source import SourceOptions
+from curconvert.training.examples import Data, Examples, load_data
+from curconvert.training.student import cross_entropy, training_loss
 from curconvert_runtime import VerifyOptions
 from support.command_line import call, refused
 from support.families import VOCABULARY, make_checkpoint

@@ -16,11 +16,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from curconvert.errors import IntegrityError
-from curconvert.options import SourceOptions
-from curconvert.parity import build_torch_model, check_slices, torch_parity
-from curconvert.pipeline import convert, export
-from curconvert.quantization.options import Quantization
+from curconvert.base.errors import IntegrityError
+from curconvert.blocks.stored import build_torch_model
+from curconvert.jobs.convert import convert
+from curconvert.jobs.export import export
+from curconvert.jobs.parity import check_slices, torch_parity
+from curconvert.options.quantization import Quantization
+from curconvert.options.source import SourceOptions
 from curconvert_runtime import Artifact, CpuOptions, load
 from curconvert_runtime.contract import FIRST_LOGITS
 from curconvert_runtime.verification import VerifyOptions, verify

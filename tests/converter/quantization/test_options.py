@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from curconvert.errors import InputError
-from curconvert.options import ConvertOptions, SourceOptions
-from curconvert.pipeline import export
-from curconvert.quantization.options import Quantization
-from curconvert.sweep.options import SweepOptions
+from curconvert.base.errors import InputError
+from curconvert.jobs.export import export
+from curconvert.options.convert import ConvertOptions
+from curconvert.options.quantization import Quantization
+from curconvert.options.source import SourceOptions
+from curconvert.options.sweep import SweepOptions
 from curconvert_runtime.quantized import Layout
 from support.command_line import call, refused
 from support.families import make_checkpoint

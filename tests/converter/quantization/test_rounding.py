@@ -9,8 +9,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from curconvert.errors import InputError
-from curconvert.quantization.rounding import DAMPING, Quantised, quantise, searched, widest
+from curconvert.base.errors import InputError
+from curconvert.blocks.quantised import Quantised
+from curconvert.quantization.rounding import DAMPING, quantise, searched, widest
 from curconvert_runtime.quantized import BITS, BLOCK_SIZES, Layout
 
 M, N = 12, 150

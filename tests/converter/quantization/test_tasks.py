@@ -9,12 +9,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from curconvert.calibration.statistics import InputStatistics
-from curconvert.factorization.gram import deployed
+from curconvert.base.forms import Form
+from curconvert.factorization.measured import deployed
 from curconvert.factorization.projection import Projection, with_bias
-from curconvert.factorization.types import Factorization, Form
+from curconvert.factorization.types import Factorization
+from curconvert.linalg.statistics import InputStatistics
+from curconvert.options.quantization import Quantization
 from curconvert.quantization import tasks
-from curconvert.quantization.options import Quantization
 from curconvert.quantization.rounding import quantise
 from curconvert.quantization.tasks import QuantisationTask, quantised_factors
 from curconvert_runtime.forms import FORMS

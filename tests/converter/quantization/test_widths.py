@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from curconvert.calibration.statistics import InputStatistics
 from curconvert.factorization.projection import Projection
 from curconvert.factorization.types import Factorization
-from curconvert.quantization.options import Quantization
+from curconvert.linalg.statistics import InputStatistics
+from curconvert.options.quantization import Quantization
 from curconvert.quantization.tasks import QuantisationTask
 from curconvert.quantization.widths import RoundingCost, RoundingTask, chosen_widths
 

@@ -14,14 +14,14 @@ from safetensors.torch import load_file, save_file
 
 from curconvert import CalibrationOptions, ConvertOptions, SourceOptions, convert, export
 from curconvert.artifact.manifest import seal
-from curconvert.errors import CurConvertError, InputError, IntegrityError, UnsupportedError
-from curconvert.execution.executor import ExecutionOptions
-from curconvert.healing.rewrite import copy_with
-from curconvert.parity import check_slices, torch_parity
-from curconvert.quantization.options import Quantization
+from curconvert.base.errors import CurConvertError, InputError, IntegrityError, UnsupportedError
+from curconvert.jobs.parity import check_slices, torch_parity
+from curconvert.jobs.resize import resize
+from curconvert.options.execution import ExecutionOptions
+from curconvert.options.quantization import Quantization
+from curconvert.options.resize import ResizeOptions
 from curconvert.resizing.components import components_bytes
-from curconvert.resizing.options import ResizeOptions
-from curconvert.resizing.run import resize
+from curconvert.training.rewrite import copy_with
 from curconvert_runtime import Artifact, VerifyOptions, load
 from curconvert_runtime.hashing import sha256
 from curconvert_schemas import validate

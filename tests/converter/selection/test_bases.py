@@ -7,9 +7,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from curconvert.chunked import ChunkedMatrix
-from curconvert.selection import bases
-from curconvert.selection.bases import exact_bases, krylov_bases, krylov_size, leading_bases
+from curconvert.linalg import bases
+from curconvert.linalg.bases import exact_bases, krylov_bases, krylov_size, leading_bases
+from curconvert.linalg.chunked import ChunkedMatrix
 from curconvert.selection.indices import deim
 
 Matrix = NDArray[np.float64]

@@ -9,15 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from curconvert.chunked import ChunkedMatrix
-from curconvert.selection.indices import (
-    SELECTORS,
-    Selection,
-    deim,
-    importance_matrix,
-    select_rows_columns,
-    tensor_rng,
-)
+from curconvert.linalg.chunked import ChunkedMatrix
+from curconvert.options.choices import SELECTORS
+from curconvert.selection.indices import Selection, deim, importance_matrix, select_rows_columns, tensor_rng
 
 Matrix = NDArray[np.float64]
 

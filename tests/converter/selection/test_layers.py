@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from curconvert.errors import InputError
+from curconvert.base.errors import InputError
 from curconvert.selection.layers import layer_count, score_of, select_layers
 from curconvert.selection.scores import SCORES
 

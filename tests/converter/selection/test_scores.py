@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from curconvert import SourceOptions, convert
+from curconvert.calibration.original import run_original
 from curconvert.calibration.text import load_tokens
 from curconvert.checkpoint import open_checkpoint
-from curconvert.original_pass import run_original
 from curconvert.selection.scores import SCORES, LayerScorer, angular_distances, effective_rank, influences
 from support.families import make_checkpoint
 from support.tiny_runs import manifest_of, tiny_options, token_file

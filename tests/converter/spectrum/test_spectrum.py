@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curconvert import SourceOptions, convert
-from curconvert.allocation.budgets import options_for_size
+from curconvert.base.errors import InputError
 from curconvert.checkpoint import open_checkpoint
-from curconvert.errors import InputError
-from curconvert.options import ConvertOptions
-from curconvert.planning import total_parameters
-from curconvert.spectrum import plan as spectrum_plan
-from curconvert.spectrum.modules import SpectralLinear, components
-from curconvert.spectrum.sizes import Kept, choose, numbers
+from curconvert.checkpoint.linears import total_parameters
+from curconvert.methods.sized import options_for_size
+from curconvert.options.convert import ConvertOptions
+from curconvert.training import learned_plan as spectrum_plan
+from curconvert.training.spectral_linear import SpectralLinear, components
+from curconvert.training.spectrum_sizes import Kept, choose, numbers
 from curconvert_runtime.verification import VerifyOptions
 from support.families import make_checkpoint
 from support.matrices import correlated, error_in, random_weight

@@ -14,17 +14,18 @@ import pytest
 from click.testing import CliRunner, Result
 from safetensors.numpy import save_file
 
-from curconvert import SourceOptions, convert, production
-from curconvert.allocation.budgets import options_for_size
-from curconvert.calibration.text import CalibrationOptions
+from curconvert import SourceOptions, convert
+from curconvert.base.errors import InputError, VerificationError
 from curconvert.checkpoint import open_checkpoint
+from curconvert.checkpoint.linears import total_parameters
 from curconvert.cli import main
-from curconvert.errors import InputError, VerificationError
-from curconvert.options import DEFAULT_SELF_TEXT, ConvertOptions
-from curconvert.planning import total_parameters
-from curconvert.sweep import run
-from curconvert.sweep.options import SweepOptions
-from curconvert.sweep.run import sweep
+from curconvert.jobs import stages as production
+from curconvert.jobs.sweep import run
+from curconvert.jobs.sweep.run import sweep
+from curconvert.methods.sized import options_for_size
+from curconvert.options.calibration import CalibrationOptions
+from curconvert.options.convert import DEFAULT_SELF_TEXT, ConvertOptions
+from curconvert.options.sweep import SweepOptions
 from curconvert_runtime import Artifact, VerifyOptions, verify
 from curconvert_schemas import validate
 from support.families import VOCABULARY, make_checkpoint
@@ -200,8 +201,8 @@ def test_a_sharded_point_counts_every_file(tmp_path: Path) -> None:
 
 def test_names_that_the_font_lacks_are_drawn_in_silence(tmp_path: Path) -> None:
     """Files are called anything; a dollar sign is no formula, and a plot without points is a plot."""
-    from curconvert.sweep.plot import draw
-    from curconvert.sweep.table import Point, Sweep
+    from curconvert.jobs.sweep.plot import draw
+    from curconvert.jobs.sweep.table import Point, Sweep
 
     decode = {"batch": 1, "prompt_tokens": 8, "generated_tokens": 8, "rounds": 5, "graph": "fused", "provider": "cpu"}
     points = (Point("auto", 0.9, "impossible", "too small"),)

@@ -1,0 +1,70 @@
+"""The artifact's README (model card) and HTML report, from the manifest alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from curconvert_runtime.quantized import stored_types
+
+_TEMPLATES = {"README.md": "README.md.j2", "report.html": "report.html.j2"}
+
+
+def write_reports(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write README.md and report.html into an artifact folder.
+
+    Args:
+        folder: The artifact.
+        manifest: Its manifest; metrics may be missing.
+    """
+    environment = Environment(
+        loader=PackageLoader("curconvert.artifact"),
+        autoescape=select_autoescape(enabled_extensions=("html.j2",)),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["count"] = lambda value: f"{value:,}"
+    environment.filters["error"] = lambda value: "" if value is None else f"{value:.4f}"
+    compressed = [m for m in manifest["matrices"] if m["form"] != "dense"]
+    model = manifest["model"]
+    values = {
+        "manifest": manifest,
+        "model": model,
+        "text": (manifest["metrics"] or {}).get("text"),
+        "fidelity": _fidelity_rows(manifest["metrics"]),
+        "compressed": compressed,
+        "quantised": _quantised(manifest.get("quantization")),
+        "widths": (manifest.get("quantization") or {}).get("widths"),
+        "kept_dense": [m for m in manifest["matrices"] if m["reason"] not in (None, "not selected")],
+        "kept": model["parameters_after"] / model["parameters_before"],
+    }
+    for name, template in _TEMPLATES.items():
+        (folder / name).write_text(environment.get_template(template).render(values), encoding="utf-8")
+
+
+def _quantised(found: Mapping[str, Any] | None) -> str | None:
+    """Return a sentence about an artifact's quantisation."""
+    if found is None:
+        return None
+    bits = 8 * found["bytes"] / found["parameters"]
+    zeros = "symmetric" if found["symmetric"] else "with zero points"
+    return (
+        f"{found['parameters']:,} of them are stored in {stored_types(found)}, {zeros}: "
+        f"{bits:.2f} bits each, scales included; rounding: {found['rounding']}."
+    )
+
+
+def _fidelity_rows(metrics: Mapping[str, Any] | None) -> list[tuple[str, float]]:
+    """Return the quality numbers as (label, value), in the order in which every table of the project has them."""
+    if metrics is None:
+        return []
+    kl = "kl" if "kl" in metrics else "kl_lower_bound"
+    label = "KL(original ‖ compressed)" + (", lower bound" if kl != "kl" else "")
+    rows = [(f"{label}, {key}", metrics[kl][key]) for key in ("mean", "median", "p90", "p99", "max")]
+    rows += [(key.replace("_", " "), metrics[key]) for key in ("perplexity_original", "perplexity_compressed")]
+    return [*rows, ("perplexity ratio", metrics["perplexity_ratio"]), ("top-1 agreement", metrics["top1"])]

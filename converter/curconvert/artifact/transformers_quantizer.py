@@ -1,0 +1,152 @@
+"""What lets `AutoModelForCausalLM.from_pretrained` load an artifact: a quantizer, in transformers' sense of the word.
+
+`import curconvert` registers it as soon as transformers is imported, before or after; it works in 4.57 and 5. The
+model's own code runs, without remote code: only the compressed linears are other modules. `save_pretrained` writes
+what `from_pretrained` reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from curconvert.artifact.quantization_config import QUANTIZATION_VERSION
+from curconvert.base.errors import InputError, UnsupportedError
+from curconvert.base.names import QUANT_METHOD
+from curconvert.blocks.modules import CURLinear, factored_linear
+from curconvert.families.family import Family, family_of
+from curconvert_runtime.forms import Shared, factor_shapes, index_lengths
+
+
+@register_quantization_config(QUANT_METHOD)
+class CurConvertConfig(QuantizationConfigMixin):  # type: ignore[misc]  # transformers is not typed
+    """`quantization_config` of an artifact's config.json.
+
+    Args:
+        matrices: Of each compressed matrix, by its weight's name: `form`, `rank` and, where two matrices have one R,
+            `shared` as in the manifest.
+        version: Of this layout.
+        bits: Of quantised matrices; None where there are none.
+
+    Raises:
+        InputError: The layout is of a later version.
+        UnsupportedError: Matrices are quantised.
+    """
+
+    def __init__(
+        self,
+        matrices: Mapping[str, Mapping[str, Any]],
+        version: int = QUANTIZATION_VERSION,
+        bits: int | None = None,
+        **_: object,
+    ) -> None:
+        if bits is not None:
+            raise UnsupportedError(
+                f"config.json: the weights are quantised to int{bits}, which transformers does not load; serve the "
+                "artifact's graphs, or convert without --quantize"
+            )
+        if version != QUANTIZATION_VERSION:
+            raise InputError(
+                f"config.json: quantization_config of version {version}: expected {QUANTIZATION_VERSION}; "
+                "install a newer curconvert"
+            )
+        self.quant_method = QUANT_METHOD
+        self.version = version
+        self.matrices = {name: dict(matrix) for name, matrix in matrices.items()}
+
+
+@register_quantizer(QUANT_METHOD)
+class CurConvertQuantizer(HfQuantizer):  # type: ignore[misc]
+    """Puts factored linears in the place of the dense ones before the weights are loaded.
+
+    U of `CURLinear` can be trained; all other factors are frozen.
+    """
+
+    requires_calibration = True  # from_pretrained(model, quantization_config=…) cannot compress a dense checkpoint
+
+    def is_serializable(self, safe_serialization: bool | None = None) -> bool:
+        """Always: factors are plain tensors."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Gradients pass through every form."""
+        return True
+
+    def _convert_model_for_quantization(self, model: nn.Module) -> None:
+        """Nothing: no family's experts are compressed. transformers 4's own wants accelerate."""
+
+    def _process_model_before_weight_loading(self, model: Any, **_: object) -> Any:
+        matrices = self.quantization_config.matrices
+        config = model.config.to_dict()
+        family = family_of(config)
+        for layer in model.get_submodule("model.layers"):
+            _unfuse(layer, family, config)
+        for name, matrix in matrices.items():
+            path = name.removesuffix(".weight")
+            old = model.get_submodule(path)
+            shared = Shared.of(matrix)
+            new = _placeholder(old, matrix["form"], int(matrix["rank"]), shared)
+            if shared and shared.matrices[0] != name:
+                del new.R  # stored once, under its owner's name
+            model.set_submodule(path, new)
+        return model
+
+    def _process_model_after_weight_loading(self, model: Any, **_: object) -> Any:
+        for name, matrix in self.quantization_config.matrices.items():
+            module = model.get_submodule(name.removesuffix(".weight"))
+            shared = Shared.of(matrix)
+            if shared and shared.matrices[0] != name:
+                # Not as a parameter: it would be stored twice.
+                module.__dict__["R"] = model.get_submodule(shared.matrices[0].removesuffix(".weight")).R
+            for suffix, parameter in module.named_parameters(recurse=False):
+                parameter.requires_grad_(suffix == "U" and isinstance(module, CURLinear))
+        return model
+
+
+class _Joined(nn.Module):
+    """A fused projection whose parts are its parent's modules, so that they have their canonical names."""
+
+    def __init__(self, parent: nn.Module, parts: tuple[str, ...]) -> None:
+        super().__init__()
+        self.__dict__["parent"] = parent  # not as a submodule of its own child
+        self.parts = parts
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Concatenate the parts' outputs, in the order in which the fused weight stores its rows."""
+        return torch.cat([self.__dict__["parent"].get_submodule(part)(x) for part in self.parts], dim=-1)
+
+
+def _unfuse(layer: nn.Module, family: Family, config: Mapping[str, Any]) -> None:
+    """Give a block's fused projections the modules that artifacts store."""
+    for path, parts in family.fused.items():
+        fused = layer.get_submodule(path)
+        assert isinstance(fused, nn.Linear)
+        parent = layer.get_submodule(path.rpartition(".")[0])
+        for part, size in zip(parts, family.part_sizes(config, path), strict=True):
+            linear = nn.Linear(fused.in_features, size, fused.bias is not None, device="meta", dtype=fused.weight.dtype)
+            parent.add_module(part, linear)
+        setattr(parent, path.rpartition(".")[2], _Joined(parent, parts))
+
+
+def _placeholder(old: nn.Module, form: str, rank: int, shared: Shared | None) -> nn.Module:
+    """Return a form's module with tensors on the meta device, in the dtype of the one that it replaces."""
+    assert isinstance(old, nn.Linear)
+    shape, dtype = (old.out_features, old.in_features), old.weight.dtype
+    tensors = {s: torch.empty(size, device="meta") for s, size in factor_shapes(form, shape, rank, shared).items()}
+    indices = {
+        suffix: torch.empty(size, dtype=torch.int32, device="meta")
+        for suffix, size in index_lengths(form, shape, rank, shared).items()
+    }
+    size = rank if form == "modular_rows" else old.out_features
+    bias = None if old.bias is None else torch.empty(size, device="meta")
+    module = factored_linear(form, {**tensors, **indices}, bias).to(dtype)
+    for suffix, vector in indices.items():  # stored as they are, those that say where factors come from too
+        module.register_buffer(suffix, vector)
+    return module

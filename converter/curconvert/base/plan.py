@@ -1,0 +1,123 @@
+"""What a conversion makes of each linear."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from curconvert.base.forms import Form
+from curconvert.base.names import bias_of, linear_of
+from curconvert_runtime.forms import Shared, index_lengths, parameters
+
+
+@dataclass(frozen=True)
+class MatrixPlan:
+    """One linear of the model.
+
+    Attributes:
+        name: Canonical weight name.
+        shape: (out_features, in_features).
+        form: What it becomes.
+        rank: Of the factors; None when dense.
+        reason: Why it stays dense; None when compressed.
+        shared: Where its R is another layer's too.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    form: Form
+    rank: int | None = None
+    reason: str | None = None
+    shared: Shared | None = None
+
+    @property
+    def parameters_before(self) -> int:
+        """Numbers in W."""
+        return math.prod(self.shape)
+
+    @property
+    def parameters_after(self) -> int:
+        """Stored numbers of the form."""
+        if self.rank is None:
+            return self.parameters_before
+        return parameters(self.form, self.shape, self.rank, self.shared, self.name)
+
+    @property
+    def index_numbers(self) -> int:
+        """Numbers in the form's index vectors."""
+        return sum(index_lengths(self.form, self.shape, self.rank, self.shared).values()) if self.rank else 0
+
+    def stores(self, suffix: str) -> bool:
+        """Tell whether a factor is stored under this matrix's name: a common R is only under its owner's."""
+        return suffix.split(".", maxsplit=1)[0] != "R" or self.shared is None or self.shared.matrices[0] == self.name
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole conversion.
+
+    Attributes:
+        matrices: Every linear of every decoder block, in the model's order.
+        layers: Layers to compress; None while a choice by score waits for hidden states.
+        layer_total: How many layers will be compressed.
+        other_parameters: Embedding, norms, biases, an untied head.
+        biases: The checkpoint's biases of decoder linears.
+    """
+
+    matrices: tuple[MatrixPlan, ...]
+    layers: tuple[int, ...] | None
+    layer_total: int
+    other_parameters: int
+    biases: frozenset[str] = frozenset()
+
+    @property
+    def cut_biases(self) -> dict[str, int]:
+        """New length of each bias that loses the entries of dropped rows, by name."""
+        cut = {bias_of(m.name): m.rank for m in self.matrices if m.form == "modular_rows"}
+        return {name: rank for name, rank in cut.items() if rank is not None and name in self.biases}
+
+    @property
+    def parameters_before(self) -> int:
+        """Parameters of the checkpoint, a tied head counted once."""
+        return self.other_parameters + sum(m.parameters_before for m in self.matrices)
+
+    @property
+    def parameters_after(self) -> int:
+        """Stored numbers of the artifact."""
+        before = {bias_of(m.name): m.shape[0] for m in self.matrices}
+        dropped = sum(before[name] - length for name, length in self.cut_biases.items())
+        return self.other_parameters - dropped + sum(m.parameters_after for m in self.matrices)
+
+
+_COMMON_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
+
+_INPUT_ORDER = ("q_proj", "o_proj", "gate_proj", "down_proj")
+
+
+def distinct_inputs(shapes: Mapping[str, tuple[int, int]]) -> dict[str, int]:
+    """Return the width of each distinct input among some linears, by the weight name of one that reads it.
+
+    Queries, keys and values have one input, gate and up another.
+
+    Args:
+        shapes: (out_features, in_features), by weight name.
+    """
+    found = {}
+    for name, (_, width) in shapes.items():
+        linear = linear_of(name)
+        found[name.replace(linear, _COMMON_INPUT.get(linear, linear))] = width
+    return found
+
+
+def by_input(plans: Sequence[MatrixPlan]) -> list[list[MatrixPlan]]:
+    """Return one block's linears in groups that have one input, in the order in which a block computes these.
+
+    Args:
+        plans: Of linears among q, k, v, o, gate, up and down.
+    """
+    found: dict[str, list[MatrixPlan]] = {linear: [] for linear in _INPUT_ORDER}
+    for plan in plans:
+        linear = linear_of(plan.name)
+        found[_COMMON_INPUT.get(linear, linear)].append(plan)
+    return [group for group in found.values() if group]

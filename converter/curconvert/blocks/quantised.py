@@ -1,0 +1,35 @@
+"""A quantised matrix in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from curconvert_runtime.quantized import Layout, dequantise
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A quantised matrix.
+
+    Attributes:
+        shape: (m, n).
+        layout: How it is stored.
+        parts: The stored tensors by suffix, see `curconvert_runtime.quantized`.
+    """
+
+    shape: tuple[int, int]
+    layout: Layout
+    parts: dict[str, Tensor]
+
+    def rows(self, which: slice = slice(None)) -> Tensor:
+        """Return what some rows stand for, (rows, n) float32."""
+        arrays = {suffix: part.numpy() for suffix, part in self.parts.items()}
+        return torch.from_numpy(dequantise(arrays, self.shape[1], self.layout, which))
+
+    def __getitem__(self, ids: Tensor) -> Tensor:
+        """Return what the rows of some numbers stand for, (count, n) float32."""
+        chosen = {suffix: part[ids] for suffix, part in self.parts.items()}
+        return Quantised((len(ids), self.shape[1]), self.layout, chosen).rows()

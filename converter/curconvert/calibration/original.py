@@ -1,0 +1,152 @@
+"""The pass over the original model: its answers on the probes, layers' scores, statistics of its linears' inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from curconvert.base.device import CPU
+from curconvert.base.progress import silent
+from curconvert.blocks.precision import calibration_dtype
+from curconvert.blocks.stream import BlockStream, Recorder
+from curconvert.calibration.backward import BackwardPass
+from curconvert.calibration.batches import Batches, Keeping
+from curconvert.calibration.gathering import Gathering
+from curconvert.calibration.statistics import StatisticsCollector
+from curconvert.calibration.text import CalibrationTokens
+from curconvert.checkpoint.types import Checkpoint
+from curconvert.families.skeleton import HEAD
+from curconvert.journal.store import UNRECORDED, Journal, State
+from curconvert.linalg.statistics import InputStatistics
+from curconvert.selection.scores import LayerScorer
+from curconvert_runtime.fidelity import Progress
+from curconvert_runtime.probes import OriginalOutputs, fidelity_probe
+
+BATCH = 8  # sequences per forward pass: enough to keep the matmuls busy, few enough to stay small
+LOGITS = 2**24
+"""Logits held at once, 64 MB: a 16-bit head is widened once for all of them."""
+LOGIT_ROWS = 32  # positions whose full-vocabulary log-probabilities are held in float64 at once
+
+
+@dataclass(frozen=True)
+class OriginalPass:
+    """What the uncompressed model gave.
+
+    Attributes:
+        scores: Of each layer, (layers,), by name; those that were asked for.
+        outputs: The probe positions' outputs, in order.
+        states: The last block's output on the probes, batches of (sequences, tokens, hidden_size).
+        head: Statistics of the head's input on the calibration tokens, where they were asked for.
+    """
+
+    scores: Mapping[str, NDArray[np.float64]]
+    outputs: list[OriginalOutputs]
+    states: Batches
+    head: InputStatistics | None = None
+
+
+def run_original(
+    checkpoint: Checkpoint,
+    tokens: CalibrationTokens,
+    *,
+    scores: Collection[str] = (),
+    gathering: Gathering | None = None,
+    backward: BackwardPass | None = None,
+    head: bool = False,
+    device: str = CPU,
+    keeping: Keeping = list,
+    progress: Progress = silent,
+    journal: Journal = UNRECORDED,
+) -> OriginalPass:
+    """Stream the original model over the probes, and over the calibration tokens where something is asked of them.
+
+    Args:
+        checkpoint: The original.
+        tokens: Calibration and probe sequences.
+        scores: Names of layer scores to measure, see `curconvert.selection.scores`.
+        gathering: Keeps the statistics of linears' inputs.
+        backward: Goes back through the model afterwards.
+        head: Whether to keep statistics of the head's input.
+        device: Where blocks run.
+        keeping: Where hidden states on the calibration tokens are kept.
+        progress: Called after each block.
+        journal: Keeps each block.
+    """
+    stream = BlockStream(checkpoint, device=torch.device(device))
+    probes = embedded(stream, tokens.probes)  # also what a resumed pass needs: masks and positions
+    wanted = bool(scores or gathering or backward or head)
+    hidden = embedded(stream, tokens.calibration if wanted else tokens.calibration[:0], keeping)
+    scorers = {name: LayerScorer(name) for name in sorted(scores)}
+    done, dtype = 0, torch.float32
+    if state := journal.recall("original"):
+        done, probes = state.data["blocks"], state.restored("probes")
+        hidden = keeping(state.tensors.get("hidden", ()))
+        dtype = getattr(torch, state.data["dtype"])
+        for name, scorer in scorers.items():
+            scorer.scores.extend(state.data["scores"][name])
+    durable = [part.commit for part in (gathering, backward) if part]
+    for index in range(done, stream.num_layers):
+        with stream.block(index) as block:
+            block.advance(probes)
+            if index == 0 and hidden and not backward:
+                dtype = calibration_dtype(checkpoint, block, hidden[0])
+            with ExitStack() as stack:
+                for scorer in scorers.values():
+                    stack.enter_context(scorer.watching(block.layer))
+                if gathering:
+                    stack.enter_context(gathering.watching(block))
+                if backward:
+                    backward.advance(block, hidden)
+                else:
+                    block.advance(hidden, dtype=dtype)
+        found = {name: scorer.scores for name, scorer in scorers.items()}
+        carried = {"probes": probes, "hidden": hidden}
+        data = {"blocks": index + 1, "scores": found, "dtype": str(dtype)[6:]}
+        journal.record("original", State(data, carried), durable)
+        progress("original", index + 1, stream.num_layers)
+    outputs = _probe_outputs(stream, probes, tokens.probes)
+    seen = _head_statistics(stream, hidden) if head else None
+    if backward:
+        backward.finish(stream, hidden)
+    stream.release_table()  # the stream lives on in reference cycles until Python looks for these
+    return OriginalPass({name: np.array(scorer.scores) for name, scorer in scorers.items()}, outputs, probes, seen)
+
+
+def _head_statistics(stream: BlockStream, hidden: Batches) -> InputStatistics:
+    recorder = Recorder()
+    collector = StatisticsCollector({HEAD: recorder})
+    with collector.collecting():
+        for batch in hidden:
+            stream.record_head(batch, recorder)
+    ((_, statistics),) = collector.groups()
+    return statistics
+
+
+def _probe_outputs(stream: BlockStream, hidden: Batches, ids: NDArray[np.int64]) -> list[OriginalOutputs]:
+    outputs, step = [], max(1, LOGITS // stream.vocab_size)
+    sequences = [row for batch in hidden for row in batch]
+    for row, states in zip(ids, sequences, strict=True):
+        following = np.append(row[1:], row[-1])  # the last position has no next token; pack_probes drops it
+        for start in range(0, len(row), step):
+            part = slice(start, start + step)
+            logits = stream.logits(states[None, part])[0]
+            both = (logits, torch.from_numpy(following[part]))
+            rows = zip(*(torch.split(tensor, LOGIT_ROWS) for tensor in both), strict=True)
+            outputs += [fidelity_probe(scores.numpy(), wanted.numpy()) for scores, wanted in rows]
+    return outputs
+
+
+def embedded(stream: BlockStream, ids: NDArray[np.int64], keeping: Keeping = list) -> Batches:
+    """Return the hidden states that enter the first block, in batches.
+
+    Args:
+        stream: The model.
+        ids: Token ids, (sequences, tokens).
+        keeping: Where the batches are kept.
+    """
+    return keeping(stream.embed(torch.from_numpy(ids[i : i + BATCH])) for i in range(0, len(ids), BATCH))

@@ -1,0 +1,88 @@
+"""The compressed model's answers on the parity sequences, carried along while its blocks are made."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import DynamicCache
+
+from curconvert.blocks.stream import Block, BlockStream
+from curconvert.journal.store import State
+from curconvert_runtime.probes import CompressedProbe, sample_vocabulary
+
+
+class ParityProbe:
+    """Carries the parity sequences through the compressed model, one at a time, so that nothing is padded.
+
+    Args:
+        stream: The compressed model's.
+        ids: Token ids, right-padded, (rows, longest).
+        lengths: Tokens of each row.
+    """
+
+    def __init__(self, stream: BlockStream, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> None:
+        self.ids, self.lengths = ids, lengths
+        rows = [
+            torch.from_numpy(row[:length].astype(np.int64))[None]
+            for row, length in zip(self.ids, self.lengths, strict=True)
+        ]
+        self.hidden = [stream.embed(row) for row in rows]
+        self.keys: dict[int, list[Tensor]] = {}
+
+    def advance(self, block: Block, num_layers: int) -> None:
+        """Run one block, keeping the first and the last one's keys."""
+        if block.index not in (0, num_layers - 1):
+            self.hidden = [block.forward(row) for row in self.hidden]
+            return
+        caches = [DynamicCache() for _ in self.hidden]
+        self.hidden = [block.forward(row, cache) for row, cache in zip(self.hidden, caches, strict=True)]
+        self.keys[block.index] = [cache.layers[block.index].keys[0] for cache in caches]
+
+    def state(self) -> dict[str, list[Tensor]]:
+        """Return what it carries, by name."""
+        return {"probe": self.hidden} | {f"keys.{index}": keys for index, keys in self.keys.items()}
+
+    def restore(self, state: State) -> None:
+        """Take over what `state` has returned."""
+        self.hidden = state.restored("probe")
+        names = [name for name in state.tensors if name.startswith("keys.")]
+        self.keys = {int(name.removeprefix("keys.")): state.restored(name) for name in names}
+
+    def result(self, stream: BlockStream) -> CompressedProbe:
+        """Collect what the artifact keeps."""
+        logits = [stream.logits(row)[0] for row in self.hidden]
+        return collected(self.ids, self.lengths, logits, self.keys[min(self.keys)], self.keys[max(self.keys)])
+
+
+def collected(
+    ids: NDArray[np.int32], lengths: NDArray[np.int32], logits: list[Tensor], first: list[Tensor], last: list[Tensor]
+) -> CompressedProbe:
+    """Collect what an artifact keeps of its parity sequences.
+
+    Args:
+        ids: Token ids, right-padded, (rows, longest).
+        lengths: Tokens of each row.
+        logits: Of each row, (tokens, vocabulary).
+        first: Keys of the first layer after rotary embedding, (heads, tokens, head_dim) of each row.
+        last: Those of the last layer.
+    """
+    vocabulary, width = sample_vocabulary(logits[0].shape[-1]), ids.shape[1]
+    return CompressedProbe(
+        ids=ids,
+        lengths=lengths,
+        vocabulary=vocabulary,
+        logits=_padded([row[:, vocabulary] for row in logits], width, axis=0),
+        first_key=_padded(first, width, axis=1),
+        last_key=_padded(last, width, axis=1),
+    )
+
+
+def _padded(rows: list[Tensor], width: int, axis: int) -> NDArray[np.float32]:
+    arrays = []
+    for row in rows:
+        pad = [(0, 0)] * row.ndim
+        pad[axis] = (0, width - row.shape[axis])
+        arrays.append(np.pad(row.to("cpu", torch.float32).numpy(), pad))
+    return np.stack(arrays)

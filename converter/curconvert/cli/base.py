@@ -1,0 +1,108 @@
+"""What the commands have in common: options, errors as one line with an exit code, an interruption that is told."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from curconvert.base.errors import BackendError, CurConvertError, InputError
+from curconvert.cli import render
+from curconvert.cli.interruption import Interrupted, stoppable
+from curconvert.cli.options import FilePath
+
+if TYPE_CHECKING:
+    from curconvert_runtime.fidelity import Progress
+
+MODEL_SOURCES = "a .safetensors or .gguf file, a Hugging Face folder, or a hub id"
+_HEAVY = (
+    "torch",
+    "transformers",
+    "safetensors",
+    "scipy",
+    "onnx",
+    "onnx_ir",
+    "mobius",
+    "gguf",
+    "huggingface_hub",
+    "threadpoolctl",
+)
+
+
+output_option = click.option("--output", "-o", "out", required=True, type=FilePath(), help="Folder to create.")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an existing artifact.")
+resume_option = click.option(
+    "--resume/--no-resume",
+    default=True,
+    show_default=True,
+    help="Go on from where an interrupted run of the same command stopped, or drop its work.",
+)
+
+
+def common(function: Callable[..., None]) -> Callable[..., None]:
+    """Add --json, --quiet and --debug, and turn errors into one line and an exit code."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+    @click.option("--quiet", "-q", is_flag=True, help="No progress, no summary; errors only.")
+    @click.option("--debug", is_flag=True, help="Show log messages, and tracebacks of errors.")
+    @functools.wraps(function)
+    def wrapper(*args: Any, debug: bool, **kwargs: Any) -> None:
+        logging.basicConfig(
+            level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+        )
+        # SIGTERM unwinds like Ctrl-C does, so that temporary folders go.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        try:
+            function(*args, **kwargs)
+        except CurConvertError as error:
+            fail(str(error), error.exit_code, debug)
+        except KeyboardInterrupt:
+            fail("interrupted; nothing was written", 130, debug)
+        except OSError as error:
+            fail(f"{error.filename or 'operating system'}: {error.strerror or error}", InputError.exit_code, debug)
+
+    return wrapper
+
+
+def fail(message: str, code: int, debug: bool) -> None:
+    """Print one line on stderr and end with an exit code."""
+    if debug:
+        logging.getLogger(__name__).exception("traceback")
+    click.echo(f"error: {render.printable(' '.join(message.split()))}", err=True)
+    sys.exit(code)
+
+
+def require_converter(*more: str) -> None:
+    """Refuse a command whose packages are not installed.
+
+    Args:
+        more: Packages beside those of every conversion.
+
+    Raises:
+        BackendError: Names what is missing.
+    """
+    missing = [name for name in (*_HEAVY, *more) if importlib.util.find_spec(name) is None]
+    if missing:
+        raise BackendError(f"{', '.join(missing)} not installed; run: pip install 'curconvert[convert,cpu]'")
+
+
+@contextmanager
+def resumable(out: Path, quiet: bool) -> Iterator[Progress]:
+    """Show progress; turn a signal into the message that says whether the work can be gone on with."""
+    from curconvert.artifact.workspace import RESUME, workspace_of
+
+    try:
+        with render.progress(quiet) as bars, stoppable(bars, announce=not quiet) as progress:
+            yield progress
+    except Interrupted as stop:
+        kept = workspace_of(out).exists()
+        message = f"interrupted; {RESUME}" if kept else "interrupted; nothing was written"
+        fail(message, stop.exit_code, debug=False)

@@ -1,0 +1,143 @@
+"""The commands that use an artifact: bench, verify, inspect, generate. They need no torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from curconvert.base.errors import InputError
+from curconvert.cli import render
+from curconvert.cli.base import MODEL_SOURCES, common
+from curconvert.cli.options import FilePath, thresholds
+
+
+def _counts(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in value.split(",") if part.strip())
+    except ValueError:
+        raise click.BadParameter(f"{value!r}: expected whole numbers such as 128,512") from None
+
+
+@click.command()
+@click.argument("artifact", type=FilePath())
+@click.option(
+    "--against", help=f"What to take turns with: another artifact, or (with the convert extra) {MODEL_SOURCES}."
+)
+@click.option(
+    "--prompt-tokens", default="128", show_default=True, callback=_counts, help="Lengths of prompts, such as 128,512."
+)
+@click.option("--generated-tokens", type=int, default=64, show_default=True, help="Tokens timed after the first.")
+@click.option(
+    "--batch", "batches", default="1", show_default=True, callback=_counts, help="Numbers of rows, such as 1,8."
+)
+@click.option("--rounds", type=int, default=5, show_default=True, help="Timed rounds; one more goes before them.")
+@click.option("--threads", type=int, help="Threads of onnxruntime and of the memory's reader.")
+@click.option("--graph", default="auto", show_default=True, help="auto, portable or fused.")
+@click.option("--provider", default="cpu", show_default=True, help="cpu or cuda; no silent fallback.")
+@common
+def bench(artifact: Path, against: str | None, as_json: bool, quiet: bool, **values: Any) -> None:
+    """Measure how fast ARTIFACT serves, its memory and its start, alone or in turn with another model."""
+    from curconvert.jobs.bench.run import bench as run
+    from curconvert.options.bench import BenchOptions
+
+    options = BenchOptions(**values)
+    with render.progress(quiet) as progress:
+        result = run(artifact, options, against=against, progress=progress)
+    if as_json:
+        click.echo(json.dumps(result.to_json()))
+    elif not quiet:
+        render.bench(result)
+
+
+@click.command()
+@click.argument("artifact", type=FilePath())
+@thresholds
+@click.option("--against", help=f"The original: an exported folder, or (with the convert extra) {MODEL_SOURCES}.")
+@click.option("--text", type=FilePath(), help="UTF-8 text to measure on; needs --against.")
+@click.option("--window", type=int, default=512, show_default=True, help="Tokens per window of --text.")
+@click.option("--max-tokens", type=int, default=16384, show_default=True, help="Tokens of --text at most.")
+@click.option("--junit", type=FilePath(), help="Write the checks as JUnit XML to this file.")
+@click.option("--torch/--no-torch", default=None, help="Compare with transformers too. [when it is installed]")
+@click.option("--provider", default="cpu", show_default=True, help="cpu or cuda; no silent fallback.")
+@click.option("--threads", type=int, help="Threads of onnxruntime.")
+@common
+def verify(
+    artifact: Path, against: str | None, junit: Path | None, torch: bool | None, as_json: bool, quiet: bool,
+    **values: Any,
+) -> None:  # fmt: skip
+    """Check ARTIFACT: integrity, export parity, fidelity to the original. Exit code 3 when a check fails."""
+    from curconvert.jobs.verify import verify_artifact
+    from curconvert_runtime.verification import VerifyOptions
+
+    if junit is not None and junit.resolve().is_relative_to(artifact.resolve()):
+        raise InputError(f"--junit {junit}: lies in the artifact, whose files are sealed; write it elsewhere")
+    with render.progress(quiet) as progress:
+        report = verify_artifact(artifact, VerifyOptions(**values), against=against, torch=torch, progress=progress)
+    if junit is not None:
+        junit.write_text(report.to_junit(), encoding="utf-8")
+    if as_json:
+        click.echo(json.dumps(report.to_json()))
+    elif not quiet:
+        render.verification(report)
+    report.raise_for_failures()
+
+
+@click.command()
+@click.argument("artifact", type=FilePath())
+@common
+def inspect(artifact: Path, as_json: bool, quiet: bool) -> None:
+    """Show what ARTIFACT holds, after checking that it is intact."""
+    from curconvert_runtime import Artifact
+
+    opened = Artifact.open(artifact)
+    if as_json:
+        click.echo(json.dumps(opened.manifest))
+    elif not quiet:
+        render.artifact(opened.manifest)
+
+
+@click.command()
+@click.argument("artifact", type=FilePath())
+@click.option("--prompt", "-p", multiple=True, help="Text to continue; repeat for a batch; standard input without it.")
+@click.option("--max-new-tokens", type=int, default=128, show_default=True)
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--top-k", type=int, default=0, show_default=True, help="0 is no limit.")
+@click.option("--top-p", type=float, default=1.0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--stop", multiple=True, help="Text that ends the answer; may be repeated.")
+@click.option("--chat", is_flag=True, help="Put the prompt into the model's chat template.")
+@click.option("--graph", default="auto", show_default=True, help="auto, portable or fused.")
+@click.option("--provider", default="cpu", show_default=True, help="cpu or cuda; no silent fallback.")
+@click.option("--threads", type=int, help="Threads of onnxruntime.")
+@common
+def generate(
+    artifact: Path, prompt: tuple[str, ...], graph: str, provider: str, threads: int | None, as_json: bool,
+    quiet: bool, **values: Any,
+) -> None:  # fmt: skip
+    """Continue a prompt with ARTIFACT, without torch."""
+    from curconvert_runtime.generation import GenerationOptions, stream
+    from curconvert_runtime.session import load
+
+    options = GenerationOptions(**values)
+    prompts = list(prompt) or [sys.stdin.read()]
+    session = load(artifact, provider=provider, graph=graph, threads=threads)  # type: ignore[arg-type]  # load checks it
+    alone = len(prompts) == 1 and not as_json
+    completions = {}
+    for piece in stream(session, prompts, options):
+        if alone:
+            click.echo(piece.text, nl=False)
+        if piece.completion:
+            completions[piece.row] = piece.completion
+    if alone:
+        click.echo()
+    elif as_json:
+        fields = ("text", "ids", "finish_reason")
+        found = [{name: getattr(done, name) for name in fields} for _, done in sorted(completions.items())]
+        click.echo(json.dumps(found))
+    else:
+        for _, done in sorted(completions.items()):
+            click.echo(done.text)

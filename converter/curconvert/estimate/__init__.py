@@ -1,0 +1,1 @@
+"""Time, memory and disk of a conversion, before it starts."""

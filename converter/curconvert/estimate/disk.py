@@ -1,0 +1,92 @@
+"""How much room on the disk a conversion takes, and whether it is there."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from curconvert.artifact.workspace import workspace_of
+from curconvert.base.errors import BackendError
+from curconvert.base.names import linear_of
+from curconvert.base.plan import Plan, distinct_inputs
+from curconvert.calibration.backward import GRADIENT_TOKENS
+from curconvert.checkpoint.linears import decoder_linears
+from curconvert.checkpoint.types import Checkpoint
+from curconvert.families.skeleton import EMBEDDING
+from curconvert.methods.planning import keeps_inputs
+from curconvert.options.convert import ConvertOptions
+from curconvert.resizing.components import components_bytes
+from curconvert_runtime.probes import TOP_TOKENS
+
+_REST = 64 * 10**6  # graphs, reports, index vectors: far less for any model seen
+
+
+def needed_bytes(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    options: ConvertOptions,
+    itemsize: float,
+    targets: Mapping[str, tuple[int, int]],
+) -> int:
+    """Estimate the most bytes that a conversion has on the disk at once, the artifact included.
+
+    Args:
+        checkpoint: The original.
+        plan: What shapes alone can tell.
+        options: Method and calibration.
+        itemsize: Bytes of a deployed number.
+        targets: Shapes of the weights that may be compressed, by name.
+    """
+    hidden, layers = int(checkpoint.config["hidden_size"]), int(checkpoint.config["num_hidden_layers"])
+    length = options.calibration.tokens_per_sequence
+    probes = options.calibration.probe_sequences * length
+    calibration = options.calibration.sequences * length
+    # While a record replaces the one before it, both are there; another stage's last one stays.
+    records = 3 * (4 * hidden * probes + states_bytes(checkpoint, options))
+    stored = plan.parameters_before if options.max_kl is not None else plan.parameters_after
+    answers = probes * 8 * min(TOP_TOKENS, checkpoint.tensors[EMBEDDING].shape[0])
+    states = 4 * hidden * layers * min(calibration, GRADIENT_TOKENS + 8 * length) if options.goes_back else 0
+    matrices = _auto_bytes(targets) if options.form == "auto" else 0
+    if options.mixes_widths and not matrices:
+        matrices = 8 * sum(n * n for n in distinct_inputs(decoder_linears(checkpoint)).values())
+    inputs = 4 * calibration * sum(distinct_inputs(targets).values()) if keeps_inputs(checkpoint, options) else 0
+    components = components_bytes(targets) if options.scored else 0
+    return int(stored * itemsize) + records + answers + states + matrices + inputs + components + _REST
+
+
+def states_bytes(checkpoint: Checkpoint, options: ConvertOptions) -> int:
+    """Return the bytes of the hidden states on the calibration tokens."""
+    text = options.calibration
+    tokens = text.sequences * text.tokens_per_sequence * (2 if options.mixes_targets else 1)
+    return 4 * int(checkpoint.config["hidden_size"]) * tokens
+
+
+def _auto_bytes(shapes: Mapping[str, tuple[int, int]]) -> int:
+    """Return the bytes of the matrices that `auto` keeps of every linear: of inputs and of gradients, in float64."""
+    inputs = sum(
+        8 * n * n * (2 if linear_of(name) == "down_proj" else 1)  # twice: a part is held out
+        for name, n in distinct_inputs(shapes).items()
+    )
+    return inputs + sum(8 * m * m for name, (m, _) in shapes.items() if linear_of(name) not in ("gate_proj", "up_proj"))
+
+
+def check_space(out: Path, needed: int) -> None:
+    """Refuse a conversion that the disk has no room for; what an unfinished one has taken counts as there.
+
+    Args:
+        out: The output.
+        needed: Bytes.
+
+    Raises:
+        BackendError: Says how much is there.
+    """
+    folder = workspace_of(out)
+    place = next(parent for parent in folder.parents if parent.exists())
+    used = sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
+    free = shutil.disk_usage(place).free + used
+    if free < needed:
+        raise BackendError(
+            f"{place}: {free / 1e9:.2f} GB free, about {needed / 1e9:.2f} GB needed; free some, "
+            "or choose another output"
+        )

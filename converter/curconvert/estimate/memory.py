@@ -1,0 +1,142 @@
+"""How much memory a conversion takes at its peak: what each of its stages holds."""
+
+from __future__ import annotations
+
+from curconvert.base.names import layer_of
+from curconvert.base.plan import MatrixPlan
+from curconvert.calibration.backward import GRADIENT_ROWS, GRADIENT_TOKENS
+from curconvert.calibration.original import BATCH, LOGIT_ROWS, LOGITS
+from curconvert.estimate.workload import Workload
+from curconvert.linalg.bases import krylov_size
+from curconvert.linalg.chunked import CHUNK
+from curconvert.options.calibration import BUILTIN
+from curconvert.training.spectrum import SEQUENCES_AT_ONCE
+from curconvert_runtime.probes import PARITY_LENGTHS
+
+_START = 465e6  # torch, transformers and the interpreter with a model opened, measured on Linux x86-64
+_LIBRARIES = 60e6  # what BLAS libraries and threads hold for themselves once matrices are factorized, likewise
+_TOKEN = 1000  # bytes of a tokenizer for each token that it knows
+_ACTIVATIONS = 6  # tensors of a linear's input or output that a block holds at once as it runs
+_SUMS = 5  # matrices of a weight's size, but at most of a chunk's, that the measuring of an error holds
+_ARENAS = 1.6  # what threads' allocators hold after some blocks, over what is in use; measured with glibc
+_LOGITS = 6  # copies of logits that a divergence and its gradient hold
+_ANSWERS = 5  # copies of logits on the parity sequences that a verification holds
+
+
+def peak(work: Workload, workers: int, *, spilled: bool = False) -> float:
+    """Return the bytes that are resident at the peak before the verification.
+
+    Args:
+        work: The conversion.
+        workers: Matrices that are worked on at once.
+        spilled: The calibration tokens' hidden states are on the disk, but for one batch.
+    """
+    kept = min(BATCH * work.length, work.tokens) if spilled else work.tokens
+    stages = [_answering(work, kept), _gathering(work, kept), _compressing(work, kept, workers)]
+    if work.options.goes_back:
+        stages.append(_going_back(work))
+    if work.learned:
+        stages.append(_learning(work))
+    return _START + _tokenizer(work) + max(*stages, work.resident + work.cache)
+
+
+def verification(work: Workload, parameters: int) -> float:
+    """Return the bytes that are resident at the peak of the verification: torch's model, a session and their answers.
+
+    Args:
+        work: The conversion.
+        parameters: Of the artifact.
+    """
+    answers = 4.0 * len(PARITY_LENGTHS) * max(PARITY_LENGTHS) * work.vocabulary
+    return _START + _LIBRARIES + _tokenizer(work) + 2 * 4.0 * parameters + _ANSWERS * answers
+
+
+def _tokenizer(work: Workload) -> float:
+    reads = work.options.calibration.source == BUILTIN or not work.options.calibration.source.endswith(".safetensors")
+    return float(_TOKEN * work.vocabulary * reads)
+
+
+def _states(work: Workload, kept: int) -> float:
+    """Hidden states of the calibration text and of the probes."""
+    return 4.0 * work.hidden * (kept + work.probes)
+
+
+def _forward(work: Workload) -> float:
+    """Of a batch in a block."""
+    return float(_ACTIVATIONS * 4 * BATCH * work.length * work.widest)
+
+
+def _answering(work: Workload, kept: int) -> float:
+    """The original's answers on the probes: the head, logits in parts and put together, some of them in float64."""
+    logits = 4.0 * min(LOGITS, work.length * work.vocabulary)
+    wide = 5.0 * 8 * LOGIT_ROWS * work.vocabulary
+    return _states(work, kept if work.calibrates_first else 0) + work.table + 2 * logits + wide
+
+
+def _gathering(work: Workload, kept: int) -> float:
+    """The calibration text in the original's blocks, with the Gram matrices that are formed of it there."""
+    if not work.knows_statistics:
+        return 0.0
+    return _LIBRARIES + _states(work, kept) + 4.0 * work.block + _forward(work) + _grams(work) + _inputs(work)
+
+
+def _going_back(work: Workload) -> float:
+    """The gradients of a batch's logits, and inputs and gradients of a block's linears."""
+    logits = 4 * 4.0 * BATCH * GRADIENT_ROWS * work.vocabulary
+    tokens = min(GRADIENT_TOKENS, work.tokens)
+    priced = 6 * 8.0 * work.widest**2 if work.auto else 0.0
+    samples = 4.0 * tokens * sum(sum(m.shape) for m in work.compressed) / max(1, len(work.changed_layers))
+    return _states(work, tokens) + max(work.table + logits, 4.0 * work.block + 2 * samples + priced) + _LIBRARIES
+
+
+def _learning(work: Workload) -> float:
+    """The model twice, what a part of a batch leaves for the way back, and its logits."""
+    tokens = SEQUENCES_AT_ONCE * work.length
+    activations = 4.0 * _ACTIVATIONS * tokens * work.widest * work.layers
+    return _LIBRARIES + work.learning + activations + _LOGITS * 4.0 * tokens * work.vocabulary
+
+
+def _compressing(work: Workload, kept: int, workers: int) -> float:
+    """A block with what is known of its inputs, and the factorizations that run side by side."""
+    layers = max(1, len(work.changed_layers))
+    states = _states(work, 0 if work.knows_statistics else kept) + 4.0 * work.hidden * work.probes
+    held = max((_together(work, layer, workers) for layer in work.changed_layers), default=0.0)
+    grams = _grams(work)
+    if work.options.mixes_targets:  # one input at a time, with its drift and a part held out
+        states += 4.0 * (kept * work.hidden + work.tokens * sum(work.grams) / layers)
+        grams = 4 * 8.0 * max(work.grams, default=0) ** 2
+    # A block's weights are read once more to be factorized; where products are bfloat16 they are copied for that.
+    read = (2 if work.sixteen_bits else 4) * sum(m.parameters_before for m in work.changed) / layers
+    weights = 4.0 * work.block + read + (2.0 * work.block if work.sixteen_bits else 0)
+    # Sums become means in new memory, before anything is factorized.
+    used = max(grams + _forward(work), _ARENAS * held)
+    return _LIBRARIES + states + weights + grams + _inputs(work) + used
+
+
+def _grams(work: Workload) -> float:
+    """Of a block."""
+    return 8.0 * sum(n**2 for n in work.grams) / max(1, len(work.changed_layers))
+
+
+def _inputs(work: Workload) -> float:
+    """Of a block, kept themselves."""
+    return 4.0 * work.tokens * sum(work.samples)
+
+
+def _together(work: Workload, layer: int, workers: int) -> float:
+    """Bytes that the factorizations of a layer hold that may run at the same time."""
+    held = (_held(m, work) for m in work.changed if layer_of(m.name) == layer)
+    return sum(sorted(held, reverse=True)[:workers])
+
+
+def _held(matrix: MatrixPlan, work: Workload) -> float:
+    """Bytes that one factorization holds: thin factors, or float64 copies where the method needs the whole."""
+    (m, n), rank, options = matrix.shape, matrix.rank or 0, work.options
+    sums = _SUMS * 8.0 * min(m * n, CHUNK)
+    if matrix.form == "cur" and options.selector in ("qr", "lu"):
+        return sums + 8.0 * 4 * (m + n) * rank
+    if matrix.form == "cur" and (size := krylov_size(matrix.shape, rank)):
+        return max(sums, 8.0 * (m + n) * size + 4.0 * m * n)
+    if matrix.form == "modular_columns":  # the Gram matrix scaled, inverted, and of the kept columns
+        return 8.0 * (4 * n**2 + 4 * m * n)
+    return max(sums + 8.0 * m * n, 8.0 * (4 * m * n + 2 * min(m, n) ** 2))

@@ -1,0 +1,99 @@
+"""What a conversion will take on this machine: time, memory and disk, from shapes and a second of measuring."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from curconvert.allocation.plans import targets_of
+from curconvert.base.errors import InputError
+from curconvert.base.plan import Plan
+from curconvert.calibration.batches import FileBatches, Keeping
+from curconvert.checkpoint.types import Checkpoint
+from curconvert.estimate import memory as estimate_memory
+from curconvert.estimate import time as estimate_time
+from curconvert.estimate.disk import needed_bytes
+from curconvert.estimate.rates import Machine
+from curconvert.estimate.workload import Workload
+from curconvert.options.convert import ConvertOptions
+from curconvert.options.execution import ExecutionOptions
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a conversion takes.
+
+    Attributes:
+        seconds: Wall time without the verification, from the start of the process.
+        peak_memory_bytes: Most resident memory before the verification.
+        verification_seconds: Wall time of the verification.
+        verification_memory_bytes: Most resident memory in it.
+        temporary_bytes: Room on the disk beside the output, the output included.
+        output_bytes: Weights of the artifact.
+    """
+
+    seconds: float
+    peak_memory_bytes: int
+    verification_seconds: float
+    verification_memory_bytes: int
+    temporary_bytes: int
+    output_bytes: int
+
+
+def keeping_within(
+    checkpoint: Checkpoint, plan: Plan, options: ConvertOptions, execution: ExecutionOptions, folder: Path
+) -> Keeping:
+    """Decide where hidden states are kept: in memory, or on the disk where the limit leaves no room for them.
+
+    Args:
+        checkpoint: The opened model.
+        plan: What shapes alone can tell.
+        options: Method, numerics and calibration.
+        execution: The limit, and how many matrices are worked on at once.
+        folder: On the disk that would take them.
+
+    Raises:
+        InputError: More memory is needed even so.
+    """
+    limit, work = execution.memory_limit, Workload(checkpoint, plan, options)
+    if limit is None or estimate_memory.peak(work, execution.tasks_at_once) <= limit:
+        return list
+    needed = estimate_memory.peak(work, execution.tasks_at_once, spilled=True)
+    if needed > limit:
+        least = estimate_memory.peak(work, 1, spilled=True)
+        fewer = "--workers 1 or " if least <= limit else ""
+        raise InputError(
+            f"--memory-limit: {limit / 1e9:.2f} GB, but about {needed / 1e9:.2f} GB are needed with all hidden states "
+            f"on the disk; allow more, or take {fewer}less calibration text"
+        )
+    return lambda batches: FileBatches(batches, folder)
+
+
+def estimate(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    options: ConvertOptions,
+    itemsize: float,
+    machine: Machine,
+    opening: float = 0.0,
+) -> Estimate:
+    """Estimate from shapes.
+
+    Args:
+        checkpoint: The opened model.
+        plan: What shapes alone can tell.
+        options: Method, numerics and calibration.
+        itemsize: Bytes of a deployed number.
+        machine: Its rates.
+        opening: Seconds that opening the checkpoint took.
+    """
+    work, output = Workload(checkpoint, plan, options), int(plan.parameters_after * itemsize)
+    source = sum(file.stat().st_size for file in checkpoint.files)
+    return Estimate(
+        seconds=estimate_time.seconds(work, machine, opening, source, output),
+        peak_memory_bytes=int(estimate_memory.peak(work, machine.workers)),
+        verification_seconds=estimate_time.verification(work, machine, output),
+        verification_memory_bytes=int(estimate_memory.verification(work, plan.parameters_after)),
+        temporary_bytes=needed_bytes(checkpoint, plan, options, itemsize, targets_of(checkpoint, options)),
+        output_bytes=output,
+    )

@@ -1,0 +1,143 @@
+"""What an estimate counts with: sizes of a model, of a text and of what a conversion does with both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+
+from curconvert.base.names import layer_of
+from curconvert.base.plan import MatrixPlan, Plan, distinct_inputs
+from curconvert.calibration.sampled import RESIDENT_BYTES
+from curconvert.checkpoint.linears import decoder_linears, total_parameters
+from curconvert.checkpoint.types import Checkpoint
+from curconvert.families.skeleton import EMBEDDING
+from curconvert.methods.planning import keeps_inputs
+from curconvert.options.convert import ConvertOptions
+from curconvert.selection.layers import score_of
+
+
+class Workload:
+    """One conversion.
+
+    Args:
+        checkpoint: The opened model.
+        plan: What shapes alone can tell.
+        options: Method, numerics and calibration.
+
+    Attributes:
+        options: As given.
+        hidden: Hidden size.
+        layers: Decoder blocks.
+        vocabulary: Tokens that it knows.
+        whole: Numbers of all linears; `block` of the largest block's, `head` of the head.
+        tokens: Of the calibration text; `length` in a sequence.
+        probes: Tokens held out.
+        compressed: Matrices that are factorized.
+        changed: These, or all where something is quantised.
+        changed_layers: Their layers.
+        sixteen_bits: Whether weights have 16 bits.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, plan: Plan, options: ConvertOptions) -> None:
+        self.options, self._checkpoint, self._plan = options, checkpoint, plan
+        self.hidden, self.layers = (int(checkpoint.config[key]) for key in ("hidden_size", "num_hidden_layers"))
+        self.vocabulary = checkpoint.tensors[EMBEDDING].shape[0]
+        self.head = self.vocabulary * self.hidden
+        blocks = [0] * self.layers
+        for m in plan.matrices:
+            blocks[layer_of(m.name)] += m.parameters_before
+        self.whole, self.block = sum(blocks), max(blocks)
+        text = options.calibration
+        self.length, self.sequences = text.tokens_per_sequence, text.sequences + text.probe_sequences
+        self.tokens, self.probes = text.sequences * self.length, text.probe_sequences * self.length
+        self.compressed = [m for m in plan.matrices if m.form != "dense"]
+        self.changed: list[MatrixPlan] = list(plan.matrices) if options.quantization else self.compressed
+        self.changed_layers = {layer_of(m.name) for m in self.changed}
+        self.sixteen_bits = checkpoint.tensors[EMBEDDING].dtype != "F32"
+
+    @property
+    def auto(self) -> bool:
+        """Whether sizes are allocated."""
+        return self.options.form == "auto"
+
+    @property
+    def learned(self) -> bool:
+        """Whether sizes are learned."""
+        return self.options.form == "learned"
+
+    @cached_property
+    def components(self) -> int:
+        """Numbers of the factors that a learned model consists of before anything is dropped."""
+        return sum(min(m.shape) * sum(m.shape) for m in self.compressed) if self.learned else 0
+
+    @property
+    def scored(self) -> bool:
+        """Whether layers are chosen by a score."""
+        return score_of(self.options.layers) is not None
+
+    @property
+    def known(self) -> bool:
+        """Whether the first pass keeps every linear's inputs."""
+        return keeps_inputs(self._checkpoint, self.options)
+
+    @property
+    def calibrates_first(self) -> bool:
+        """Whether the calibration text runs through the original as a whole."""
+        return self.auto or self.learned or self.scored or self.options.mixes_widths or self._reads_head
+
+    @property
+    def _reads_head(self) -> bool:
+        asked = self.options.quantization
+        return asked is not None and asked.uses_statistics
+
+    @property
+    def knows_statistics(self) -> bool:
+        """Whether nothing is left to calibrate when blocks are compressed."""
+        return self.auto or self.learned or self.known or self.options.mixes_widths
+
+    @cached_property
+    def grams(self) -> list[int]:
+        """Widths of the inputs whose Gram matrix is formed, block by block."""
+        return [width for width in self._inputs(self.changed) if self.tokens >= width]
+
+    @cached_property
+    def samples(self) -> set[int]:
+        """Widths of the inputs that are kept themselves."""
+        return {m.shape[1] for m in self.changed if self.tokens < m.shape[1]}
+
+    def _inputs(self, matrices: Iterable[MatrixPlan]) -> list[int]:
+        return list(distinct_inputs({m.name: m.shape for m in matrices}).values())
+
+    @property
+    def table(self) -> int:
+        """Bytes of the embedding or the head in memory: as they are stored, or in float32 where they are computed."""
+        return self.head * (2 if self.sixteen_bits else 4)
+
+    @property
+    def resident(self) -> int:
+        """Bytes of the model that is held to write text; 0 where it writes none."""
+        total = 4 * total_parameters(self._checkpoint)
+        return total if self.options.self_text and total <= RESIDENT_BYTES else 0
+
+    @property
+    def learning(self) -> float:
+        """Bytes of the original and of its copy in components while sizes are learned; 0 where none are."""
+        return 4.0 * (2 * total_parameters(self._checkpoint) + self.components) if self.learned else 0.0
+
+    @property
+    def written_tokens(self) -> float:
+        """Tokens that the model writes."""
+        return self.options.self_text * self.sequences * self.length if self.resident else 0.0
+
+    @property
+    def cache(self) -> float:
+        """Bytes of keys and values while it writes."""
+        config = self._checkpoint.config
+        heads = int(config["num_attention_heads"])
+        size = int(config.get("head_dim") or self.hidden // heads)
+        return 8.0 * int(config.get("num_key_value_heads") or heads) * size * self.layers * self.written_tokens
+
+    @property
+    def widest(self) -> int:
+        """Most features of any linear's input or output."""
+        return max(max(shape) for shape in decoder_linears(self._checkpoint).values())

@@ -1,0 +1,109 @@
+"""The errors of stored factors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from curconvert.base.errors import InputError
+from curconvert.base.forms import Basis, Form
+from curconvert.factorization.types import ErrorBound, Factorization
+from curconvert.linalg.chunked import ChunkedMatrix
+from curconvert.linalg.statistics import InputStatistics, squares
+
+Matrix = NDArray[np.float64]
+
+
+def check_rank(name: str, shape: tuple[int, ...], rank: int) -> None:
+    """Refuse a rank that no (m, n) matrix has.
+
+    Raises:
+        InputError: Not 1 ≤ rank ≤ min(m, n).
+    """
+    if not 1 <= rank <= min(shape):
+        raise InputError(f"{name}: rank {rank}: expected 1 to {min(shape)} for a matrix of {shape[0]} × {shape[1]}")
+
+
+def measured(
+    form: Form,
+    tensors: Mapping[str, Tensor],
+    rank: int,
+    weight: Tensor,
+    statistics: InputStatistics,
+    *,
+    bound: ErrorBound | None = None,
+    basis: Basis | None = None,
+) -> Factorization:
+    """Return a factorization with the errors of its tensors as they are stored, rounding included.
+
+    Args:
+        form: See `curconvert_runtime.forms`.
+        tensors: Factors in the deployed dtype and indices in int32.
+        rank: r.
+        weight: W, (m, n), any float dtype, unrounded.
+        statistics: Of the layer's input; errors are in its own metric, without a ridge.
+        bound: Passed on.
+        basis: Passed on.
+    """
+    stored = {suffix: tensor.contiguous() for suffix, tensor in tensors.items()}
+    shape = (weight.shape[0], weight.shape[1])
+    totals = np.zeros(4)
+    with np.errstate(invalid="ignore", over="ignore"):  # factors that overflowed are the caller's to refuse
+        for part in _errors(Factorization(form, shape, stored, rank, 0.0, 0.0), ChunkedMatrix(weight), statistics):
+            totals += part
+    return Factorization(
+        form=form,
+        shape=shape,
+        tensors=stored,
+        rank=rank,
+        relative_output_error=_ratio(totals[0], totals[1]),
+        relative_frobenius_error=_ratio(totals[2], totals[3]),
+        bound=bound,
+        basis=basis,
+    )
+
+
+def _errors(
+    factors: Factorization, weight: ChunkedMatrix, statistics: InputStatistics
+) -> Iterator[tuple[float, float, float, float]]:
+    """Yield of some rows at a time: squared output error and output, squared error and weight."""
+    thin = _thin(factors)
+    if thin is None:
+        whole = factors.product().numpy()
+        for rows, part in weight.chunks():
+            error = part - whole[rows]
+            yield statistics.energy(error), statistics.energy(part), squares(error), squares(part)
+        return
+    left, right = thin
+    common = statistics.images(right)
+    for rows, part in weight.chunks():
+        # The images of the factors cost little beside those of the weight, which are needed anyway.
+        error, images = part - left[rows] @ right, statistics.images(part)
+        missed = images - left[rows].astype(common.dtype, copy=False) @ common
+        yield statistics.energy(error, missed), statistics.energy(part, images), squares(error), squares(part)
+
+
+def _thin(factors: Factorization) -> tuple[Matrix, Matrix] | None:
+    """Return two factors, (m, r) and (r, n), of which a matrix is the product; None for the forms that keep a part."""
+    wide = {suffix: tensor.to(torch.float64).numpy() for suffix, tensor in factors.tensors.items()}
+    if factors.form == "cur":
+        return wide["C"], wide["U"] @ wide["R"]
+    if factors.form == "two_factor":
+        return wide["A"], wide["B"]
+    if factors.form == "interpolative":
+        left = np.concatenate([np.eye(factors.rank), wide["T"]])[factors.tensors["order"].numpy()]
+        return left, wide["R"]
+    return None
+
+
+def deployed(matrix: Matrix, dtype: torch.dtype) -> Tensor:
+    """Round to the deployed dtype."""
+    return torch.from_numpy(np.ascontiguousarray(matrix)).to(dtype)
+
+
+def _ratio(error: float, whole: float) -> float:
+    return float(np.sqrt(error / whole)) if whole > 0 else 0.0

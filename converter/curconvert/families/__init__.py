@@ -1,0 +1,1 @@
+"""The model families: what their blocks hold and how transformers builds them."""

@@ -1,0 +1,1 @@
+"""Speed and memory of an artifact, alone or in turn with another one. Needs no torch."""

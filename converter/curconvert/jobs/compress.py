@@ -1,0 +1,141 @@
+"""The block loop: stream the model, compressing as it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+
+import torch
+
+from curconvert.artifact.safetensors_writer import SafetensorsWriter
+from curconvert.base.names import bias_of, layer_of
+from curconvert.base.plan import MatrixPlan, Plan
+from curconvert.base.progress import silent
+from curconvert.blocks.precision import calibration_dtype
+from curconvert.blocks.stream import BlockStream
+from curconvert.calibration.batches import Keeping
+from curconvert.calibration.evidence import Evidence
+from curconvert.calibration.original import embedded
+from curconvert.calibration.parity_probe import ParityProbe
+from curconvert.calibration.states import CalibrationStates
+from curconvert.calibration.text import CalibrationTokens
+from curconvert.checkpoint.types import Checkpoint
+from curconvert.execution.task import Executor
+from curconvert.factorization.types import Factorization
+from curconvert.families.heads import attention_heads
+from curconvert.journal.store import UNRECORDED, Journal, State
+from curconvert.methods.block import factors_of, install
+from curconvert.options.convert import ConvertOptions
+from curconvert.quantization.tensors import UNQUANTISED, Tables
+from curconvert_runtime.fidelity import Progress
+from curconvert_runtime.forms import SPARSE, factor_name
+from curconvert_runtime.probes import (
+    CompressedProbe,
+    parity_batch,
+)
+from curconvert_runtime.quantized import part_name
+
+
+def compress(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    tokens: CalibrationTokens,
+    options: ConvertOptions,
+    dtype: torch.dtype,
+    writer: SafetensorsWriter,
+    evidence: Evidence,
+    executor: Executor,
+    progress: Progress = silent,
+    journal: Journal = UNRECORDED,
+    tables: Tables = UNQUANTISED,
+    keeping: Keeping = list,
+) -> tuple[dict[str, Factorization], CompressedProbe]:
+    """Factorize the planned matrices block by block and write every tensor of the artifact's decoder blocks.
+
+    Args:
+        checkpoint: The original.
+        plan: With its layers decided.
+        tokens: Calibration and probe sequences.
+        options: Method and numerics.
+        dtype: Deployed dtype.
+        writer: Receives each tensor as soon as it is final.
+        evidence: What the original gave. Statistics that it does not hold are collected here, and so are those of
+            inputs that come from compressed blocks.
+        executor: Factorizes.
+        progress: Called after each block.
+        journal: Keeps each block.
+        tables: Embedding and head where they are quantised.
+        keeping: Where hidden states on the calibration tokens are kept.
+
+    Returns:
+        Reports of the factorized and quantised matrices (their tensors released), and the compressed model's parity
+        probe.
+    """
+    stream = BlockStream(checkpoint, dtype, torch.device(options.device), tables.quantised)
+    matrices = {m.name: m for m in plan.matrices if m.form != "dense" or options.quantization}
+    later = set(matrices)
+    if options.full_metric:
+        later |= {bias_of(name) for name, m in matrices.items() if m.form not in ("dense", *SPARSE.values())}
+    last_layer = max(layer_of(name) for name in matrices) if matrices else -1
+    known = evidence.has_statistics(matrices) and not options.sequential
+    calibration = tokens.calibration[:0] if known else tokens.calibration
+    states = CalibrationStates(embedded(stream, calibration, keeping), options, keeping)
+    probe = ParityProbe(stream, *parity_batch(tokens.probes))
+    heads = attention_heads(checkpoint.config) if any(m.form in SPARSE.values() for m in plan.matrices) else None
+    reports: dict[str, Factorization] = {}
+    done = 0
+    if state := journal.recall("compress"):
+        done = state.data["blocks"]
+        states.restore(state)
+        states.products = getattr(torch, state.data["products"])
+        reports = {name: Factorization.from_json(report) for name, report in state.data["reports"].items()}
+        probe.restore(state)
+        writer.resume(state.data["written"])
+    # First, because a value that cannot be stored is named here; in the block loop it would only be felt.
+    stream.release_table()  # it is read again to be written
+    _write_tables(tables, writer)
+    _write_all_but(later.union(writer.written, tables.quantised), checkpoint, writer)
+    for index in range(done, stream.num_layers):
+        with stream.block(index) as block:
+            if index == 0 and states.first is not None:
+                states.products = calibration_dtype(checkpoint, block, states.first)
+            targets = [matrices[name] for name in block.linears if name in matrices]
+            if targets:
+                own = heads[index] if heads else None
+                for part, inputs in [(targets, None)] if known else states.stages(block, targets):
+                    found = factors_of(executor, part, inputs, checkpoint, own, options, dtype, evidence)
+                    install(block, found)
+                    for name, factors in found.items():
+                        _write_factors(matrices[name], factors, writer)
+                        reports[name] = replace(factors, tensors={})
+                states.leave_compressed(block)
+            elif index < last_layer:
+                states.leave_dense(block)
+            else:
+                states.release()
+            probe.advance(block, stream.num_layers)
+        rows = {name: report.to_json() for name, report in reports.items()}
+        data = {"blocks": index + 1, "reports": rows, "written": writer.written, "products": str(states.products)[6:]}
+        journal.record("compress", State(data, {**states.tensors(), **probe.state()}), [writer.flush])
+        progress("compress", index + 1, stream.num_layers)
+    return reports, probe.result(stream)
+
+
+def _write_all_but(names: Collection[str], checkpoint: Checkpoint, writer: SafetensorsWriter) -> None:
+    for name in checkpoint.tensors:
+        if name not in names:
+            writer.copy(name, checkpoint.read(name), checkpoint.tensors[name])
+
+
+def _write_tables(tables: Tables, writer: SafetensorsWriter) -> None:
+    for name, table in tables.quantised.items():
+        for suffix, part in table.parts.items():
+            if part_name(name, suffix) not in writer.written:
+                writer.write(part_name(name, suffix), part)
+
+
+def _write_factors(matrix: MatrixPlan, factors: Factorization, writer: SafetensorsWriter) -> None:
+    for suffix, tensor in factors.tensors.items():
+        quantised = part_name(suffix, "scales") in factors.tensors  # its parts are stored instead
+        if matrix.stores(suffix) and not quantised:
+            writer.write(factor_name(matrix.name, suffix), tensor)

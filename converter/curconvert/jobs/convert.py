@@ -1,0 +1,83 @@
+"""The main job: checkpoint in, verified artifact out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from curconvert.allocation.plans import targets_of
+from curconvert.artifact.fingerprint import fingerprint
+from curconvert.artifact.folder import check_output, publish
+from curconvert.artifact.workspace import workspace, workspace_of
+from curconvert.base.progress import silent
+from curconvert.estimate.disk import check_space, needed_bytes, states_bytes
+from curconvert.estimate.total import keeping_within
+from curconvert.execution.executor import executing
+from curconvert.jobs.export import Conversion
+from curconvert.jobs.source import open_source
+from curconvert.jobs.stages import (
+    bytes_per_number,
+    decide,
+    first_plan,
+    inputs,
+    measure,
+    prepare,
+    produce,
+    sampled,
+)
+from curconvert.options.convert import ConvertOptions
+from curconvert.options.execution import ExecutionOptions
+from curconvert.options.source import SourceOptions
+from curconvert_runtime.fidelity import Progress
+from curconvert_runtime.verification import VerifyOptions
+
+_LOCAL = ExecutionOptions()
+
+
+def convert(
+    source: SourceOptions,
+    out: Path,
+    options: ConvertOptions,
+    *,
+    overwrite: bool = False,
+    resume: bool = True,
+    verification: VerifyOptions | None = None,
+    execution: ExecutionOptions = _LOCAL,
+    progress: Progress = silent,
+) -> Conversion:
+    """Compress a checkpoint into a verified artifact.
+
+    A run that is interrupted leaves a journal beside the output, in `.NAME.curconvert`: the same call goes on from it.
+
+    Args:
+        source: The checkpoint.
+        out: The folder to publish; it appears complete, or not at all.
+        options: What to do.
+        overwrite: Replace an existing artifact.
+        resume: Go on from an interrupted run's journal where there is one; otherwise it is dropped.
+        verification: Gates that the artifact must pass before it is published; None leaves verification out.
+        execution: Where matrices are factorized; it changes no byte, and an interrupted run may go on with another.
+        progress: Called as work goes on, after each step that is recorded: what it raises loses nothing of the work.
+
+    Raises:
+        CurConvertError: Its subclass says whose fault it is; `out` is then untouched.
+    """
+    execution.check_installed()
+    checkpoint = open_source(source)
+    check_output(out, overwrite, inputs(checkpoint, options))
+    first = first_plan(checkpoint, options)  # refuses what cannot work before any tensor is read
+    given = prepare(checkpoint, options)
+    targets = targets_of(checkpoint, options)
+    keeping = keeping_within(checkpoint, first, options, execution, workspace_of(out))
+    needed = needed_bytes(checkpoint, first, options, bytes_per_number(checkpoint, options), targets)
+    check_space(out, needed + (states_bytes(checkpoint, options) if keeping is not list else 0))
+    identity = fingerprint(checkpoint, given.companions, given.tokens, options)
+    with workspace(out, identity, resume=resume) as space, executing(execution) as executor:
+        prepared = replace(sampled(given, options, progress, space.journal), keeping=keeping)
+        measured = measure(prepared, [options], space.evidence, progress, space.journal)
+        decided = decide(prepared, measured, options, executor, progress, space.journal)
+        report, peak = produce(
+            space.artifact, prepared, measured, decided, options, executor, verification, progress, space.journal
+        )  # fmt: skip
+        publish(space.artifact, out, overwrite)
+    return Conversion(out, decided, prepared.tokens.notices, report, peak)

@@ -1,0 +1,107 @@
+"""Write the graphs and files of an uncompressed checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from curconvert.artifact.card import write_reports
+from curconvert.artifact.folder import atomic_folder, check_output
+from curconvert.artifact.manifest import build_manifest, seal
+from curconvert.artifact.model_files import tensor_specs, write_model_files
+from curconvert.artifact.quantised import write_quantised
+from curconvert.artifact.safetensors_writer import SafetensorsWriter
+from curconvert.base.dtypes import torch_dtype
+from curconvert.base.errors import InputError
+from curconvert.base.plan import Plan
+from curconvert.base.progress import silent
+from curconvert.checkpoint.dtypes import deployed_dtype
+from curconvert.jobs.source import open_source
+from curconvert.jobs.widths import check_widths, exported_costs, with_widths
+from curconvert.options.convert import DTYPES, arithmetic_of, check_choice
+from curconvert.options.quantization import Quantization
+from curconvert.options.source import SourceOptions
+from curconvert.quantization.tensors import quantised_tensors, quantization_json
+from curconvert.quantization.widths import RoundingCost
+from curconvert_runtime.fidelity import Progress
+from curconvert_runtime.machine import peak_memory
+from curconvert_runtime.report import VerificationReport
+
+
+def export(
+    source: SourceOptions,
+    out: Path,
+    *,
+    dtype: str | None = None,
+    target: str = "cpu",
+    quantization: Quantization | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> Conversion:
+    """Write the same graphs and files for an uncompressed checkpoint: the baseline of every comparison.
+
+    Args:
+        source: The checkpoint.
+        out: The folder to publish.
+        dtype: Deployed dtype; None keeps the checkpoint's, or is float16 for `cuda`.
+        target: `cpu` or `cuda`, see `ConvertOptions`.
+        quantization: Rounds matrices, to the nearest: no text is read here. `convert` with the method `dense` rounds
+            by the inputs on a calibration text, and verifies.
+        overwrite: Replace an existing artifact.
+        progress: Called after each tensor.
+
+    Raises:
+        CurConvertError: As for `convert`.
+    """
+    if quantization is not None and quantization.uses_statistics:
+        raise InputError("--rounding gptq: export reads no calibration text; use convert --method dense")
+    if dtype is not None:
+        check_choice("--dtype", dtype, DTYPES)
+    arithmetic = arithmetic_of(target, dtype, quantization)
+    checkpoint = open_source(source)
+    check_output(out, overwrite, (checkpoint.path, *checkpoint.files))
+    dtype = deployed_dtype(checkpoint, dtype, arithmetic)
+    companions = checkpoint.companions()
+    if quantization is not None and quantization.mixed:
+        check_widths(quantization, checkpoint, None)
+    with atomic_folder(out, overwrite) as work:
+        costs: list[RoundingCost] = []
+        if quantization is not None and quantization.mixed:
+            costs = exported_costs(checkpoint, quantization, progress)
+            quantization = with_widths(quantization, checkpoint, None, costs)
+        quantised = quantised_tensors(checkpoint, None, quantization) if quantization else {}
+        errors: dict[str, float] = {}
+        with SafetensorsWriter(work, tensor_specs(checkpoint, None, torch_dtype(dtype), quantization)) as writer:
+            for done, name in enumerate(checkpoint.tensors, 1):
+                if quantization and name in quantised:
+                    errors[name] = write_quantised(name, checkpoint.read(name), quantization, writer)
+                else:
+                    writer.copy(name, checkpoint.read(name), checkpoint.tensors[name])
+                progress("export", done, len(checkpoint.tensors))
+            writer.finish()
+        write_model_files(work, checkpoint, companions, dtype, writer.tensors, (), quantised, arithmetic)
+        described = quantization_json(quantization, quantised, errors, costs) if quantization else None
+        manifest = build_manifest(checkpoint, dtype, quantization=described, arithmetic=arithmetic)
+        write_reports(work, manifest)
+        seal(work, manifest)
+    return Conversion(out, None, (), None, peak_memory())
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A published artifact.
+
+    Attributes:
+        path: The folder.
+        plan: What was compressed; None for an export.
+        notices: What the user should know, one sentence each.
+        report: The verification; None if it was not asked for.
+        peak_memory_bytes: Most resident memory of this process before the verification; None where the system
+            does not tell.
+    """
+
+    path: Path
+    plan: Plan | None
+    notices: tuple[str, ...]
+    report: VerificationReport | None
+    peak_memory_bytes: int | None

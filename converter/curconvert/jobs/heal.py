@@ -1,0 +1,218 @@
+"""`curconvert heal`: an artifact and its original in, an artifact of the same size out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from curconvert.artifact.fingerprint import common
+from curconvert.artifact.folder import MANIFEST, check_output, publish
+from curconvert.artifact.manifest import UNKNOWN_ERRORS, seal, source_files
+from curconvert.artifact.workspace import workspace
+from curconvert.base.errors import InputError, UnsupportedError
+from curconvert.base.progress import silent
+from curconvert.blocks.precision import multiplies_bfloat16
+from curconvert.blocks.stored import build_torch_model
+from curconvert.calibration.sampled import resident_model
+from curconvert.checkpoint.types import Checkpoint
+from curconvert.jobs.seal import verify_and_seal
+from curconvert.jobs.source import open_source
+from curconvert.journal.store import Journal
+from curconvert.options.calibration import BUILTIN
+from curconvert.options.heal import HealOptions
+from curconvert.options.source import SourceOptions
+from curconvert.training.examples import Data, load_data
+from curconvert.training.heal_blocks import heal_blocks
+from curconvert.training.loop import Point, train
+from curconvert.training.rewrite import answers_by_blocks, answers_of_model, copy_with, write_probes
+from curconvert.training.student import held_out_measure, keep_few_activations, trainable, training_loss
+from curconvert_runtime.artifact import Artifact
+from curconvert_runtime.fidelity import Progress
+from curconvert_runtime.hashing import sha256
+from curconvert_runtime.probes import Probes
+from curconvert_runtime.report import VerificationReport
+from curconvert_runtime.verification import VerifyOptions
+
+
+@dataclass(frozen=True)
+class Healing:
+    """What healing made.
+
+    Attributes:
+        path: The artifact.
+        curves: By stage: one for the whole model, or one for each block.
+        parameters: Numbers that were trained.
+        notices: Of the text.
+        report: Of the verification.
+    """
+
+    path: Path
+    curves: dict[str, list[Point]]
+    parameters: int
+    notices: tuple[str, ...]
+    report: VerificationReport | None
+
+
+def heal(
+    path: str | Path,
+    original: SourceOptions | None,
+    out: Path,
+    options: HealOptions,
+    *,
+    overwrite: bool = False,
+    resume: bool = True,
+    verification: VerifyOptions | None = None,
+    progress: Progress = silent,
+) -> Healing:
+    """Train an artifact's linking factors towards the original, or on a task, and publish the result.
+
+    The size, the graphs and every other tensor stay what they are: what is trained replaces what was there.
+
+    Args:
+        path: The artifact.
+        original: The checkpoint that it was made from; None where `options` does not need it.
+        out: The folder to publish.
+        options: What to train, towards what, for how long.
+        overwrite: Replace an existing artifact.
+        resume: Go on from an interrupted run of the same healing.
+        verification: Gates that the result must pass; None leaves verification out.
+        progress: Called after each step.
+
+    Raises:
+        CurConvertError: Its subclass says whose fault it is; `out` is then untouched.
+    """
+    artifact = Artifact.open(path)
+    _check_forms(artifact, options)
+    checkpoint = _original(artifact, original, options)
+    text = () if options.data.source == BUILTIN else (Path(options.data.source),)
+    source = () if checkpoint is None else (checkpoint.path, *checkpoint.files)
+    check_output(out, overwrite, (artifact.path, *source, *text))
+    tokenizer = artifact.file("tokenizer.json") if artifact.has("tokenizer.json") else None
+    data = load_data(options, tokenizer, artifact.model["vocab_size"])
+    probes = Probes.load(artifact)
+    dtype = torch.bfloat16 if multiplies_bfloat16() else torch.float32
+    identity = {
+        "artifact": sha256(artifact.path / MANIFEST),
+        **common(artifact.manifest["source"]["files"], data.sha256, options.to_json()),
+    }
+    with workspace(out, identity, resume=resume) as space:
+        healed: dict[str, torch.Tensor] = {}
+        curves: dict[str, list[Point]] = {}
+        if checkpoint and (options.mode == "blocks" or options.start == "als"):
+            healed, curves = heal_blocks(artifact, checkpoint, data, options, dtype, space.journal, progress)
+        if options.mode == "whole":
+            teacher = resident_model(checkpoint) if checkpoint and options.needs_original else None
+            healed, curves = heal_whole(artifact, teacher, data, options, dtype, space.journal, progress, healed)
+        manifest = _manifest(artifact, data, options, curves, healed)
+        for left in space.artifact.iterdir():  # of a run that was stopped while it wrote
+            left.unlink()
+        copy_with(artifact, space.artifact, healed)
+        seal(space.artifact, manifest)
+        made = Artifact.open(space.artifact)
+        if checkpoint and options.mode == "blocks":
+            answers = answers_by_blocks(probes.compressed, made, checkpoint)
+        else:
+            answers = answers_of_model(probes.compressed, build_torch_model(made))
+        write_probes(space.artifact, probes.original, answers)
+        report = verify_and_seal(space.artifact, manifest, verification, progress)
+        publish(space.artifact, out, overwrite)
+    return Healing(out, curves, sum(value.numel() for value in healed.values()), data.notices, report)
+
+
+def heal_whole(
+    artifact: Artifact,
+    teacher: torch.nn.Module | None,
+    data: Data,
+    options: HealOptions,
+    dtype: torch.dtype,
+    journal: Journal,
+    progress: Progress,
+    start: Mapping[str, torch.Tensor],
+) -> tuple[dict[str, torch.Tensor], dict[str, list[Point]]]:
+    """Train the model as one.
+
+    Args:
+        artifact: The compressed model.
+        teacher: The original, where `options` need it.
+        data: To train on, and held out.
+        options: Losses, steps and rates.
+        dtype: Of products while training.
+        journal: Keeps the training.
+        progress: Called after each step.
+        start: Values that some tensors begin with, by stored name.
+
+    Returns:
+        The trained tensors by stored name, and the curve.
+    """
+    student = build_torch_model(artifact)
+    if options.checkpointing:
+        keep_few_activations(student)
+    parameters = trainable(student, options.train)
+    with torch.no_grad():
+        for name, value in start.items():
+            parameters[name].copy_(value)
+    curve = train(
+        list(parameters.values()), training_loss(student, teacher, data.training, options, dtype),
+        held_out_measure(student, teacher, data.held_out, options), data.training.counts, options, journal, "heal",
+        progress,
+    )  # fmt: skip
+    return {name: parameter.detach() for name, parameter in parameters.items()}, {"heal": curve}
+
+
+def _original(artifact: Artifact, source: SourceOptions | None, options: HealOptions) -> Checkpoint | None:
+    if source is None:
+        if options.needs_original:
+            raise InputError(
+                "--against is missing: give the original, which only --objective ce without --hidden and --kl can do "
+                "without"
+            )
+        return None
+    checkpoint = open_source(source)
+    recorded = {(entry["name"], entry["sha256"]) for entry in artifact.manifest["source"]["files"]}
+    if recorded != {(entry["name"], entry["sha256"]) for entry in source_files(checkpoint)}:
+        raise InputError(f"{source.model}: {artifact.path} was made from other files; give its own original")
+    return checkpoint
+
+
+def _check_forms(artifact: Artifact, options: HealOptions) -> None:
+    if artifact.quantised:
+        raise UnsupportedError(f"{artifact.path}: its weights are quantised; heal an artifact made without --quantize")
+    forms = {matrix["form"] for matrix in artifact.manifest["matrices"]}
+    if (options.train == "u" or options.start == "als") and not forms & {"cur", "interpolative"}:
+        raise InputError(
+            f"{artifact.path}: nothing to train in the forms {', '.join(sorted(forms)) or 'of an export'}: U belongs "
+            "to cur, T to interpolative; --train u+norms trains the norms"
+        )
+
+
+def _manifest(
+    artifact: Artifact,
+    data: Data,
+    options: HealOptions,
+    curves: dict[str, list[Point]],
+    healed: dict[str, torch.Tensor],
+) -> dict[str, Any]:
+    """Return the manifest: the matrices' errors were those of other factors."""
+    trained = {name.rpartition(".")[0] for name in healed}
+    matrices = [
+        matrix | (UNKNOWN_ERRORS if matrix["name"].removesuffix(".weight") in trained else {})
+        for matrix in artifact.manifest["matrices"]
+    ]
+    earlier = artifact.manifest.get("healing")
+    healing = {
+        "source": data.source,
+        "token_sha256": data.sha256,
+        "sequences": len(data.training),
+        "tokens_per_sequence": data.training.ids.shape[1],
+        "options": options.to_json(),
+        "tensors": sorted({*healed, *(earlier or {}).get("tensors", ())}),
+        "trained_parameters": sum(value.numel() for value in healed.values()),
+        "curves": {stage: [asdict(point) for point in curve] for stage, curve in curves.items()},
+        **({"earlier": earlier} if earlier else {}),
+    }
+    kept = {name: value for name, value in artifact.manifest.items() if name != "files"}
+    return {**kept, "matrices": matrices, "metrics": None, "healing": healing}

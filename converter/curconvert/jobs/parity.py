@@ -1,0 +1,226 @@
+"""What only torch and the original can tell about an artifact.
+
+`torch_parity` rebuilds the model in transformers from the artifact's own `config.json` and weights, with the same
+cache, padding and steps as the graphs, and compares every answer. `check_slices` compares the stored bytes with the
+checkpoint they came from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from curconvert.base.names import bias_of
+from curconvert.blocks.stored import build_torch_model, factor_names, stored_tensor
+from curconvert.checkpoint import Checkpoint, open_checkpoint
+from curconvert_runtime.artifact import Artifact
+from curconvert_runtime.forms import multiply
+from curconvert_runtime.hashing import sha256
+from curconvert_runtime.parity import compare, compare_with_probe, teacher_forced
+from curconvert_runtime.probes import Probes
+from curconvert_runtime.quantized import PARTS, part_name
+from curconvert_runtime.report import Check
+from curconvert_runtime.verification import VerifyOptions, graph_answers
+
+_SAME_ERROR = 1e-4  # that sums of squares may differ by, on another machine
+
+
+@dataclass(frozen=True)
+class ParityResult:
+    """What the comparison with torch found.
+
+    Attributes:
+        checks: Per graph: logits, first and last keys; and torch now against torch at the conversion.
+    """
+
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """True when every check passed."""
+        return all(check.passed for check in self.checks)
+
+
+class TorchSession:
+    """The torch model behind a session's `forward`: left padding, a real cache."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def allocate_cache(self, batch: int, capacity: int) -> DynamicCache:
+        """Return an empty cache without a config: every layer keeps all keys, windows are a matter of the mask."""
+        return DynamicCache()
+
+    def forward(
+        self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64], *, past: DynamicCache
+    ) -> tuple[NDArray[Any], DynamicCache]:
+        """Return float32 logits and the grown cache."""
+        mask = torch.from_numpy(attention_mask)
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+        with torch.inference_mode():
+            output = self._model(
+                input_ids=torch.from_numpy(input_ids),
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=past,
+                use_cache=True,
+            )
+        return output.logits.numpy(), output.past_key_values
+
+
+def _cache_keys(cache: DynamicCache) -> tuple[NDArray[Any], NDArray[Any]]:
+    return cache.layers[0].keys.numpy(), cache.layers[-1].keys.numpy()
+
+
+def torch_parity(path: str | Path, options: VerifyOptions | None = None) -> ParityResult:
+    """Compare both graphs with the torch model built from the artifact: prefill, 16 decode steps, batch, padding.
+
+    Args:
+        path: The artifact's folder.
+        options: `max_parity`, provider and threads are used.
+
+    Raises:
+        IntegrityError: The folder is damaged, or its tensors do not fit its config.
+    """
+    options = options or VerifyOptions()
+    artifact = Artifact.open(path)
+    probe = Probes.load(artifact).compressed
+    model = TorchSession(build_torch_model(artifact))
+    reference = teacher_forced(model, probe.ids, probe.lengths, "left", _cache_keys)
+    limit = options.max_parity
+    checks = compare_with_probe("torch.conversion", reference, probe, limit)
+    for kind in sorted(artifact.graphs, reverse=True):
+        answers = graph_answers(artifact, kind, probe, options)
+        checks += compare(
+            f"torch.{kind}", answers, reference, lengths=probe.lengths, limit=limit, against="torch",
+            arithmetic=artifact.arithmetic(kind),
+        )  # fmt: skip
+    return ParityResult(tuple(checks))
+
+
+def check_slices(path: str | Path, original: str | Path | Checkpoint) -> list[Check]:
+    """Compare an artifact's tensors with the checkpoint it was made from, bit for bit after the cast to its dtype.
+
+    Args:
+        path: The artifact's folder.
+        original: The checkpoint, or what `open_checkpoint` takes.
+
+    Returns:
+        Three checks: the source files' sha256; C and R as columns and rows of the original weight (R of a `subspace`
+        basis is not made of them), and the kept rows of smaller MLPs and of q_proj and k_proj; every other tensor, a
+        bias of kept rows too. Of a bias that the manifest calls corrected, and of what was trained, only the shape:
+        their values depend on a text. With quantised tensors a fourth: what they stand for is as far from the original
+        as the manifest says. Bits of theirs cannot be compared, because each rounding error moves the numbers after it.
+
+    Raises:
+        CurConvertError: Either cannot be opened.
+    """
+    artifact = Artifact.open(path)
+    checkpoint = open_checkpoint(original) if isinstance(original, str | Path) else original
+    recorded = {entry["name"]: entry["sha256"] for entry in artifact.manifest["source"]["files"]}
+    found = {file.name: sha256(file) for file in checkpoint.files}
+    same = recorded == found
+    detail = f"{len(found)} source files have the recorded sha256"
+    checks = [
+        Check("source.files", same, detail if same else f"the artifact was made from other files than {original}")
+    ]
+    slices, others = list(_slice_faults(artifact, checkpoint)), list(_other_faults(artifact, checkpoint))
+    verdicts = [
+        ("source.slices", slices, "every tensor that is said to be columns or rows of the original's is"),
+        ("source.tensors", others, "every other tensor equals the original's"),
+    ]
+    if artifact.quantised:
+        far = list(_quantised_faults(artifact, checkpoint))
+        verdicts.append(
+            ("source.quantised", far, "every quantised matrix is as near to the original's as it is said to be")
+        )
+    return [*checks, *(Check(name, not faults, "; ".join(faults[:3]) or good) for name, faults, good in verdicts)]
+
+
+def _quantised_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[str]:
+    """Compare distances from the original's matrices with those in the manifest."""
+    for row in artifact.manifest["quantization"]["tensors"]:
+        if row["relative_frobenius_error"] is not None:
+            yield from _distance_faults(row, artifact.matrix(row["name"]), checkpoint)
+    for row in artifact.manifest["matrices"]:
+        names = {"weight": row["name"]} if row["form"] == "dense" else factor_names(row)
+        if artifact.quantised.keys() & set(names.values()):
+            stored = {suffix: artifact.matrix(name) for suffix, name in names.items()}
+            m, n = row["shape"]
+            yield from _distance_faults(row, multiply(row["form"], (m, n), stored), checkpoint)
+
+
+def _distance_faults(row: Mapping[str, Any], stored: NDArray[Any], checkpoint: Checkpoint) -> Iterator[str]:
+    name, said = row["name"], row["relative_frobenius_error"]
+    info = checkpoint.tensors.get(name)
+    if info is None or info.shape != tuple(row["shape"]):
+        yield f"{name}: the original has shape {info.shape if info else 'none'}, the manifest {row['shape']}"
+        return
+    weight = checkpoint.read(name).to(torch.float64).numpy()
+    whole = float(np.linalg.norm(weight))
+    error = float(np.linalg.norm(weight - stored)) / whole if whole > 0 else 0.0
+    if said is None or not math.isclose(error, said, rel_tol=_SAME_ERROR, abs_tol=_SAME_ERROR):
+        yield f"{name} is {error:.4f} of its norm from the original, the manifest says {said}"
+
+
+def _slice_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[str]:
+    for matrix in artifact.manifest["matrices"]:
+        if matrix["form"] == "dense":
+            continue
+        name, stem = matrix["name"], matrix["name"].removesuffix(".weight")
+        info = checkpoint.tensors.get(name)
+        if info is None or info.shape != tuple(matrix["shape"]):
+            yield f"{name}: the original has shape {info.shape if info else 'none'}, the manifest {matrix['shape']}"
+            continue
+        slices = _slices(matrix)
+        weight = checkpoint.read(name) if slices else torch.empty(0)
+        for part, (axis, indices) in slices.items():
+            if f"{stem}.{part}" in artifact.quantised:
+                continue
+            wanted = weight.index_select(axis, stored_tensor(artifact, f"{stem}.{indices}"))
+            if not _same_bits(stored_tensor(artifact, f"{stem}.{part}"), wanted):
+                yield f"{stem}.{part} is not made of the original's {'columns' if axis else 'rows'}"
+
+
+def _slices(matrix: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
+    """Return the factors that are slices of the original, with the axis and the index vector of each."""
+    if matrix["form"] == "cur":
+        return {"C": (1, "cols"), "R": (0, "rows")}
+    if matrix["form"] == "modular_rows":
+        return {"weight": (0, "rows")}
+    factor = "R" if matrix["form"] == "interpolative" else "weight"
+    return {factor: (0, "rows")} if matrix["basis"] == "rows" else {}
+
+
+def _other_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[str]:
+    rows = [m for m in artifact.manifest["matrices"] if m["form"] != "dense"]
+    factored = {m["name"] for m in rows}
+    factors = {name for m in rows for name in factor_names(m).values()}
+    cut = {bias_of(m["name"]) for m in rows if m["form"] == "modular_rows"}
+    corrected = {bias_of(m["name"]) for m in rows if m.get("corrected_bias")}
+    trained = set(artifact.manifest.get("healing", {}).get("tensors", ()))
+    parts = {part_name(name, part) for name in artifact.quantised for part in PARTS}
+    kept = set(artifact.tensors) - factors - parts
+    for name in sorted(kept ^ (set(checkpoint.tensors) - factored - set(artifact.quantised))):
+        yield f"{name} is in {'the artifact' if name in kept else 'the original'} only"
+    for name in sorted(kept & set(checkpoint.tensors)):
+        stored, wanted = stored_tensor(artifact, name), checkpoint.read(name)
+        if name in cut:
+            wanted = wanted.index_select(0, stored_tensor(artifact, f"{name.removesuffix('bias')}rows"))
+        if stored.shape != wanted.shape or not (name in corrected | trained or _same_bits(stored, wanted)):
+            yield f"{name} differs from the original"
+
+
+def _same_bits(stored: Tensor, wanted: Tensor) -> bool:
+    """Compare bits, so that −0 differs from 0 and a NaN equals itself."""
+    cast = wanted.to(stored.dtype).contiguous()
+    return bool(torch.equal(stored.contiguous().view(torch.uint8), cast.view(torch.uint8)))

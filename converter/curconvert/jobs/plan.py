@@ -1,0 +1,52 @@
+"""Show and estimate what a conversion would do, without reading a weight."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from curconvert.base.plan import Plan
+from curconvert.estimate.rates import measure_machine
+from curconvert.estimate.total import Estimate, estimate
+from curconvert.jobs.source import open_source
+from curconvert.jobs.stages import (
+    bytes_per_number,
+    first_plan,
+)
+from curconvert.options.convert import ConvertOptions
+from curconvert.options.execution import ExecutionOptions
+from curconvert.options.source import SourceOptions
+
+_LOCAL = ExecutionOptions()
+
+
+def plan(source: SourceOptions, options: ConvertOptions) -> Plan:
+    """Show what `convert` would do, reading headers only.
+
+    Raises:
+        CurConvertError: Whatever `convert` would refuse before it starts.
+    """
+    return first_plan(open_source(source), options)
+
+
+def predict(
+    source: SourceOptions, options: ConvertOptions, folder: Path, execution: ExecutionOptions = _LOCAL
+) -> Estimate:
+    """Estimate what `convert` takes on this machine, whose speed is measured for a second or two.
+
+    Args:
+        source: The checkpoint.
+        options: What would be done.
+        folder: On the disk that would be written to.
+        execution: Where matrices would be factorized.
+
+    Raises:
+        CurConvertError: As `plan`.
+    """
+    start = time.perf_counter()
+    checkpoint = open_source(source)
+    opening = time.perf_counter() - start
+    planned, itemsize = first_plan(checkpoint, options), bytes_per_number(checkpoint, options)
+    length = options.calibration.tokens_per_sequence
+    machine = measure_machine(checkpoint, length, folder, execution.tasks_at_once)
+    return estimate(checkpoint, planned, options, itemsize, machine, opening)

@@ -1,0 +1,16 @@
+"""Open a checkpoint."""
+
+from __future__ import annotations
+
+from curconvert.checkpoint import open_checkpoint
+from curconvert.checkpoint.types import Checkpoint
+from curconvert.options.source import SourceOptions
+
+
+def open_source(source: SourceOptions) -> Checkpoint:
+    """Open a checkpoint.
+
+    Raises:
+        CurConvertError: It cannot be read, or is of a kind that is not supported.
+    """
+    return open_checkpoint(source.model, config=source.config, config_set=source.config_set, revision=source.revision)

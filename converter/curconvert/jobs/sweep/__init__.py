@@ -1,0 +1,1 @@
+"""Every method at several sizes, in one table."""

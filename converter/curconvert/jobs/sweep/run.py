@@ -1,0 +1,241 @@
+"""Measure the original once, then make, verify and compare an artifact for each point."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curconvert.artifact.folder import SWEEP, atomic_folder, check_output
+from curconvert.base.environment import environment
+from curconvert.base.errors import BackendError, CurConvertError, InputError, UnsupportedError
+from curconvert.base.progress import silent
+from curconvert.checkpoint.linears import total_parameters
+from curconvert.checkpoint.types import Checkpoint
+from curconvert.estimate.total import keeping_within
+from curconvert.execution.executor import executing
+from curconvert.execution.task import Executor
+from curconvert.jobs.export import export
+from curconvert.jobs.source import open_source
+from curconvert.jobs.stages import (
+    Measured,
+    Prepared,
+    decide,
+    first_plan,
+    inputs,
+    measure,
+    prepare,
+    produce,
+    sampled,
+    scratch_beside,
+)
+from curconvert.jobs.sweep.speed import DecodeSetup, decode_speed
+from curconvert.jobs.sweep.table import PLOT, Point, Sweep, fidelity_fields, write_tables
+from curconvert.methods.sized import options_for_size
+from curconvert.options.convert import ConvertOptions
+from curconvert.options.execution import ExecutionOptions
+from curconvert.options.source import SourceOptions
+from curconvert.options.sweep import SweepOptions
+from curconvert_runtime import __version__
+from curconvert_runtime.artifact import Artifact
+from curconvert_runtime.backend import import_onnxruntime, installed_versions
+from curconvert_runtime.fidelity import Progress, exact_fidelity, text_windows
+from curconvert_runtime.metrics import Fidelity
+from curconvert_runtime.session import load
+from curconvert_runtime.verification import VerifyOptions, read_text
+
+Ids = NDArray[np.int64]
+_LOCAL = ExecutionOptions()
+
+
+def sweep(
+    source: SourceOptions,
+    out: Path,
+    options: SweepOptions,
+    *,
+    overwrite: bool = False,
+    execution: ExecutionOptions = _LOCAL,
+    progress: Progress = silent,
+) -> Sweep:
+    """Publish the table and the plot of a model at many sizes.
+
+    A point that cannot be had, or that fails, is reported with its reason and does not end the sweep.
+
+    Args:
+        source: The checkpoint.
+        out: The folder to publish; it appears complete, or not at all.
+        options: The points, and what they are measured on.
+        overwrite: Replace an existing sweep.
+        execution: Where matrices are factorized; it changes no byte of an artifact.
+        progress: Called as work goes on.
+
+    Raises:
+        CurConvertError: No point can be had, or something that concerns all of them is wrong; `out` is then untouched.
+    """
+    try:
+        from curconvert.jobs.sweep.plot import draw  # noqa: PLC0415 - matplotlib is slow to import, and only used here
+    except ImportError as error:
+        raise BackendError(f"matplotlib cannot be imported ({error}); run: pip install 'curconvert[convert]'") from None
+    import_onnxruntime("cpu")
+    execution.check_installed()
+    common = ConvertOptions.for_method("auto", **options.settings)
+    # Every method is calibrated on the same sequences.
+    options = replace(options, settings={**options.settings, "self_text": common.self_text})
+    checkpoint = open_source(source)
+    text = None if options.text is None else read_text(options.text)
+    check_output(out, overwrite, (*inputs(checkpoint, common), *filter(None, [options.text])), SWEEP)
+    wanted = [_asked(checkpoint, method, keep, options) for method in options.methods for keep in options.keep]
+    possible = [asked for _, asked in wanted if asked is not None]
+    if not possible:
+        raise InputError(f"no point can be had; {wanted[0][0].folder}: {wanted[0][0].reason}")
+    plans = [(asked, first_plan(checkpoint, asked)) for asked in possible]
+    keepings = [keeping_within(checkpoint, plan, asked, execution, out.absolute().parent) for asked, plan in plans]
+    keeping = next((keeping for keeping in keepings if keeping is not list), list)
+    prepared = replace(sampled(prepare(checkpoint, common), common, progress), keeping=keeping)
+    with (
+        atomic_folder(out, overwrite, SWEEP) as work,
+        scratch_beside(work) as scratch,
+        executing(execution) as executor,
+    ):
+        original = Artifact.open(export(source, scratch / "original", progress=progress).path)
+        windows = None if text is None else text_windows(original, text, options.window, options.max_tokens)
+        (scratch / "evidence").mkdir()
+        measured = measure(prepared, possible, scratch / "evidence", progress)
+        home = work if options.keep_artifacts else scratch
+        runner = _Runner(prepared, measured, original, windows, home, executor, progress)
+        points = []
+        for done, (point, asked) in enumerate(wanted, 1):
+            points.append(point if asked is None else runner.point(point, asked))
+            if not options.keep_artifacts:
+                shutil.rmtree(scratch / point.folder, ignore_errors=True)
+            progress("points", done, len(wanted))
+        result = Sweep(
+            path=out,
+            model=checkpoint.path.name,
+            parameters_before=total_parameters(checkpoint),
+            bytes_before=_weight_bytes(original.path),
+            text=_text_name(options, prepared, windows),
+            decode=runner.setup.to_json(),
+            options=_common_options(common, prepared),
+            environment=_environment(),
+            points=tuple(points),
+            notices=prepared.tokens.notices,
+        )
+        write_tables(result, work)
+        draw(result, work / PLOT)
+    return result
+
+
+class _Runner:
+    """Makes the points of one sweep.
+
+    Args:
+        prepared: The model and its calibration text.
+        measured: What the passes over the original gave.
+        original: Its export.
+        windows: Token ids to measure fidelity on; None takes what the verification found.
+        home: Gets the artifacts.
+        executor: Factorizes.
+        progress: Called as work goes on.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        measured: Measured,
+        original: Artifact,
+        windows: Ids | None,
+        home: Path,
+        executor: Executor,
+        progress: Progress,
+    ) -> None:
+        self._prepared, self._measured, self._original = prepared, measured, original
+        self._windows, self._home, self._executor, self._progress = windows, home, executor, progress
+        self.setup = DecodeSetup.of(original)
+
+    def point(self, point: Point, options: ConvertOptions) -> Point:
+        """Return the point with its numbers, or with the reason why it has none."""
+        try:
+            decided = decide(self._prepared, self._measured, options, self._executor, self._progress)
+        except (InputError, UnsupportedError) as error:
+            return replace(point, status="impossible", reason=str(error))
+        folder = self._home / point.folder
+        try:
+            with atomic_folder(folder) as work:
+                report, _ = produce(
+                    work, self._prepared, self._measured, decided, options, self._executor, VerifyOptions(),
+                    self._progress,
+                )  # fmt: skip
+            assert report is not None
+            measured = report.fidelity if self._windows is None else self._exact(folder, self._windows)
+            assert measured is not None
+            speed = decode_speed(self._original.path, folder, self.setup)
+        except CurConvertError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            return replace(point, status="failed", reason=self._without_place(str(error), point))
+        return replace(
+            point,
+            parameters=decided.parameters_after,
+            kept=decided.parameters_after / decided.parameters_before,
+            bytes=_weight_bytes(folder),
+            decode_original=speed.original,
+            decode_compressed=speed.compressed,
+            decode_ratio=speed.ratio,
+            decode_ratio_min=speed.ratio_min,
+            decode_ratio_max=speed.ratio_max,
+            **fidelity_fields(measured),
+        )
+
+    def _exact(self, folder: Path, windows: Ids) -> Fidelity:
+        # The graph that `verify` compares.
+        compressed, original = load(folder, graph="portable"), load(self._original.path, graph="portable")
+        return exact_fidelity(compressed, original, windows, self._progress)
+
+    def _without_place(self, message: str, point: Point) -> str:
+        """Take the passing name of a point's folder out of a message."""
+        name = re.escape(point.folder)
+        return re.sub(rf"{re.escape(str(self._home))}/(\.{name}\.\w+\.partial|{name})", point.folder, message)
+
+
+def _asked(
+    checkpoint: Checkpoint, method: str, keep: float, options: SweepOptions
+) -> tuple[Point, ConvertOptions | None]:
+    """Return a point and its options, or the reason why there are none; shapes alone decide."""
+    point = Point(method, keep)
+    try:
+        if method == "auto":
+            asked = ConvertOptions.for_method(method, keep=keep, **options.settings)
+        else:
+            target = int(keep * total_parameters(checkpoint))
+            asked = options_for_size(checkpoint, method, target, **options.settings)
+        first_plan(checkpoint, asked)
+    except (InputError, UnsupportedError) as error:
+        return replace(point, status="impossible", reason=str(error)), None
+    return point, asked
+
+
+def _weight_bytes(folder: Path) -> int:
+    """Size of the weights, which large models have in several files."""
+    return sum(path.stat().st_size for path in folder.glob("model*.safetensors"))
+
+
+def _text_name(options: SweepOptions, prepared: Prepared, windows: Ids | None) -> str:
+    if options.text is None or windows is None:
+        count, length = prepared.tokens.probes.shape
+        return f"{count} held-out calibration sequences of {length} tokens"
+    return f"{options.text.name}: {len(windows)} windows of {windows.shape[1]} tokens"
+
+
+def _common_options(common: ConvertOptions, prepared: Prepared) -> dict[str, object]:
+    values = common.to_json()
+    shared = {name: values[name] for name in ("seed", "ridge", "rank_multiple", "self_text", "calibration")}
+    return {"dtype": prepared.dtype, **shared}
+
+
+def _environment() -> dict[str, str]:
+    return {"curconvert": __version__, **installed_versions(), **environment(), "cpus": str(os.cpu_count())}

@@ -1,0 +1,71 @@
+"""`verify` with everything at hand: the torch-free gates, and what torch and the original can add."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from curconvert.artifact.folder import MANIFEST
+from curconvert.base.errors import BackendError
+from curconvert_runtime.fidelity import Progress
+from curconvert_runtime.report import VerificationReport
+from curconvert_runtime.verification import VerifyOptions, verify
+
+
+def verify_artifact(
+    artifact: Path,
+    options: VerifyOptions,
+    *,
+    against: str | None = None,
+    torch: bool | None = None,
+    progress: Progress | None = None,
+) -> VerificationReport:
+    """Verify an artifact, with torch where it is installed.
+
+    Args:
+        artifact: The folder.
+        options: Thresholds and the torch-free settings; `against` is filled in here.
+        against: The original: a folder that `export` wrote, or a checkpoint (then the factors' rows and columns
+            are compared with it too, and it is exported to a temporary folder).
+        torch: Whether to compare with transformers; None means where it is installed.
+        progress: Called with (stage, done, total).
+
+    Raises:
+        CurConvertError: The folder, an option or the environment is at fault; failed checks are in the report.
+    """
+    available = importlib.util.find_spec("torch") is not None and importlib.util.find_spec("transformers") is not None
+    if torch and not available:
+        raise BackendError("--torch: torch is not installed; run: pip install 'curconvert[convert]'")
+    if against is None or (Path(against) / MANIFEST).is_file():
+        chosen = replace(options, against=None if against is None else Path(against))
+        report = verify(artifact, chosen, progress)
+    else:
+        report = _against_checkpoint(artifact, against, options, progress)
+    if available if torch is None else torch:
+        from curconvert.jobs.parity import torch_parity
+
+        report = report.extended(torch_parity(artifact, options).checks)
+    return report
+
+
+def _against_checkpoint(
+    artifact: Path, against: str, options: VerifyOptions, progress: Progress | None
+) -> VerificationReport:
+    if importlib.util.find_spec("torch") is None:
+        raise BackendError(
+            f"--against {against}: comparing with a checkpoint needs torch; export it elsewhere with "
+            "`curconvert export`, or run: pip install 'curconvert[convert]'"
+        )
+    from curconvert.jobs.export import export
+    from curconvert.jobs.parity import check_slices
+    from curconvert.options.source import SourceOptions
+
+    slices = check_slices(artifact, against)
+    with tempfile.TemporaryDirectory(prefix="curconvert-") as folder:
+        original = Path(folder) / "original"
+        # float32 holds every stored value exactly.
+        export(SourceOptions(against), original, dtype="float32")
+        report = verify(artifact, replace(options, against=original), progress)
+    return report.extended(slices)

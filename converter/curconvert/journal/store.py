@@ -1,0 +1,168 @@
+"""The journal of a conversion: what is finished, and what the next step needs of it.
+
+A step is recorded when its outcome is on the disk, by one rename. So a run that ends at any instant, however, leaves a
+journal that another run can go on from, and that run computes with the very same numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from curconvert.base.durable import fsync, replace_text
+from curconvert.base.errors import InputError
+from curconvert.journal.tensor_list import TensorList
+from curconvert_runtime import strict_json
+from curconvert_runtime.hashing import sha256
+
+JOURNAL = "journal.json"
+JOURNAL_VERSION = 1
+_DATA = "data"
+
+
+@dataclass(frozen=True)
+class State:
+    """What a loop carries from one step to the next.
+
+    Attributes:
+        data: JSON.
+        tensors: Lists of tensors, by name.
+    """
+
+    data: Mapping[str, Any]
+    tensors: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
+
+    def restored(self, name: str) -> list[Tensor]:
+        """Return a list of tensors; one that was empty left no trace."""
+        return list(self.tensors.get(name, ()))
+
+    def save(self, path: Path) -> None:
+        """Write it to a file."""
+        # An .npz, but one array at a time: `np.savez` wants all of them at once.
+        with zipfile.ZipFile(path, "w") as file:
+            _add(file, _DATA, np.frombuffer(json.dumps(self.data).encode(), np.uint8))
+            for name, tensors in self.tensors.items():
+                for number, tensor in enumerate(tensors):
+                    _add(file, f"{name}.{number}", tensor.numpy())
+
+    @classmethod
+    def load(cls, path: Path) -> State:
+        """Open what `save` has written; a tensor is read when it is asked for, so the file has to stay until then."""
+        with np.load(path) as stored:
+            data = json.loads(stored[_DATA].tobytes())
+            counts = Counter(key.rpartition(".")[0] for key in stored.files if key != _DATA)
+        return cls(data, {name: _Stored(path, name, count) for name, count in counts.items()})
+
+
+class _Stored(TensorList):
+    """A list of tensors in a file."""
+
+    def __init__(self, path: Path, name: str, count: int) -> None:
+        self._path, self._name, self._count = path, name, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def at(self, index: int) -> Tensor:
+        """Read one, into torch's own memory, whose alignment some kernels' results depend on."""
+        with np.load(self._path) as stored:
+            return torch.from_numpy(stored[f"{self._name}.{index}"]).clone()
+
+
+def _add(file: zipfile.ZipFile, name: str, array: NDArray[Any]) -> None:
+    with file.open(f"{name}.npy", "w", force_zip64=True) as part:
+        np.lib.format.write_array(part, array, allow_pickle=False)
+
+
+class Journal:
+    """The finished steps of one conversion; without a folder nothing is kept.
+
+    Args:
+        folder: Where its files are.
+        fingerprint: What the conversion's outcome depends on, by name.
+    """
+
+    def __init__(self, folder: Path | None = None, fingerprint: Mapping[str, str] | None = None) -> None:
+        self._folder, self._fingerprint = folder, dict(fingerprint or {})
+        self._stages: dict[str, dict[str, Any]] = {}
+
+    @classmethod
+    def create(cls, folder: Path, fingerprint: Mapping[str, str]) -> Self:
+        """Start a journal in an empty folder."""
+        journal = cls(folder, fingerprint)
+        journal._commit()
+        return journal
+
+    @classmethod
+    def open(cls, folder: Path, fingerprint: Mapping[str, str]) -> Self:
+        """Read a journal.
+
+        Raises:
+            InputError: It is damaged, or of a conversion of something else; the first difference is named.
+        """
+        journal, path = cls(folder, fingerprint), folder / JOURNAL
+        try:
+            content = strict_json.loads(path.read_bytes())
+            found = dict(content["fingerprint"])
+            journal._stages = dict(content["stages"])
+            damaged = [s["file"] for s in journal._stages.values() if sha256(folder / s["file"]) != s["sha256"]]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{path}: damaged ({' '.join(str(error).split())}); {_START_OVER}") from None
+        if damaged:
+            raise InputError(f"{folder / damaged[0]}: sha256 differs from {JOURNAL}'s; {_START_OVER}")
+        for name in {**found, **journal._fingerprint}:
+            was, now = found.get(name, "absent"), journal._fingerprint.get(name, "absent")
+            if was != now:
+                raise InputError(
+                    f"{folder}: holds an unfinished conversion with another {name}: {was}, now {now}; "
+                    f"repeat it as it was, or {_START_OVER}"
+                )
+        return journal
+
+    def recall(self, stage: str) -> State | None:
+        """Return what was last recorded of a stage, or None."""
+        if self._folder is None or stage not in self._stages:
+            return None
+        return State.load(self._folder / self._stages[stage]["file"])
+
+    def record(self, stage: str, state: State, durable: Sequence[Callable[[], None]] = ()) -> None:
+        """Make a step count; what was recorded of its stage before is given up.
+
+        Args:
+            stage: Its name.
+            state: What the next step needs.
+            durable: Called first: they bring to the disk what the step has left in other files.
+        """
+        if self._folder is None:
+            return
+        for flush in durable:
+            flush()
+        last = self._stages.get(stage)
+        step = last["step"] + 1 if last else 1
+        path = self._folder / f"{stage}.{step}.npz"
+        state.save(path)
+        fsync(path)
+        self._stages[stage] = {"step": step, "file": path.name, "sha256": sha256(path)}
+        self._commit()
+        if last:
+            (self._folder / last["file"]).unlink(missing_ok=True)
+
+    def _commit(self) -> None:
+        assert self._folder is not None
+        content = {"journal_version": JOURNAL_VERSION, "fingerprint": self._fingerprint, "stages": self._stages}
+        replace_text(self._folder / JOURNAL, json.dumps(content, indent=1) + "\n")
+
+
+_START_OVER = "pass --no-resume to start over"
+UNRECORDED = Journal()
+"""For work that is done in one go."""

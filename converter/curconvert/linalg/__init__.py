@@ -1,0 +1,1 @@
+"""Matrices, their statistics and solves with them, in float64."""

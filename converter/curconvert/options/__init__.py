@@ -1,0 +1,1 @@
+"""Small frozen options, validated when they are made. No torch here."""

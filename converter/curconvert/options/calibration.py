@@ -1,0 +1,41 @@
+"""Options of the calibration text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from curconvert.base.errors import InputError
+
+BUILTIN = "builtin"
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """Which text calibrates the compression, and how much of it.
+
+    Attributes:
+        source: `builtin`, or the path of a UTF-8 text file, a `.jsonl` file or a `.safetensors` file of token ids.
+        text_field: The key that holds the text in each object of a JSONL file.
+        sequences: Calibration sequences wanted; a shorter text gives fewer, with a notice.
+        tokens_per_sequence: Length of every sequence.
+        probe_sequences: Sequences held out for verification, never used for calibration.
+        seed: Shifts which of the evenly spread sequences are taken.
+
+    Raises:
+        InputError: A number is out of range or a name is empty.
+    """
+
+    source: str = BUILTIN
+    text_field: str = "text"
+    sequences: int = 128
+    tokens_per_sequence: int = 128
+    probe_sequences: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("sequences", 1), ("tokens_per_sequence", 2), ("probe_sequences", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"calibration: {name} is {getattr(self, name)}, but must be at least {least}")
+        for name in ("source", "text_field"):
+            if not getattr(self, name):
+                raise InputError(f"calibration: {name} is empty")

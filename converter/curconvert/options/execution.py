@@ -1,0 +1,70 @@
+"""Options of where work is done."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import dataclass
+
+from curconvert.base.errors import BackendError, InputError
+
+
+@dataclass(frozen=True)
+class ExecutionOptions:
+    """Where matrices are factorized and hidden states are kept. Results do not depend on it.
+
+    Attributes:
+        executor: `local`, `ray` (a cluster on this machine for as long as the work lasts) or `ray://HOST:PORT` (a
+            running cluster, by the address of its client server).
+        workers: Tasks at the same time; None is the number of cores that this process may use. A running cluster
+            decides by itself.
+        memory_limit: Bytes that this process may have resident, as estimated; hidden states go to the disk where that
+            is needed for it. None does without.
+    """
+
+    executor: str = "local"
+    workers: int | None = None
+    memory_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.executor not in ("local", "ray") and not (self.address and self.address != _REMOTE):
+            raise InputError(f"--executor {self.executor!r}: expected local, ray or ray://HOST:PORT")
+        if self.workers is not None:
+            if isinstance(self.workers, bool) or not isinstance(self.workers, int) or self.workers < 1:
+                raise InputError(f"--workers {self.workers}: expected an integer of at least 1")
+            if self.address:
+                raise InputError(f"--workers {self.workers}: a running cluster decides by itself; leave it out")
+        if self.memory_limit is not None and self.memory_limit < 1:
+            raise InputError(f"--memory-limit {self.memory_limit}: expected bytes, above 0")
+
+    @property
+    def tasks_at_once(self) -> int:
+        """Number of tasks that this machine works on at the same time."""
+        return self.workers or _cores()
+
+    @property
+    def address(self) -> str | None:
+        """Address of a running cluster; None where there is none to connect to."""
+        return self.executor if self.executor.startswith(_REMOTE) else None
+
+    def check_installed(self) -> None:
+        """Refuse what is not installed, before any work.
+
+        Raises:
+            BackendError: Ray, or what its client needs, is missing.
+        """
+        needed = ["ray"] * (self.executor != "local") + ["grpc"] * (self.address is not None)
+        missing = [name for name in needed if importlib.util.find_spec(name) is None]
+        if missing:
+            raise BackendError(
+                f"--executor {self.executor}: {' and '.join(missing)} not installed; "
+                "run: pip install 'curconvert[cluster]'"
+            )
+
+
+_REMOTE = "ray://"
+
+
+def _cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

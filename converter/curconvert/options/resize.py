@@ -1,0 +1,43 @@
+"""How small to cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from curconvert.base.errors import InputError
+
+
+@dataclass(frozen=True)
+class ResizeOptions:
+    """One size of the whole model.
+
+    Attributes:
+        keep: Share of the original's parameters, embedding included.
+        target_parameters: Parameters.
+
+    Raises:
+        InputError: Neither or both are given, or out of range.
+    """
+
+    keep: float | None = None
+    target_parameters: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.keep is None) == (self.target_parameters is None):
+            raise InputError("resize takes one size: --keep or --target-params")
+        if self.keep is not None and not 0 < self.keep < 1:
+            raise InputError(f"--keep {self.keep}: expected a share above 0 and below 1")
+        if self.target_parameters is not None and self.target_parameters < 1:
+            raise InputError(f"--target-params {self.target_parameters}: expected an integer of at least 1")
+
+    @property
+    def asked(self) -> str:
+        """What the user said."""
+        return f"--target-params {self.target_parameters}" if self.keep is None else f"--keep {self.keep:g}"
+
+    def target(self, before: int) -> int:
+        """Return the parameters that the whole model may have, of `before` in the original."""
+        if self.keep is None:
+            assert self.target_parameters is not None
+            return self.target_parameters
+        return int(self.keep * before)

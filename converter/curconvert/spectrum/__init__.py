@@ -1,1 +1,0 @@
-"""Learned spectra: `--method soco`."""

@@ -1,0 +1,1 @@
+"""Healing and learned spectra: loops, losses, what is trained."""

@@ -1,0 +1,177 @@
+"""What is learned from: sequences of running text, or the lines of a task, of which a part counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from curconvert.base.errors import InputError
+from curconvert.calibration.text import (
+    check_range,
+    digest,
+    divided,
+    json_lines,
+    load_tokens,
+    open_tokenizer,
+    read_utf8,
+    string_field,
+)
+from curconvert.options.calibration import CalibrationOptions
+from curconvert.options.heal import HealOptions
+
+IGNORED = -100
+"""The target of a position that no loss counts, as in torch and transformers."""
+_FIELDS = ("prompt", "completion")
+
+
+class Batch(NamedTuple):
+    """Some sequences, padded on the right: no token before sees that.
+
+    Attributes:
+        ids: (sequences, tokens) int64.
+        targets: The same shape: the token that follows, or IGNORED.
+        learned: The same shape, bool: positions whose hidden states and divergence count.
+    """
+
+    ids: Tensor
+    targets: Tensor
+    learned: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Sequences of one length; attributes as in `Batch`, as arrays."""
+
+    ids: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    learned: NDArray[np.bool_]
+
+    @classmethod
+    def of_text(cls, ids: NDArray[np.int64]) -> Examples:
+        """Take running text, (sequences, tokens), in which every token counts."""
+        targets = np.full_like(ids, IGNORED)
+        targets[:, :-1] = ids[:, 1:]
+        return cls(ids, targets, np.ones(ids.shape, np.bool_))
+
+    @classmethod
+    def of_lines(cls, lines: Sequence[tuple[Sequence[int], int]]) -> Examples:
+        """Take token ids of unequal length, each with the number of tokens before the part that counts."""
+        shape = (len(lines), max(len(ids) for ids, _ in lines))
+        padded, targets = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64)
+        for row, (ids, start) in enumerate(lines):
+            padded[row, : len(ids)] = ids
+            first = max(start, 1)  # nothing comes before the first token that could predict it
+            targets[row, first - 1 : len(ids) - 1] = ids[first:]
+        return cls(padded, targets, targets != IGNORED)
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """How many positions of each sequence count."""
+        found: NDArray[np.int64] = self.learned.sum(1, dtype=np.int64)
+        return found
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def part(self, rows: NDArray[np.int64]) -> Examples:
+        """Return some of them."""
+        return Examples(self.ids[rows], self.targets[rows], self.learned[rows])
+
+    def batch(self, chosen: NDArray[np.intp]) -> Batch:
+        """Return some of them, cut behind the last position that counts."""
+        end = int(np.flatnonzero(self.learned[chosen].any(0))[-1]) + 1
+        parts = (part[chosen, :end] for part in (self.ids, self.targets, self.learned))
+        return Batch(*map(torch.from_numpy, parts))
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Examples to train on and, disjoint from them, those that end training.
+
+    Attributes:
+        training: Trained on.
+        held_out: Measured.
+        source: `builtin`, or the file's name.
+        sha256: Of the token ids, see `CalibrationTokens`; of a task's padded ids with their targets.
+        notices: One sentence for each wish that was not met.
+    """
+
+    training: Examples
+    held_out: Examples
+    source: str
+    sha256: str
+    notices: tuple[str, ...]
+
+
+def load_data(options: HealOptions, tokenizer_file: Path | None, vocab_size: int) -> Data:
+    """Read what an objective is trained on.
+
+    A line of a task is `{"prompt": …, "completion": …}`, of which the completion's tokens count, or `{"text": …}`, of
+    which all but the first do. Other fields do not matter. Prompt and text get the special tokens that the tokenizer
+    puts around a prompt; both parts of a line are tokenised by themselves, and nothing is added at the end.
+
+    Args:
+        options: What to read and how much to take; `tokens_per_sequence` is a task's longest line.
+        tokenizer_file: A `tokenizer.json`.
+        vocab_size: Rows of the model's embedding.
+
+    Raises:
+        InputError: The data are missing, malformed or too few.
+    """
+    if options.objective == "distill":
+        tokens = load_tokens(options.data, tokenizer_file, vocab_size=vocab_size)
+        training, held_out = (Examples.of_text(ids) for ids in (tokens.calibration, tokens.probes))
+        return Data(training, held_out, tokens.source, tokens.sha256, tokens.notices)
+    path, longest = Path(options.data.source), options.data.tokens_per_sequence
+    if not path.is_file():
+        raise InputError(f"{path}: no such file (--data)")
+    if tokenizer_file is None:
+        raise InputError(f"{path}: the artifact has no tokenizer.json to read a task with")
+    found = list(_lines(path, open_tokenizer(str(path), tokenizer_file), options.data))
+    lines = [line for line in found if len(line[0]) <= longest]
+    if len(lines) < 2:
+        raise InputError(
+            f"{path}: {len(lines)} of {len(found)} lines have at most {longest} tokens (--data-tokens), but at least "
+            "2 are needed, one to train on and one held out"
+        )
+    whole = Examples.of_lines(lines)
+    check_range(str(path), whole.ids.reshape(-1), vocab_size)
+    training, held_out = map(whole.part, divided(len(lines), options.data))
+    left = len(found) - len(lines)
+    notice = f"{path.name}: {left} of {len(found)} lines are left out: more than {longest} tokens (--data-tokens)"
+    sha256 = digest(*(np.stack([part.ids, part.targets]) for part in (training, held_out)))
+    return Data(training, held_out, path.name, sha256, (notice,) if left else ())
+
+
+def _lines(path: Path, tokenizer: Tokenizer, options: CalibrationOptions) -> Iterator[tuple[list[int], int]]:
+    """Yield each line's token ids, and how many of them stand before the part that counts."""
+    for where, record in json_lines(path, read_utf8(path)):
+        if options.text_field in record and not set(_FIELDS) & set(record):
+            ids = tokenizer.encode(string_field(where, record, options.text_field)).ids
+            start = 1
+        else:
+            prompt, completion = _parts(where, record, options.text_field)
+            before = tokenizer.encode(prompt).ids
+            ids = [*before, *tokenizer.encode(completion, add_special_tokens=False).ids]
+            start = len(before)
+        if len(ids) <= max(start, 1):
+            raise InputError(f"{where}: nothing to learn: expected at least one token that follows another one")
+        yield ids, start
+
+
+def _parts(where: str, record: Mapping[str, Any], text_field: str) -> tuple[str, str]:
+    if not set(_FIELDS) <= set(record) or text_field in record:
+        raise InputError(
+            f"{where}: expected either the fields 'prompt' and 'completion' or the field {text_field!r} "
+            f"(fields: {', '.join(record) or 'none'})"
+        )
+    prompt, completion = (string_field(where, record, field) for field in _FIELDS)
+    return prompt, completion

@@ -1,0 +1,128 @@
+"""Healing block by block: each learns to give what the original's block gives, on the healed model's own inputs."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from curconvert.base.device import products_in
+from curconvert.blocks.stream import Block, BlockStream
+from curconvert.checkpoint.types import Checkpoint
+from curconvert.journal.store import Journal, State
+from curconvert.options.heal import HealOptions
+from curconvert.training.examples import Data
+from curconvert.training.loop import Loss, Point, train
+from curconvert.training.start import solve_block
+from curconvert.training.stored import Stored, install
+from curconvert.training.student import trainable
+from curconvert_runtime.artifact import Artifact
+from curconvert_runtime.fidelity import Progress
+
+
+def heal_blocks(
+    artifact: Artifact,
+    checkpoint: Checkpoint,
+    data: Data,
+    options: HealOptions,
+    dtype: torch.dtype,
+    journal: Journal,
+    progress: Progress,
+) -> tuple[dict[str, Tensor], dict[str, list[Point]]]:
+    """Train each block that has something to train, one in memory at a time; with the mode `whole` only solve it.
+
+    In memory beside it: both models' hidden states, 8 bytes for each number of each token; with the start `als` another
+    block.
+
+    Args:
+        artifact: The compressed model.
+        checkpoint: The original.
+        data: Training and held-out sequences of one length.
+        options: Steps and rates.
+        dtype: Of products while training.
+        journal: Keeps each block, and the training within one.
+        progress: Called after each step.
+
+    Returns:
+        The trained tensors by stored name, and each block's curve; its measure is the relative squared error of the
+        block's output.
+    """
+    stream = BlockStream(checkpoint)
+    count, micro = len(data.training), options.batch // options.accumulate
+    ids = np.concatenate([data.training.ids, data.held_out.ids])
+    held_out = np.arange(count, len(ids))
+    stream.embed(torch.from_numpy(ids[:1].repeat(micro, axis=0)))  # so that masks of this shape are known
+    compressed = BlockStream(Stored(artifact, checkpoint))
+    theirs, ours = (torch.cat([one.embed(torch.from_numpy(row[None])) for row in ids]) for one in (stream, compressed))
+    compressed.release_table()
+    healed: dict[str, Tensor] = {}
+    curves: dict[str, list[Point]] = {}
+    done = 0
+    if state := journal.recall("blocks"):
+        done = state.data["blocks"]
+        (theirs,), (ours,) = state.restored("theirs"), state.restored("ours")
+        healed = dict(zip(state.data["names"], state.restored("healed"), strict=True))
+        curves = {name: [Point(**point) for point in curve] for name, curve in state.data["curves"].items()}
+    for index in range(done, stream.num_layers):
+        with stream.block(index) as block:
+            solved = (
+                _solved(block, compressed, artifact, theirs[:count], ours[:count]) if options.start == "als" else {}
+            )
+            for row in torch.split(theirs, 1):
+                row.copy_(block.forward(row))
+            install(block, artifact)
+            parameters = trainable(block.layer, options.train, f"model.layers.{index}.")
+            with torch.no_grad():
+                for name, value in solved.items():
+                    parameters[name].copy_(value)
+            if parameters and options.mode == "blocks":
+                stage = f"block-{index}"
+                loss, exact = (_loss(block, ours, theirs, products) for products in (dtype, torch.float32))
+                curves[stage] = train(
+                    list(parameters.values()), loss, partial(_mean, exact, held_out), data.training.counts, options,
+                    journal, stage, progress,
+                )  # fmt: skip
+            healed |= {name: parameter.detach().clone() for name, parameter in parameters.items()}
+            for row in torch.split(ours, 1):
+                row.copy_(block.forward(row))
+        kept = {
+            "blocks": index + 1,
+            "names": list(healed),
+            "curves": {name: [vars(point) for point in curve] for name, curve in curves.items()},
+        }
+        tensors = {"theirs": [theirs], "ours": [ours], "healed": list(healed.values())}
+        journal.record("blocks", State(kept, tensors))
+        progress("blocks", index + 1, stream.num_layers)
+    return healed, curves
+
+
+def _solved(
+    block: Block, compressed: BlockStream, artifact: Artifact, theirs: Tensor, ours: Tensor
+) -> dict[str, Tensor]:
+    """Return a block's factors by least squares; the block itself is the original's and stays so."""
+    with compressed.block(block.index) as student:
+        install(student, artifact)
+        return solve_block(block, student, theirs, ours)
+
+
+def _mean(loss: Loss, rows: NDArray[np.intp]) -> float:
+    """Return the mean loss of some sequences, one by one."""
+    with torch.no_grad():
+        return float(torch.stack([loss(rows[i : i + 1]) for i in range(len(rows))]).mean())
+
+
+def _loss(block: Block, ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> Loss:
+    """Return the squared error of the block's output over that of the output itself, of some sequences."""
+
+    def loss(chosen: NDArray[np.intp]) -> Tensor:
+        rows = torch.from_numpy(chosen)
+        wanted = theirs[rows]
+        with products_in(dtype):
+            found = block.trained(ours[rows])
+        return functional.mse_loss(found.float(), wanted) / wanted.square().mean()
+
+    return loss

@@ -1,0 +1,113 @@
+"""`--method soco`: from the statistics of the original to a plan and the components that it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from curconvert.allocation.plans import target_parameters, targets_of
+from curconvert.base.errors import InputError
+from curconvert.base.names import layer_of
+from curconvert.base.plan import MatrixPlan, Plan
+from curconvert.blocks.precision import multiplies_bfloat16
+from curconvert.calibration.evidence import Evidence
+from curconvert.calibration.sampled import RESIDENT_BYTES, resident_model
+from curconvert.calibration.text import CalibrationTokens
+from curconvert.checkpoint.linears import total_parameters
+from curconvert.checkpoint.types import Checkpoint
+from curconvert.families.skeleton import canonical_parameters
+from curconvert.journal.store import Journal
+from curconvert.linalg.gram import ridged
+from curconvert.options.convert import ConvertOptions
+from curconvert.options.quantization import stored_bytes
+from curconvert.training.spectral_linear import SpectralLinear, components
+from curconvert.training.spectrum import Learner
+from curconvert.training.spectrum_sizes import Kept
+from curconvert_runtime.fidelity import Progress
+
+
+def learned_plan(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    tokens: CalibrationTokens,
+    options: ConvertOptions,
+    dtype: torch.dtype,
+    evidence: Evidence,
+    progress: Progress,
+    journal: Journal,
+) -> Plan:
+    """Learn what each component is worth; keep the factors of what stays in the evidence.
+
+    Args:
+        checkpoint: The original; it is held in memory twice, once in components.
+        plan: What is known from shapes alone.
+        tokens: The calibration sequences are learned from.
+        options: Budget, steps and seed.
+        dtype: Deployed dtype.
+        evidence: Statistics of the original; gets the components.
+        progress: Called after each step.
+        journal: Keeps the state of learning.
+
+    Raises:
+        InputError: The budget cannot be had.
+    """
+    shapes = targets_of(checkpoint, options)
+    target = target_parameters(checkpoint, options, stored_bytes(dtype, options.quantization))
+    budget = target - (plan.parameters_before - sum(m * n for m, n in shapes.values()))
+    assert options.steps is not None
+    student = resident_model(checkpoint)
+    linears = _split(student, list(shapes), evidence, options.ridge)
+    learner = Learner(
+        student, linears, resident_model(checkpoint), tokens.calibration, shapes, budget, options.rank_multiple,
+        options.steps, options.seed, torch.bfloat16 if multiplies_bfloat16() else torch.float32,
+    )  # fmt: skip
+    learned = learner.run(journal, progress)
+    for name, part in learned.kept.items():
+        if part is not None:
+            linear = linears[name]
+            evidence.save_components(name, (linear.A[:, part] * learned.scales[name]).numpy(), linear.B[part].numpy())
+    matrices = [_sized(matrix, learned.kept) for matrix in plan.matrices]
+    layers = sorted({layer_of(matrix.name) for matrix in matrices if matrix.form != "dense"})
+    return replace(plan, matrices=tuple(matrices), layers=tuple(layers), layer_total=len(layers))
+
+
+def check_resident(checkpoint: Checkpoint) -> None:
+    """Refuse a model that cannot be learned on in memory.
+
+    Raises:
+        InputError: Its float32 weights exceed `RESIDENT_BYTES`.
+    """
+    size = 4 * total_parameters(checkpoint)
+    if size > RESIDENT_BYTES:
+        raise InputError(
+            f"--method soco: learns with the whole model in memory, and {size / 1e9:.1f} GB of float32 weights are "
+            f"above its limit of {RESIDENT_BYTES / 1e9:.0f} GB; use --method auto"
+        )
+
+
+def _split(model: nn.Module, names: Sequence[str], evidence: Evidence, ridge: float) -> dict[str, SpectralLinear]:
+    """Put components in the places of linears, and return them by weight name."""
+    owners = {owner: name for name, owner, attribute in canonical_parameters(model) if attribute == "weight"}
+    wanted, found = set(names), {}
+    for parent in list(model.modules()):
+        for attribute, linear in list(parent.named_children()):
+            name = owners.get(linear)
+            if name is None or name not in wanted:
+                continue
+            assert isinstance(linear, nn.Linear)
+            A, B = components(linear.weight.detach().double().numpy(), ridged(evidence.statistics(name).gram, ridge))
+            bias = None if linear.bias is None else linear.bias.detach()
+            found[name] = SpectralLinear(torch.from_numpy(A).float(), torch.from_numpy(B).float(), bias)
+            setattr(parent, attribute, found[name])
+    return {name: found[name] for name in names}
+
+
+def _sized(matrix: MatrixPlan, kept: Kept) -> MatrixPlan:
+    part = kept.get(matrix.name)
+    if part is None:
+        reason = "worth its size" if matrix.name in kept else "not selected"
+        return MatrixPlan(matrix.name, matrix.shape, "dense", reason=reason)
+    return MatrixPlan(matrix.name, matrix.shape, "interpolative", len(part))

@@ -1,0 +1,152 @@
+"""The training loop: AdamW on a few parameters, a held-out measure, and a state to go on from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from curconvert.base.errors import InputError
+from curconvert.journal.store import Journal, State
+from curconvert.options.heal import HealOptions
+from curconvert_runtime.fidelity import Progress
+
+Loss = Callable[[NDArray[np.intp]], Tensor]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measurement.
+
+    Attributes:
+        step: Steps done.
+        loss: Mean training loss since the last measurement; None before the first step.
+        held_out: The measure on the held-out sequences.
+    """
+
+    step: int
+    loss: float | None
+    held_out: float
+
+
+def train(
+    parameters: Sequence[nn.Parameter],
+    loss: Loss,
+    measure: Callable[[], float],
+    counts: NDArray[np.int64],
+    options: HealOptions,
+    journal: Journal,
+    stage: str,
+    progress: Progress,
+) -> list[Point]:
+    """Train parameters in place, and leave them as they were when the held-out measure was least.
+
+    Args:
+        parameters: In float32.
+        loss: Of some of the training sequences, by number: the mean over all that counts in them.
+        measure: Of the held-out sequences; less is better.
+        counts: How much counts in each training sequence: what weighs the parts of a batch.
+        options: Steps, rates and batches.
+        journal: Keeps the state at each measurement; going on from it gives the same numbers.
+        stage: The journal's name for it.
+        progress: Called after each step.
+
+    Returns:
+        The curve; its first point is the start.
+
+    Raises:
+        InputError: The loss is not finite.
+    """
+    optimizer = torch.optim.AdamW(list(parameters), lr=options.learning_rate)
+    best = [parameter.detach().clone() for parameter in parameters]
+    if state := journal.recall(stage):
+        curve = [Point(**point) for point in state.data["curve"]]
+        _restore(optimizer, parameters, state)
+        best = state.restored("best")
+    else:
+        curve = [Point(0, None, measure())]
+        _record(journal, stage, curve, parameters, optimizer, best)
+    losses: list[float] = []
+    for step in range(curve[-1].step, options.steps):
+        if _patient(curve) >= options.patience:
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = options.rate(step)
+        losses.append(
+            _step(optimizer, loss, chosen(step, len(counts), options.batch, options.seed), counts, options.accumulate)
+        )
+        if not np.isfinite(losses[-1]):
+            raise InputError(f"{stage}: the loss is {losses[-1]} at step {step + 1}; lower --learning-rate")
+        progress(stage, step + 1, options.steps)
+        if (step + 1) % options.evaluate_every == 0 or step + 1 == options.steps:
+            curve.append(Point(step + 1, float(np.mean(losses)), measure()))
+            losses.clear()
+            if _patient(curve) == 0:
+                best = [parameter.detach().clone() for parameter in parameters]
+            _record(journal, stage, curve, parameters, optimizer, best)
+    with torch.no_grad():
+        for parameter, value in zip(parameters, best, strict=True):
+            parameter.copy_(value)
+    return curve
+
+
+def _step(
+    optimizer: torch.optim.Optimizer,
+    loss: Loss,
+    chosen: NDArray[np.intp],
+    counts: NDArray[np.int64],
+    parts: int,
+) -> float:
+    optimizer.zero_grad(set_to_none=True)
+    total = 0.0
+    for part in np.split(chosen, parts):
+        value = loss(part) * float(counts[part].sum() / counts[chosen].sum())
+        value.backward()  # type: ignore[no-untyped-call]
+        total += value.item()
+    optimizer.step()
+    return total
+
+
+def chosen(step: int, sequences: int, batch: int, seed: int) -> NDArray[np.intp]:
+    """Return a step's sequences: each is taken once before one is taken again, in an order of its own each time."""
+    places = step * batch + np.arange(batch)
+    rounds = {number: np.random.default_rng([seed, number]) for number in np.unique(places // sequences)}
+    orders = {number: generator.permutation(sequences) for number, generator in rounds.items()}
+    return np.array([orders[place // sequences][place % sequences] for place in places], np.intp)
+
+
+def _patient(curve: Sequence[Point]) -> int:
+    """Return how many measurements ago the best one was."""
+    measures = [point.held_out for point in curve]
+    return len(curve) - 1 - int(np.argmin(measures))
+
+
+def _record(
+    journal: Journal,
+    stage: str,
+    curve: Sequence[Point],
+    parameters: Sequence[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    best: list[Tensor],
+) -> None:
+    moments = {
+        name: [optimizer.state[p][name] for p in parameters if p in optimizer.state]
+        for name in ("exp_avg", "exp_avg_sq")
+    }
+    tensors = {"now": [parameter.detach() for parameter in parameters], "best": best, **moments}
+    journal.record(stage, State({"curve": [vars(point) for point in curve]}, tensors))
+
+
+def _restore(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], state: State) -> None:
+    steps = state.data["curve"][-1]["step"]
+    moments = [state.restored(name) for name in ("exp_avg", "exp_avg_sq")]
+    with torch.no_grad():
+        for parameter, value in zip(parameters, state.restored("now"), strict=True):
+            parameter.copy_(value)
+    for number, parameter in enumerate(parameters if steps else ()):
+        first, second = (part[number] for part in moments)
+        optimizer.state[parameter] = {"step": torch.tensor(float(steps)), "exp_avg": first, "exp_avg_sq": second}

@@ -1,0 +1,88 @@
+"""An artifact with other numbers in some of its tensors: the same files, the same sizes, the same graphs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from curconvert.artifact.safetensors_writer import save_tensors
+from curconvert.base.errors import InputError
+from curconvert.base.finite import all_finite
+from curconvert.base.names import COMPONENTS, SCORES
+from curconvert.blocks.stream import BlockStream
+from curconvert.calibration.parity_probe import ParityProbe, collected
+from curconvert.checkpoint.types import Checkpoint
+from curconvert.training.stored import Stored, install
+from curconvert_runtime.artifact import Artifact
+from curconvert_runtime.probes import PROBES, CompressedProbe, OriginalProbe, Probes
+
+
+def copy_with(artifact: Artifact, work: Path, values: Mapping[str, Tensor]) -> None:
+    """Copy an artifact's files into an empty folder, with other values for some tensors.
+
+    Components stay behind: they are those of the factors as they were.
+
+    Args:
+        artifact: What is copied; its manifest is not.
+        work: The folder.
+        values: By stored name, in the stored shape; rounded to the stored dtype.
+
+    Raises:
+        InputError: A value does not fit the stored dtype.
+    """
+    for name in artifact.manifest["files"].keys() - {SCORES, COMPONENTS}:
+        shutil.copyfile(artifact.path / name, work / name)
+    dtype = getattr(torch, artifact.model["dtype"])
+    for name, value in values.items():
+        stored, header = value.to(dtype).contiguous(), artifact.tensors[name]
+        if not all_finite(stored):
+            raise InputError(f"{name}: does not fit {artifact.model['dtype']} after healing; lower --learning-rate")
+        with (work / header.file.name).open("r+b") as file:
+            file.seek(header.offset)
+            file.write(stored.view(torch.uint8).numpy().tobytes())
+
+
+def write_probes(folder: Path, original: OriginalProbe, compressed: CompressedProbe) -> None:
+    """Write the probe file into a folder: the original's answers as they were, and another compressed model's."""
+    tensors = Probes(original, compressed).tensors()
+    save_tensors(folder / PROBES, {name: torch.from_numpy(array) for name, array in tensors.items()})
+
+
+def answers_of_model(asked: CompressedProbe, model: nn.Module) -> CompressedProbe:
+    """Ask another compressed model what one was asked.
+
+    Args:
+        asked: Which tokens.
+        model: The whole model in float32, its weights rounded as they are stored.
+    """
+    logits, first, last = [], [], []
+    for row, length in zip(asked.ids, asked.lengths, strict=True):
+        cache, tokens = DynamicCache(), torch.from_numpy(row[:length].astype("int64"))
+        with torch.inference_mode():
+            output = model(input_ids=tokens[None], past_key_values=cache, use_cache=True)
+        logits.append(output.logits[0])
+        first.append(cache.layers[0].keys[0])
+        last.append(cache.layers[-1].keys[0])
+    return collected(asked.ids, asked.lengths, logits, first, last)
+
+
+def answers_by_blocks(asked: CompressedProbe, artifact: Artifact, checkpoint: Checkpoint) -> CompressedProbe:
+    """Ask an artifact what another one was asked, with one block in memory.
+
+    Args:
+        asked: Which tokens.
+        artifact: The other compressed model.
+        checkpoint: The original.
+    """
+    stream = BlockStream(Stored(artifact, checkpoint))
+    probe = ParityProbe(stream, asked.ids, asked.lengths)
+    for index in range(stream.num_layers):
+        with stream.block(index) as block:
+            install(block, artifact)
+            probe.advance(block, stream.num_layers)
+    return probe.result(stream)

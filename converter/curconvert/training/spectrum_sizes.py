@@ -1,0 +1,65 @@
+"""From the weights of components to ranks under one budget: one order over all matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from curconvert.base.forms import MIN_SAVING
+from curconvert_runtime.forms import parameters
+
+Shapes = Mapping[str, tuple[int, int]]
+Kept = Mapping[str, Tensor | None]
+"""Components that are kept of each matrix, ascending, by weight name; None where it stays dense."""
+_FORM = "interpolative"
+
+
+def numbers(shape: tuple[int, int], rank: int | None) -> int:
+    """Return the stored numbers of one matrix; None is dense."""
+    return shape[0] * shape[1] if rank is None else parameters(_FORM, shape, rank)
+
+
+def choose(scores: Mapping[str, Tensor], shapes: Shapes, budget: float, multiple: int) -> Kept:
+    """Keep the components of the highest scores, as many as fit a budget.
+
+    Ranks are multiples of a number, and a matrix that would get less than 5 % smaller stays dense.
+
+    Args:
+        scores: Of each matrix's components, (k,), by weight name.
+        shapes: (m, n) by weight name.
+        budget: Numbers that may be stored.
+        multiple: Of ranks.
+
+    Raises:
+        ValueError: The smallest ranks do not fit.
+    """
+    ordered = {name: torch.sort(part, descending=True, stable=True) for name, part in scores.items()}
+
+    def at(threshold: float) -> dict[str, int | None]:
+        return {
+            name: _rank(shapes[name], int((part.values >= threshold).sum()), multiple) for name, part in ordered.items()
+        }
+
+    def size(ranks: Mapping[str, int | None]) -> int:
+        return sum(numbers(shapes[name], rank) for name, rank in ranks.items())
+
+    levels = sorted(set(torch.cat(list(scores.values())).tolist()))
+    low, high = 0, len(levels)  # the first level from which on it fits; beyond the last nothing is above it
+    while low < high:
+        middle = (low + high) // 2
+        if size(at(levels[middle])) <= budget:
+            high = middle
+        else:
+            low = middle + 1
+    ranks = at(levels[low] if low < len(levels) else float("inf"))
+    if size(ranks) > budget:
+        raise ValueError("the smallest ranks do not fit the budget")
+    return {name: None if rank is None else ordered[name].indices[:rank].sort().values for name, rank in ranks.items()}
+
+
+def _rank(shape: tuple[int, int], count: int, multiple: int) -> int | None:
+    rank = max(count // multiple, 1) * multiple
+    small = rank <= min(shape) and numbers(shape, rank) <= (1 - MIN_SAVING) * numbers(shape, None)
+    return rank if small else None

@@ -1,0 +1,55 @@
+"""A model as an artifact stores it, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from curconvert.blocks.stored import linear_of_artifact, stored_tensor
+from curconvert.blocks.stream import LAYERS, Block
+from curconvert.checkpoint.types import Checkpoint, Companions, SourceKind, TensorInfo
+from curconvert.families.skeleton import canonical_parameters, set_tensor
+from curconvert_runtime.artifact import Artifact
+
+
+class Stored(Checkpoint):
+    """The original with every tensor that an artifact stores under the same name as it is there.
+
+    Linears that are factors in the artifact are the original's: `install` puts those in their place.
+
+    Args:
+        artifact: Made from it.
+        original: Gives what only it has, and the names.
+    """
+
+    def __init__(self, artifact: Artifact, original: Checkpoint) -> None:
+        self._artifact, self._original = artifact, original
+        self.kind: SourceKind = original.kind
+        self.path: Path = original.path
+        self.files: tuple[Path, ...] = original.files
+        self.config: Mapping[str, Any] = original.config
+        self.tensors: Mapping[str, TensorInfo] = original.tensors
+
+    def read(self, name: str) -> Tensor:
+        """Return one tensor in its stored dtype."""
+        if name in self._artifact.tensors:
+            return stored_tensor(self._artifact, name)
+        return self._original.read(name)
+
+    def companions(self) -> Companions:
+        """Return the original's."""
+        return self._original.companions()
+
+
+def install(block: Block, artifact: Artifact) -> None:
+    """Give a block of the original the weights of an artifact, in float32."""
+    for matrix in artifact.manifest["matrices"]:
+        if matrix["name"] in block.linears and matrix["form"] != "dense":
+            block.replace(matrix["name"], linear_of_artifact(artifact, matrix))
+    for name, owner, attribute in list(canonical_parameters(block.layer, f"{LAYERS}.{block.index}.")):
+        if name in artifact.tensors:
+            set_tensor(owner, attribute, stored_tensor(artifact, name).to(torch.float32, copy=True))
