@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import wrapt
 
 if TYPE_CHECKING:
+    from curconvert.jobs.conversion import Conversion
     from curconvert.jobs.convert import convert
-    from curconvert.jobs.export import Conversion, export
+    from curconvert.jobs.export import export
     from curconvert.jobs.plan import plan
     from curconvert.options.calibration import CalibrationOptions
     from curconvert.options.convert import ConvertOptions
@@ -27,10 +28,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CalibrationOptions": "curconvert.calibration.text",
+    "CalibrationOptions": "curconvert.options.calibration",
+    "Conversion": "curconvert.jobs.conversion",
     "ConvertOptions": "curconvert.options.convert",
-    "ExecutionOptions": "curconvert.execution.executor",
-    "SourceOptions": "curconvert.options.convert",
+    "ExecutionOptions": "curconvert.options.execution",
+    "SourceOptions": "curconvert.options.source",
+    "convert": "curconvert.jobs.convert",
+    "export": "curconvert.jobs.export",
+    "plan": "curconvert.jobs.plan",
 }
 
 
@@ -47,3 +52,7 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     return getattr(importlib.import_module(_HOMES.get(name, "curconvert.jobs.convert")), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -21,8 +21,9 @@ from curconvert.base.names import layer_of
 from curconvert.calibration.text import load_tokens
 from curconvert.checkpoint import open_checkpoint
 from curconvert.jobs import stages as production
+from curconvert.jobs.conversion import Conversion
 from curconvert.jobs.convert import convert
-from curconvert.jobs.export import Conversion, export
+from curconvert.jobs.export import export
 from curconvert.jobs.parity import check_slices, torch_parity
 from curconvert.jobs.plan import plan
 from curconvert.options.calibration import CalibrationOptions

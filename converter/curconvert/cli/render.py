@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from curconvert.base.plan import Plan
     from curconvert.estimate.total import Estimate
     from curconvert.jobs.bench.result import Bench, Measured, Spread
-    from curconvert.jobs.export import Conversion
+    from curconvert.jobs.conversion import Conversion
     from curconvert.jobs.heal import Healing
     from curconvert.jobs.resize import Resizing
     from curconvert.jobs.sweep.table import Sweep

@@ -13,7 +13,7 @@ from curconvert.base.progress import silent
 from curconvert.estimate.disk import check_space, needed_bytes, states_bytes
 from curconvert.estimate.total import keeping_within
 from curconvert.execution.executor import executing
-from curconvert.jobs.export import Conversion
+from curconvert.jobs.conversion import Conversion
 from curconvert.jobs.source import open_source
 from curconvert.jobs.stages import (
     bytes_per_number,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from curconvert.artifact.card import write_reports
@@ -13,9 +12,9 @@ from curconvert.artifact.quantised import write_quantised
 from curconvert.artifact.safetensors_writer import SafetensorsWriter
 from curconvert.base.dtypes import torch_dtype
 from curconvert.base.errors import InputError
-from curconvert.base.plan import Plan
 from curconvert.base.progress import silent
 from curconvert.checkpoint.dtypes import deployed_dtype
+from curconvert.jobs.conversion import Conversion
 from curconvert.jobs.source import open_source
 from curconvert.jobs.widths import check_widths, exported_costs, with_widths
 from curconvert.options.convert import DTYPES, arithmetic_of, check_choice
@@ -25,7 +24,6 @@ from curconvert.quantization.tensors import quantised_tensors, quantization_json
 from curconvert.quantization.widths import RoundingCost
 from curconvert_runtime.fidelity import Progress
 from curconvert_runtime.machine import peak_memory
-from curconvert_runtime.report import VerificationReport
 
 
 def export(
@@ -85,23 +83,3 @@ def export(
         write_reports(work, manifest)
         seal(work, manifest)
     return Conversion(out, None, (), None, peak_memory())
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """A published artifact.
-
-    Attributes:
-        path: The folder.
-        plan: What was compressed; None for an export.
-        notices: What the user should know, one sentence each.
-        report: The verification; None if it was not asked for.
-        peak_memory_bytes: Most resident memory of this process before the verification; None where the system
-            does not tell.
-    """
-
-    path: Path
-    plan: Plan | None
-    notices: tuple[str, ...]
-    report: VerificationReport | None
-    peak_memory_bytes: int | None

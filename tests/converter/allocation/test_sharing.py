@@ -14,8 +14,8 @@ from threadpoolctl import threadpool_limits
 from curconvert.allocation.curves import Curve
 from curconvert.allocation.sharing import Pair, matching
 from curconvert.base.errors import InputError
+from curconvert.jobs.conversion import Conversion
 from curconvert.jobs.convert import convert
-from curconvert.jobs.export import Conversion
 from curconvert.jobs.parity import check_slices, torch_parity
 from curconvert.options.convert import ConvertOptions
 from curconvert.options.execution import ExecutionOptions
