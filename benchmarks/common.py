@@ -12,8 +12,7 @@ import numpy as np
 import onnxruntime
 import torch
 import transformers
-
-from curconvert_runtime.metrics import Fidelity
+from curconvert_runtime.checks.metrics import Fidelity
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / ".cache" / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from common import MODEL, MODEL_NAME, ROOT, machine, publish, table
+from curconvert_runtime.checks.fidelity import exact_fidelity, text_windows
+from curconvert_runtime.format.artifact import Artifact
 from quality import Recorded, Results
 
 from curconvert import CalibrationOptions, ConvertOptions, SourceOptions, export
@@ -32,8 +34,6 @@ from curconvert.options.execution import ExecutionOptions
 from curconvert.options.quantization import Quantization
 from curconvert.quantization.tensors import UNQUANTISED, quantised_tables
 from curconvert_runtime import load
-from curconvert_runtime.artifact import Artifact
-from curconvert_runtime.fidelity import exact_fidelity, text_windows
 
 DENSITY = 0.8
 """Of `pifa`: each linear of every layer keeps this share of its numbers."""

@@ -29,13 +29,13 @@ from pathlib import Path
 from typing import Any
 
 from common import BROUGHT, MODEL, MODEL_NAME, ROOT, bring_memory, machine, publish, table
+from curconvert.base.machine import MemoryReader
+from curconvert.jobs.bench.speed import weight_bytes
 from scale import SHAPES
 from shapes import FORMS as RANDOM_FORMS
 from shapes import hollow, make_random
 
 from curconvert_runtime import Artifact
-from curconvert_runtime.machine import MemoryReader
-from curconvert_runtime.speed import weight_bytes
 
 PEERS = ("curconvert", "curconvert, small pages", "onnxruntime-genai", "optimum", "torch")
 FORMS = {

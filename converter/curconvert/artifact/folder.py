@@ -11,11 +11,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from curconvert_runtime.format.files import MANIFEST
+
 from curconvert.base.durable import fsync
 from curconvert.base.errors import InputError
 
 logger = logging.getLogger(__name__)
-MANIFEST = "curconvert.json"
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ import bisect
 import math
 from typing import Literal
 
-from curconvert_runtime.forms import keeps_part, largest_rank, parameters
+from curconvert_runtime.format.forms import keeps_part, largest_rank, parameters
 
 Form = Literal[
     "dense", "cur", "interpolative", "two_factor", "modular_rows", "modular_columns", "sparse_rows", "sparse_columns"
 ]
-"""How a matrix is stored; `curconvert_runtime.forms` defines each."""
+"""How a matrix is stored; `curconvert_runtime.format.forms` defines each."""
 
 Basis = Literal["rows", "subspace"]
 """What the rows of an interpolative R, or of a sparse weight, are: rows of W, or of its best rank-r approximation."""
