@@ -19,7 +19,3 @@ def linear_of(name: str) -> str:
 
 
 QUANT_METHOD = "curconvert"
-
-
-SCORES, COMPONENTS = "components.json", "components.safetensors"
-"""Files of a scored artifact."""
