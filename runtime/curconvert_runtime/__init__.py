@@ -10,8 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from curconvert_runtime.artifact import Artifact
-    from curconvert_runtime.backend import CpuOptions, CudaOptions
+    from curconvert_runtime.checks.report import VerificationReport
+    from curconvert_runtime.checks.verification import VerifyOptions, verify
     from curconvert_runtime.errors import (
         BackendError,
         CurConvertError,
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
         UnsupportedError,
         VerificationError,
     )
-    from curconvert_runtime.generation import Completion, GenerationOptions, generate, stream
-    from curconvert_runtime.report import VerificationReport
-    from curconvert_runtime.session import KeyValueCache, Session, load
-    from curconvert_runtime.text import Tokenizer
-    from curconvert_runtime.verification import VerifyOptions, verify
+    from curconvert_runtime.format.artifact import Artifact
+    from curconvert_runtime.serve.cache import KeyValueCache
+    from curconvert_runtime.serve.generation import Completion, GenerationOptions, generate, stream
+    from curconvert_runtime.serve.providers import CpuOptions, CudaOptions
+    from curconvert_runtime.serve.session import Session, load
+    from curconvert_runtime.serve.text import Tokenizer
 
 __all__ = [
     "Artifact",

@@ -18,19 +18,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from curconvert_runtime import strict_json
 from curconvert_runtime.errors import InputError, IntegrityError, UnsupportedError
-from curconvert_runtime.forms import (
-    Shared,
-    factor_shapes,
-    index_lengths,
-    largest_rank,
-    tensor_names,
-)
-from curconvert_runtime.hashing import cached_sha256, check_once, sha256
-from curconvert_runtime.onnx_external import external_tensors
-from curconvert_runtime.quantized import PARTS, Packing, dequantise, packings, part_name
-from curconvert_runtime.tensor_file import TensorHeader, read_headers, read_tensor
+from curconvert_runtime.format import strict_json
+from curconvert_runtime.format.forms import Shared, factor_shapes, index_lengths, largest_rank, tensor_names
+from curconvert_runtime.format.hashing import cached_sha256, check_once, sha256
+from curconvert_runtime.format.onnx_external import external_tensors
+from curconvert_runtime.format.quantized import PARTS, Packing, dequantise, packings, part_name
+from curconvert_runtime.format.tensor_file import TensorHeader, read_headers, read_tensor
 from curconvert_schemas import SchemaError, schema_text, validate
 
 MANIFEST = "curconvert.json"
@@ -91,7 +85,7 @@ class Artifact:
         return artifact
 
     def _check_vectors(self) -> None:
-        from curconvert_runtime.vectors import check_vectors  # noqa: PLC0415 - it imports this module
+        from curconvert_runtime.format.vectors import check_vectors  # noqa: PLC0415 - it imports this module
 
         check_vectors(self)
 

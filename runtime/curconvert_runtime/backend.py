@@ -10,8 +10,8 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
 
-from curconvert_runtime.accuracy import keeping_activations
 from curconvert_runtime.errors import BackendError, InputError
+from curconvert_runtime.serve.accuracy import keeping_activations
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 MINIMUM_VERSION = (1, 20)
@@ -34,7 +34,7 @@ class CpuOptions:
             asks: fast. Without it they are computed in float32, with weights of 8 bits very slowly.
         huge_pages: Whether the copies lie in pages of 2 MB (Linux with glibc), with which decoding is faster: all of
             them, however long the system looks for such pages; none; or, None, as many as it has at hand. While a
-            session loads, it changes how the whole process allocates, see `curconvert_runtime.huge_pages`. Without
+            session loads, it changes how the whole process allocates, see `curconvert_runtime.serve.huge_pages`. Without
             them the copies are made on all threads.
     """
 

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curconvert_runtime import requests
-from curconvert_runtime.artifact import Artifact
-from curconvert_runtime.requests import Ids
-from curconvert_runtime.session import KeyValueCache, Logits, Session
+from curconvert_runtime.format.artifact import Artifact
+from curconvert_runtime.serve import requests
+from curconvert_runtime.serve.cache import KeyValueCache
+from curconvert_runtime.serve.requests import Ids, Logits
+from curconvert_runtime.serve.session import Session
 
 # Below this many tokens reading the weights a second time, for the last token, costs more than the logits do.
 _SPLIT_TOKENS = 64

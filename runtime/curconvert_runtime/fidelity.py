@@ -8,10 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from curconvert_runtime import strict_json
-from curconvert_runtime.artifact import Artifact
-from curconvert_runtime.errors import InputError
-from curconvert_runtime.metrics import (
+from curconvert_runtime.checks.metrics import (
     Fidelity,
     bucket_log_probs,
     fidelity,
@@ -19,7 +16,10 @@ from curconvert_runtime.metrics import (
     kl_lower_bound,
     log_softmax,
 )
-from curconvert_runtime.probes import OriginalProbe
+from curconvert_runtime.errors import InputError
+from curconvert_runtime.format import strict_json
+from curconvert_runtime.format.artifact import Artifact
+from curconvert_runtime.format.probes import OriginalProbe
 
 TOKENIZER = "tokenizer.json"
 _BLOCK = 32  # positions widened to float64 at a time: bounds the memory at large vocabularies

@@ -9,14 +9,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from curconvert_runtime import requests, strict_json
-from curconvert_runtime.artifact import Artifact
-from curconvert_runtime.decoding import Decoder
 from curconvert_runtime.errors import InputError, UnsupportedError
-from curconvert_runtime.requests import Ids
-from curconvert_runtime.sampling import choose
-from curconvert_runtime.session import Session
-from curconvert_runtime.text import TextStream, Tokenizer
+from curconvert_runtime.format import strict_json
+from curconvert_runtime.format.artifact import Artifact
+from curconvert_runtime.serve import requests
+from curconvert_runtime.serve.decoding import Decoder
+from curconvert_runtime.serve.requests import Ids
+from curconvert_runtime.serve.sampling import choose
+from curconvert_runtime.serve.session import Session
+from curconvert_runtime.serve.text import TextStream, Tokenizer
 
 FinishReason = Literal["eos", "stop", "length", "context"]
 

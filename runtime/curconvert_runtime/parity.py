@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from curconvert_runtime.probes import DECODE_STEPS, CompressedProbe
-from curconvert_runtime.report import Check, at_most
-from curconvert_runtime.session import KeyValueCache
+from curconvert_runtime.checks.report import Check, at_most
+from curconvert_runtime.format.probes import DECODE_STEPS, CompressedProbe
+from curconvert_runtime.serve.cache import KeyValueCache
 
 MAX_PARITY = 1e-3
 """Largest |Δlogit|, and |Δkey| relative to the largest key, that still counts as the same answer: graphs and torch

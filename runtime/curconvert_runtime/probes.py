@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curconvert_runtime.artifact import Artifact
+from curconvert_runtime.checks.metrics import bucket_log_probs, log_softmax
 from curconvert_runtime.errors import InputError, IntegrityError
-from curconvert_runtime.metrics import bucket_log_probs, log_softmax
-from curconvert_runtime.tensor_file import read_headers, read_tensor
+from curconvert_runtime.format.artifact import Artifact
+from curconvert_runtime.format.tensor_file import read_headers, read_tensor
 
 PROBES = "probes.safetensors"
 TOP_TOKENS = 256

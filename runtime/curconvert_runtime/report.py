@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 from xml.etree import ElementTree
 
+from curconvert_runtime.checks.metrics import Fidelity
 from curconvert_runtime.errors import VerificationError
-from curconvert_runtime.metrics import Fidelity
 
 SCHEMA = "verification-1.0"
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curconvert_runtime.probes import CompressedProbe
-from curconvert_runtime.report import Check, at_most
+from curconvert_runtime.checks.report import Check, at_most
+from curconvert_runtime.format.probes import CompressedProbe
 
 LIMIT = 1e-3
 """Largest difference, relative to the largest key: keys are computed in float32."""

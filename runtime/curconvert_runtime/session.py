@@ -17,28 +17,20 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from curconvert_runtime import requests
-from curconvert_runtime.artifact import Artifact
-from curconvert_runtime.backend import (
-    CpuOptions,
-    CudaOptions,
-    DeviceOptions,
-    create_session,
-    device_options,
-    import_onnxruntime,
-    one_line,
-    takes_buffers,
-)
-from curconvert_runtime.contract import FIRST_LOGITS, cache_names, check_contract
 from curconvert_runtime.errors import BackendError, InputError
-from curconvert_runtime.huge_pages import huge_pages
-from curconvert_runtime.quantized import part_name
-from curconvert_runtime.requests import Ids, TokenRows
-from curconvert_runtime.tensor_file import MappedFile, TensorHeader, releasing
+from curconvert_runtime.format.artifact import Artifact
+from curconvert_runtime.format.contract import FIRST_LOGITS, cache_names, check_contract
+from curconvert_runtime.format.quantized import part_name
+from curconvert_runtime.format.tensor_file import MappedFile, TensorHeader, releasing
+from curconvert_runtime.serve import requests
+from curconvert_runtime.serve.backend import create_session, import_onnxruntime, one_line, takes_buffers
+from curconvert_runtime.serve.huge_pages import huge_pages
+from curconvert_runtime.serve.providers import CpuOptions, CudaOptions, DeviceOptions, device_options
+from curconvert_runtime.serve.requests import Ids, TokenRows
 
 if TYPE_CHECKING:
-    from curconvert_runtime.generation import Completion, GenerationOptions
-    from curconvert_runtime.text import Tokenizer
+    from curconvert_runtime.serve.generation import Completion, GenerationOptions
+    from curconvert_runtime.serve.text import Tokenizer
 
 Logits = NDArray[np.float32]
 
@@ -140,7 +132,7 @@ class Session:
         Raises:
             UnsupportedError: The artifact has no `tokenizer.json`.
         """
-        from curconvert_runtime.text import Tokenizer  # noqa: PLC0415 - requests by token id need no tokenizer
+        from curconvert_runtime.serve.text import Tokenizer  # noqa: PLC0415 - requests by token id need no tokenizer
 
         return Tokenizer(self.artifact)
 
@@ -313,8 +305,8 @@ class Session:
         options: GenerationOptions | None = None,
         on_text: Callable[[int, str], None] | None = None,
     ) -> Completion | list[Completion]:
-        """Continue a prompt or a batch of prompts; see `curconvert_runtime.generation.generate`."""
-        from curconvert_runtime.generation import generate  # noqa: PLC0415 - generation imports this module
+        """Continue a prompt or a batch of prompts; see `curconvert_runtime.serve.generation.generate`."""
+        from curconvert_runtime.serve.generation import generate  # noqa: PLC0415 - generation imports this module
 
         return generate(self, prompt, options, on_text)
 

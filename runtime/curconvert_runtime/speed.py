@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from curconvert_runtime.artifact import Artifact
-from curconvert_runtime.decoding import Decoder
 from curconvert_runtime.errors import InputError
-from curconvert_runtime.onnx_external import external_tensors
-from curconvert_runtime.session import Session
+from curconvert_runtime.format.artifact import Artifact
+from curconvert_runtime.format.onnx_external import external_tensors
+from curconvert_runtime.serve.decoding import Decoder
+from curconvert_runtime.serve.session import Session
 
 _EMBEDDING, _HEAD = "model.embed_tokens.", "lm_head."
 

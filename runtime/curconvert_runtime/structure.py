@@ -21,15 +21,15 @@ from typing import Any
 
 import numpy as np
 
-from curconvert_runtime.artifact import Artifact
-from curconvert_runtime.contract import unsliced_name
-from curconvert_runtime.forms import Shared, is_index, parameters
-from curconvert_runtime.onnx_external import ExternalTensor, external_tensors
-from curconvert_runtime.probes import CompressedProbe
-from curconvert_runtime.quantized import part_name
-from curconvert_runtime.report import Check
-from curconvert_runtime.rotary import rotary_check
-from curconvert_runtime.tensor_file import DTYPES, TensorHeader
+from curconvert_runtime.checks.report import Check
+from curconvert_runtime.checks.rotary import rotary_check
+from curconvert_runtime.format.artifact import Artifact
+from curconvert_runtime.format.contract import unsliced_name
+from curconvert_runtime.format.forms import Shared, is_index, parameters
+from curconvert_runtime.format.onnx_external import ExternalTensor, external_tensors
+from curconvert_runtime.format.probes import CompressedProbe
+from curconvert_runtime.format.quantized import part_name
+from curconvert_runtime.format.tensor_file import DTYPES, TensorHeader
 
 _BLOCK = 1 << 22  # elements looked at in one go
 

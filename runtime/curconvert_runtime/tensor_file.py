@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curconvert_runtime import strict_json
 from curconvert_runtime.errors import IntegrityError
+from curconvert_runtime.format import strict_json
 
 # BF16 has no NumPy type: its bits are read as uint16 and widened.
 DTYPES: dict[str, np.dtype[Any]] = {

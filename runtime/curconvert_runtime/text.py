@@ -8,11 +8,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from curconvert_runtime import strict_json
-from curconvert_runtime.artifact import Artifact
-from curconvert_runtime.backend import one_line
 from curconvert_runtime.errors import BackendError, InputError, IntegrityError, UnsupportedError
-from curconvert_runtime.huge_pages import give_back
+from curconvert_runtime.format import strict_json
+from curconvert_runtime.format.artifact import Artifact
+from curconvert_runtime.serve.backend import one_line
+from curconvert_runtime.serve.huge_pages import give_back
 
 Messages = Sequence[Mapping[str, Any]]
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"

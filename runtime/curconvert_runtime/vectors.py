@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from curconvert_runtime.artifact import MANIFEST, Artifact
 from curconvert_runtime.errors import IntegrityError
-from curconvert_runtime.forms import MODULAR, Shared, index_fault, index_lengths
+from curconvert_runtime.format.artifact import Artifact
+from curconvert_runtime.format.files import MANIFEST
+from curconvert_runtime.format.forms import MODULAR, Shared, index_fault, index_lengths
 
 
 def check_vectors(artifact: Artifact) -> None:

@@ -14,12 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from curconvert_runtime import __version__
-from curconvert_runtime.artifact import Artifact
-from curconvert_runtime.backend import CpuOptions, installed_versions
-from curconvert_runtime.errors import InputError
-from curconvert_runtime.fidelity import Progress, check_reference, exact_fidelity, probe_fidelity, text_windows
-from curconvert_runtime.metrics import Fidelity
-from curconvert_runtime.parity import (
+from curconvert_runtime.checks.fidelity import Progress, check_reference, exact_fidelity, probe_fidelity, text_windows
+from curconvert_runtime.checks.metrics import Fidelity
+from curconvert_runtime.checks.parity import (
     MAX_PARITY,
     MAX_PARITY_FLOAT16,
     Answers,
@@ -28,10 +25,14 @@ from curconvert_runtime.parity import (
     real_positions,
     teacher_forced,
 )
-from curconvert_runtime.probes import CompressedProbe, Probes
-from curconvert_runtime.report import Check, VerificationReport, at_least, at_most
-from curconvert_runtime.session import Session, load
-from curconvert_runtime.structure import structure_checks
+from curconvert_runtime.checks.report import Check, VerificationReport, at_least, at_most
+from curconvert_runtime.checks.structure import structure_checks
+from curconvert_runtime.errors import InputError
+from curconvert_runtime.format.artifact import Artifact
+from curconvert_runtime.format.probes import CompressedProbe, Probes
+from curconvert_runtime.serve.backend import installed_versions
+from curconvert_runtime.serve.providers import CpuOptions
+from curconvert_runtime.serve.session import Session, load
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A process that measures for another one: `python -m curconvert_runtime.worker`, a JSON object per line each way.
+"""A process that measures for another one: `python -m curconvert.jobs.bench.worker`, a JSON object per line each way.
 
 `{"load": {…}}` loads an artifact (arguments of `load`) and answers a prompt, `{"measure": {…}}` runs a `Workload`,
 `{"read": {"threads": …}}` reads memory. The end of the input ends it.
@@ -14,10 +14,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from curconvert.base.machine import MemoryReader, peak_memory, resident_memory
+from curconvert.jobs.bench.speed import Workload, measure
+
 from curconvert_runtime.errors import CurConvertError
-from curconvert_runtime.machine import MemoryReader, peak_memory, resident_memory
-from curconvert_runtime.session import Session, load
-from curconvert_runtime.speed import Workload, measure
+from curconvert_runtime.serve.session import Session, load
 
 
 class _Worker:

@@ -10,6 +10,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from curconvert.jobs.bench.speed import Workload, step_bytes
+from curconvert_runtime.checks.report import Check
+from curconvert_runtime.checks.verification import VerifyOptions, verify
+from curconvert_runtime.format.artifact import Artifact
+from curconvert_runtime.format.hashing import sha256
 
 from curconvert.base.errors import InputError
 from curconvert.jobs.export import export
@@ -18,12 +23,7 @@ from curconvert.options.convert import ConvertOptions
 from curconvert.options.quantization import Quantization
 from curconvert.options.source import SourceOptions
 from curconvert_runtime import GenerationOptions, load
-from curconvert_runtime.artifact import Artifact
 from curconvert_runtime.errors import IntegrityError
-from curconvert_runtime.hashing import sha256
-from curconvert_runtime.report import Check
-from curconvert_runtime.speed import Workload, step_bytes
-from curconvert_runtime.verification import VerifyOptions, verify
 from support.conversions import convert_tiny
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from curconvert_runtime.contract import cache_names
+from curconvert_runtime.format.contract import cache_names
 
 
 def test_names_go_layer_by_layer() -> None:

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-from curconvert_runtime.forms import FORMS, factor_shapes, index_lengths, is_index, largest_rank, multiply, parameters
+from curconvert_runtime.format.forms import (
+    FORMS,
+    factor_shapes,
+    index_lengths,
+    is_index,
+    largest_rank,
+    multiply,
+    parameters,
+)
 
 M, N, R = 7, 5, 3
 

@@ -7,8 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-
-from curconvert_runtime import hashing
+from curconvert_runtime.format import hashing
 
 OLD = 1_000_000_000
 

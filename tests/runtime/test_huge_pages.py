@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from curconvert_runtime.serve import huge_pages as module
 
 from curconvert_runtime import CpuOptions, load
-from curconvert_runtime import huge_pages as module
 
 START, END = 2**30, 2**30 + 144 * 2**21
 # In a process of its own: what it changes holds for the whole process.
 SCRIPT = """
 import ctypes, re, sys
 from pathlib import Path
-from curconvert_runtime.huge_pages import huge_pages
+from curconvert_runtime.serve.huge_pages import huge_pages
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]

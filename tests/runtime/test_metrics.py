@@ -6,13 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
-from scipy import special, stats
-
-from curconvert_runtime.errors import InputError
-from curconvert_runtime.metrics import (
+from curconvert_runtime.checks.metrics import (
     bucket_log_probs,
     fidelity,
     kl_divergence,
@@ -23,6 +17,12 @@ from curconvert_runtime.metrics import (
     standard_error,
     summarize,
 )
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy import special, stats
+
+from curconvert_runtime.errors import InputError
 
 FINITE = st.floats(-50, 50, width=32)
 LOGITS = hnp.arrays(np.float32, (2, 7), elements=FINITE)

@@ -6,8 +6,7 @@ import math
 
 import numpy as np
 import pytest
-
-from curconvert_runtime.parity import Answers, compare, largest_difference, real_positions, teacher_forced
+from curconvert_runtime.checks.parity import Answers, compare, largest_difference, real_positions, teacher_forced
 
 VOCABULARY = 31
 LENGTHS = np.array([29, 20, 17])

@@ -7,10 +7,10 @@ import math
 from xml.etree import ElementTree
 
 import pytest
+from curconvert_runtime.checks.metrics import Distribution, Fidelity
+from curconvert_runtime.checks.report import Check, VerificationReport, at_least, at_most
 
 from curconvert_runtime.errors import VerificationError
-from curconvert_runtime.metrics import Distribution, Fidelity
-from curconvert_runtime.report import Check, VerificationReport, at_least, at_most
 from curconvert_schemas import SchemaError, validate
 
 NAN = float("nan")

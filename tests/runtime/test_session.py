@@ -131,7 +131,7 @@ def test_a_cache_is_one_block_of_zeros(session: Session, batch: int, columns: in
 
 def test_a_batch_decodes_at_each_rows_own_length(session: Session) -> None:
     """After an unequal prefill, a step of the batch gives what each row alone gives."""
-    ids, mask = curconvert_runtime.requests.padded([np.array(row) for row in PROMPTS], session.padding)
+    ids, mask = curconvert_runtime.serve.requests.padded([np.array(row) for row in PROMPTS], session.padding)
     _, cache = session.forward(ids, mask)
     mask = np.pad(mask, ((0, 0), (0, 1)))
     for row, prompt in zip(mask, PROMPTS, strict=True):

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
+from curconvert_runtime.format.forms import FORMS, INDICES
 from torch import Tensor, nn
-
-from curconvert_runtime.forms import FORMS, INDICES
 
 if TYPE_CHECKING:  # transformers 4 imports this module without what rounding needs
     from curconvert.blocks.quantised import Quantised
@@ -136,7 +135,7 @@ def factored_linear(form: str, tensors: Mapping[str, Tensor], bias: Tensor | Non
     """Build the linear of a form, with float32 factors and bias.
 
     Args:
-        form: One of `curconvert_runtime.forms.FORMS`, or `dense`.
+        form: One of `curconvert_runtime.format.forms.FORMS`, or `dense`.
         tensors: The stored tensors by suffix; index vectors that the product does not need may be among them, and the
             parts of quantised ones (`R.q`) beside what they stand for (`R`).
         bias: (out_features,) or None; for `modular_rows` that of the kept rows, (rank,).

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from curconvert_runtime.format.quantized import Layout, dequantise
 from torch import Tensor
-
-from curconvert_runtime.quantized import Layout, dequantise
 
 
 @dataclass(frozen=True)
@@ -17,7 +16,7 @@ class Quantised:
     Attributes:
         shape: (m, n).
         layout: How it is stored.
-        parts: The stored tensors by suffix, see `curconvert_runtime.quantized`.
+        parts: The stored tensors by suffix, see `curconvert_runtime.format.quantized`.
     """
 
     shape: tuple[int, int]

@@ -20,7 +20,7 @@ from curconvert.cli.interruption import Interrupted, stoppable
 from curconvert.cli.options import FilePath
 
 if TYPE_CHECKING:
-    from curconvert_runtime.fidelity import Progress
+    from curconvert_runtime.checks.fidelity import Progress
 
 MODEL_SOURCES = "a .safetensors or .gguf file, a Hugging Face folder, or a hub id"
 _HEAVY = (

@@ -10,7 +10,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # numpy, which it needs, would slow every command down
-    from curconvert_runtime.fidelity import Progress
+    from curconvert_runtime.checks.fidelity import Progress
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

@@ -70,8 +70,9 @@ def verify(
     **values: Any,
 ) -> None:  # fmt: skip
     """Check ARTIFACT: integrity, export parity, fidelity to the original. Exit code 3 when a check fails."""
+    from curconvert_runtime.checks.verification import VerifyOptions
+
     from curconvert.jobs.verify import verify_artifact
-    from curconvert_runtime.verification import VerifyOptions
 
     if junit is not None and junit.resolve().is_relative_to(artifact.resolve()):
         raise InputError(f"--junit {junit}: lies in the artifact, whose files are sealed; write it elsewhere")
@@ -119,8 +120,8 @@ def generate(
     quiet: bool, **values: Any,
 ) -> None:  # fmt: skip
     """Continue a prompt with ARTIFACT, without torch."""
-    from curconvert_runtime.generation import GenerationOptions, stream
-    from curconvert_runtime.session import load
+    from curconvert_runtime.serve.generation import GenerationOptions, stream
+    from curconvert_runtime.serve.session import load
 
     options = GenerationOptions(**values)
     prompts = list(prompt) or [sys.stdin.read()]

@@ -41,7 +41,7 @@ def measured(
     """Return a factorization with the errors of its tensors as they are stored, rounding included.
 
     Args:
-        form: See `curconvert_runtime.forms`.
+        form: See `curconvert_runtime.format.forms`.
         tensors: Factors in the deployed dtype and indices in int32.
         rank: r.
         weight: W, (m, n), any float dtype, unrounded.

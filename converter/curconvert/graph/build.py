@@ -9,6 +9,9 @@ from types import MappingProxyType
 from typing import Any
 
 import onnx_ir as ir
+from curconvert_runtime.format.contract import FIRST_LOGITS
+from curconvert_runtime.format.files import FUSED_FILE, PORTABLE_FILE
+from curconvert_runtime.format.quantized import Packing, part_name
 from onnx_ir.passes import common as passes
 
 from curconvert.checkpoint.types import TensorInfo
@@ -22,11 +25,7 @@ from curconvert.graph.half import to_float16
 from curconvert.graph.lowering import Lowering
 from curconvert.graph.portable import OPSET_WITH_BLOCKS, Portable
 from curconvert.graph.template import dense_template
-from curconvert_runtime.contract import FIRST_LOGITS
-from curconvert_runtime.quantized import Packing, part_name
 
-PORTABLE_FILE = "model.onnx"
-FUSED_FILE = "model.fused.onnx"
 # The IR version of ONNX 1.12, the first release with opset 17.
 _IR_VERSION = 8
 # And of ONNX 1.16, the first with opset 21: integers of 4 bits, and blocks of DequantizeLinear.
@@ -60,7 +59,7 @@ def build_graphs(
         config: The Hugging Face config as a plain dict.
         tensors: Every stored tensor by canonical name, with its byte range. `.rows` and `.cols` are ignored; an absent
             `lm_head.weight` means tied to the embedding.
-        forms: Weight name to one of `curconvert_runtime.forms.FORMS`, for matrices that are stored as factors.
+        forms: Weight name to one of `curconvert_runtime.format.forms.FORMS`, for matrices that are stored as factors.
         owners: Weight name to that of the matrix under whose name its R is stored, where R is common to two.
         quantised: Each matrix that is stored in parts, by the name that it would have as one tensor.
         arithmetic: What the fused graph computes in: float32, or float16 with float16 weights.

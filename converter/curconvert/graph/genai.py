@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from curconvert.graph.build import FUSED_FILE
-from curconvert_runtime.backend import CUDA_PROVIDER
+from curconvert_runtime.format.files import FUSED_FILE
+from curconvert_runtime.serve.providers import CUDA_PROVIDER
 
 # onnxruntime-genai refuses model types that it does not know, but treats all plain decoders alike.
 _TYPES: Mapping[str, str] = {"olmo2": "olmo", "olmo3": "olmo"}

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import onnx_ir as ir
-
-from curconvert_runtime.quantized import Layout
+from curconvert_runtime.format.quantized import Layout
 
 
 @dataclass(frozen=True)
 class Packed:
-    """The initialisers of a quantised matrix; `curconvert_runtime.quantized` defines them.
+    """The initialisers of a quantised matrix; `curconvert_runtime.format.quantized` defines them.
 
     Attributes:
         shape: (m, n) of the matrix.

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from curconvert_runtime.checks.report import VerificationReport
+
 from curconvert.base.plan import Plan
-from curconvert_runtime.report import VerificationReport
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from curconvert_runtime.checks.fidelity import Progress
+
 from curconvert.artifact.card import write_reports
 from curconvert.artifact.folder import atomic_folder, check_output
 from curconvert.artifact.manifest import build_manifest, seal
@@ -12,6 +14,7 @@ from curconvert.artifact.quantised import write_quantised
 from curconvert.artifact.safetensors_writer import SafetensorsWriter
 from curconvert.base.dtypes import torch_dtype
 from curconvert.base.errors import InputError
+from curconvert.base.machine import peak_memory
 from curconvert.base.progress import silent
 from curconvert.checkpoint.dtypes import deployed_dtype
 from curconvert.jobs.conversion import Conversion
@@ -22,8 +25,6 @@ from curconvert.options.quantization import Quantization
 from curconvert.options.source import SourceOptions
 from curconvert.quantization.tensors import quantised_tensors, quantization_json
 from curconvert.quantization.widths import RoundingCost
-from curconvert_runtime.fidelity import Progress
-from curconvert_runtime.machine import peak_memory
 
 
 def export(

@@ -8,9 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from curconvert_runtime.checks.fidelity import Progress
+from curconvert_runtime.checks.report import VerificationReport
+from curconvert_runtime.checks.verification import VerifyOptions
+from curconvert_runtime.format.artifact import Artifact
+from curconvert_runtime.format.files import MANIFEST
+from curconvert_runtime.format.hashing import sha256
+from curconvert_runtime.format.probes import Probes
 
 from curconvert.artifact.fingerprint import common
-from curconvert.artifact.folder import MANIFEST, check_output, publish
+from curconvert.artifact.folder import check_output, publish
 from curconvert.artifact.manifest import UNKNOWN_ERRORS, seal, source_files
 from curconvert.artifact.workspace import workspace
 from curconvert.base.errors import InputError, UnsupportedError
@@ -30,12 +37,6 @@ from curconvert.training.heal_blocks import heal_blocks
 from curconvert.training.loop import Point, train
 from curconvert.training.rewrite import answers_by_blocks, answers_of_model, copy_with, write_probes
 from curconvert.training.student import held_out_measure, keep_few_activations, trainable, training_loss
-from curconvert_runtime.artifact import Artifact
-from curconvert_runtime.fidelity import Progress
-from curconvert_runtime.hashing import sha256
-from curconvert_runtime.probes import Probes
-from curconvert_runtime.report import VerificationReport
-from curconvert_runtime.verification import VerifyOptions
 
 
 @dataclass(frozen=True)

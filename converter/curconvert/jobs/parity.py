@@ -15,6 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from curconvert_runtime.checks.parity import compare, compare_with_probe, teacher_forced
+from curconvert_runtime.checks.report import Check
+from curconvert_runtime.checks.verification import VerifyOptions, graph_answers
+from curconvert_runtime.format.artifact import Artifact
+from curconvert_runtime.format.forms import multiply
+from curconvert_runtime.format.hashing import sha256
+from curconvert_runtime.format.probes import Probes
+from curconvert_runtime.format.quantized import PARTS, part_name
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import DynamicCache
@@ -22,14 +30,6 @@ from transformers import DynamicCache
 from curconvert.base.names import bias_of
 from curconvert.blocks.stored import build_torch_model, factor_names, stored_tensor
 from curconvert.checkpoint import Checkpoint, open_checkpoint
-from curconvert_runtime.artifact import Artifact
-from curconvert_runtime.forms import multiply
-from curconvert_runtime.hashing import sha256
-from curconvert_runtime.parity import compare, compare_with_probe, teacher_forced
-from curconvert_runtime.probes import Probes
-from curconvert_runtime.quantized import PARTS, part_name
-from curconvert_runtime.report import Check
-from curconvert_runtime.verification import VerifyOptions, graph_answers
 
 _SAME_ERROR = 1e-4  # that sums of squares may differ by, on another machine
 

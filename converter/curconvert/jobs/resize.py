@@ -8,9 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from curconvert_runtime.checks.fidelity import Progress
+from curconvert_runtime.checks.report import VerificationReport
+from curconvert_runtime.checks.verification import VerifyOptions
+from curconvert_runtime.format.artifact import Artifact
+from curconvert_runtime.format.files import MANIFEST
+from curconvert_runtime.format.forms import factor_name
+from curconvert_runtime.format.hashing import sha256
+from curconvert_runtime.format.probes import CompressedProbe, Probes
 from torch import Tensor
 
-from curconvert.artifact.folder import MANIFEST, atomic_folder, check_output
+from curconvert.artifact.folder import atomic_folder, check_output
 from curconvert.artifact.manifest import UNKNOWN_ERRORS, generator
 from curconvert.artifact.model_files import tensor_specs, write_model_files
 from curconvert.artifact.safetensors_writer import SafetensorsWriter
@@ -32,13 +40,6 @@ from curconvert.options.resize import ResizeOptions
 from curconvert.resizing.cut import Tensors, cuts
 from curconvert.resizing.scored import Scored
 from curconvert.training.rewrite import write_probes
-from curconvert_runtime.artifact import Artifact
-from curconvert_runtime.fidelity import Progress
-from curconvert_runtime.forms import factor_name
-from curconvert_runtime.hashing import sha256
-from curconvert_runtime.probes import CompressedProbe, Probes
-from curconvert_runtime.report import VerificationReport
-from curconvert_runtime.verification import VerifyOptions
 
 _LOCAL = ExecutionOptions()
 

@@ -9,6 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from curconvert_runtime.checks.fidelity import Progress
+from curconvert_runtime.checks.probing import pack_probes, parity_batch
+from curconvert_runtime.checks.report import VerificationReport
+from curconvert_runtime.checks.verification import VerifyOptions
+from curconvert_runtime.format.files import TOKENIZER
 
 from curconvert.allocation.curves import Curve
 from curconvert.allocation.plans import targets_of, uniform_plan
@@ -18,6 +23,7 @@ from curconvert.artifact.model_files import tensor_specs, write_model_files
 from curconvert.artifact.safetensors_writer import SafetensorsWriter, save_tensors
 from curconvert.base.device import find_device
 from curconvert.base.dtypes import torch_dtype
+from curconvert.base.machine import peak_memory
 from curconvert.base.names import layer_of, linear_of
 from curconvert.base.plan import Plan
 from curconvert.calibration.backward import BackwardPass
@@ -46,13 +52,6 @@ from curconvert.quantization.widths import RoundingCost
 from curconvert.resizing.components import write_components
 from curconvert.selection.layers import score_of, select_layers
 from curconvert.training.learned_plan import check_resident, learned_plan
-from curconvert_runtime.fidelity import Progress
-from curconvert_runtime.machine import peak_memory
-from curconvert_runtime.probes import pack_probes, parity_batch
-from curconvert_runtime.report import VerificationReport
-from curconvert_runtime.verification import VerifyOptions
-
-TOKENIZER = "tokenizer.json"
 
 
 @dataclass(frozen=True)

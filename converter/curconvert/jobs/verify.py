@@ -7,11 +7,12 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from curconvert.artifact.folder import MANIFEST
+from curconvert_runtime.checks.fidelity import Progress
+from curconvert_runtime.checks.report import VerificationReport
+from curconvert_runtime.checks.verification import VerifyOptions, verify
+from curconvert_runtime.format.files import MANIFEST
+
 from curconvert.base.errors import BackendError
-from curconvert_runtime.fidelity import Progress
-from curconvert_runtime.report import VerificationReport
-from curconvert_runtime.verification import VerifyOptions, verify
 
 
 def verify_artifact(

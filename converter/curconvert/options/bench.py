@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from curconvert_runtime.backend import PROVIDERS
+from curconvert_runtime.serve.providers import PROVIDERS
+
+from curconvert.jobs.bench.speed import Workload
 from curconvert_runtime.errors import InputError
-from curconvert_runtime.speed import Workload
 
 GRAPHS = ("auto", "fused", "portable")
 

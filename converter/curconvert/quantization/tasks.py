@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from curconvert_runtime.format.forms import factor_name
+from curconvert_runtime.format.quantized import part_name
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -26,8 +28,6 @@ from curconvert.linalg.gram import least_squares
 from curconvert.linalg.metrics import FullMetric
 from curconvert.options.quantization import Quantization
 from curconvert.quantization.rounding import quantise
-from curconvert_runtime.forms import factor_name
-from curconvert_runtime.quantized import part_name
 
 Matrix = NDArray[np.float64]
 
@@ -43,7 +43,7 @@ def quantised_factors(form: str, rank: int) -> tuple[str, ...]:
     """Return the suffixes of a form's tensors that are quantised, in the order in which an input meets them.
 
     Args:
-        form: One of `curconvert_runtime.forms.FORMS`, or `dense`.
+        form: One of `curconvert_runtime.format.forms.FORMS`, or `dense`.
         rank: r.
     """
     return tuple(suffix for suffix in _chain(form) if suffix != "U" or rank > FLOAT_LINK_RANK)

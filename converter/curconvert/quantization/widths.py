@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from curconvert_runtime.format.quantized import BITS
 from numpy.typing import NDArray
 
 from curconvert.quantization.tasks import QuantisationTask
-from curconvert_runtime.quantized import BITS
 
 Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class RoundingCost:
-    """What rounding a matrix costs at each width, of `curconvert_runtime.quantized.BITS`, the narrowest first.
+    """What rounding a matrix costs at each width, of `curconvert_runtime.format.quantized.BITS`, the narrowest first.
 
     Attributes:
         name: Weight name.

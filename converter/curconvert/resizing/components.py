@@ -17,12 +17,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from curconvert_runtime.checks.fidelity import Progress
+from curconvert_runtime.format.files import COMPONENTS, SCORES
+from curconvert_runtime.format.forms import factor_name
 from numpy.typing import NDArray
 from torch import Tensor
 
 from curconvert.allocation.curves import Curve
 from curconvert.artifact.safetensors_writer import SafetensorsWriter, TensorSpec
-from curconvert.base.names import COMPONENTS, SCORES, bias_of, layer_of, linear_of
+from curconvert.base.names import bias_of, layer_of, linear_of
 from curconvert.base.plan import Plan
 from curconvert.calibration.evidence import Evidence
 from curconvert.checkpoint.types import Checkpoint
@@ -32,8 +35,6 @@ from curconvert.factorization.projection import Projection
 from curconvert.factorization.projections import read_projections
 from curconvert.factorization.tasks import best_approximations, lapack
 from curconvert.options.convert import ConvertOptions
-from curconvert_runtime.fidelity import Progress
-from curconvert_runtime.forms import factor_name
 from curconvert_schemas import validate
 
 SCHEMA = "components-1.0"

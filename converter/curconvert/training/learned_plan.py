@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from curconvert_runtime.checks.fidelity import Progress
 from torch import nn
 
 from curconvert.allocation.plans import target_parameters, targets_of
@@ -26,7 +27,6 @@ from curconvert.options.quantization import stored_bytes
 from curconvert.training.spectral_linear import SpectralLinear, components
 from curconvert.training.spectrum import Learner
 from curconvert.training.spectrum_sizes import Kept
-from curconvert_runtime.fidelity import Progress
 
 
 def learned_plan(

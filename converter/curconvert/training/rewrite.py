@@ -7,19 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from curconvert_runtime.format.artifact import Artifact
+from curconvert_runtime.format.files import COMPONENTS, PROBES, SCORES
+from curconvert_runtime.format.probes import CompressedProbe, OriginalProbe, Probes
 from torch import Tensor, nn
 from transformers import DynamicCache
 
 from curconvert.artifact.safetensors_writer import save_tensors
 from curconvert.base.errors import InputError
 from curconvert.base.finite import all_finite
-from curconvert.base.names import COMPONENTS, SCORES
 from curconvert.blocks.stream import BlockStream
 from curconvert.calibration.parity_probe import ParityProbe, collected
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.training.stored import Stored, install
-from curconvert_runtime.artifact import Artifact
-from curconvert_runtime.probes import PROBES, CompressedProbe, OriginalProbe, Probes
 
 
 def copy_with(artifact: Artifact, work: Path, values: Mapping[str, Tensor]) -> None:

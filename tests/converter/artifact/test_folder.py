@@ -7,8 +7,9 @@ import stat
 from pathlib import Path
 
 import pytest
+from curconvert_runtime.format.files import MANIFEST
 
-from curconvert.artifact.folder import MANIFEST, SWEEP, atomic_folder, check_output
+from curconvert.artifact.folder import SWEEP, atomic_folder, check_output
 from curconvert.base.errors import InputError
 
 

@@ -19,13 +19,13 @@ _SHUTDOWN_SECONDS = 10
 
 
 class MeasuringProcess:
-    """A `curconvert_runtime.worker`; a context manager, which ends it."""
+    """A `curconvert.jobs.bench.worker`; a context manager, which ends it."""
 
     def __init__(self) -> None:
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
         # -P: a file of the working directory must not shadow a module.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "curconvert_runtime.worker"],
+            [sys.executable, "-P", "-m", "curconvert.jobs.bench.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._messages,

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from curconvert.jobs.bench.speed import Workload
 from curconvert.options.bench import BenchOptions
-from curconvert_runtime.speed import Workload
 from curconvert_schemas import validate
 
 SCHEMA = "bench-1.0"

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from curconvert_runtime.checks.metrics import Fidelity
+
 from curconvert_runtime.errors import VerificationError
-from curconvert_runtime.metrics import Fidelity
 from curconvert_schemas import validate
 
 SCHEMA = "sweep-1.0"
