@@ -17,9 +17,6 @@ from typing import Any
 
 import numpy as np
 from common import MODEL_NAME, machine, publish, table
-from curconvert_runtime.checks.fidelity import text_windows
-from curconvert_runtime.format.artifact import Artifact
-from curconvert_runtime.serve.text import Tokenizer
 from healing import adapted, losses, measured_parts, options_of, part_name, trained
 from numpy.typing import NDArray
 from tasks import Question, Scorer, accuracy, piqa, piqa_questions, piqa_scores
@@ -30,6 +27,9 @@ from curconvert.calibration.sampled import resident_model
 from curconvert.checkpoint import open_checkpoint
 from curconvert.options.heal import HealOptions
 from curconvert.training.examples import load_data
+from curconvert_runtime.checks.fidelity import text_windows
+from curconvert_runtime.format.artifact import Artifact
+from curconvert_runtime.serve.text import Tokenizer
 
 _LONGEST = 256  # tokens of a line
 

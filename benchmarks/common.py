@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime
 import torch
 import transformers
+
 from curconvert_runtime.checks.metrics import Fidelity
 
 ROOT = Path(__file__).resolve().parents[1]

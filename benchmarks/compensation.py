@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 from common import MODEL, MODEL_NAME, machine, publish, table
-from curconvert_runtime.format.quantized import Layout
 from numpy.typing import NDArray
 
 from curconvert import CalibrationOptions, ConvertOptions
@@ -27,6 +26,7 @@ from curconvert.linalg.gram import output_norm, square_root
 from curconvert.linalg.statistics import InputStatistics
 from curconvert.options.convert import LINEARS
 from curconvert.quantization.rounding import quantise
+from curconvert_runtime.format.quantized import Layout
 
 Matrix = NDArray[np.float64]
 BITS = (4.75, 5.0, 5.5, 6.0)

@@ -18,16 +18,17 @@ from pathlib import Path
 
 import numpy as np
 from common import BROUGHT, MODEL, MODEL_NAME, bring_memory, machine, publish, table
-from curconvert.base.machine import MemoryReader, anonymous_memory
-from curconvert.jobs.bench.speed import Workload, step_bytes
-from curconvert_runtime.serve.decoding import Decoder
-from curconvert_runtime.serve.huge_pages import give_back
 from scale import SHAPES
 from serving import FORMS, SHAPE, make
 from shapes import FORMS as RANDOM_FORMS
 from shapes import QUANTISED_FORMS, hollow, make_random
 
+from curconvert.base.machine import MemoryReader, anonymous_memory
+from curconvert.jobs.bench.speed import step_bytes
+from curconvert.options.bench import Workload
 from curconvert_runtime import Artifact, load
+from curconvert_runtime.serve.decoding import Decoder
+from curconvert_runtime.serve.huge_pages import give_back
 
 PROMPT = 128
 

@@ -21,8 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 from common import MODEL, MODEL_NAME, ROOT, machine, publish, table
-from curconvert_runtime.checks.fidelity import text_windows
-from curconvert_runtime.format.artifact import Artifact
 from mora import attach, spread_ranks
 from numpy.typing import NDArray
 from peft import LoraConfig, get_peft_model
@@ -41,6 +39,8 @@ from curconvert.options.heal import HealOptions
 from curconvert.training.examples import Data, load_data
 from curconvert.training.loop import Point, train
 from curconvert.training.student import held_out_measure, trainable, training_loss
+from curconvert_runtime.checks.fidelity import text_windows
+from curconvert_runtime.format.artifact import Artifact
 
 PARTS = ("delta-u", "lora", "mora")
 _DENSE = ("v_proj", "o_proj", "up_proj", "down_proj")

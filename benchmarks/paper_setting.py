@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from common import FIDELITY, MODEL, MODEL_NAME, fidelity_cells, machine, publish, table
-from curconvert_runtime.checks.metrics import Fidelity
 
 from curconvert import CalibrationOptions, ConvertOptions, SourceOptions, convert, export
 from curconvert.base.plan import Plan
 from curconvert_runtime import VerifyOptions, verify
+from curconvert_runtime.checks.metrics import Fidelity
 
 CUR_ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "`curing`: DEIM on \\|W\\|∘a, plain U": ("curing", {}),

@@ -12,11 +12,12 @@ import time
 import numpy as np
 import onnxruntime
 from common import machine, publish, table
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
 from curconvert.base.machine import MemoryReader
 from curconvert_runtime.format.quantized import BLOCK_SIZES, Layout, dequantise
 from curconvert_runtime.serve.accuracy import KEEPS_ACTIVATIONS, ROUNDS_ACTIVATIONS
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 
 REPEATS = 25
 

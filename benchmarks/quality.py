@@ -26,9 +26,6 @@ from typing import Any
 import numpy as np
 import tasks
 from common import MODEL, MODEL_NAME, ROOT, machine, publish, table
-from curconvert_runtime.checks.fidelity import exact_fidelity, text_windows
-from curconvert_runtime.format.artifact import Artifact
-from curconvert_runtime.serve.session import Session
 from numpy.typing import NDArray
 
 from curconvert import CalibrationOptions, ConvertOptions, SourceOptions, export
@@ -41,6 +38,9 @@ from curconvert.execution.local import LocalExecutor
 from curconvert.jobs.stages import decide, measure, prepare, produce, sampled
 from curconvert.methods.sized import options_for_size
 from curconvert_runtime import load
+from curconvert_runtime.checks.fidelity import exact_fidelity, text_windows
+from curconvert_runtime.format.artifact import Artifact
+from curconvert_runtime.serve.session import Session
 
 ORIGINAL = "original"
 SEARCH = "auto-search"

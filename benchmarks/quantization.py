@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from common import MODEL, MODEL_NAME, ROOT, machine, publish, table
-from curconvert_runtime.checks.fidelity import exact_fidelity, text_windows
-from curconvert_runtime.format.artifact import Artifact
 from quality import Recorded, Results
 
 from curconvert import CalibrationOptions, ConvertOptions, SourceOptions, export
@@ -34,6 +32,8 @@ from curconvert.options.execution import ExecutionOptions
 from curconvert.options.quantization import Quantization
 from curconvert.quantization.tensors import UNQUANTISED, quantised_tables
 from curconvert_runtime import load
+from curconvert_runtime.checks.fidelity import exact_fidelity, text_windows
+from curconvert_runtime.format.artifact import Artifact
 
 DENSITY = 0.8
 """Of `pifa`: each linear of every layer keeps this share of its numbers."""

@@ -15,9 +15,6 @@ from typing import Any
 
 import numpy as np
 from common import MODEL, MODEL_NAME, ROOT, machine, publish, table
-from curconvert_runtime.checks.fidelity import exact_fidelity, text_windows
-from curconvert_runtime.format.artifact import Artifact
-from curconvert_runtime.serve.session import Session
 from numpy.typing import NDArray
 from quality import Recorded, Results
 
@@ -26,6 +23,9 @@ from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.linears import total_parameters
 from curconvert.methods.sized import options_for_size
 from curconvert_runtime import load
+from curconvert_runtime.checks.fidelity import exact_fidelity, text_windows
+from curconvert_runtime.format.artifact import Artifact
+from curconvert_runtime.serve.session import Session
 
 PAPER_DENSITY = 0.4228
 """Of q/k/gate in nine layers: the size of C·U·R at the paper's rank 128, as benchmarks/paper_setting.py finds it."""

@@ -29,12 +29,12 @@ from pathlib import Path
 from typing import Any
 
 from common import BROUGHT, MODEL, MODEL_NAME, ROOT, bring_memory, machine, publish, table
-from curconvert.base.machine import MemoryReader
-from curconvert.jobs.bench.speed import weight_bytes
 from scale import SHAPES
 from shapes import FORMS as RANDOM_FORMS
 from shapes import hollow, make_random
 
+from curconvert.base.machine import MemoryReader
+from curconvert.jobs.bench.speed import weight_bytes
 from curconvert_runtime import Artifact
 
 PEERS = ("curconvert", "curconvert, small pages", "onnxruntime-genai", "optimum", "torch")

@@ -25,9 +25,8 @@ Serve = Callable[[np.ndarray, int, Callable[[], None]], None]
 
 def runtime(folder: str, threads: int, *, huge_pages: bool | None = None) -> Serve:
     """Our own runtime on the fused graph."""
-    from curconvert_runtime.serve.decoding import Decoder
-
     from curconvert_runtime import CpuOptions, load
+    from curconvert_runtime.serve.decoding import Decoder
 
     session = load(folder, graph="fused", threads=threads, options=CpuOptions(huge_pages=huge_pages))
 

@@ -14,11 +14,12 @@ import time
 import numpy as np
 import onnxruntime as ort
 from common import machine, publish, table
-from curconvert_runtime.format.quantized import Layout
-from curconvert_runtime.serve.accuracy import ROUNDS_ACTIVATIONS
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from products import random_parts
+
+from curconvert_runtime.format.quantized import Layout
+from curconvert_runtime.serve.accuracy import ROUNDS_ACTIVATIONS
 
 # Hidden size, numbers of rows that share the input, layers: R factors of SmolLM2-135M at rank 128 and its matrices, R
 # factors of Llama 3.2 1B at rank 256 and 512 and its matrices, of which two layers are more than the caches hold.

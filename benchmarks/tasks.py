@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from curconvert_runtime.serve.text import Tokenizer
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 import curconvert  # noqa: F401  # registers what loads an artifact
+from curconvert_runtime.serve.text import Tokenizer
 
 _TOKENS = 4096  # per batch
 _ROWS = 128  # of logits at a time: 25 MB at a vocabulary of 49,152, which a cache holds

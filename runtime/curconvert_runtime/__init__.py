@@ -51,20 +51,20 @@ __all__ = [
 ]
 
 _HOME = {
-    "Artifact": "artifact",
-    "CpuOptions": "backend",
-    "CudaOptions": "backend",
-    "Completion": "generation",
-    "GenerationOptions": "generation",
-    "generate": "generation",
-    "stream": "generation",
-    "KeyValueCache": "session",
-    "Session": "session",
-    "load": "session",
-    "Tokenizer": "text",
-    "VerificationReport": "report",
-    "VerifyOptions": "verification",
-    "verify": "verification",
+    "Artifact": "format.artifact",
+    "Completion": "serve.generation",
+    "CpuOptions": "serve.providers",
+    "CudaOptions": "serve.providers",
+    "GenerationOptions": "serve.generation",
+    "KeyValueCache": "serve.cache",
+    "Session": "serve.session",
+    "Tokenizer": "serve.text",
+    "VerificationReport": "checks.report",
+    "VerifyOptions": "checks.verification",
+    "generate": "serve.generation",
+    "load": "serve.session",
+    "stream": "serve.generation",
+    "verify": "checks.verification",
 }
 
 
@@ -80,3 +80,8 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         return getattr(importlib.import_module(f"{__name__}.{_HOME.get(name, 'errors')}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the names of this package, the public ones too that have not been used yet."""
+    return sorted({*globals(), *__all__, "__version__"})

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from curconvert_runtime.checks.verification import VerifyOptions
-from curconvert_runtime.format.forms import multiply
 from safetensors.torch import load_file, save_file
 
 from curconvert import ConvertOptions, SourceOptions, convert
@@ -24,6 +22,8 @@ from curconvert.jobs.parity import check_slices, torch_parity
 from curconvert.linalg.statistics import InputStatistics
 from curconvert.methods.checked import allocated_tasks
 from curconvert.options.convert import LINEARS
+from curconvert_runtime.checks.verification import VerifyOptions
+from curconvert_runtime.format.forms import multiply
 from support.families import TinyModel, make_checkpoint
 from support.tiny_runs import manifest_of, stored_tensors, tiny_options
 

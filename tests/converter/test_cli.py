@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 from click.testing import Result
-from curconvert_runtime.checks.verification import VerifyOptions
 
 from curconvert.cli import main
 from curconvert.jobs import convert as pipeline
 from curconvert.jobs import stages as production
+from curconvert_runtime.checks.verification import VerifyOptions
 from curconvert_schemas import validate
 from support.checkpoints import edit_config, edit_tensors
 from support.command_line import call, refused

@@ -16,9 +16,9 @@ from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.linears import total_parameters
 from curconvert.cli import main
 from curconvert.cli.options import Size
+from curconvert.estimate import memory as estimate_memory
 from curconvert.estimate.rates import Machine
 from curconvert.estimate.total import estimate, keeping_within
-from curconvert.estimate.total import memory as estimate_memory
 from curconvert.jobs.convert import convert
 from curconvert.jobs.stages import first_plan
 from curconvert.jobs.sweep.run import sweep

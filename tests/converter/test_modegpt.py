@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from curconvert_runtime.checks.verification import VerifyOptions
-from curconvert_runtime.format.forms import SPARSE
 from safetensors.torch import load_file, save_file
 
 from curconvert.base.errors import InputError
@@ -25,6 +23,8 @@ from curconvert.methods.planning import make_plan
 from curconvert.methods.sized import options_for_size
 from curconvert.options.convert import LINEARS, ConvertOptions
 from curconvert.options.source import SourceOptions
+from curconvert_runtime.checks.verification import VerifyOptions
+from curconvert_runtime.format.forms import SPARSE
 from support.families import make_checkpoint
 from support.tiny_runs import manifest_of, stored_tensors, tiny_options
 

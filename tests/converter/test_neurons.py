@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from curconvert_runtime.checks.verification import VerifyOptions
-from curconvert_runtime.format.forms import MODULAR
 from safetensors.torch import load_file, save_file
 
 from curconvert.base.errors import InputError
@@ -24,6 +22,8 @@ from curconvert.jobs.parity import check_slices, torch_parity
 from curconvert.methods.planning import make_plan
 from curconvert.options.convert import ConvertOptions
 from curconvert.options.source import SourceOptions
+from curconvert_runtime.checks.verification import VerifyOptions
+from curconvert_runtime.format.forms import MODULAR
 from support.families import make_checkpoint
 from support.tiny_runs import manifest_of, stored_tensors, tiny_options
 

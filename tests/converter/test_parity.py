@@ -8,10 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from curconvert_runtime.checks.rotary import rotary_check
-from curconvert_runtime.checks.verification import VerifyOptions, verify
-from curconvert_runtime.format.artifact import Artifact
-from curconvert_runtime.format.probes import Probes
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -19,7 +15,11 @@ from curconvert.blocks.stored import build_torch_model, stored_tensor
 from curconvert.checkpoint import open_checkpoint
 from curconvert.jobs.parity import check_slices, torch_parity
 from curconvert.jobs.verify import verify_artifact
+from curconvert_runtime.checks.rotary import rotary_check
+from curconvert_runtime.checks.verification import VerifyOptions, verify
 from curconvert_runtime.errors import IntegrityError
+from curconvert_runtime.format.artifact import Artifact
+from curconvert_runtime.format.probes import Probes
 from support.conversions import convert_tiny
 
 Pair = tuple[Path, Path]

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from curconvert_runtime.checks.verification import VerifyOptions
 from safetensors.torch import load_file
 
 from curconvert.artifact.safetensors_writer import SafetensorsWriter
@@ -31,6 +30,7 @@ from curconvert.options.calibration import CalibrationOptions
 from curconvert.options.convert import LINEARS, ConvertOptions
 from curconvert.options.source import SourceOptions
 from curconvert_runtime import Artifact
+from curconvert_runtime.checks.verification import VerifyOptions
 from support import curing
 from support.checkpoints import edit_tensors, shard
 from support.families import FAMILIES, TinyModel, make_checkpoint

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from curconvert_runtime.checks.verification import VerifyOptions
 from safetensors.torch import load_file
 
 from curconvert.base.names import layer_of, linear_of
@@ -20,6 +19,7 @@ from curconvert.options.calibration import CalibrationOptions
 from curconvert.options.convert import LINEARS, ConvertOptions
 from curconvert.options.source import SourceOptions
 from curconvert_runtime import load
+from curconvert_runtime.checks.verification import VerifyOptions
 from support.families import TinyModel, make_checkpoint
 from support.tiny_runs import LENGTH, manifest_of, stored_tensors, tiny_options, token_file
 

@@ -10,20 +10,21 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from curconvert.jobs.bench.speed import Workload, step_bytes
-from curconvert_runtime.checks.report import Check
-from curconvert_runtime.checks.verification import VerifyOptions, verify
-from curconvert_runtime.format.artifact import Artifact
-from curconvert_runtime.format.hashing import sha256
 
 from curconvert.base.errors import InputError
+from curconvert.jobs.bench.speed import step_bytes
 from curconvert.jobs.export import export
 from curconvert.jobs.parity import check_slices, torch_parity
+from curconvert.options.bench import Workload
 from curconvert.options.convert import ConvertOptions
 from curconvert.options.quantization import Quantization
 from curconvert.options.source import SourceOptions
 from curconvert_runtime import GenerationOptions, load
+from curconvert_runtime.checks.report import Check
+from curconvert_runtime.checks.verification import VerifyOptions, verify
 from curconvert_runtime.errors import IntegrityError
+from curconvert_runtime.format.artifact import Artifact
+from curconvert_runtime.format.hashing import sha256
 from support.conversions import convert_tiny
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from curconvert_runtime.format.forms import FORMS
 from transformers import AutoModelForCausalLM
 
 from curconvert.blocks.stored import build_torch_model
@@ -15,6 +14,7 @@ from curconvert.jobs.convert import convert
 from curconvert.options.quantization import Quantization
 from curconvert.options.source import SourceOptions
 from curconvert_runtime import Artifact
+from curconvert_runtime.format.forms import FORMS
 from support.checkpoints import make_layers_alike
 from support.clients import genai, optimum, transformers4
 from support.families import make_checkpoint

@@ -13,12 +13,12 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from curconvert_runtime.checks.verification import verify
 from onnx import numpy_helper
 from safetensors.numpy import load_file
 
 from curconvert.cli import main
 from curconvert.jobs.parity import check_slices, torch_parity
+from curconvert_runtime.checks.verification import verify
 from curconvert_runtime.errors import IntegrityError, VerificationError
 from curconvert_schemas import validate
 from support.conversions import convert_tiny

@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from curconvert_runtime.format.hashing import sha256
 
 from curconvert.artifact.workspace import workspace_of
+from curconvert_runtime.format.hashing import sha256
 from support.families import make_checkpoint
 from support.killed import command_in_a_process
 from support.tiny_runs import LENGTH, add_tokenizer, token_file

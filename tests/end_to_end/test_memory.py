@@ -32,7 +32,7 @@ from pathlib import Path
 from curconvert import CalibrationOptions, SourceOptions
 from curconvert.healing.options import HealOptions
 from curconvert.healing.run import heal
-from curconvert.bench.machine import peak_memory
+from curconvert.base.machine import peak_memory
 artifact, model, tokens, start, out = sys.argv[1:]
 data = CalibrationOptions(tokens, sequences=10, tokens_per_sequence=24, probe_sequences=4)
 options = HealOptions(mode="blocks", start=start, steps=2, batch=4, data=data)

@@ -14,8 +14,6 @@ import click
 import numpy as np
 import pytest
 import torch
-from curconvert_runtime.checks.verification import VerifyOptions
-from curconvert_runtime.format.forms import Shared, multiply, tensor_names
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import curconvert
@@ -30,6 +28,8 @@ from curconvert.jobs.verify import verify_artifact
 from curconvert.options.quantization import Quantization
 from curconvert.options.source import SourceOptions
 from curconvert_runtime import Artifact
+from curconvert_runtime.checks.verification import VerifyOptions
+from curconvert_runtime.format.forms import Shared, multiply, tensor_names
 from support.checkpoints import make_layers_alike
 from support.conversions import convert_tiny
 from support.families import make_checkpoint

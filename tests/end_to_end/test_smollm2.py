@@ -92,7 +92,7 @@ def test_conversion_stays_below_a_gigabyte(conversion: dict[str, Any]) -> None:
 _SERVE = """
 import sys
 from curconvert_runtime import GenerationOptions, load
-from curconvert.bench.machine import peak_memory
+from curconvert.base.machine import peak_memory
 session = load(sys.argv[1], full_check=True)
 session.tokenizer.encode("a word")
 completion = session.generate([list(range(100, 612))], GenerationOptions(max_new_tokens=64, temperature=0.0))

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from curconvert_runtime.format.forms import MODULAR
 from safetensors.numpy import save_file
 
 from curconvert_runtime import Artifact, InputError, IntegrityError, UnsupportedError
+from curconvert_runtime.format.forms import MODULAR
 from support.tiny_artifact import MATRIX, RANK, STEM, manifest_of, reseal, toy_tensors, write_toy
 
 WEIGHTS = "model.safetensors"

@@ -12,10 +12,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from curconvert_runtime.serve import backend
-from curconvert_runtime.serve.decoding import Decoder
 
 from curconvert_runtime import BackendError, CpuOptions, CudaOptions, InputError, load
+from curconvert_runtime.serve import backend
+from curconvert_runtime.serve.decoding import Decoder
 from support.tiny_artifact import reseal, toy_graph
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from curconvert_runtime.serve import decoding
-from curconvert_runtime.serve.decoding import Decoder
 
 from curconvert_runtime import GenerationOptions, Session, load
+from curconvert_runtime.serve import decoding
+from curconvert_runtime.serve.decoding import Decoder
 from support.tiny_artifact import reseal, toy_logits, toy_tensors
 
 PROMPTS = [[1, 2, 3, 4, 5], [7, 9], [250, 260, 3]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from curconvert_runtime.format.forms import (
     FORMS,
     factor_shapes,

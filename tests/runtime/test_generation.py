@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from curconvert_runtime.serve.generation import end_tokens
 
 from curconvert_runtime import (
     Completion,
@@ -19,6 +18,7 @@ from curconvert_runtime import (
     load,
     stream,
 )
+from curconvert_runtime.serve.generation import end_tokens
 from support.tiny_artifact import BOS, CONTEXT, EOS, reseal, toy_logits, toy_tensors
 
 PROMPTS = [[1, 2, 3, 4, 5], [7], [250, 260, 3]]

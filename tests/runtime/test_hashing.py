@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from curconvert_runtime.format import hashing
 
 OLD = 1_000_000_000

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from curconvert_runtime.serve import huge_pages as module
 
 from curconvert_runtime import CpuOptions, load
+from curconvert_runtime.serve import huge_pages as module
 
 START, END = 2**30, 2**30 + 144 * 2**21
 # In a process of its own: what it changes holds for the whole process.

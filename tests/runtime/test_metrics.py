@@ -6,6 +6,11 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy import special, stats
+
 from curconvert_runtime.checks.metrics import (
     bucket_log_probs,
     fidelity,
@@ -17,11 +22,6 @@ from curconvert_runtime.checks.metrics import (
     standard_error,
     summarize,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
-from scipy import special, stats
-
 from curconvert_runtime.errors import InputError
 
 FINITE = st.floats(-50, 50, width=32)

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from curconvert_runtime.format.onnx_external import ExternalTensor, external_tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import set_external_data
 
 from curconvert_runtime import IntegrityError
+from curconvert_runtime.format.onnx_external import ExternalTensor, external_tensors
 
 
 def external(name: str) -> TensorProto:

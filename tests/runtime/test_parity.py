@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+
 from curconvert_runtime.checks.parity import Answers, compare, largest_difference, real_positions, teacher_forced
 
 VOCABULARY = 31

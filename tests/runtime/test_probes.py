@@ -8,12 +8,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from curconvert_runtime.checks.probing import fidelity_probe, pack_probes, parity_batch, sample_vocabulary
-from curconvert_runtime.format.probes import CompressedProbe, Probes
 from safetensors.numpy import save_file
 from scipy import special
 
+from curconvert_runtime.checks.probing import fidelity_probe, pack_probes, parity_batch, sample_vocabulary
 from curconvert_runtime.errors import InputError, IntegrityError
+from curconvert_runtime.format.probes import CompressedProbe, Probes
 
 RNG = np.random.default_rng(0)
 IDS = RNG.integers(0, 40, (3, 24))

@@ -9,10 +9,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from curconvert_runtime.format.quantized import BITS, BLOCK_SIZES, Layout, dequantise, pack, unpack
-from curconvert_runtime.serve.accuracy import KEEPS_ACTIVATIONS, ROUNDS_ACTIVATIONS
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+
+from curconvert_runtime.format.quantized import BITS, BLOCK_SIZES, Layout, dequantise, pack, unpack
+from curconvert_runtime.serve.accuracy import KEEPS_ACTIVATIONS, ROUNDS_ACTIVATIONS
 
 M, N = 5, 150  # the last block is padded, whatever its size, and blocks of 64 and 32 are odd in number
 LAYOUTS = [Layout(*values) for values in itertools.product(BITS, BLOCK_SIZES, (True, False))]

@@ -11,11 +11,11 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from curconvert_runtime.format.contract import FIRST_LOGITS
-from curconvert_runtime.serve import decoding
 
 from curconvert.graph import build_graphs, save_graphs
 from curconvert_runtime import GenerationOptions, Session, load
+from curconvert_runtime.format.contract import FIRST_LOGITS
+from curconvert_runtime.serve import decoding
 from support.families import MIXED, VOCABULARY, TinyModel, compress, make_checkpoint
 from support.tiny_artifact import reseal, toy_manifest
 

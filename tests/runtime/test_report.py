@@ -7,9 +7,9 @@ import math
 from xml.etree import ElementTree
 
 import pytest
+
 from curconvert_runtime.checks.metrics import Distribution, Fidelity
 from curconvert_runtime.checks.report import Check, VerificationReport, at_least, at_most
-
 from curconvert_runtime.errors import VerificationError
 from curconvert_schemas import SchemaError, validate
 

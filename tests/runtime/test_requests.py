@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from curconvert_runtime.serve.requests import default_positions, integers, padded
 
 ROWS = [np.array([7, 8, 9]), np.array([5])]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from curconvert_runtime.serve.sampling import choose
 
 from curconvert_runtime import VerificationError
+from curconvert_runtime.serve.sampling import choose
 
 LOGITS = np.log(np.array([0.1, 0.5, 0.25, 0.15], np.float32))
 

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from curconvert.base.machine import MemoryReader, anonymous_memory, peak_memory, resident_memory
-from curconvert.jobs.bench.speed import Workload, measure, weight_bytes
+from curconvert.graph import build_graphs, save_graphs
+from curconvert.jobs.bench.speed import measure, weight_bytes
+from curconvert.options.bench import Workload
+from curconvert_runtime import InputError, Session, load
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.tensor_file import read_headers
-
-from curconvert.graph import build_graphs, save_graphs
-from curconvert_runtime import InputError, Session, load
 from support.families import make_checkpoint
 from support.tiny_artifact import CONTEXT
 

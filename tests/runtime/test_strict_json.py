@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from curconvert_runtime.format import strict_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curconvert_runtime import IntegrityError
+from curconvert_runtime.format import strict_json
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from curconvert.base.machine import resident_memory
-from curconvert_runtime.format.tensor_file import MappedFile, read_headers, read_tensor, releasing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from curconvert.base.machine import resident_memory
 from curconvert_runtime import IntegrityError
+from curconvert_runtime.format.tensor_file import MappedFile, read_headers, read_tensor, releasing
 from support.page_cache import read_from_disk
 
 GOOD = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}

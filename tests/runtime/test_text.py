@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from curconvert_runtime.serve.text import TextStream, Tokenizer, render_template
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from curconvert_runtime import Artifact, InputError, IntegrityError, UnsupportedError
+from curconvert_runtime.serve.text import TextStream, Tokenizer, render_template
 from support.tiny_artifact import BOS, byte_tokenizer, reseal
 
 

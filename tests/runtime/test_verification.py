@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from curconvert_runtime.checks.structure import _finite_weights
-from curconvert_runtime.checks.verification import VerificationReport, VerifyOptions, verify
-from curconvert_runtime.format.tensor_file import read_headers
 from safetensors.numpy import load_file, save_file
 from scipy import special, stats
 
+from curconvert_runtime.checks.structure import _finite_weights
+from curconvert_runtime.checks.verification import VerificationReport, VerifyOptions, verify
 from curconvert_runtime.errors import InputError, IntegrityError, VerificationError
+from curconvert_runtime.format.tensor_file import read_headers
 from support.tiny_artifact import STEM, reseal, toy_logits, toy_tensors
 from support.toy_probes import original_tensors, toy_probe_tensors, write_original_toy, write_verified_toy
 

@@ -6,11 +6,10 @@ from dataclasses import fields
 from typing import Any
 
 import pytest
-from curconvert.jobs.bench.speed import Workload
 from jsonschema import Draft202012Validator
 
 from curconvert.jobs.bench.result import Bench, Measured, Ratios, Row, Side, Spread
-from curconvert.options.bench import BenchOptions
+from curconvert.options.bench import BenchOptions, Workload
 from curconvert_schemas import SchemaError, load_schema, validate
 
 ONE = Spread(1.0, 0.5, 2.0)

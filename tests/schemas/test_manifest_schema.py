@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from curconvert_runtime.format.forms import FORMS
 from jsonschema import Draft202012Validator
 
+from curconvert_runtime.format.forms import FORMS
 from curconvert_schemas import SchemaError, load_schema, validate
 from support.tiny_artifact import toy_manifest
 

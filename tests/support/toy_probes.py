@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from curconvert_runtime.checks.probing import fidelity_probe, pack_probes, parity_batch, sample_vocabulary
-from curconvert_runtime.format.probes import CompressedProbe
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from curconvert_runtime.checks.probing import fidelity_probe, pack_probes, parity_batch, sample_vocabulary
+from curconvert_runtime.format.probes import CompressedProbe
 from support.tiny_artifact import LAYERS, VOCAB, WIDTH, reseal, toy_logits, toy_tensors, write_toy
 
 LENGTHS = (29, 22, 18)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from curconvert_runtime.format.forms import parameters
 from numpy.typing import NDArray
+
+from curconvert_runtime.format.forms import parameters
 
 Vector = NDArray[np.float64]
 

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
-from curconvert_runtime.format.forms import MODULAR
-
 from curconvert.allocation.curves import Curve, allocate
 from curconvert.base.errors import InputError
 from curconvert.base.forms import Form, rank_for_density
@@ -18,6 +16,7 @@ from curconvert.calibration.text import check_context
 from curconvert.checkpoint.linears import decoder_linears, total_parameters, uniform_density
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.options.convert import ConvertOptions
+from curconvert_runtime.format.forms import MODULAR
 
 SEARCHED_KEEP = 0.8  # what a dry run shows when the size is to be found by --max-kl
 _HEADER_BYTES = 160  # of a safetensors header, per tensor

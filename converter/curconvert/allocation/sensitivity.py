@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from curconvert_runtime.checks.fidelity import Progress
-from curconvert_runtime.format.forms import MODULAR
 from numpy.typing import NDArray
 
 from curconvert.allocation.curves import Curve, interpolated
@@ -30,6 +28,8 @@ from curconvert.journal.store import UNRECORDED, Journal
 from curconvert.linalg.gram import ridged
 from curconvert.linalg.statistics import InputStatistics
 from curconvert.options.convert import ConvertOptions
+from curconvert_runtime.checks.fidelity import Progress
+from curconvert_runtime.format.forms import MODULAR
 
 Matrix = NDArray[np.float64]
 LEAST_NEURONS = 4  # an MLP keeps at least one neuron in so many

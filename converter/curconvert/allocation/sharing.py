@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from curconvert_runtime.format.forms import Shared
 from numpy.typing import NDArray
 
 from curconvert.allocation.curves import Curve, price_of
@@ -27,6 +26,7 @@ from curconvert.factorization.projection import Projection
 from curconvert.factorization.shared import Metric, shared_basis, shared_pivots
 from curconvert.factorization.tasks import lapack
 from curconvert.options.convert import ConvertOptions
+from curconvert_runtime.format.forms import Shared
 
 Vector = NDArray[np.float64]
 

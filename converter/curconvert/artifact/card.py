@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from curconvert_runtime.format.quantized import stored_types
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from curconvert_runtime.format.quantized import stored_types
 
 _TEMPLATES = {"README.md": "README.md.j2", "report.html": "report.html.j2"}
 

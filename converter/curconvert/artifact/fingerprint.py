@@ -7,14 +7,13 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from curconvert_runtime.format.hashing import sha256
-
 from curconvert.artifact.manifest import FORMAT_VERSION, source_files
 from curconvert.base.environment import environment
 from curconvert.calibration.text import CalibrationTokens
 from curconvert.checkpoint.types import Checkpoint, Companions
 from curconvert.options.convert import ConvertOptions
 from curconvert_runtime import __version__
+from curconvert_runtime.format.hashing import sha256
 
 
 def fingerprint(

@@ -11,10 +11,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from curconvert_runtime.format.files import MANIFEST
-
 from curconvert.base.durable import fsync
 from curconvert.base.errors import InputError
+from curconvert_runtime.format.files import MANIFEST
 
 logger = logging.getLogger(__name__)
 

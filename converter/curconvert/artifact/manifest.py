@@ -7,9 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from curconvert_runtime.format.files import MANIFEST
-from curconvert_runtime.format.hashing import cached_sha256, sha256
-
 from curconvert.base.environment import environment
 from curconvert.base.plan import MatrixPlan, Plan
 from curconvert.calibration.text import CalibrationTokens
@@ -18,6 +15,8 @@ from curconvert.checkpoint.types import Checkpoint
 from curconvert.factorization.types import Factorization
 from curconvert.options.convert import ConvertOptions
 from curconvert_runtime import __version__
+from curconvert_runtime.format.files import MANIFEST
+from curconvert_runtime.format.hashing import cached_sha256, sha256
 from curconvert_schemas import validate
 
 FORMAT_VERSION = "1.0"

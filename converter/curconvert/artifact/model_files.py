@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from curconvert_runtime.format.forms import factor_name, factor_shapes, index_lengths
-from curconvert_runtime.format.quantized import Packing, part_name
 
 from curconvert.artifact.quantization_config import quantization_config
 from curconvert.artifact.safetensors_writer import TensorSpec
@@ -21,6 +19,8 @@ from curconvert.checkpoint.types import Checkpoint, Companions, TensorInfo
 from curconvert.graph import build_graphs, genai_config, save_graphs
 from curconvert.options.quantization import Quantization
 from curconvert.quantization.tensors import quantised_tensors
+from curconvert_runtime.format.forms import factor_name, factor_shapes, index_lengths
+from curconvert_runtime.format.quantized import Packing, part_name
 
 _PART_DTYPES = {"U8": torch.uint8, "F32": torch.float32}
 

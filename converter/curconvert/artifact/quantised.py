@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from curconvert_runtime.format.quantized import part_name
 from torch import Tensor
 
 from curconvert.artifact.safetensors_writer import SafetensorsWriter
 from curconvert.options.quantization import Quantization
 from curconvert.quantization.rounding import quantise
 from curconvert.quantization.tensors import relative_error
+from curconvert_runtime.format.quantized import part_name
 
 
 def write_quantised(name: str, weight: Tensor, quantization: Quantization, writer: SafetensorsWriter) -> float:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 from curconvert.base.names import QUANT_METHOD
 
 if TYPE_CHECKING:  # transformers reads this without the converter's other packages
-    from curconvert_runtime.format.quantized import Packing
-
     from curconvert.base.plan import MatrixPlan
+    from curconvert_runtime.format.quantized import Packing
 
 QUANTIZATION_VERSION = 1
 

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from curconvert_runtime.format.forms import Shared, factor_shapes, index_lengths
 from torch import Tensor, nn
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
@@ -22,6 +21,7 @@ from curconvert.base.errors import InputError, UnsupportedError
 from curconvert.base.names import QUANT_METHOD
 from curconvert.blocks.modules import CURLinear, factored_linear
 from curconvert.families.family import Family, family_of
+from curconvert_runtime.format.forms import Shared, factor_shapes, index_lengths
 
 
 @register_quantization_config(QUANT_METHOD)

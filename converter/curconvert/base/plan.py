@@ -6,10 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from curconvert_runtime.format.forms import Shared, index_lengths, parameters
-
 from curconvert.base.forms import Form
 from curconvert.base.names import bias_of, linear_of
+from curconvert_runtime.format.forms import Shared, index_lengths, parameters
 
 
 @dataclass(frozen=True)

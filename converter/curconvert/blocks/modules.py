@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
-from curconvert_runtime.format.forms import FORMS, INDICES
 from torch import Tensor, nn
+
+from curconvert_runtime.format.forms import FORMS, INDICES
 
 if TYPE_CHECKING:  # transformers 4 imports this module without what rounding needs
     from curconvert.blocks.quantised import Quantised

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from curconvert_runtime.format.quantized import Layout, dequantise
 from torch import Tensor
+
+from curconvert_runtime.format.quantized import Layout, dequantise
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from curconvert_runtime.format.artifact import Artifact
-from curconvert_runtime.format.forms import PROVENANCE, Shared, tensor_names
-from curconvert_runtime.format.quantized import PARTS, part_name
 from torch import Tensor, nn
 
 from curconvert.base.errors import IntegrityError
 from curconvert.base.names import bias_of
 from curconvert.blocks.modules import factored_linear
 from curconvert.families.skeleton import EMBEDDING, HEAD, build_skeleton, canonical_parameters, set_tensor
+from curconvert_runtime.format.artifact import Artifact
+from curconvert_runtime.format.forms import PROVENANCE, Shared, tensor_names
+from curconvert_runtime.format.quantized import PARTS, part_name
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I32": torch.int32, "I64": torch.int64}
 

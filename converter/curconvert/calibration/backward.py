@@ -10,7 +10,6 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from curconvert_runtime.checks.fidelity import Progress
 from torch import Tensor
 
 from curconvert.base.errors import InputError
@@ -20,6 +19,7 @@ from curconvert.calibration.batches import Batches
 from curconvert.calibration.evidence import Evidence
 from curconvert.calibration.gradients import GradientCollector, GradientSamples
 from curconvert.journal.store import UNRECORDED, Journal, State
+from curconvert_runtime.checks.fidelity import Progress
 
 GRADIENT_TOKENS = 4096  # costs are means over so many tokens: noisy by percents, where choices differ by factors
 _STAGE = "sensitivity"

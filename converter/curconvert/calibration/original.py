@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from curconvert_runtime.checks.fidelity import Progress
-from curconvert_runtime.checks.probing import OriginalOutputs, fidelity_probe
 from numpy.typing import NDArray
 
 from curconvert.base.device import CPU
@@ -26,6 +24,8 @@ from curconvert.families.skeleton import HEAD
 from curconvert.journal.store import UNRECORDED, Journal, State
 from curconvert.linalg.statistics import InputStatistics
 from curconvert.selection.scores import LayerScorer
+from curconvert_runtime.checks.fidelity import Progress
+from curconvert_runtime.checks.probing import OriginalOutputs, fidelity_probe
 
 BATCH = 8  # sequences per forward pass: enough to keep the matmuls busy, few enough to stay small
 LOGITS = 2**24

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from curconvert_runtime.checks.probing import sample_vocabulary
-from curconvert_runtime.format.probes import CompressedProbe
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache
 
 from curconvert.blocks.stream import Block, BlockStream
 from curconvert.journal.store import State
+from curconvert_runtime.checks.probing import sample_vocabulary
+from curconvert_runtime.format.probes import CompressedProbe
 
 
 class ParityProbe:

@@ -12,7 +12,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from curconvert_runtime.checks.fidelity import Progress
 from numpy.typing import NDArray
 from torch import nn
 from transformers import DynamicCache
@@ -20,6 +19,7 @@ from transformers import DynamicCache
 from curconvert.calibration.text import CalibrationTokens, digest
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.families.skeleton import EMBEDDING, HEAD, build_skeleton, canonical_parameters, set_tensor
+from curconvert_runtime.checks.fidelity import Progress
 
 RESIDENT_BYTES = 4e9
 """Most float32 weights that are held at once to sample: every token needs all of them."""

@@ -12,13 +12,13 @@ from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from typing import Any
 
-from curconvert_runtime.format import strict_json
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from curconvert.base.errors import InputError, UnsupportedError
 from curconvert.base.names import QUANT_METHOD
 from curconvert.families.family import family_of
+from curconvert_runtime.format import strict_json
 
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
 _WIDTH_LIMIT = 2**24

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from curconvert_runtime.format import strict_json
-
 from curconvert.base.errors import InputError
+from curconvert_runtime.format import strict_json
 
 CONFIG_LIMIT = 250_000  # a config has some kilobytes; ten times the memory of its text goes into copies
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from curconvert_runtime.format import strict_json
 from safetensors import SafetensorError, safe_open
 
 from curconvert.base.errors import InputError, UnsupportedError
 from curconvert.checkpoint.files import ModelFolder, load_json_object, regular_file
 from curconvert.checkpoint.types import ByteRange, TensorInfo
+from curconvert_runtime.format import strict_json
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"

@@ -56,9 +56,8 @@ def convert(
 ) -> None:  # fmt: skip
     """Compress MODEL into a verified artifact: a .safetensors or .gguf file, a Hugging Face folder, or a hub id."""
     require_converter()
-    from curconvert_runtime.checks.verification import VerifyOptions
-
     from curconvert.jobs.convert import convert as run
+    from curconvert_runtime.checks.verification import VerifyOptions
 
     options = to_options(method, max_kl)
     gates = None if no_verify else VerifyOptions(max_kl, min_top1, max_ppl_ratio, max_parity)
@@ -217,10 +216,9 @@ def heal(
 ) -> None:  # fmt: skip
     """Train the linking factors of ARTIFACT towards the original, or on a task; size and graphs stay what they are."""
     require_converter()
-    from curconvert_runtime.checks.verification import VerifyOptions
-
     from curconvert.jobs.heal import heal as run
     from curconvert.options.source import SourceOptions
+    from curconvert_runtime.checks.verification import VerifyOptions
 
     options = to_healing(values)
     gates = None if no_verify else VerifyOptions(max_kl, min_top1, max_ppl_ratio, max_parity)
@@ -252,11 +250,10 @@ def resize(
 ) -> None:  # fmt: skip
     """Cut ARTIFACT, which `convert --scored` made, to a smaller size: no checkpoint, calibration or training."""
     require_converter()
-    from curconvert_runtime.checks.verification import VerifyOptions
-
     from curconvert.jobs.resize import resize as run
     from curconvert.options.execution import ExecutionOptions
     from curconvert.options.resize import ResizeOptions
+    from curconvert_runtime.checks.verification import VerifyOptions
 
     options, execution = ResizeOptions(keep, target_parameters), ExecutionOptions(workers=workers)
     gates = None if no_verify else VerifyOptions(max_kl, min_top1, max_ppl_ratio, max_parity)

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from curconvert_runtime.format.quantized import stored_types
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -22,9 +21,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from curconvert_runtime.checks.report import VerificationReport
+from curconvert_runtime.format.quantized import stored_types
 
+if TYPE_CHECKING:
     from curconvert.base.plan import Plan
     from curconvert.estimate.total import Estimate
     from curconvert.jobs.bench.result import Bench, Measured, Spread
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from curconvert.jobs.heal import Healing
     from curconvert.jobs.resize import Resizing
     from curconvert.jobs.sweep.table import Sweep
+    from curconvert_runtime.checks.report import VerificationReport
 
 _STAGES = {
     "sample": "write calibration text",

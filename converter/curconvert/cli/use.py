@@ -70,9 +70,8 @@ def verify(
     **values: Any,
 ) -> None:  # fmt: skip
     """Check ARTIFACT: integrity, export parity, fidelity to the original. Exit code 3 when a check fails."""
-    from curconvert_runtime.checks.verification import VerifyOptions
-
     from curconvert.jobs.verify import verify_artifact
+    from curconvert_runtime.checks.verification import VerifyOptions
 
     if junit is not None and junit.resolve().is_relative_to(artifact.resolve()):
         raise InputError(f"--junit {junit}: lies in the artifact, whose files are sealed; write it elsewhere")

@@ -6,8 +6,6 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from curconvert_runtime.checks.probing import TOP_TOKENS
-
 from curconvert.artifact.workspace import workspace_of
 from curconvert.base.errors import BackendError
 from curconvert.base.names import linear_of
@@ -19,6 +17,7 @@ from curconvert.families.skeleton import EMBEDDING
 from curconvert.methods.planning import keeps_inputs
 from curconvert.options.convert import ConvertOptions
 from curconvert.resizing.components import components_bytes
+from curconvert_runtime.checks.probing import TOP_TOKENS
 
 _REST = 64 * 10**6  # graphs, reports, index vectors: far less for any model seen
 

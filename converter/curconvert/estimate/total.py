@@ -10,10 +10,10 @@ from curconvert.base.errors import InputError
 from curconvert.base.plan import Plan
 from curconvert.calibration.batches import FileBatches, Keeping
 from curconvert.checkpoint.types import Checkpoint
+from curconvert.estimate import memory as estimate_memory
+from curconvert.estimate import time as estimate_time
 from curconvert.estimate.disk import needed_bytes
 from curconvert.estimate.rates import Machine
-from curconvert.estimate.total import memory as estimate_memory
-from curconvert.estimate.total import time as estimate_time
 from curconvert.estimate.workload import Workload
 from curconvert.options.convert import ConvertOptions
 from curconvert.options.execution import ExecutionOptions

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from curconvert_runtime.format.forms import multiply
 from torch import Tensor
 
 from curconvert.base.forms import Basis, Form
+from curconvert_runtime.format.forms import multiply
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Factorization:
     Attributes:
         form: How the factors combine.
         shape: (m, n) of the matrix.
-        tensors: Stored tensors by suffix, as `curconvert_runtime.format.forms` lists them: factors in the deployed dtype,
-            index vectors in int32; and `bias` where it is another than the layer's.
+        tensors: Stored tensors by suffix, as `curconvert_runtime.format.forms` lists them: factors in the
+            deployed dtype, index vectors in int32; and `bias` where it is another than the layer's.
         rank: r.
         relative_output_error: `sqrt(E‖(W x + b) − (Ŵ x + b')‖² / E‖W x‖²)`; where the bias b is kept that is
             `‖(W − Ŵ) H^½‖_F / ‖W H^½‖_F`.

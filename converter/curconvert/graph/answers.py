@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
-from curconvert_runtime.format.contract import FIRST_LOGITS, slice_name
 
 from curconvert.families.skeleton import EMBEDDING, HEAD
+from curconvert_runtime.format.contract import FIRST_LOGITS, slice_name
 
 # What may stand between the products with the vocabulary and the logits: a bias, scaling, soft-capping, and the sum of
 # the two products that an int8 head is.

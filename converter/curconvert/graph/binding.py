@@ -6,11 +6,11 @@ import math
 from collections.abc import Collection, Mapping
 
 import onnx_ir as ir
-from curconvert_runtime.format.forms import PROVENANCE, is_index
 
 from curconvert.base.errors import InputError
 from curconvert.checkpoint.types import TensorInfo
 from curconvert.families.skeleton import EMBEDDING, HEAD
+from curconvert_runtime.format.forms import PROVENANCE, is_index
 
 DTYPES: Mapping[str, ir.DataType] = {
     "F32": ir.DataType.FLOAT,

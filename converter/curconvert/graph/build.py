@@ -9,9 +9,6 @@ from types import MappingProxyType
 from typing import Any
 
 import onnx_ir as ir
-from curconvert_runtime.format.contract import FIRST_LOGITS
-from curconvert_runtime.format.files import FUSED_FILE, PORTABLE_FILE
-from curconvert_runtime.format.quantized import Packing, part_name
 from onnx_ir.passes import common as passes
 
 from curconvert.checkpoint.types import TensorInfo
@@ -25,6 +22,9 @@ from curconvert.graph.half import to_float16
 from curconvert.graph.lowering import Lowering
 from curconvert.graph.portable import OPSET_WITH_BLOCKS, Portable
 from curconvert.graph.template import dense_template
+from curconvert_runtime.format.contract import FIRST_LOGITS
+from curconvert_runtime.format.files import FUSED_FILE, PORTABLE_FILE
+from curconvert_runtime.format.quantized import Packing, part_name
 
 # The IR version of ONNX 1.12, the first release with opset 17.
 _IR_VERSION = 8

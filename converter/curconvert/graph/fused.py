@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import onnx_ir as ir
-from curconvert_runtime.format.quantized import Layout
-from curconvert_runtime.serve.accuracy import ROUNDS_ACTIVATIONS
 
 from curconvert.families.facts import AttentionFacts, ModelFacts
 from curconvert.graph.emit import MICROSOFT, Emitter
 from curconvert.graph.portable import Portable
 from curconvert.graph.rotary import cos_sin
 from curconvert.graph.weights import Packed, Weight
+from curconvert_runtime.format.quantized import Layout
+from curconvert_runtime.serve.accuracy import ROUNDS_ACTIVATIONS
 
 _INT32, _INT64 = ir.DataType.INT32, ir.DataType.INT64
 

@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from typing import Protocol
 
 import onnx_ir as ir
-from curconvert_runtime.format.forms import FORMS, factor_name, is_index
-from curconvert_runtime.format.quantized import Layout, Packing, part_name
 from onnx_ir.passes import common as passes
 
 from curconvert.base.errors import InputError, UnsupportedError
@@ -23,6 +21,8 @@ from curconvert.families.skeleton import EMBEDDING, HEAD
 from curconvert.graph.binding import INDEX_DTYPE, source_of
 from curconvert.graph.emit import Emitter
 from curconvert.graph.weights import Packed, Weight
+from curconvert_runtime.format.forms import FORMS, factor_name, is_index
+from curconvert_runtime.format.quantized import Layout, Packing, part_name
 
 _FLOAT, _UINT8 = ir.DataType.FLOAT, ir.DataType.UINT8
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import onnx_ir as ir
-from curconvert_runtime.format.quantized import Layout
 
 from curconvert.families.facts import AttentionFacts, ModelFacts
 from curconvert.graph.emit import Emitter
 from curconvert.graph.rotary import cos_sin
 from curconvert.graph.unpacking import dequantised, integer_type, unpacked
 from curconvert.graph.weights import Packed, Weight, width
+from curconvert_runtime.format.quantized import Layout
 
 OPSET_WITH_BLOCKS = 21
 _OPSET_WITH_AXES = 18  # of ReduceMean, as an input

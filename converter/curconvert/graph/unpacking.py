@@ -9,10 +9,10 @@ whole model is folded, several times the float32 model in all.
 from __future__ import annotations
 
 import onnx_ir as ir
-from curconvert_runtime.format.quantized import Layout
 
 from curconvert.graph.emit import Emitter
 from curconvert.graph.weights import Packed
+from curconvert_runtime.format.quantized import Layout
 
 _FLOAT, _UINT8, _UINT4 = ir.DataType.FLOAT, ir.DataType.UINT8, ir.DataType.UINT4
 

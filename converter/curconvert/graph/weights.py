@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import onnx_ir as ir
+
 from curconvert_runtime.format.quantized import Layout
 
 

@@ -6,11 +6,6 @@ from collections.abc import Collection
 from dataclasses import replace
 
 import torch
-from curconvert_runtime.checks.fidelity import Progress
-from curconvert_runtime.checks.probing import parity_batch
-from curconvert_runtime.format.forms import SPARSE, factor_name
-from curconvert_runtime.format.probes import CompressedProbe
-from curconvert_runtime.format.quantized import part_name
 
 from curconvert.artifact.safetensors_writer import SafetensorsWriter
 from curconvert.base.names import bias_of, layer_of
@@ -32,6 +27,11 @@ from curconvert.journal.store import UNRECORDED, Journal, State
 from curconvert.methods.block import factors_of, install
 from curconvert.options.convert import ConvertOptions
 from curconvert.quantization.tensors import UNQUANTISED, Tables
+from curconvert_runtime.checks.fidelity import Progress
+from curconvert_runtime.checks.probing import parity_batch
+from curconvert_runtime.format.forms import SPARSE, factor_name
+from curconvert_runtime.format.probes import CompressedProbe
+from curconvert_runtime.format.quantized import part_name
 
 
 def compress(

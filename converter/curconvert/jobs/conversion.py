@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from curconvert_runtime.checks.report import VerificationReport
-
 from curconvert.base.plan import Plan
+from curconvert_runtime.checks.report import VerificationReport
 
 
 @dataclass(frozen=True)

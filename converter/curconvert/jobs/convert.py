@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from curconvert_runtime.checks.fidelity import Progress
-from curconvert_runtime.checks.verification import VerifyOptions
-
 from curconvert.allocation.plans import targets_of
 from curconvert.artifact.fingerprint import fingerprint
 from curconvert.artifact.folder import check_output, publish
@@ -31,6 +28,8 @@ from curconvert.jobs.stages import (
 from curconvert.options.convert import ConvertOptions
 from curconvert.options.execution import ExecutionOptions
 from curconvert.options.source import SourceOptions
+from curconvert_runtime.checks.fidelity import Progress
+from curconvert_runtime.checks.verification import VerifyOptions
 
 _LOCAL = ExecutionOptions()
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from curconvert_runtime.checks.fidelity import Progress
-
 from curconvert.artifact.card import write_reports
 from curconvert.artifact.folder import atomic_folder, check_output
 from curconvert.artifact.manifest import build_manifest, seal
@@ -25,6 +23,7 @@ from curconvert.options.quantization import Quantization
 from curconvert.options.source import SourceOptions
 from curconvert.quantization.tensors import quantised_tensors, quantization_json
 from curconvert.quantization.widths import RoundingCost
+from curconvert_runtime.checks.fidelity import Progress
 
 
 def export(

@@ -8,13 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from curconvert_runtime.checks.fidelity import Progress
-from curconvert_runtime.checks.report import VerificationReport
-from curconvert_runtime.checks.verification import VerifyOptions
-from curconvert_runtime.format.artifact import Artifact
-from curconvert_runtime.format.files import MANIFEST
-from curconvert_runtime.format.hashing import sha256
-from curconvert_runtime.format.probes import Probes
 
 from curconvert.artifact.fingerprint import common
 from curconvert.artifact.folder import check_output, publish
@@ -37,6 +30,13 @@ from curconvert.training.heal_blocks import heal_blocks
 from curconvert.training.loop import Point, train
 from curconvert.training.rewrite import answers_by_blocks, answers_of_model, copy_with, write_probes
 from curconvert.training.student import held_out_measure, keep_few_activations, trainable, training_loss
+from curconvert_runtime.checks.fidelity import Progress
+from curconvert_runtime.checks.report import VerificationReport
+from curconvert_runtime.checks.verification import VerifyOptions
+from curconvert_runtime.format.artifact import Artifact
+from curconvert_runtime.format.files import MANIFEST
+from curconvert_runtime.format.hashing import sha256
+from curconvert_runtime.format.probes import Probes
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from curconvert.base.names import bias_of
+from curconvert.blocks.stored import build_torch_model, factor_names, stored_tensor
+from curconvert.checkpoint import Checkpoint, open_checkpoint
 from curconvert_runtime.checks.parity import compare, compare_with_probe, teacher_forced
 from curconvert_runtime.checks.report import Check
 from curconvert_runtime.checks.verification import VerifyOptions, graph_answers
@@ -23,13 +30,6 @@ from curconvert_runtime.format.forms import multiply
 from curconvert_runtime.format.hashing import sha256
 from curconvert_runtime.format.probes import Probes
 from curconvert_runtime.format.quantized import PARTS, part_name
-from numpy.typing import NDArray
-from torch import Tensor, nn
-from transformers import DynamicCache
-
-from curconvert.base.names import bias_of
-from curconvert.blocks.stored import build_torch_model, factor_names, stored_tensor
-from curconvert.checkpoint import Checkpoint, open_checkpoint
 
 _SAME_ERROR = 1e-4  # that sums of squares may differ by, on another machine
 

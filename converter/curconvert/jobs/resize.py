@@ -8,14 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from curconvert_runtime.checks.fidelity import Progress
-from curconvert_runtime.checks.report import VerificationReport
-from curconvert_runtime.checks.verification import VerifyOptions
-from curconvert_runtime.format.artifact import Artifact
-from curconvert_runtime.format.files import MANIFEST
-from curconvert_runtime.format.forms import factor_name
-from curconvert_runtime.format.hashing import sha256
-from curconvert_runtime.format.probes import CompressedProbe, Probes
 from torch import Tensor
 
 from curconvert.artifact.folder import atomic_folder, check_output
@@ -40,6 +32,14 @@ from curconvert.options.resize import ResizeOptions
 from curconvert.resizing.cut import Tensors, cuts
 from curconvert.resizing.scored import Scored
 from curconvert.training.rewrite import write_probes
+from curconvert_runtime.checks.fidelity import Progress
+from curconvert_runtime.checks.report import VerificationReport
+from curconvert_runtime.checks.verification import VerifyOptions
+from curconvert_runtime.format.artifact import Artifact
+from curconvert_runtime.format.files import MANIFEST
+from curconvert_runtime.format.forms import factor_name
+from curconvert_runtime.format.hashing import sha256
+from curconvert_runtime.format.probes import CompressedProbe, Probes
 
 _LOCAL = ExecutionOptions()
 

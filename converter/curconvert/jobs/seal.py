@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from curconvert_runtime.checks.fidelity import Progress
-from curconvert_runtime.checks.report import VerificationReport
-from curconvert_runtime.checks.verification import VerifyOptions
-
 from curconvert.artifact.card import write_reports
 from curconvert.artifact.manifest import seal
 from curconvert.jobs.verify import verify_artifact
+from curconvert_runtime.checks.fidelity import Progress
+from curconvert_runtime.checks.report import VerificationReport
+from curconvert_runtime.checks.verification import VerifyOptions
 
 
 def verify_and_seal(

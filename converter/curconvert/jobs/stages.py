@@ -9,11 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from curconvert_runtime.checks.fidelity import Progress
-from curconvert_runtime.checks.probing import pack_probes, parity_batch
-from curconvert_runtime.checks.report import VerificationReport
-from curconvert_runtime.checks.verification import VerifyOptions
-from curconvert_runtime.format.files import TOKENIZER
 
 from curconvert.allocation.curves import Curve
 from curconvert.allocation.plans import targets_of, uniform_plan
@@ -52,6 +47,11 @@ from curconvert.quantization.widths import RoundingCost
 from curconvert.resizing.components import write_components
 from curconvert.selection.layers import score_of, select_layers
 from curconvert.training.learned_plan import check_resident, learned_plan
+from curconvert_runtime.checks.fidelity import Progress
+from curconvert_runtime.checks.probing import pack_probes, parity_batch
+from curconvert_runtime.checks.report import VerificationReport
+from curconvert_runtime.checks.verification import VerifyOptions
+from curconvert_runtime.format.files import TOKENIZER
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,11 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from curconvert.base.errors import BackendError
 from curconvert_runtime.checks.fidelity import Progress
 from curconvert_runtime.checks.report import VerificationReport
 from curconvert_runtime.checks.verification import VerifyOptions, verify
 from curconvert_runtime.format.files import MANIFEST
-
-from curconvert.base.errors import BackendError
 
 
 def verify_artifact(

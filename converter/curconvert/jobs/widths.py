@@ -15,9 +15,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from curconvert_runtime.checks.fidelity import Progress
-from curconvert_runtime.format.forms import SPARSE
-from curconvert_runtime.format.quantized import BITS
 
 from curconvert.base.names import layer_of
 from curconvert.base.plan import MatrixPlan, Plan
@@ -36,6 +33,9 @@ from curconvert.options.quantization import Quantization
 from curconvert.quantization.rounding import quantise
 from curconvert.quantization.tensors import TABLES, quantised_shapes, relative_error
 from curconvert.quantization.widths import RoundingCost, RoundingTask, Vector, chosen_widths, weighted
+from curconvert_runtime.checks.fidelity import Progress
+from curconvert_runtime.format.forms import SPARSE
+from curconvert_runtime.format.quantized import BITS
 
 _STAGE = "widths"
 _ROWS = 8192  # of a table, in float64 at once

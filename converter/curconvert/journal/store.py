@@ -16,14 +16,14 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from curconvert_runtime.format import strict_json
-from curconvert_runtime.format.hashing import sha256
 from numpy.typing import NDArray
 from torch import Tensor
 
 from curconvert.base.durable import fsync, replace_text
 from curconvert.base.errors import InputError
 from curconvert.journal.tensor_list import TensorList
+from curconvert_runtime.format import strict_json
+from curconvert_runtime.format.hashing import sha256
 
 JOURNAL = "journal.json"
 JOURNAL_VERSION = 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from curconvert_runtime.format.forms import MODULAR, SPARSE, keeps_part
 
 from curconvert.base.errors import InputError
 from curconvert.base.names import linear_of
@@ -21,6 +20,7 @@ from curconvert.factorization.types import Factorization
 from curconvert.families.heads import Heads
 from curconvert.linalg.statistics import InputStatistics
 from curconvert.options.convert import ConvertOptions
+from curconvert_runtime.format.forms import MODULAR, SPARSE, keeps_part
 
 FactorTask = Task[dict[str, Factorization]]
 

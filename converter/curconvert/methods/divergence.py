@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from curconvert_runtime.checks.fidelity import Progress
 
 from curconvert.base.plan import Plan
 from curconvert.base.progress import silent
@@ -17,6 +16,7 @@ from curconvert.journal.store import UNRECORDED, Journal, State
 from curconvert.methods.block import factors_of, install
 from curconvert.options.convert import ConvertOptions
 from curconvert.quantization.tensors import UNQUANTISED, Tables
+from curconvert_runtime.checks.fidelity import Progress
 
 
 def divergence(

@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import cast
 
-from curconvert_runtime.format.forms import MODULAR, SPARSE, parameters
-
 from curconvert.allocation.plans import assemble
 from curconvert.base.errors import InputError
 from curconvert.base.forms import MIN_SAVING, Form, break_even_rank, rank_for_density
@@ -19,6 +17,7 @@ from curconvert.checkpoint.types import Checkpoint
 from curconvert.families.heads import Heads, attention_heads
 from curconvert.options.convert import STORED, ConvertOptions
 from curconvert.selection.layers import layer_count, score_of, select_layers
+from curconvert_runtime.format.forms import MODULAR, SPARSE, parameters
 
 
 def obstacle(name: str, heads: Heads | None) -> str | None:

@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from curconvert_runtime.checks.fidelity import Progress
 
 from curconvert.allocation.curves import Curve
 from curconvert.allocation.plans import allocated, predicted_cost, target_parameters
@@ -25,6 +24,7 @@ from curconvert.methods.divergence import divergence
 from curconvert.options.convert import ConvertOptions
 from curconvert.options.quantization import stored_bytes
 from curconvert.quantization.tensors import Tables
+from curconvert_runtime.checks.fidelity import Progress
 
 logger = logging.getLogger(__name__)
 _TRIALS = 5  # compressions that a search may measure

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from curconvert_runtime.format.forms import MODULAR
-
 from curconvert.base.errors import InputError
 from curconvert.base.names import layer_of, linear_of
 from curconvert.checkpoint.linears import decoder_linears, total_parameters, uniform_density
@@ -13,6 +11,7 @@ from curconvert.checkpoint.types import Checkpoint
 from curconvert.families.heads import attention_heads
 from curconvert.methods.planning import obstacle
 from curconvert.options.convert import LINEARS, ConvertOptions
+from curconvert_runtime.format.forms import MODULAR
 
 
 def options_for_size(checkpoint: Checkpoint, method: str, target: int, **values: Any) -> ConvertOptions:

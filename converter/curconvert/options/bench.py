@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from curconvert_runtime.serve.providers import PROVIDERS
-
-from curconvert.jobs.bench.speed import Workload
 from curconvert_runtime.errors import InputError
+from curconvert_runtime.format.artifact import Artifact
+from curconvert_runtime.serve.providers import PROVIDERS
 
 GRAPHS = ("auto", "fused", "portable")
 
@@ -77,3 +76,27 @@ class BenchOptions:
 def _positive(option: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InputError(f"{option} {value!r}: expected an integer of at least 1")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One kind of request: random tokens of equal length in every row, continued greedily; no end token stops it.
+
+    Attributes:
+        batch: Rows.
+        prompt_tokens: Length of each prompt.
+        generated_tokens: Tokens after the first, for each row.
+    """
+
+    batch: int
+    prompt_tokens: int
+    generated_tokens: int
+
+    def check_context(self, artifact: Artifact) -> None:
+        """Refuse what does not fit a model's context."""
+        total, context = self.prompt_tokens + self.generated_tokens, artifact.model["max_position_embeddings"]
+        if total > context:
+            raise InputError(
+                f"{self.prompt_tokens} prompt and {self.generated_tokens} generated tokens: the context of "
+                f"{artifact.path} is {context}; ask for fewer"
+            )

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from curconvert_runtime.format.forms import MODULAR
-
 from curconvert.base.device import CPU
 from curconvert.base.errors import InputError
 from curconvert.base.forms import Basis, Form
@@ -17,6 +15,7 @@ from curconvert.options.calibration import BUILTIN, CalibrationOptions
 from curconvert.options.checks import check_device
 from curconvert.options.choices import APPROXIMATIONS, BASIS_SELECTORS, IMPORTANCES, LINKS, SELECTORS
 from curconvert.options.quantization import Quantization
+from curconvert_runtime.format.forms import MODULAR
 
 DType = Literal["float32", "float16", "bfloat16"]
 Method = Literal[
@@ -82,9 +81,9 @@ class ConvertOptions:
 
     Attributes:
         method: Name of the preset, for the record.
-        form: How compressed matrices are stored, see `curconvert_runtime.format.forms`; `modular` stands for the two forms of
-            a smaller MLP, `modules` for those of a smaller MLP and a smaller attention, `auto` for what serves each
-            matrix best; `dense` compresses none, and only quantises.
+        form: How compressed matrices are stored, see `curconvert_runtime.format.forms`; `modular` stands for the two
+            forms of a smaller MLP, `modules` for those of a smaller MLP and a smaller attention, `auto` for what serves
+            each matrix best; `dense` compresses none, and only quantises.
         rank: Largest rank of a compressed matrix, or number of neurons to keep; None where `density` decides.
         density: Largest share of a compressed matrix's numbers to keep; None where `rank` decides.
         keep: Share of the model's parameters to keep, embedding included; `auto` and `soco` only, as the next two.

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
-from curconvert_runtime.format.quantized import BITS, BLOCK_SIZES, Layout
 
 from curconvert.base.errors import InputError
+from curconvert_runtime.format.quantized import BITS, BLOCK_SIZES, Layout
 
 TYPES = tuple(f"int{bits}" for bits in BITS)
 MIXED = "mixed"

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import scipy.linalg
 import torch
-from curconvert_runtime.format.quantized import Layout, pack
 from numpy.typing import NDArray
 from torch import Tensor
 
 from curconvert.base.errors import InputError
 from curconvert.blocks.quantised import Quantised
 from curconvert.linalg.chunked import ChunkedMatrix
+from curconvert_runtime.format.quantized import Layout, pack
 
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]

@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from curconvert_runtime.format.forms import factor_name
-from curconvert_runtime.format.quantized import part_name
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -28,6 +26,8 @@ from curconvert.linalg.gram import least_squares
 from curconvert.linalg.metrics import FullMetric
 from curconvert.options.quantization import Quantization
 from curconvert.quantization.rounding import quantise
+from curconvert_runtime.format.forms import factor_name
+from curconvert_runtime.format.quantized import part_name
 
 Matrix = NDArray[np.float64]
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from curconvert_runtime.format.forms import factor_name, factor_shapes
-from curconvert_runtime.format.quantized import Packing
 from torch import Tensor
 
 from curconvert.base.plan import Plan
@@ -21,6 +19,8 @@ from curconvert.options.quantization import Quantization
 from curconvert.quantization.rounding import quantise
 from curconvert.quantization.tasks import quantised_factors
 from curconvert.quantization.widths import RoundingCost
+from curconvert_runtime.format.forms import factor_name, factor_shapes
+from curconvert_runtime.format.quantized import Packing
 
 TABLES = (EMBEDDING, HEAD)
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from curconvert_runtime.format.quantized import BITS
 from numpy.typing import NDArray
 
 from curconvert.quantization.tasks import QuantisationTask
+from curconvert_runtime.format.quantized import BITS
 
 Vector = NDArray[np.float64]
 

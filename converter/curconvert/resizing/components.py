@@ -17,9 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from curconvert_runtime.checks.fidelity import Progress
-from curconvert_runtime.format.files import COMPONENTS, SCORES
-from curconvert_runtime.format.forms import factor_name
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -35,6 +32,9 @@ from curconvert.factorization.projection import Projection
 from curconvert.factorization.projections import read_projections
 from curconvert.factorization.tasks import best_approximations, lapack
 from curconvert.options.convert import ConvertOptions
+from curconvert_runtime.checks.fidelity import Progress
+from curconvert_runtime.format.files import COMPONENTS, SCORES
+from curconvert_runtime.format.forms import factor_name
 from curconvert_schemas import validate
 
 SCHEMA = "components-1.0"

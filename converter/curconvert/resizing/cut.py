@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from curconvert_runtime.format.forms import MODULAR, multiply
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from curconvert.factorization.measured import deployed
 from curconvert.factorization.nested import eliminated, truncated
 from curconvert.factorization.tasks import check_fit, lapack
 from curconvert.resizing.scored import Scored
+from curconvert_runtime.format.forms import MODULAR, multiply
 
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]

@@ -8,11 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from curconvert_runtime.format import strict_json
-from curconvert_runtime.format.artifact import Artifact
-from curconvert_runtime.format.files import COMPONENTS, SCORES
-from curconvert_runtime.format.forms import MODULAR, factor_name
-from curconvert_runtime.format.tensor_file import TensorHeader, read_headers, read_tensor
 from numpy.typing import NDArray
 
 from curconvert.allocation.curves import Curve
@@ -24,6 +19,11 @@ from curconvert.base.plan import Plan
 from curconvert.factorization.nested import unpacked
 from curconvert.resizing.components import SCHEMA, layout, module_sizes, stored_under
 from curconvert.resizing.source import ArtifactSource
+from curconvert_runtime.format import strict_json
+from curconvert_runtime.format.artifact import Artifact
+from curconvert_runtime.format.files import COMPONENTS, SCORES
+from curconvert_runtime.format.forms import MODULAR, factor_name
+from curconvert_runtime.format.tensor_file import TensorHeader, read_headers, read_tensor
 from curconvert_schemas import SchemaError, validate
 
 _LIMIT = 2**28  # bytes of the curves: a number for each size of each module

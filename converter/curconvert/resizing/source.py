@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from curconvert_runtime.format.artifact import STORED_DTYPE, Artifact
-from curconvert_runtime.format.forms import multiply
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,6 +17,8 @@ from curconvert.base.plan import MatrixPlan, Plan
 from curconvert.blocks.stored import factor_names, stored_tensor
 from curconvert.checkpoint.companions import COMPANION_NAMES
 from curconvert.checkpoint.types import ByteRange, Checkpoint, Companions, SourceKind, TensorInfo
+from curconvert_runtime.format.artifact import STORED_DTYPE, Artifact
+from curconvert_runtime.format.forms import multiply
 
 Row = Mapping[str, Any]
 

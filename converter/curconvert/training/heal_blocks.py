@@ -6,8 +6,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from curconvert_runtime.checks.fidelity import Progress
-from curconvert_runtime.format.artifact import Artifact
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
@@ -22,6 +20,8 @@ from curconvert.training.loop import Loss, Point, train
 from curconvert.training.start import solve_block
 from curconvert.training.stored import Stored, install
 from curconvert.training.student import trainable
+from curconvert_runtime.checks.fidelity import Progress
+from curconvert_runtime.format.artifact import Artifact
 
 
 def heal_blocks(

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from curconvert_runtime.checks.fidelity import Progress
 from torch import nn
 
 from curconvert.allocation.plans import target_parameters, targets_of
@@ -27,6 +26,7 @@ from curconvert.options.quantization import stored_bytes
 from curconvert.training.spectral_linear import SpectralLinear, components
 from curconvert.training.spectrum import Learner
 from curconvert.training.spectrum_sizes import Kept
+from curconvert_runtime.checks.fidelity import Progress
 
 
 def learned_plan(

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from curconvert_runtime.checks.fidelity import Progress
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from curconvert.base.errors import InputError
 from curconvert.journal.store import Journal, State
 from curconvert.options.heal import HealOptions
+from curconvert_runtime.checks.fidelity import Progress
 
 Loss = Callable[[NDArray[np.intp]], Tensor]
 

@@ -7,9 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from curconvert_runtime.format.artifact import Artifact
-from curconvert_runtime.format.files import COMPONENTS, PROBES, SCORES
-from curconvert_runtime.format.probes import CompressedProbe, OriginalProbe, Probes
 from torch import Tensor, nn
 from transformers import DynamicCache
 
@@ -20,6 +17,9 @@ from curconvert.blocks.stream import BlockStream
 from curconvert.calibration.parity_probe import ParityProbe, collected
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.training.stored import Stored, install
+from curconvert_runtime.format.artifact import Artifact
+from curconvert_runtime.format.files import COMPONENTS, PROBES, SCORES
+from curconvert_runtime.format.probes import CompressedProbe, OriginalProbe, Probes
 
 
 def copy_with(artifact: Artifact, work: Path, values: Mapping[str, Tensor]) -> None:

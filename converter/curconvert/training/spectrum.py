@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from curconvert_runtime.checks.fidelity import Progress
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -25,6 +24,7 @@ from curconvert.training.loop import chosen
 from curconvert.training.spectral_linear import SpectralLinear
 from curconvert.training.spectrum_sizes import Kept, Shapes, choose
 from curconvert.training.student import divergence
+from curconvert_runtime.checks.fidelity import Progress
 
 STAGE = "learn"
 _COARSE, _SPARSIFY = 0.5, 0.2  # shares of the steps; the rest refines

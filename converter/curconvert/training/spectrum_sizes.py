@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from curconvert_runtime.format.forms import parameters
 from torch import Tensor
 
 from curconvert.base.forms import MIN_SAVING
+from curconvert_runtime.format.forms import parameters
 
 Shapes = Mapping[str, tuple[int, int]]
 Kept = Mapping[str, Tensor | None]

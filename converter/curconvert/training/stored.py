@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from curconvert_runtime.format.artifact import Artifact
 from torch import Tensor
 
 from curconvert.blocks.stored import linear_of_artifact, stored_tensor
 from curconvert.blocks.stream import LAYERS, Block
 from curconvert.checkpoint.types import Checkpoint, Companions, SourceKind, TensorInfo
 from curconvert.families.skeleton import canonical_parameters, set_tensor
+from curconvert_runtime.format.artifact import Artifact
 
 
 class Stored(Checkpoint):

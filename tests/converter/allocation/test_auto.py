@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from curconvert_runtime.checks.verification import VerifyOptions
 from safetensors.numpy import save_file
 
 from curconvert import convert, plan
@@ -19,6 +18,7 @@ from curconvert.checkpoint import open_checkpoint
 from curconvert.options.calibration import CalibrationOptions
 from curconvert.options.convert import ConvertOptions
 from curconvert.options.source import SourceOptions
+from curconvert_runtime.checks.verification import VerifyOptions
 from support.families import VOCABULARY, make_checkpoint
 from support.tiny_runs import manifest_of, stored_tensors
 

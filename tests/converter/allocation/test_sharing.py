@@ -9,9 +9,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from curconvert_runtime.checks.verification import VerifyOptions
-from curconvert_runtime.format.forms import Shared, multiply, parameters, tensor_names
-from curconvert_runtime.format.onnx_external import external_tensors
 from threadpoolctl import threadpool_limits
 
 from curconvert.allocation.curves import Curve
@@ -24,6 +21,9 @@ from curconvert.options.convert import ConvertOptions
 from curconvert.options.execution import ExecutionOptions
 from curconvert.options.source import SourceOptions
 from curconvert_runtime import Artifact
+from curconvert_runtime.checks.verification import VerifyOptions
+from curconvert_runtime.format.forms import Shared, multiply, parameters, tensor_names
+from curconvert_runtime.format.onnx_external import external_tensors
 from support.checkpoints import make_layers_alike
 from support.families import make_checkpoint
 from support.tiny_runs import manifest_of, stored_tensors, tiny_options, token_file

@@ -7,10 +7,10 @@ import stat
 from pathlib import Path
 
 import pytest
-from curconvert_runtime.format.files import MANIFEST
 
 from curconvert.artifact.folder import SWEEP, atomic_folder, check_output
 from curconvert.base.errors import InputError
+from curconvert_runtime.format.files import MANIFEST
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from curconvert_runtime.format.hashing import sha256
 from safetensors.torch import load_file, save_file
 
 from curconvert.base.errors import InputError
 from curconvert.checkpoint import open_checkpoint
+from curconvert_runtime.format.hashing import sha256
 from support.checkpoints import edit_config, edit_tensors, shard
 from support.families import FAMILIES, TinyModel, make_checkpoint, split_names
 

@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from curconvert_runtime.format.onnx_external import external_tensors
 
 from curconvert.graph import Graphs, build_graphs, save_graphs
 from curconvert.graph.answers import split_answers
+from curconvert_runtime.format.onnx_external import external_tensors
 from support.families import VOCABULARY, TinyModel, make_checkpoint
 from support.parity import right_padded_logits, tokens
 

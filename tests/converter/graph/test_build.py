@@ -11,7 +11,6 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from curconvert_runtime.serve.backend import gains_by_fusion
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from curconvert.base.errors import UnsupportedError
@@ -19,6 +18,7 @@ from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.types import ByteRange, TensorInfo
 from curconvert.families.family import SUPPORTED_FAMILIES
 from curconvert.graph import Graphs, build_graphs, save_graphs
+from curconvert_runtime.serve.backend import gains_by_fusion
 from support.cases import CASES
 from support.families import FAMILIES, MIXED, SPARSE, VOCABULARY, TinyModel, compress, drop_neurons, make_checkpoint
 from support.parity import Runner, largest_difference, left_padded_logits, oracle_logits, right_padded_logits, tokens

@@ -14,8 +14,6 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from curconvert_runtime.checks.verification import VerifyOptions, verify
-from curconvert_runtime.format.contract import FIRST_LOGITS
 from safetensors.torch import load_file
 
 from curconvert.base.errors import IntegrityError
@@ -26,6 +24,8 @@ from curconvert.jobs.parity import check_slices, torch_parity
 from curconvert.options.quantization import Quantization
 from curconvert.options.source import SourceOptions
 from curconvert_runtime import Artifact, CpuOptions, load
+from curconvert_runtime.checks.verification import VerifyOptions, verify
+from curconvert_runtime.format.contract import FIRST_LOGITS
 from support.checkpoints import make_layers_alike
 from support.families import make_checkpoint
 from support.tiny_artifact import reseal

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from curconvert_runtime.format.quantized import Layout
 
 from curconvert.base.errors import InputError
 from curconvert.jobs.export import export
@@ -14,6 +13,7 @@ from curconvert.options.convert import ConvertOptions
 from curconvert.options.quantization import Quantization
 from curconvert.options.source import SourceOptions
 from curconvert.options.sweep import SweepOptions
+from curconvert_runtime.format.quantized import Layout
 from support.command_line import call, refused
 from support.families import make_checkpoint
 from support.tiny_runs import add_tokenizer

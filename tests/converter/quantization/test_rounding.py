@@ -7,12 +7,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from curconvert_runtime.format.quantized import BITS, BLOCK_SIZES, Layout
 from numpy.typing import NDArray
 
 from curconvert.base.errors import InputError
 from curconvert.blocks.quantised import Quantised
 from curconvert.quantization.rounding import DAMPING, quantise, searched, widest
+from curconvert_runtime.format.quantized import BITS, BLOCK_SIZES, Layout
 
 M, N = 12, 150
 LAYOUTS = [Layout(*values) for values in itertools.product(BITS, BLOCK_SIZES, (True, False))]

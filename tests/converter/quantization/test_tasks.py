@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from curconvert_runtime.format.forms import FORMS
 from numpy.typing import NDArray
 
 from curconvert.base.forms import Form
@@ -19,6 +18,7 @@ from curconvert.options.quantization import Quantization
 from curconvert.quantization import tasks
 from curconvert.quantization.rounding import quantise
 from curconvert.quantization.tasks import QuantisationTask, quantised_factors
+from curconvert_runtime.format.forms import FORMS
 
 M, N, R = 40, 48, 36
 FLOAT = torch.float32

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from curconvert_runtime.format.hashing import sha256
 from safetensors.torch import load_file, save_file
 
 from curconvert import CalibrationOptions, ConvertOptions, SourceOptions, convert, export
@@ -24,6 +23,7 @@ from curconvert.options.resize import ResizeOptions
 from curconvert.resizing.components import components_bytes
 from curconvert.training.rewrite import copy_with
 from curconvert_runtime import Artifact, VerifyOptions, load
+from curconvert_runtime.format.hashing import sha256
 from curconvert_schemas import validate
 from support.command_line import call, refused, snapshot
 from support.families import VOCABULARY, make_checkpoint

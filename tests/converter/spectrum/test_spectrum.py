@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from curconvert_runtime.checks.verification import VerifyOptions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +20,7 @@ from curconvert.options.convert import ConvertOptions
 from curconvert.training import learned_plan as spectrum_plan
 from curconvert.training.spectral_linear import SpectralLinear, components
 from curconvert.training.spectrum_sizes import Kept, choose, numbers
+from curconvert_runtime.checks.verification import VerifyOptions
 from support.families import make_checkpoint
 from support.matrices import correlated, error_in, random_weight
 from support.tiny_runs import manifest_of, stored_tensors, tiny_options, token_file

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from curconvert.jobs.bench.speed import Workload
-from curconvert.options.bench import BenchOptions
+from curconvert.options.bench import BenchOptions, Workload
 from curconvert_schemas import validate
 
 SCHEMA = "bench-1.0"

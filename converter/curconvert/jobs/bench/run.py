@@ -11,18 +11,17 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from curconvert_runtime.checks.fidelity import Progress
-from curconvert_runtime.format.artifact import Artifact
-from curconvert_runtime.format.files import MANIFEST
-from curconvert_runtime.serve.backend import import_onnxruntime, installed_versions
-
 from curconvert.base.machine import available_cpus
 from curconvert.jobs.bench.processes import MeasuringProcess
 from curconvert.jobs.bench.result import Bench, Measured, Ratios, Row, Side, Spread
-from curconvert.jobs.bench.speed import Workload, step_bytes, weight_bytes
-from curconvert.options.bench import BenchOptions
+from curconvert.jobs.bench.speed import step_bytes, weight_bytes
+from curconvert.options.bench import BenchOptions, Workload
 from curconvert_runtime import __version__
+from curconvert_runtime.checks.fidelity import Progress
 from curconvert_runtime.errors import BackendError
+from curconvert_runtime.format.artifact import Artifact
+from curconvert_runtime.format.files import MANIFEST
+from curconvert_runtime.serve.backend import import_onnxruntime, installed_versions
 
 # Each model is started as often as this, or once for each round, the last time to stay.
 _STARTS = 3

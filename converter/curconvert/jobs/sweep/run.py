@@ -9,12 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from curconvert_runtime.checks.fidelity import Progress, exact_fidelity, text_windows
-from curconvert_runtime.checks.metrics import Fidelity
-from curconvert_runtime.checks.verification import VerifyOptions, read_text
-from curconvert_runtime.format.artifact import Artifact
-from curconvert_runtime.serve.backend import import_onnxruntime, installed_versions
-from curconvert_runtime.serve.session import load
 from numpy.typing import NDArray
 
 from curconvert.artifact.folder import SWEEP, atomic_folder, check_output
@@ -48,6 +42,12 @@ from curconvert.options.execution import ExecutionOptions
 from curconvert.options.source import SourceOptions
 from curconvert.options.sweep import SweepOptions
 from curconvert_runtime import __version__
+from curconvert_runtime.checks.fidelity import Progress, exact_fidelity, text_windows
+from curconvert_runtime.checks.metrics import Fidelity
+from curconvert_runtime.checks.verification import VerifyOptions, read_text
+from curconvert_runtime.format.artifact import Artifact
+from curconvert_runtime.serve.backend import import_onnxruntime, installed_versions
+from curconvert_runtime.serve.session import load
 
 Ids = NDArray[np.int64]
 _LOCAL = ExecutionOptions()

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from curconvert.jobs.bench.speed import measure
+from curconvert.options.bench import Workload
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.serve.session import load
-
-from curconvert.jobs.bench.speed import Workload, measure
 
 _PROMPT, _GENERATED = 32, 32  # fewer where the model's context is short
 _ROUNDS = 5

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from curconvert_runtime.checks.metrics import Fidelity
-
 from curconvert_runtime.errors import VerificationError
 from curconvert_schemas import validate
 

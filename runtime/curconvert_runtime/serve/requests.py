@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from curconvert_runtime.errors import InputError
 
 Ids: TypeAlias = NDArray[np.int64]
+Logits: TypeAlias = NDArray[np.float32]
 TokenIds: TypeAlias = Sequence[int] | NDArray[Any]
 TokenRows: TypeAlias = TokenIds | Sequence[TokenIds]
 

@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curconvert_runtime.format.artifact import Artifact
+from curconvert_runtime.format.files import CONFIG
 from curconvert_runtime.serve import requests
 from curconvert_runtime.serve.cache import KeyValueCache
 from curconvert_runtime.serve.requests import Ids, Logits
-from curconvert_runtime.serve.session import Session
+from curconvert_runtime.serve.runner import Runner
 
 # Below this many tokens reading the weights a second time, for the last token, costs more than the logits do.
 _SPLIT_TOKENS = 64
@@ -32,7 +33,7 @@ _PIECE_TOKENS = 2048
 class _Buffer:
     """An array that the graph reads or writes, and its `OrtValue`: on the CPU the same memory."""
 
-    def __init__(self, session: Session, array: NDArray[Any]) -> None:
+    def __init__(self, session: Runner, array: NDArray[Any]) -> None:
         self.array = array
         self.value = session.place(array)
         self._shared = session.provider == "cpu"
@@ -58,7 +59,7 @@ class Decoder:
         new_tokens: Most tokens that will be chosen for a row; with the prompts they fit the context.
     """
 
-    def __init__(self, session: Session, prompts: Sequence[Ids], new_tokens: int) -> None:
+    def __init__(self, session: Runner, prompts: Sequence[Ids], new_tokens: int) -> None:
         self._session = session
         self._ids, self._mask = requests.padded(prompts, session.padding)
         self._lengths = [len(prompt) for prompt in prompts]
@@ -140,7 +141,7 @@ class _StaticSteps:
         capacity: Columns of the cache, at least as many as will be used.
     """
 
-    def __init__(self, session: Session, batch: int, capacity: int) -> None:
+    def __init__(self, session: Runner, batch: int, capacity: int) -> None:
         self._session = session
         self._cache = [_Buffer(session, array) for array in session.cache_arrays(batch, capacity)]
         self._capacity = capacity
@@ -208,7 +209,7 @@ def _front(array: NDArray[Any], slots: Sequence[int], used: int) -> NDArray[Any]
 
 def _rope_follows_length(artifact: Artifact) -> bool:
     """Tell whether the rotary frequencies change with the sequence's length: then a prompt must not be cut."""
-    config = artifact.config if artifact.has("config.json") else {}
+    config = artifact.config if artifact.has(CONFIG) else {}
     parts = [part for part in (config.get("rope_scaling"), config.get("rope_parameters")) if isinstance(part, Mapping)]
     kinds = {str(part.get(key)) for part in parts for key in ("rope_type", "type")}
     return bool(kinds & {"dynamic", "longrope", "su"})

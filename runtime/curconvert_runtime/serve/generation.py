@@ -12,11 +12,12 @@ import numpy as np
 from curconvert_runtime.errors import InputError, UnsupportedError
 from curconvert_runtime.format import strict_json
 from curconvert_runtime.format.artifact import Artifact
+from curconvert_runtime.format.files import CONFIG, GENERATION_CONFIG, TOKENIZER
 from curconvert_runtime.serve import requests
 from curconvert_runtime.serve.decoding import Decoder
 from curconvert_runtime.serve.requests import Ids
+from curconvert_runtime.serve.runner import Runner
 from curconvert_runtime.serve.sampling import choose
-from curconvert_runtime.serve.session import Session
 from curconvert_runtime.serve.text import TextStream, Tokenizer
 
 FinishReason = Literal["eos", "stop", "length", "context"]
@@ -100,7 +101,7 @@ def _is_number(value: object) -> bool:
 
 def end_tokens(artifact: Artifact) -> frozenset[int]:
     """Return the ids that end a sequence, from `generation_config.json` or else `config.json`."""
-    for name in ("generation_config.json", "config.json"):
+    for name in (GENERATION_CONFIG, CONFIG):
         value = strict_json.read(artifact.file(name)).get("eos_token_id") if artifact.has(name) else None
         ids = value if isinstance(value, list) else [value]
         found = frozenset(token for token in ids if isinstance(token, int) and not isinstance(token, bool))
@@ -190,7 +191,7 @@ def _encode(prompt: Any, tokenizer: Tokenizer | None, options: GenerationOptions
     return tokenizer.encode_chat([{"role": "user", "content": prompt}]) if options.chat else tokenizer.encode(prompt)
 
 
-def stream(session: Session, prompt: Any, options: GenerationOptions | None = None) -> Iterator[Piece]:
+def stream(session: Runner, prompt: Any, options: GenerationOptions | None = None) -> Iterator[Piece]:
     """Continue one prompt or a batch of prompts, piece by piece.
 
     Args:
@@ -206,7 +207,7 @@ def stream(session: Session, prompt: Any, options: GenerationOptions | None = No
         InputError: The request is wrong.
     """
     options = options or GenerationOptions()
-    tokenizer = session.tokenizer if session.artifact.has("tokenizer.json") else None
+    tokenizer = session.tokenizer if session.artifact.has(TOKENIZER) else None
     if options.stop and tokenizer is None:
         raise UnsupportedError("stop texts need a tokenizer, and the artifact has no tokenizer.json")
     prompts = [prompt] if _is_single(prompt) else prompt
@@ -224,7 +225,7 @@ def stream(session: Session, prompt: Any, options: GenerationOptions | None = No
     return _decode(session, rows, end_tokens(session.artifact))
 
 
-def _decode(session: Session, rows: list[_Row], ends: frozenset[int]) -> Iterator[Piece]:
+def _decode(session: Runner, rows: list[_Row], ends: frozenset[int]) -> Iterator[Piece]:
     """Prefill once, then one token per row and step; a finished row leaves the batch."""
     prompts = [row.prompt for row in rows]
     steps = min(rows[0].options.max_new_tokens, session.max_positions - max(map(len, prompts)) + 1)
@@ -251,7 +252,7 @@ def _decode(session: Session, rows: list[_Row], ends: frozenset[int]) -> Iterato
 
 
 def generate(
-    session: Session,
+    session: Runner,
     prompt: Any,
     options: GenerationOptions | None = None,
     on_text: Callable[[int, str], None] | None = None,

@@ -11,6 +11,7 @@ from typing import Any
 from curconvert_runtime.errors import BackendError, InputError, IntegrityError, UnsupportedError
 from curconvert_runtime.format import strict_json
 from curconvert_runtime.format.artifact import Artifact
+from curconvert_runtime.format.files import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
 from curconvert_runtime.serve.backend import one_line
 from curconvert_runtime.serve.huge_pages import give_back
 
@@ -43,19 +44,19 @@ class Tokenizer:
                 f"tokenizers cannot be imported ({one_line(error)}); run pip install tokenizers"
             ) from None
         self._artifact = artifact
-        if not artifact.has("tokenizer.json"):
+        if not artifact.has(TOKENIZER):
             raise UnsupportedError(
                 f"{artifact.path}: the artifact has no tokenizer.json; give token ids instead of text"
             )
-        path = artifact.file("tokenizer.json")
+        path = artifact.file(TOKENIZER)
         with self._guard():
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         give_back()  # what reading it took: 30 MB for 49,000 tokens
         # A saved tokenizer may carry the truncation and padding of its training run.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        has_config = artifact.has("tokenizer_config.json")
-        self._config = strict_json.read(artifact.file("tokenizer_config.json")) if has_config else {}
+        has_config = artifact.has(TOKENIZER_CONFIG)
+        self._config = strict_json.read(artifact.file(TOKENIZER_CONFIG)) if has_config else {}
 
     @contextlib.contextmanager
     def _guard(self) -> Iterator[None]:
@@ -65,7 +66,7 @@ class Tokenizer:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # noqa: BLE001
-            path = self._artifact.path / "tokenizer.json"
+            path = self._artifact.path / TOKENIZER
             raise IntegrityError(f"{path}: tokenizers cannot use it ({one_line(error)}); convert again") from None
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -94,8 +95,8 @@ class Tokenizer:
 
     def chat_template(self) -> str | None:
         """Return the model's chat template, or None."""
-        if self._artifact.has("chat_template.jinja"):
-            return self._artifact.file("chat_template.jinja").read_text(encoding="utf-8")
+        if self._artifact.has(CHAT_TEMPLATE):
+            return self._artifact.file(CHAT_TEMPLATE).read_text(encoding="utf-8")
         template = self._config.get("chat_template")
         if isinstance(template, list):  # several named ones
             named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, Mapping)}

@@ -20,16 +20,15 @@ from numpy.typing import NDArray
 
 from curconvert_runtime.errors import InputError, IntegrityError, UnsupportedError
 from curconvert_runtime.format import strict_json
+from curconvert_runtime.format.files import CONFIG, MANIFEST, WEIGHTS, WEIGHTS_INDEX
 from curconvert_runtime.format.forms import Shared, factor_shapes, index_lengths, largest_rank, tensor_names
 from curconvert_runtime.format.hashing import cached_sha256, check_once, sha256
 from curconvert_runtime.format.onnx_external import external_tensors
 from curconvert_runtime.format.quantized import PARTS, Packing, dequantise, packings, part_name
 from curconvert_runtime.format.tensor_file import TensorHeader, read_headers, read_tensor
+from curconvert_runtime.format.vectors import check_vectors
 from curconvert_schemas import SchemaError, schema_text, validate
 
-MANIFEST = "curconvert.json"
-WEIGHTS = "model.safetensors"
-WEIGHTS_INDEX = "model.safetensors.index.json"
 FORMAT_VERSION = (1, 0)
 _SCHEMA = "manifest-1.0"
 # Of `_check_graph` and `check_vectors`: a change of what they accept takes another name, so that what passed before is
@@ -79,20 +78,14 @@ class Artifact:
             _check_graph(folder, graph["file"], manifest["files"], tensors, full)
         for name, expected in manifest["files"].items():
             _check_hash(folder / name, expected["sha256"], full)
-        artifact = cls(folder, manifest, tensors)
         # What index vectors hold follows from the weights' digests, which are in the manifest and agree with it.
-        check_once(artifact._check_vectors, _VECTOR_RULES, text, fresh=full)
-        return artifact
-
-    def _check_vectors(self) -> None:
-        from curconvert_runtime.format.vectors import check_vectors  # noqa: PLC0415 - it imports this module
-
-        check_vectors(self)
+        check_once(lambda: check_vectors(manifest["matrices"], tensors), _VECTOR_RULES, text, fresh=full)
+        return cls(folder, manifest, tensors)
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
         """Hugging Face `config.json`."""
-        return strict_json.read(self.file("config.json"))
+        return strict_json.read(self.file(CONFIG))
 
     @property
     def model(self) -> Mapping[str, Any]:

@@ -19,9 +19,9 @@ from curconvert_runtime.checks.metrics import (
 from curconvert_runtime.errors import InputError
 from curconvert_runtime.format import strict_json
 from curconvert_runtime.format.artifact import Artifact
+from curconvert_runtime.format.files import TOKENIZER
 from curconvert_runtime.format.probes import OriginalProbe
 
-TOKENIZER = "tokenizer.json"
 _BLOCK = 32  # positions widened to float64 at a time: bounds the memory at large vocabularies
 
 Progress = Callable[[str, int, int], None]

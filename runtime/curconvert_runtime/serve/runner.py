@@ -1,4 +1,4 @@
-"""A loaded artifact: token ids in, logits out, with a key/value cache that stays where the model runs.
+"""A loaded graph of an artifact: token ids in, logits out, with a key/value cache that stays where the model runs.
 
 The portable graph pads on the left. The fused graph pads on the right: it knows a row by the sum of its mask, and
 writes a row's new keys at the row's own length, so a batch needs no shifting while it decodes.
@@ -7,12 +7,10 @@ writes a row's new keys at the row's own length, so a batch needs no shifting wh
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,36 +22,15 @@ from curconvert_runtime.format.quantized import part_name
 from curconvert_runtime.format.tensor_file import MappedFile, TensorHeader, releasing
 from curconvert_runtime.serve import requests
 from curconvert_runtime.serve.backend import create_session, import_onnxruntime, one_line, takes_buffers
+from curconvert_runtime.serve.cache import KeyValueCache
 from curconvert_runtime.serve.huge_pages import huge_pages
 from curconvert_runtime.serve.providers import CpuOptions, CudaOptions, DeviceOptions, device_options
-from curconvert_runtime.serve.requests import Ids, TokenRows
-
-if TYPE_CHECKING:
-    from curconvert_runtime.serve.generation import Completion, GenerationOptions
-    from curconvert_runtime.serve.text import Tokenizer
-
-Logits = NDArray[np.float32]
+from curconvert_runtime.serve.requests import Ids, Logits, TokenRows
+from curconvert_runtime.serve.text import Tokenizer
 
 
-@dataclass(frozen=True)
-class KeyValueCache:
-    """Keys and values of the tokens seen so far, on the session's device.
-
-    Attributes:
-        values: `OrtValue`s in graph order: layer 0 key, layer 0 value, layer 1 key, …
-        batch: Number of rows.
-        length: Columns in use, padding included.
-        capacity: Columns allocated when the buffers are shared between past and present (fused graph), else None.
-    """
-
-    values: tuple[Any, ...]
-    batch: int
-    length: int
-    capacity: int | None = None
-
-
-class Session:
-    """A model that answers requests. Made by `load`; safe to use from one thread at a time.
+class Runner:
+    """A graph of an artifact that answers requests by token id; safe to use from one thread at a time.
 
     Attributes:
         artifact: What it was loaded from.
@@ -98,7 +75,7 @@ class Session:
         self._capture_numbers = itertools.count(1)
 
     def __repr__(self) -> str:
-        return f"Session({str(self.artifact.path)!r}, graph={self.graph!r}, provider={self.provider!r})"
+        return f"{type(self).__name__}({str(self.artifact.path)!r}, graph={self.graph!r}, provider={self.provider!r})"
 
     def _mapped(self) -> dict[str, MappedFile]:
         """Return the weights' files by name, mapped; none where onnxruntime would copy what is in them.
@@ -132,8 +109,6 @@ class Session:
         Raises:
             UnsupportedError: The artifact has no `tokenizer.json`.
         """
-        from curconvert_runtime.serve.text import Tokenizer  # noqa: PLC0415 - requests by token id need no tokenizer
-
         return Tokenizer(self.artifact)
 
     def allocate_cache(self, batch: int, capacity: int | None = None) -> KeyValueCache:
@@ -299,54 +274,8 @@ class Session:
             return logits
         return [row[keep.astype(bool)] for row, keep in zip(logits, mask, strict=True)]
 
-    def generate(
-        self,
-        prompt: Any,
-        options: GenerationOptions | None = None,
-        on_text: Callable[[int, str], None] | None = None,
-    ) -> Completion | list[Completion]:
-        """Continue a prompt or a batch of prompts; see `curconvert_runtime.serve.generation.generate`."""
-        from curconvert_runtime.serve.generation import generate  # noqa: PLC0415 - generation imports this module
-
-        return generate(self, prompt, options, on_text)
-
 
 def _copied_bytes(stored: TensorHeader) -> int:
     """Return the bytes of onnxruntime's copy of a tensor: 16 bits become 32, and each scale gets a sum beside it."""
     doubled = stored.dtype in ("F16", "BF16") or stored.name.endswith(part_name("", "scales"))
     return stored.length * (2 if doubled else 1)
-
-
-def load(
-    path: str | Path,
-    *,
-    provider: str = "cpu",
-    graph: Literal["auto", "portable", "fused"] = "auto",
-    threads: int | None = None,
-    options: DeviceOptions | None = None,
-    full_check: bool = False,
-) -> Session:
-    """Check an artifact and load it for inference.
-
-    Args:
-        path: Artifact folder.
-        provider: `cpu` or `cuda`; the one asked for or an error.
-        graph: `auto` takes the fused graph where the artifact has it.
-        threads: Threads of one operator; None leaves the choice to onnxruntime.
-        options: `CpuOptions` or `CudaOptions`, as the provider is; None takes the defaults.
-        full_check: Hash every file, even those hashed before and unchanged since.
-
-    Raises:
-        InputError: No such folder, an unknown provider or graph, or options of another provider.
-        IntegrityError: The folder's contents are not what its manifest says.
-        BackendError: onnxruntime or the provider is missing or cannot run the graph.
-    """
-    if graph not in ("auto", "portable", "fused"):
-        raise InputError(f"graph {graph!r}: expected auto, portable or fused")
-    device_options(provider, options)
-    artifact = Artifact.open(path, full=full_check)
-    graphs = artifact.graphs
-    chosen = ("fused" if "fused" in graphs else "portable") if graph == "auto" else graph
-    if chosen not in graphs:
-        raise InputError(f"{artifact.path}: the artifact has no {chosen} graph, only {', '.join(graphs)}")
-    return Session(artifact, chosen, provider, threads, options)

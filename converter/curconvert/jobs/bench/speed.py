@@ -9,37 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from curconvert_runtime.errors import InputError
+from curconvert.options.bench import Workload
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.onnx_external import external_tensors
 from curconvert_runtime.serve.decoding import Decoder
 from curconvert_runtime.serve.session import Session
 
 _EMBEDDING, _HEAD = "model.embed_tokens.", "lm_head."
-
-
-@dataclass(frozen=True)
-class Workload:
-    """One kind of request: random tokens of equal length in every row, continued greedily; no end token stops it.
-
-    Attributes:
-        batch: Rows.
-        prompt_tokens: Length of each prompt.
-        generated_tokens: Tokens after the first, for each row.
-    """
-
-    batch: int
-    prompt_tokens: int
-    generated_tokens: int
-
-    def check_context(self, artifact: Artifact) -> None:
-        """Refuse what does not fit a model's context."""
-        total, context = self.prompt_tokens + self.generated_tokens, artifact.model["max_position_embeddings"]
-        if total > context:
-            raise InputError(
-                f"{self.prompt_tokens} prompt and {self.generated_tokens} generated tokens: the context of "
-                f"{artifact.path} is {context}; ask for fewer"
-            )
 
 
 @dataclass(frozen=True)

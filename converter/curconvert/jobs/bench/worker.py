@@ -15,8 +15,8 @@ from dataclasses import asdict
 from typing import Any
 
 from curconvert.base.machine import MemoryReader, peak_memory, resident_memory
-from curconvert.jobs.bench.speed import Workload, measure
-
+from curconvert.jobs.bench.speed import measure
+from curconvert.options.bench import Workload
 from curconvert_runtime.errors import CurConvertError
 from curconvert_runtime.serve.session import Session, load
 

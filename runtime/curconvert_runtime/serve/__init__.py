@@ -1,0 +1,1 @@
+"""Runs an artifact: token ids or text in, logits or text out."""
