@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from curconvert.base.checks import check_device
 from curconvert.base.device import find_device
 from curconvert.base.errors import BackendError, InputError
 from curconvert.blocks.stream import BlockStream, placed
 from curconvert.checkpoint import open_checkpoint
 from curconvert.jobs.convert import convert
 from curconvert.linalg.chunked import ChunkedMatrix, product
-from curconvert.options.checks import check_device
 from curconvert.options.convert import ConvertOptions
 from curconvert.options.source import SourceOptions
 from support.families import make_checkpoint

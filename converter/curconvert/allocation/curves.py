@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from curconvert.base.types import Vector
 from curconvert_runtime.format.forms import parameters
-
-Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

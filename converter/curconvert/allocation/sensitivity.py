@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from curconvert.allocation.curves import Curve, interpolated
 from curconvert.base.names import bias_of, linear_of
+from curconvert.base.types import Indices, Matrix
 from curconvert.blocks.stream import BlockStream
 from curconvert.calibration.backward import BackwardPass
 from curconvert.calibration.batches import Batches
@@ -31,7 +32,6 @@ from curconvert.options.convert import ConvertOptions
 from curconvert_runtime.checks.fidelity import Progress
 from curconvert_runtime.format.forms import MODULAR
 
-Matrix = NDArray[np.float64]
 LEAST_NEURONS = 4  # an MLP keeps at least one neuron in so many
 _SHARES = (0.03, 0.06, 0.1, 0.17, 0.26, 0.4, 0.56, 0.75)  # dropped neurons at which costs are measured
 _TYPICAL = 0.75  # share of the neurons that stays where the ridge is chosen
@@ -129,7 +129,7 @@ class Sensitivity(BackwardPass):
         least = min(total, max(1, total // LEAST_NEURONS // multiple * multiple))
         pending = [share * total for share in _SHARES]
         whole = _dots(samples, weight, slice(None))
-        alive: NDArray[np.int32] = np.arange(total, dtype=np.int32)
+        alive: Indices = np.arange(total, dtype=np.int32)
         order, costs = [], {}
         for kept, refitted in drop_neurons(weight, gram, fisher, ridge, step=max(1, total // _STEPS), least=least):
             order.append(np.setdiff1d(alive, kept))
@@ -150,9 +150,7 @@ def _is_wide(name: str) -> bool:
     return MODULAR.get(linear_of(name)) == "modular_rows"
 
 
-def _dots(
-    samples: GradientSamples, weight: NDArray[np.float64], columns: slice | NDArray[np.int32]
-) -> NDArray[np.float32]:
+def _dots(samples: GradientSamples, weight: Matrix, columns: slice | Indices) -> NDArray[np.float32]:
     """Return `g_tᵀ W x_t[columns]` for each token."""
     products = samples.gradients @ weight.astype(samples.gradients.dtype)
     return np.asarray(np.einsum("ij,ij->i", products, samples.inputs[:, columns]))

@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from curconvert.allocation.curves import Curve, price_of
 from curconvert.allocation.plans import allocated, budget_of, predicted_cost
 from curconvert.base.names import bias_of, layer_of, linear_of
 from curconvert.base.plan import MatrixPlan, Plan
+from curconvert.base.types import Vector
 from curconvert.calibration.evidence import Evidence
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.execution.task import Executor
@@ -27,8 +27,6 @@ from curconvert.factorization.shared import Metric, shared_basis, shared_pivots
 from curconvert.factorization.tasks import lapack
 from curconvert.options.convert import ConvertOptions
 from curconvert_runtime.format.forms import Shared
-
-Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return a dtype's name as config.json and the manifest spell it: `float32`, `bfloat16`."""
+    return str(dtype).removeprefix("torch.")
+
+
 def torch_dtype(name: str) -> torch.dtype:
-    """Return torch's dtype of this name."""
+    """Return torch's dtype of a name."""
     found: torch.dtype = getattr(torch, name)
     return found

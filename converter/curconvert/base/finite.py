@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from curconvert.base.dtypes import dtype_name
+
 
 def all_finite(tensor: Tensor) -> bool:
     """Tell whether no number is NaN or infinite.
@@ -20,5 +22,5 @@ def not_finite(name: str, part: Tensor, dtype: torch.dtype) -> str:
     """Say why a tensor cannot be stored: it is damaged, or too large for the deployed dtype."""
     if torch.isfinite(part).all():
         largest = float(part.abs().max())
-        return f"{name}: {largest:.4g} does not fit {str(dtype)[6:]}; choose --dtype bfloat16 or float32"
+        return f"{name}: {largest:.4g} does not fit {dtype_name(dtype)}; choose --dtype bfloat16 or float32"
     return f"{name}: holds NaN or infinity; the checkpoint is damaged"

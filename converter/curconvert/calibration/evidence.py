@@ -14,11 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from curconvert.base.durable import fsync, replace_text, save_array
+from curconvert.base.types import Indices, Matrix, Vector
 from curconvert.linalg.statistics import InputStatistics
 
-Matrix = NDArray[np.float64]
-Vector = NDArray[np.float64]
-Indices = NDArray[np.int32]
 _INDEX = "index.json"
 
 

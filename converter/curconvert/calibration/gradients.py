@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from curconvert.base.types import Matrix, Vector
+
 Samples = NDArray[np.float32]
 
 
@@ -27,12 +29,12 @@ class GradientSamples:
     gradients: Samples
 
     @property
-    def fisher(self) -> NDArray[np.float64]:
+    def fisher(self) -> Matrix:
         """`E[g gᵀ]`, (out_features, out_features)."""
         return (self.gradients.T @ self.gradients).astype(np.float64) / len(self.gradients)
 
     @property
-    def fisher_rows(self) -> NDArray[np.float64]:
+    def fisher_rows(self) -> Vector:
         """Fisher information of the weight, summed over each row: `E[g_i² ‖x‖²]`, (out_features,).
 
         The gradient of entry W_ij at one token is `g_i x_j`.
@@ -40,7 +42,7 @@ class GradientSamples:
         scaled = self.gradients * np.linalg.norm(self.inputs, axis=1, keepdims=True)
         return np.asarray(np.einsum("ti,ti->i", scaled, scaled, dtype=np.float64) / len(scaled))
 
-    def centred(self, mean: NDArray[np.float64]) -> GradientSamples:
+    def centred(self, mean: Vector) -> GradientSamples:
         """Return the same tokens with `x − mean` in the place of x."""
         return replace(self, inputs=self.inputs - mean.astype(np.float32))
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from curconvert.base.device import CPU
+from curconvert.base.dtypes import dtype_name, torch_dtype
 from curconvert.base.progress import silent
+from curconvert.base.types import Ids, Vector
 from curconvert.blocks.precision import calibration_dtype
 from curconvert.blocks.stream import BlockStream, Recorder
 from curconvert.calibration.backward import BackwardPass
@@ -44,7 +45,7 @@ class OriginalPass:
         head: Statistics of the head's input on the calibration tokens, where they were asked for.
     """
 
-    scores: Mapping[str, NDArray[np.float64]]
+    scores: Mapping[str, Vector]
     outputs: list[OriginalOutputs]
     states: Batches
     head: InputStatistics | None = None
@@ -86,7 +87,7 @@ def run_original(
     if state := journal.recall("original"):
         done, probes = state.data["blocks"], state.restored("probes")
         hidden = keeping(state.tensors.get("hidden", ()))
-        dtype = getattr(torch, state.data["dtype"])
+        dtype = torch_dtype(state.data["dtype"])
         for name, scorer in scorers.items():
             scorer.scores.extend(state.data["scores"][name])
     durable = [part.commit for part in (gathering, backward) if part]
@@ -106,7 +107,7 @@ def run_original(
                     block.advance(hidden, dtype=dtype)
         found = {name: scorer.scores for name, scorer in scorers.items()}
         carried = {"probes": probes, "hidden": hidden}
-        data = {"blocks": index + 1, "scores": found, "dtype": str(dtype)[6:]}
+        data = {"blocks": index + 1, "scores": found, "dtype": dtype_name(dtype)}
         journal.record("original", State(data, carried), durable)
         progress("original", index + 1, stream.num_layers)
     outputs = _probe_outputs(stream, probes, tokens.probes)
@@ -127,7 +128,7 @@ def _head_statistics(stream: BlockStream, hidden: Batches) -> InputStatistics:
     return statistics
 
 
-def _probe_outputs(stream: BlockStream, hidden: Batches, ids: NDArray[np.int64]) -> list[OriginalOutputs]:
+def _probe_outputs(stream: BlockStream, hidden: Batches, ids: Ids) -> list[OriginalOutputs]:
     outputs, step = [], max(1, LOGITS // stream.vocab_size)
     sequences = [row for batch in hidden for row in batch]
     for row, states in zip(ids, sequences, strict=True):
@@ -141,7 +142,7 @@ def _probe_outputs(stream: BlockStream, hidden: Batches, ids: NDArray[np.int64])
     return outputs
 
 
-def embedded(stream: BlockStream, ids: NDArray[np.int64], keeping: Keeping = list) -> Batches:
+def embedded(stream: BlockStream, ids: Ids, keeping: Keeping = list) -> Batches:
     """Return the hidden states that enter the first block, in batches.
 
     Args:

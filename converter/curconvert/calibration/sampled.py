@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import DynamicCache
 
+from curconvert.base.types import Ids
 from curconvert.calibration.text import CalibrationTokens, digest
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.families.skeleton import EMBEDDING, HEAD, build_skeleton, canonical_parameters, set_tensor
@@ -23,8 +24,6 @@ from curconvert_runtime.checks.fidelity import Progress
 
 RESIDENT_BYTES = 4e9
 """Most float32 weights that are held at once to sample: every token needs all of them."""
-
-Ids = NDArray[np.int64]
 
 
 def partly_sampled(

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
 from curconvert.base.errors import InputError
+from curconvert.base.types import Ids
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.options.calibration import BUILTIN, CalibrationOptions
 
@@ -39,8 +40,8 @@ class CalibrationTokens:
         notices: One sentence for each wish that the text was too short to meet.
     """
 
-    calibration: NDArray[np.int64]
-    probes: NDArray[np.int64]
+    calibration: Ids
+    probes: Ids
     source: str
     sha256: str
     notices: tuple[str, ...]
@@ -73,14 +74,14 @@ def load_tokens(
     return _split(ids, options, BUILTIN if path is None else path.name)
 
 
-def digest(calibration: NDArray[np.int64], probes: NDArray[np.int64]) -> str:
+def digest(calibration: Ids, probes: Ids) -> str:
     """Return the sha256 that `CalibrationTokens` records."""
     found = hashlib.sha256(calibration.astype("<i8").tobytes())
     found.update(probes.astype("<i8").tobytes())
     return found.hexdigest()
 
 
-def _split(ids: NDArray[np.int64], options: CalibrationOptions, source: str) -> CalibrationTokens:
+def _split(ids: Ids, options: CalibrationOptions, source: str) -> CalibrationTokens:
     """Cut a stream of ids into sequences; probes and calibration are both spread evenly over the text."""
     length = options.tokens_per_sequence
     available = ids.size // length
@@ -223,7 +224,7 @@ def open_tokenizer(source: str, tokenizer_file: Path | bytes | None) -> Tokenize
     return tokenizer
 
 
-def _tokenise(text: str, tokenizer: Tokenizer, options: CalibrationOptions) -> NDArray[np.int64]:
+def _tokenise(text: str, tokenizer: Tokenizer, options: CalibrationOptions) -> Ids:
     """Tokenise a text piece by piece: an encoding takes some hundred bytes a token, its ids take eight."""
     chunks = list(_chunks(text))
     wanted = (options.sequences + options.probe_sequences) * options.tokens_per_sequence
@@ -247,7 +248,7 @@ def _chunks(text: str) -> Iterator[str]:
         start = end
 
 
-def _read_ids(path: Path) -> NDArray[np.int64]:
+def _read_ids(path: Path) -> Ids:
     """Read token ids; the rows of a table are joined in order."""
     if not path.is_file():
         raise InputError(f"{path}: no such calibration file")
@@ -263,13 +264,13 @@ def _read_ids(path: Path) -> NDArray[np.int64]:
                 raise InputError(
                     f"{path}: {TOKEN_TENSOR} is {dtype} of shape {shape}; expected I32 or I64 with one or two axes"
                 )
-            ids: NDArray[np.int64] = file.get_tensor(TOKEN_TENSOR).astype(np.int64).reshape(-1)
+            ids: Ids = file.get_tensor(TOKEN_TENSOR).astype(np.int64).reshape(-1)
             return ids
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a readable safetensors file: {error}") from error
 
 
-def check_range(source: str, ids: NDArray[np.int64], vocab_size: int) -> None:
+def check_range(source: str, ids: Ids, vocab_size: int) -> None:
     """Refuse token ids that are no rows of the embedding.
 
     Raises:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from curconvert.base.dtypes import dtype_name
+from curconvert.checkpoint.safetensors_file import DTYPES
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.families.skeleton import EMBEDDING
-
-_STORED_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def deployed_dtype(checkpoint: Checkpoint, dtype: str | None, arithmetic: str) -> str:
@@ -15,4 +15,4 @@ def deployed_dtype(checkpoint: Checkpoint, dtype: str | None, arithmetic: str) -
 
 def stored_dtype(checkpoint: Checkpoint) -> str:
     """Return the dtype of the checkpoint's weights."""
-    return _STORED_DTYPES[checkpoint.tensors[EMBEDDING].dtype]
+    return dtype_name(DTYPES[checkpoint.tensors[EMBEDDING].dtype])

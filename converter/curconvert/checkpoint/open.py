@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from curconvert.base.dtypes import dtype_name
 from curconvert.base.errors import InputError, UnsupportedError
 from curconvert.checkpoint.companions import folder_companions
 from curconvert.checkpoint.config import merge_overrides, normalise_config, parse_overrides, refuse_artifact, with_dtype
@@ -203,7 +204,7 @@ def _complete(storage: _Storage, raw: Mapping[str, Any]) -> Checkpoint:
     # transformers adds keys to the nested rope objects that it is given.
     check_tensors(tensors, expected_tensors(deepcopy(config)), source)
     if not config.get("dtype"):
-        config = with_dtype(config, str(DTYPES[tensors[EMBEDDING].dtype]).removeprefix("torch."))
+        config = with_dtype(config, dtype_name(DTYPES[tensors[EMBEDDING].dtype]))
     return _OpenCheckpoint(storage.kind, storage.path, storage.files, config, tensors, storage, slices)
 
 

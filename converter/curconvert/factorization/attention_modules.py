@@ -15,6 +15,7 @@ import scipy.linalg
 import torch
 from numpy.typing import NDArray
 
+from curconvert.base.types import Indices, Matrix, Vector
 from curconvert.factorization.interpolative import spanning_rows
 from curconvert.factorization.measured import deployed, measured
 from curconvert.factorization.projection import Projection
@@ -23,9 +24,6 @@ from curconvert.factorization.types import Factorization
 from curconvert.families.heads import Heads
 from curconvert.linalg.gram import ridged
 
-Matrix = NDArray[np.float64]
-Vector = NDArray[np.float64]
-Indices = NDArray[np.int32]
 _DAMPING = 1e-9  # of the outputs' metric: a singular one stays invertible, far above rounding errors
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
 import scipy.linalg
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from curconvert.base.device import CPU
 from curconvert.base.forms import Form
+from curconvert.base.types import Matrix
 from curconvert.factorization.interpolative import interpolative_from
 from curconvert.factorization.measured import deployed, measured
 from curconvert.factorization.types import ErrorBound, Factorization
@@ -28,8 +27,6 @@ from curconvert.selection.indices import (
     select_rows_columns,
     tensor_rng,
 )
-
-Matrix = NDArray[np.float64]
 
 _BOUND_MATRICES = {"wanda": "|W|∘a", "activation": "W∘a", "weight": "W"}
 

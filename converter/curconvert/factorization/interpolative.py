@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from curconvert.base.forms import Basis
+from curconvert.base.types import Indices, Matrix
 from curconvert.factorization.low_rank import svd_llm
 from curconvert.factorization.measured import check_rank, deployed, measured
 from curconvert.factorization.types import Factorization
@@ -18,8 +19,6 @@ from curconvert.linalg.metrics import FullMetric
 from curconvert.linalg.statistics import InputStatistics
 from curconvert.selection.indices import Metric, leading_rows, pivoted_qr, tensor_rng
 
-Matrix = NDArray[np.float64]
-Indices = NDArray[np.int32]
 _LARGEST = 2.0  # |T|; every swap more than doubles |det A[I]|, so there are few
 
 

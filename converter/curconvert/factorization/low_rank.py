@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.linalg
-from numpy.typing import NDArray
 
+from curconvert.base.types import Matrix, Vector
 from curconvert.linalg.gram import square_root
 from curconvert.linalg.metrics import FullMetric
-
-Matrix = NDArray[np.float64]
 
 
 def svd_llm(weight: Matrix, metric: FullMetric, rank: int) -> tuple[Matrix, Matrix]:
@@ -42,7 +40,7 @@ def svd_llm(weight: Matrix, metric: FullMetric, rank: int) -> tuple[Matrix, Matr
     return basis, basis.T @ weight
 
 
-def asvd(weight: Matrix, rms: NDArray[np.float64], rank: int, alpha: float = 0.5) -> tuple[Matrix, Matrix]:
+def asvd(weight: Matrix, rms: Vector, rank: int, alpha: float = 0.5) -> tuple[Matrix, Matrix]:
     """Minimise `‖(W − A B) diag(a)^α‖_F` (ASVD, arXiv 2312.05821, with the root mean square of each input as a).
 
     Args:
@@ -68,7 +66,7 @@ def plain(weight: Matrix, rank: int) -> tuple[Matrix, Matrix]:
     return basis, basis.T @ weight
 
 
-def fwsvd(weight: Matrix, fisher_rows: NDArray[np.float64], rank: int) -> tuple[Matrix, Matrix]:
+def fwsvd(weight: Matrix, fisher_rows: Vector, rank: int) -> tuple[Matrix, Matrix]:
     """Minimise `‖diag(f)^½ (W − A B)‖_F` (FWSVD, arXiv 2207.00112).
 
     Here the scaling is on the left, so the projection is on right singular vectors: `Ŵ = W Q Qᵀ`.

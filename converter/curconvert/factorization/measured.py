@@ -6,16 +6,14 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from curconvert.base.errors import InputError
 from curconvert.base.forms import Basis, Form
+from curconvert.base.types import Matrix
 from curconvert.factorization.types import ErrorBound, Factorization
 from curconvert.linalg.chunked import ChunkedMatrix
 from curconvert.linalg.statistics import InputStatistics, squares
-
-Matrix = NDArray[np.float64]
 
 
 def check_rank(name: str, shape: tuple[int, ...], rank: int) -> None:

@@ -14,18 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg
 import torch
-from numpy.typing import NDArray
 
 from curconvert.base.errors import InputError
+from curconvert.base.types import Indices, Matrix, Vector
 from curconvert.factorization.measured import deployed, measured
 from curconvert.factorization.projection import Projection, with_bias
 from curconvert.factorization.types import Factorization
 from curconvert.linalg.gram import LEAST_RIDGE, ridge_solve
 from curconvert.linalg.statistics import InputStatistics
 
-Matrix = NDArray[np.float64]
-Vector = NDArray[np.float64]
-Indices = NDArray[np.int32]
 RIDGES = (0.1, 0.3, 1.0)
 """Candidates of `held_out_ridge`, beside the one that is given."""
 _OUTPUTS = 64  # outputs that are compared to choose it: a mean over so many is as telling as over all

@@ -14,14 +14,10 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.linalg
-from numpy.typing import NDArray
 
+from curconvert.base.types import Indices, Matrix, Vector
 from curconvert.factorization.two_sided import TwoSided
 from curconvert.linalg.gram import LEAST_RIDGE, least_squares
-
-Matrix = NDArray[np.float64]
-Vector = NDArray[np.float64]
-Indices = NDArray[np.int32]
 
 
 def nested_basis(best: TwoSided, rank: int) -> Matrix:

@@ -11,12 +11,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import scipy.linalg
-from numpy.typing import NDArray
 
+from curconvert.base.types import Indices, Matrix
 from curconvert.linalg.gram import ridged
-
-Matrix = NDArray[np.float64]
-Indices = NDArray[np.int32]
 
 
 def drop_neurons(

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg
 import torch
-from numpy.typing import NDArray
 
+from curconvert.base.types import Indices, Matrix, Vector
 from curconvert.factorization.interpolative import spanning_rows
 from curconvert.factorization.measured import deployed, measured
 from curconvert.factorization.projection import Projection
@@ -28,8 +28,6 @@ from curconvert.factorization.two_sided import DAMPING, damped, two_sided
 from curconvert.factorization.types import Factorization
 from curconvert.linalg.gram import ridged, solve_right
 
-Matrix = NDArray[np.float64]
-Vector = NDArray[np.float64]
 _NEGLIGIBLE = 1e-13  # of the largest: what is smaller need not be told from rounding
 _TINY = float(np.finfo(np.float64).tiny)
 # Curvature that is added to H, and the least one of a step: where there is next to none a step is too short, not wild,
@@ -175,7 +173,7 @@ def shared_basis(first: Metric, second: Metric) -> SharedBasis:
     return SharedBasis((one, two), two_sided(np.concatenate([one.weight, two.weight]), mean, fisher).right)
 
 
-def shared_pivots(basis: SharedBasis, rank: int) -> tuple[list[NDArray[np.int32]], Matrix, Matrix]:
+def shared_pivots(basis: SharedBasis, rank: int) -> tuple[list[Indices], Matrix, Matrix]:
     """Choose the rows that a common R consists of.
 
     Args:

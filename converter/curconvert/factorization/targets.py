@@ -12,14 +12,12 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from curconvert.base.types import Matrix
 from curconvert.factorization.projection import Projection
 from curconvert.linalg.gram import ridge_solve
 from curconvert.linalg.statistics import InputStatistics
-
-Matrix = NDArray[np.float64]
 
 
 def correction(weight: Matrix, statistics: InputStatistics, ridge: float) -> Matrix:

@@ -13,14 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from curconvert.base.dtypes import dtype_name
 from curconvert.base.errors import BackendError, InputError
 from curconvert.base.finite import all_finite
 from curconvert.base.forms import Basis
 from curconvert.base.plan import MatrixPlan
+from curconvert.base.types import Indices, Matrix, Vector
 from curconvert.factorization.attention_modules import factorize_query_key, factorize_value_output
 from curconvert.factorization.cur import CUROptions, factorize_cur
 from curconvert.factorization.interpolative import factorize_interpolative, interpolative_from
-from curconvert.factorization.modular import Indices, ModularOptions, factorize_mlp
+from curconvert.factorization.modular import ModularOptions, factorize_mlp
 from curconvert.factorization.projection import Projection, with_bias
 from curconvert.factorization.shared import factorize_shared
 from curconvert.factorization.targets import aimed
@@ -32,9 +34,6 @@ from curconvert.linalg.gram import ridged
 from curconvert.linalg.statistics import InputStatistics
 from curconvert.options.choices import Approximation, Importance, Link, Selector
 from curconvert.options.convert import ConvertOptions
-
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -299,4 +298,4 @@ def check_fit(name: str, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> N
     """
     for suffix, tensor in tensors.items():
         if not all_finite(tensor):
-            raise InputError(f"{name}: {suffix} does not fit {str(dtype)[6:]}; choose --dtype bfloat16 or float32")
+            raise InputError(f"{name}: {suffix} does not fit {dtype_name(dtype)}; choose --dtype bfloat16 or float32")

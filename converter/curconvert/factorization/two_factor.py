@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from curconvert.base.types import Matrix, Vector
 from curconvert.factorization.low_rank import asvd, fwsvd, plain, svd_llm
 from curconvert.factorization.measured import check_rank, deployed, measured
 from curconvert.factorization.types import Factorization
 from curconvert.linalg.metrics import FullMetric
 from curconvert.linalg.statistics import InputStatistics
 from curconvert.options.choices import Approximation
-
-Matrix = NDArray[np.float64]
 
 
 def factorize_two_factor(
@@ -25,7 +23,7 @@ def factorize_two_factor(
     approximation: Approximation,
     ridge: float,
     dtype: torch.dtype,
-    fisher_rows: NDArray[np.float64] | None = None,
+    fisher_rows: Vector | None = None,
     target: Tensor | None = None,
 ) -> Factorization:
     """Factorize one linear layer's weight into two thin factors.

@@ -14,8 +14,8 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-Matrix = NDArray[np.float64]
-Vector = NDArray[np.float64]
+from curconvert.base.types import Matrix, Vector
+
 DAMPING = 0.1
 """λ of `damped`: gradients come from a sample of a few thousand tokens."""
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from curconvert.artifact.safetensors_writer import SafetensorsWriter
+from curconvert.base.dtypes import dtype_name, torch_dtype
 from curconvert.base.names import bias_of, layer_of
 from curconvert.base.plan import MatrixPlan, Plan
 from curconvert.base.progress import silent
@@ -85,7 +86,7 @@ def compress(
     if state := journal.recall("compress"):
         done = state.data["blocks"]
         states.restore(state)
-        states.products = getattr(torch, state.data["products"])
+        states.products = torch_dtype(state.data["products"])
         reports = {name: Factorization.from_json(report) for name, report in state.data["reports"].items()}
         probe.restore(state)
         writer.resume(state.data["written"])
@@ -113,7 +114,12 @@ def compress(
                 states.release()
             probe.advance(block, stream.num_layers)
         rows = {name: report.to_json() for name, report in reports.items()}
-        data = {"blocks": index + 1, "reports": rows, "written": writer.written, "products": str(states.products)[6:]}
+        data = {
+            "blocks": index + 1,
+            "reports": rows,
+            "written": writer.written,
+            "products": dtype_name(states.products),
+        }
         journal.record("compress", State(data, {**states.tensors(), **probe.state()}), [writer.flush])
         progress("compress", index + 1, stream.num_layers)
     return reports, probe.result(stream)

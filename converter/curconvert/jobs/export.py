@@ -10,6 +10,7 @@ from curconvert.artifact.manifest import build_manifest, seal
 from curconvert.artifact.model_files import tensor_specs, write_model_files
 from curconvert.artifact.quantised import write_quantised
 from curconvert.artifact.safetensors_writer import SafetensorsWriter
+from curconvert.base.checks import one_of
 from curconvert.base.dtypes import torch_dtype
 from curconvert.base.errors import InputError
 from curconvert.base.machine import peak_memory
@@ -18,7 +19,7 @@ from curconvert.checkpoint.dtypes import deployed_dtype
 from curconvert.jobs.conversion import Conversion
 from curconvert.jobs.source import open_source
 from curconvert.jobs.widths import check_widths, exported_costs, with_widths
-from curconvert.options.convert import DTYPES, arithmetic_of, check_choice
+from curconvert.options.convert import DTYPES, arithmetic_of
 from curconvert.options.quantization import Quantization
 from curconvert.options.source import SourceOptions
 from curconvert.quantization.tensors import quantised_tensors, quantization_json
@@ -54,7 +55,7 @@ def export(
     if quantization is not None and quantization.uses_statistics:
         raise InputError("--rounding gptq: export reads no calibration text; use convert --method dense")
     if dtype is not None:
-        check_choice("--dtype", dtype, DTYPES)
+        one_of("--dtype", dtype, DTYPES)
     arithmetic = arithmetic_of(target, dtype, quantization)
     checkpoint = open_source(source)
     check_output(out, overwrite, (checkpoint.path, *checkpoint.files))

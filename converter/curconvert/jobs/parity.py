@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from curconvert.base.names import bias_of
+from curconvert.base.types import Ids
 from curconvert.blocks.stored import build_torch_model, factor_names, stored_tensor
 from curconvert.checkpoint import Checkpoint, open_checkpoint
 from curconvert_runtime.checks.parity import compare, compare_with_probe, teacher_forced
@@ -61,7 +62,7 @@ class TorchSession:
         return DynamicCache()
 
     def forward(
-        self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64], *, past: DynamicCache
+        self, input_ids: Ids, attention_mask: NDArray[np.int64], *, past: DynamicCache
     ) -> tuple[NDArray[Any], DynamicCache]:
         """Return float32 logits and the grown cache."""
         mask = torch.from_numpy(attention_mask)

@@ -18,6 +18,7 @@ import torch
 
 from curconvert.base.names import layer_of
 from curconvert.base.plan import MatrixPlan, Plan
+from curconvert.base.types import Vector
 from curconvert.calibration.evidence import Evidence
 from curconvert.calibration.text import CalibrationTokens
 from curconvert.checkpoint.types import Checkpoint
@@ -32,7 +33,7 @@ from curconvert.options.convert import ConvertOptions
 from curconvert.options.quantization import Quantization
 from curconvert.quantization.rounding import quantise
 from curconvert.quantization.tensors import TABLES, quantised_shapes, relative_error
-from curconvert.quantization.widths import RoundingCost, RoundingTask, Vector, chosen_widths, weighted
+from curconvert.quantization.widths import RoundingCost, RoundingTask, chosen_widths, weighted
 from curconvert_runtime.checks.fidelity import Progress
 from curconvert_runtime.format.forms import SPARSE
 from curconvert_runtime.format.quantized import BITS

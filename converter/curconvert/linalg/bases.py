@@ -9,9 +9,8 @@ import scipy.linalg
 import torch
 from numpy.typing import NDArray
 
+from curconvert.base.types import Matrix
 from curconvert.linalg.chunked import ChunkedMatrix, product
-
-Matrix = NDArray[np.float64]
 
 _STEPS = 5  # applications of S Sᵀ; docs/benchmarks.md says how often DEIM then finds the points of a full SVD
 _DEPENDENT = 1e-6  # ratio of pivots below which a second pass of CholeskyQR would not make up for the first

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-Matrix = NDArray[np.float64]
-Vector = NDArray[np.float64]
+from curconvert.base.types import Matrix, Vector
 
 CHUNK = 4 * 2**20  # float64 numbers held at once, 32 MB: large enough for BLAS to run at full speed
 

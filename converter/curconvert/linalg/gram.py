@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.linalg
-from numpy.typing import NDArray
 from scipy.linalg.lapack import dpotrf, dpotrs
 
-Matrix = NDArray[np.float64]
+from curconvert.base.types import Matrix
+
 LEAST_RIDGE = 1e-10  # a singular matrix stays solvable, far above its rounding errors
 _NEAREST = 1e-4  # least distance of a unit vector from the span of the others: a Gram matrix loses half the digits
 

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
-from numpy.typing import NDArray
 
+from curconvert.base.types import Matrix, Vector
 from curconvert.linalg.gram import ridged, square_root
 from curconvert.linalg.statistics import InputStatistics
-
-Matrix = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class FullMetric:
         own = np.sqrt(self.ridge) * scale[:, None] * rng.standard_normal((len(scale), size))
         return np.asarray(self.statistics.mixed(drawn) / np.sqrt(len(samples)) + own)
 
-    def _root(self, scale: NDArray[np.float64]) -> Matrix:
+    def _root(self, scale: Vector) -> Matrix:
         alive = scale > 0
         safe = np.where(alive, scale, 1.0)
         scaled = self.dense() / np.outer(safe, safe)

@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from curconvert.base.types import Matrix, Vector
 from curconvert.linalg.chunked import CHUNK, ChunkedMatrix
 
 _CONSTANT = 1e-12  # share of a second moment below which a variance is rounding, in float64
-
-Matrix = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Drift:
     """
 
     cross: Matrix
-    mean: NDArray[np.float64]
+    mean: Vector
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class InputStatistics:
 
     second_moment: Matrix | None
     tokens: int
-    mean: NDArray[np.float64]
+    mean: Vector
     held_out: InputStatistics | None = None
     samples: NDArray[np.float32] | None = None
     drift: Drift | None = None
@@ -82,7 +81,7 @@ class InputStatistics:
         return InputStatistics(without(self.gram, part.gram), tokens, without(self.mean, part.mean), drift=drift)
 
     @cached_property
-    def diagonal(self) -> NDArray[np.float64]:
+    def diagonal(self) -> Vector:
         """Mean square of each input feature, (in_features,): the diagonal of H."""
         if self.second_moment is not None:
             return np.diag(self.second_moment)
@@ -92,7 +91,7 @@ class InputStatistics:
         return total / self.tokens
 
     @property
-    def rms(self) -> NDArray[np.float64]:
+    def rms(self) -> Vector:
         """Root mean square of each input feature, (in_features,)."""
         return np.sqrt(self.diagonal)
 

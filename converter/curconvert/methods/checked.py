@@ -9,10 +9,10 @@ import torch
 from curconvert.base.errors import InputError
 from curconvert.base.names import linear_of
 from curconvert.base.plan import MatrixPlan
+from curconvert.base.types import Indices
 from curconvert.calibration.evidence import Evidence
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.execution.task import Task
-from curconvert.factorization.modular import Indices
 from curconvert.factorization.projection import Projection
 from curconvert.factorization.projections import read_projections
 from curconvert.factorization.tasks import AllocatedTask, HeadsTask, LearnedTask, MatrixTask, MLPTask, SharedTask

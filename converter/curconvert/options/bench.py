@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from curconvert.base.checks import at_least, one_of
 from curconvert_runtime.errors import InputError
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.serve.providers import PROVIDERS
@@ -42,14 +43,13 @@ class BenchOptions:
             if len(set(values)) < len(values):
                 raise InputError(f"{option} {','.join(map(str, values))}: a value stands there twice")
             for value in values:
-                _positive(option, value)
-        _positive("--generated-tokens", self.generated_tokens)
-        _positive("--rounds", self.rounds)
+                at_least(option, value, 1)
+        at_least("--generated-tokens", self.generated_tokens, 1)
+        at_least("--rounds", self.rounds, 1)
         if self.threads is not None:
-            _positive("--threads", self.threads)
+            at_least("--threads", self.threads, 1)
         for option, choice, known in (("--graph", self.graph, GRAPHS), ("--provider", self.provider, PROVIDERS)):
-            if choice not in known:
-                raise InputError(f"{option} {choice!r}: expected one of {', '.join(known)}")
+            one_of(option, choice, known)
 
     @property
     def workloads(self) -> list[Workload]:
@@ -71,11 +71,6 @@ class BenchOptions:
             "graph": self.graph,
             "provider": self.provider,
         }
-
-
-def _positive(option: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{option} {value!r}: expected an integer of at least 1")
 
 
 @dataclass(frozen=True)

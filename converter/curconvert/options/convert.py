@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from curconvert.base.checks import at_least, check_device, one_of, proper_share, within
 from curconvert.base.device import CPU
 from curconvert.base.errors import InputError
 from curconvert.base.forms import Basis, Form
 from curconvert.options.calibration import BUILTIN, CalibrationOptions
-from curconvert.options.checks import check_device
 from curconvert.options.choices import APPROXIMATIONS, BASIS_SELECTORS, IMPORTANCES, LINKS, SELECTORS
 from curconvert.options.quantization import Quantization
 from curconvert_runtime.format.forms import MODULAR
@@ -60,17 +60,6 @@ DEFAULT_RANK = 128
 DEFAULT_KEEP = 0.9
 _BUDGETS = ("keep", "target_parameters", "target_bytes", "max_kl")
 DEFAULT_DENSITY = 0.75  # of smaller modules: the sizes of models differ too much for one number
-
-
-def check_choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raise InputError unless an option has one of its values."""
-    if value not in allowed:
-        raise InputError(f"{option} {value!r}: expected one of {', '.join(allowed)}")
-
-
-def _at_least(option: str, value: object, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise InputError(f"{option} {value}: expected an integer of at least {minimum}")
 
 
 @dataclass(frozen=True)
@@ -157,7 +146,7 @@ class ConvertOptions:
         given = {key: value for key, value in values.items() if value is not None}
         if method is None:
             method = "auto" if given.keys() & set(_BUDGETS) and not given.keys() & {"rank", "density"} else "cur"
-        check_choice("--method", method, METHODS)
+        one_of("--method", method, METHODS)
         if method == "cur" and given.get("selector", "qr") != "qr":
             given.setdefault("importance", "activation")
         default = {
@@ -171,10 +160,10 @@ class ConvertOptions:
         return cls(**{"method": method, **size, **_PRESETS[method], **given})
 
     def __post_init__(self) -> None:
-        check_choice("--method", self.method, METHODS)
-        check_choice("form", self.form, _FORMS)
+        one_of("--method", self.method, METHODS)
+        one_of("form", self.form, _FORMS)
         self._check_size()
-        _at_least("--seed", self.seed, 0)
+        at_least("--seed", self.seed, 0)
         cur = {
             "--select": (self.selector, SELECTORS),
             "--importance": (self.importance, IMPORTANCES),
@@ -183,7 +172,7 @@ class ConvertOptions:
         }
         for option, (value, allowed) in cur.items():
             if self.form == "cur":
-                check_choice(option, str(value), allowed)
+                one_of(option, str(value), allowed)
             elif value is not None:
                 raise InputError(f"{option} {value}: belongs to --method cur and curing, not to {self.method}")
         if self.importance == "output" and self.selector != "qr":
@@ -192,13 +181,12 @@ class ConvertOptions:
             expected = ", ".join(BASIS_SELECTORS)
             raise InputError(f"--exact-svd: there is nothing to take singular vectors for; use --select {expected}")
         if self.form in _APPROXIMATIONS:
-            check_choice("approximation", str(self.approximation), _APPROXIMATIONS[self.form])
+            one_of("approximation", str(self.approximation), _APPROXIMATIONS[self.form])
         if self.dtype is not None:
-            check_choice("--dtype", self.dtype, DTYPES)
+            one_of("--dtype", self.dtype, DTYPES)
         arithmetic_of(self.target, self.dtype, self.quantization)
-        for option, number, most in (("--ridge", self.ridge, _MAX_RIDGE), ("--self-text", self.self_text, 1)):
-            if not 0 <= number <= most:
-                raise InputError(f"{option} {number}: expected a number from 0 to {most:g}")
+        within("--ridge", self.ridge, 0, _MAX_RIDGE)
+        within("--self-text", self.self_text, 0, 1)
         self._check_targets()
         self._check_dense()
         check_device(self.device)
@@ -210,7 +198,7 @@ class ConvertOptions:
 
     def _check_whole(self) -> None:
         if self.form == "learned":
-            _at_least("--steps", self.steps, 1)
+            at_least("--steps", self.steps, 1)
         elif self.steps is not None:
             raise InputError(f"--steps: belongs to --method soco, not to {self.method}")
         if self.device != CPU and (self.goes_back or self.self_text or self.form == "learned"):
@@ -235,7 +223,7 @@ class ConvertOptions:
         if not self.targets:
             raise InputError(f"--targets is empty: expected all, or some of {', '.join(LINEARS)}")
         for target in self.targets:
-            check_choice("--targets", target, LINEARS)
+            one_of("--targets", target, LINEARS)
         if self.form == "modular" and set(self.targets) != set(MODULAR):
             raise InputError(f"--targets {','.join(self.targets)}: --method {self.method} takes {','.join(MODULAR)}")
         if self.form == "modules" and any(set(part) - set(self.targets) not in (set(), set(part)) for part in _MODULES):
@@ -243,7 +231,7 @@ class ConvertOptions:
             raise InputError(f"--targets {','.join(self.targets)}: --method {self.method} takes whole ones of {parts}")
 
     def _check_size(self) -> None:
-        _at_least("--rank-multiple", self.rank_multiple, 1)
+        at_least("--rank-multiple", self.rank_multiple, 1)
         sizes = {name: getattr(self, name) for name in ("rank", "density", *_BUDGETS)}
         given = [name for name, value in sizes.items() if value is not None]
         allowed = {"auto": _BUDGETS, "learned": _BUDGETS[:3], "modules": ("density",), "dense": ()}.get(
@@ -258,10 +246,10 @@ class ConvertOptions:
             raise InputError(f"--method {self.method} takes one size of {expected}; found {found}")
         for name in ("rank", "target_parameters", "target_bytes"):
             if sizes[name] is not None:
-                _at_least(flags[name], sizes[name], 1)
+                at_least(flags[name], sizes[name], 1)
         for name in ("density", "keep"):
-            if sizes[name] is not None and not 0 < sizes[name] < 1:
-                raise InputError(f"{flags[name]} {sizes[name]}: expected a share above 0 and below 1")
+            if sizes[name] is not None:
+                proper_share(flags[name], sizes[name])
         if self.max_kl is not None and not 0 < self.max_kl < math.inf:
             raise InputError(f"--max-kl {self.max_kl}: expected nats per token, above 0")
 
@@ -318,7 +306,7 @@ def arithmetic_of(target: str, dtype: str | None, quantization: Quantization | N
     Raises:
         InputError: An unknown target, or one that cannot have this dtype or quantised weights.
     """
-    check_choice("--target", target, TARGETS)
+    one_of("--target", target, TARGETS)
     if target == "cpu":
         return "float32"
     if dtype not in (None, "float16"):

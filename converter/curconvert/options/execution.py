@@ -6,6 +6,7 @@ import importlib.util
 import os
 from dataclasses import dataclass
 
+from curconvert.base.checks import at_least
 from curconvert.base.errors import BackendError, InputError
 
 
@@ -30,8 +31,7 @@ class ExecutionOptions:
         if self.executor not in ("local", "ray") and not (self.address and self.address != _REMOTE):
             raise InputError(f"--executor {self.executor!r}: expected local, ray or ray://HOST:PORT")
         if self.workers is not None:
-            if isinstance(self.workers, bool) or not isinstance(self.workers, int) or self.workers < 1:
-                raise InputError(f"--workers {self.workers}: expected an integer of at least 1")
+            at_least("--workers", self.workers, 1)
             if self.address:
                 raise InputError(f"--workers {self.workers}: a running cluster decides by itself; leave it out")
         if self.memory_limit is not None and self.memory_limit < 1:

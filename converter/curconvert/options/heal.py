@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
+from curconvert.base.checks import one_of
 from curconvert.base.errors import InputError
 from curconvert.options.calibration import CalibrationOptions
 
@@ -84,8 +85,7 @@ class HealOptions:
 
     def __post_init__(self) -> None:
         for name, choices in (("objective", OBJECTIVES), ("train", TRAINED), ("mode", MODES), ("start", STARTS)):
-            if getattr(self, name) not in choices:
-                raise InputError(f"--{name} {getattr(self, name)!r}: expected one of {', '.join(choices)}")
+            one_of(f"--{name}", getattr(self, name), choices)
         for name in ("hidden", "ce", "kl"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):

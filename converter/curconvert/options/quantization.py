@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import torch
 
+from curconvert.base.checks import one_of
 from curconvert.base.errors import InputError
 from curconvert_runtime.format.quantized import BITS, BLOCK_SIZES, Layout
 
@@ -47,15 +48,13 @@ class Quantization:
     widths: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
-        if self.type not in TYPES and not self.mixed:
-            raise InputError(f"--quantize {self.type!r}: expected one of {', '.join(TYPES)}")
+        if not self.mixed:
+            one_of("--quantize", self.type, TYPES)
         if self.bits_per_weight is not None and not self.mixed:
             raise InputError("--bits-per-weight chooses int4 or int8 for each matrix; leave --quantize out")
-        if self.block_size is not None and self.block_size not in BLOCK_SIZES:
-            sizes = ", ".join(map(str, BLOCK_SIZES))
-            raise InputError(f"--block-size {self.block_size}: expected one of {sizes}")
-        if self.rounding not in ROUNDINGS:
-            raise InputError(f"--rounding {self.rounding!r}: expected one of {', '.join(ROUNDINGS)}")
+        if self.block_size is not None:
+            one_of("--block-size", self.block_size, BLOCK_SIZES)
+        one_of("--rounding", self.rounding, ROUNDINGS)
         if self.bits_per_weight is not None:
             self.check_budget(*(self.single(bits).layout.bits_per_number for bits in BITS))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from curconvert.base.checks import at_least, proper_share
 from curconvert.base.errors import InputError
 
 
@@ -25,10 +26,10 @@ class ResizeOptions:
     def __post_init__(self) -> None:
         if (self.keep is None) == (self.target_parameters is None):
             raise InputError("resize takes one size: --keep or --target-params")
-        if self.keep is not None and not 0 < self.keep < 1:
-            raise InputError(f"--keep {self.keep}: expected a share above 0 and below 1")
-        if self.target_parameters is not None and self.target_parameters < 1:
-            raise InputError(f"--target-params {self.target_parameters}: expected an integer of at least 1")
+        if self.keep is not None:
+            proper_share("--keep", self.keep)
+        if self.target_parameters is not None:
+            at_least("--target-params", self.target_parameters, 1)
 
     @property
     def asked(self) -> str:

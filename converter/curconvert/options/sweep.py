@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from curconvert.base.checks import at_least, one_of
 from curconvert.base.errors import InputError
-from curconvert.options.convert import METHODS, check_choice
+from curconvert.options.convert import METHODS
 
 DEFAULT_KEEP = (0.95, 0.9, 0.8, 0.7)
 
@@ -47,7 +48,6 @@ class SweepOptions:
             if not 0 < share < 1:
                 raise InputError(f"--keep {share:g}: expected shares above 0 and below 1")
         for method in self.methods:
-            check_choice("--methods", method, tuple(name for name in METHODS if name != "dense"))
-        for option, number in (("--window", self.window), ("--max-tokens", self.max_tokens)):
-            if number < 2:
-                raise InputError(f"{option} {number}: expected an integer of at least 2")
+            one_of("--methods", method, tuple(name for name in METHODS if name != "dense"))
+        at_least("--window", self.window, 2)
+        at_least("--max-tokens", self.max_tokens, 2)

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from curconvert.base.types import Matrix
 from curconvert.factorization.interpolative import interpolation
 from curconvert.factorization.measured import deployed, measured
 from curconvert.factorization.projection import Projection, with_bias
@@ -28,8 +28,6 @@ from curconvert.options.quantization import Quantization
 from curconvert.quantization.rounding import quantise
 from curconvert_runtime.format.forms import factor_name
 from curconvert_runtime.format.quantized import part_name
-
-Matrix = NDArray[np.float64]
 
 FLOAT_LINK_RANK = 128
 """Largest rank at which U of C·U·R stays float: it is small then, and has the largest entries of the three."""

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from curconvert.base.types import Matrix, Vector
 from curconvert.quantization.tasks import QuantisationTask
 from curconvert_runtime.format.quantized import BITS
-
-Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class RoundingTask:
         return RoundingCost(name, tuple(errors), tuple(costs))
 
 
-def weighted(lost: NDArray[np.float64], gram: NDArray[np.float64], importance: Vector) -> float:
+def weighted(lost: Vector, gram: Matrix, importance: Vector) -> float:
     """Return `Σ c_i e_i H e_iᵀ` over the rows of an error, (m, n)."""
     return float(importance @ np.einsum("ij,ij->i", lost @ gram, lost))
 

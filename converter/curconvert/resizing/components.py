@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from curconvert.allocation.curves import Curve
 from curconvert.artifact.safetensors_writer import SafetensorsWriter, TensorSpec
 from curconvert.base.names import bias_of, layer_of, linear_of
 from curconvert.base.plan import Plan
+from curconvert.base.types import Indices, Matrix
 from curconvert.calibration.evidence import Evidence
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.execution.task import Executor
@@ -41,9 +41,6 @@ SCHEMA = "components-1.0"
 STORED = torch.bfloat16
 """Errors of a basis only turn what a cut keeps a little, and what it loses is least there: they count squared."""
 _WHOLE = 2**62  # bytes: one file, whatever its size
-
-Matrix = NDArray[np.float64]
-Indices = NDArray[np.int32]
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from curconvert.base.names import linear_of
 from curconvert.base.plan import MatrixPlan
+from curconvert.base.types import Indices, Matrix, Vector
 from curconvert.execution.task import Task
 from curconvert.factorization.interpolative import spanned
 from curconvert.factorization.measured import deployed
@@ -20,9 +20,6 @@ from curconvert.factorization.tasks import check_fit, lapack
 from curconvert.resizing.scored import Scored
 from curconvert_runtime.format.forms import MODULAR, multiply
 
-Matrix = NDArray[np.float64]
-Vector = NDArray[np.float64]
-Indices = NDArray[np.int32]
 Tensors = dict[str, dict[str, Tensor]]
 """Stored tensors by weight name and suffix; `bias` among them where it is another than the artifact's."""
 

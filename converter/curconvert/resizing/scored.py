@@ -16,6 +16,7 @@ from curconvert.artifact.safetensors_writer import SAFETENSORS_DTYPES
 from curconvert.base.errors import InputError, IntegrityError, UnsupportedError
 from curconvert.base.names import bias_of, linear_of
 from curconvert.base.plan import Plan
+from curconvert.base.types import Indices, Matrix, Vector
 from curconvert.factorization.nested import unpacked
 from curconvert.resizing.components import SCHEMA, layout, module_sizes, stored_under
 from curconvert.resizing.source import ArtifactSource
@@ -27,10 +28,6 @@ from curconvert_runtime.format.tensor_file import TensorHeader, read_headers, re
 from curconvert_schemas import SchemaError, validate
 
 _LIMIT = 2**28  # bytes of the curves: a number for each size of each module
-
-Matrix = NDArray[np.float64]
-Vector = NDArray[np.float64]
-Indices = NDArray[np.int32]
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from curconvert.allocation.plans import assemble
 from curconvert.base.names import bias_of
 from curconvert.base.plan import MatrixPlan, Plan
+from curconvert.base.types import Matrix
 from curconvert.blocks.stored import factor_names, stored_tensor
 from curconvert.checkpoint.companions import COMPANION_NAMES
 from curconvert.checkpoint.types import ByteRange, Checkpoint, Companions, SourceKind, TensorInfo
@@ -75,7 +74,7 @@ class ArtifactSource(Checkpoint):
         names = {"weight": name} if row["form"] == "dense" else factor_names(row)
         return {suffix: stored_tensor(self._artifact, part) for suffix, part in names.items()}
 
-    def product(self, name: str) -> NDArray[np.float64]:
+    def product(self, name: str) -> Matrix:
         """Return a matrix multiplied out, (m, n); zeros where a smaller MLP has dropped something."""
         row = self.rows[name]
         m, n = row["shape"]

@@ -14,15 +14,13 @@ from numpy.typing import NDArray
 from scipy.linalg.lapack import dpstrf
 from torch import Tensor
 
+from curconvert.base.types import Indices, Matrix, Vector
 from curconvert.linalg.bases import exact_bases, leading_bases
 from curconvert.linalg.chunked import ChunkedMatrix, product
 from curconvert.options.choices import Importance, Selector
 
 _OVERSAMPLING = 32  # extra sketch rows; the pivots of the leading `rank` hardly depend on it beyond this
 EXACT_OUTPUTS = 2048  # up to which the output Gram matrix is formed
-
-Matrix = NDArray[np.float64]
-Indices = NDArray[np.int32]
 
 
 class Metric(Protocol):
@@ -64,7 +62,7 @@ def tensor_rng(seed: int, name: str) -> np.random.Generator:
     return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
 
 
-def importance_matrix(weight: Tensor, rms: NDArray[np.float64], importance: Importance) -> ChunkedMatrix:
+def importance_matrix(weight: Tensor, rms: Vector, importance: Importance) -> ChunkedMatrix:
     """Scale a weight by how strongly its inputs are driven.
 
     Args:

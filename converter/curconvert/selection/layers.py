@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 import numpy as np
-from numpy.typing import NDArray
 
 from curconvert.base.errors import InputError
+from curconvert.base.types import Vector
 from curconvert.selection.scores import SCORES
 
 _SPEC = "angular, influence or rank, each also with :N, all, or a list of numbers and ranges such as 3,5,8-12"
@@ -40,7 +40,7 @@ def layer_count(spec: str, num_layers: int) -> int:
     return count
 
 
-def select_layers(spec: str, num_layers: int, scores: NDArray[np.float64] | None = None) -> tuple[int, ...]:
+def select_layers(spec: str, num_layers: int, scores: Vector | None = None) -> tuple[int, ...]:
     """Return the layers to compress, ascending.
 
     Args:

@@ -11,7 +11,8 @@ import scipy.linalg
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-Vector = NDArray[np.float64]
+from curconvert.base.types import Matrix, Vector
+
 States = NDArray[np.float64]
 """Hidden states, (sequences, tokens, hidden_size)."""
 
@@ -46,7 +47,7 @@ def influences(before: States, after: States) -> Vector:
     return np.asarray(1.0 - _cosines(before, after).ravel())
 
 
-def effective_rank(gram: NDArray[np.float64]) -> float:
+def effective_rank(gram: Matrix) -> float:
     """Effective rank of a Gram matrix: `exp(−Σ pᵢ log pᵢ)`, p its normalised eigenvalues (Roy & Vetterli 2007).
 
     Args:
@@ -62,7 +63,7 @@ def effective_rank(gram: NDArray[np.float64]) -> float:
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
-def _cosines(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+def _cosines(a: States, b: States) -> Vector:
     norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     return np.asarray((a * b).sum(-1) / np.maximum(norms, _TINY))
 
@@ -89,7 +90,7 @@ class _OutputRank:
     """
 
     def __init__(self) -> None:
-        self._gram: NDArray[np.float64] | float = 0.0
+        self._gram: Matrix | float = 0.0
 
     def add(self, _before: States, after: States) -> None:
         states = after.reshape(-1, after.shape[-1])

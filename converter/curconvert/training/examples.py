@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from curconvert.base.errors import InputError
+from curconvert.base.types import Ids
 from curconvert.calibration.text import (
     check_range,
     digest,
@@ -50,12 +51,12 @@ class Batch(NamedTuple):
 class Examples:
     """Sequences of one length; attributes as in `Batch`, as arrays."""
 
-    ids: NDArray[np.int64]
-    targets: NDArray[np.int64]
+    ids: Ids
+    targets: Ids
     learned: NDArray[np.bool_]
 
     @classmethod
-    def of_text(cls, ids: NDArray[np.int64]) -> Examples:
+    def of_text(cls, ids: Ids) -> Examples:
         """Take running text, (sequences, tokens), in which every token counts."""
         targets = np.full_like(ids, IGNORED)
         targets[:, :-1] = ids[:, 1:]

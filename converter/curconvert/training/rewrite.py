@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from curconvert.artifact.safetensors_writer import save_tensors
+from curconvert.base.dtypes import torch_dtype
 from curconvert.base.errors import InputError
 from curconvert.base.finite import all_finite
 from curconvert.blocks.stream import BlockStream
@@ -37,7 +38,7 @@ def copy_with(artifact: Artifact, work: Path, values: Mapping[str, Tensor]) -> N
     """
     for name in artifact.manifest["files"].keys() - {SCORES, COMPONENTS}:
         shutil.copyfile(artifact.path / name, work / name)
-    dtype = getattr(torch, artifact.model["dtype"])
+    dtype = torch_dtype(artifact.model["dtype"])
     for name, value in values.items():
         stored, header = value.to(dtype).contiguous(), artifact.tensors[name]
         if not all_finite(stored):

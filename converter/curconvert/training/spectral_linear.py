@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import scipy.linalg
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-Matrix = NDArray[np.float64]
+from curconvert.base.types import Matrix
 
 
 class SpectralLinear(nn.Module):

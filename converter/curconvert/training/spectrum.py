@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from curconvert.base.device import products_in
 from curconvert.base.errors import InputError
+from curconvert.base.types import Ids
 from curconvert.journal.store import Journal, State
 from curconvert.training.loop import chosen
 from curconvert.training.spectral_linear import SpectralLinear
@@ -70,7 +70,7 @@ class Learner:
         student: nn.Module,
         linears: Mapping[str, SpectralLinear],
         teacher: nn.Module,
-        ids: NDArray[np.int64],
+        ids: Ids,
         shapes: Shapes,
         budget: float,
         multiple: int,

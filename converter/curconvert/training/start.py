@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from curconvert.base.types import Matrix
 from curconvert.blocks.modules import CURLinear, InterpolativeLinear
 from curconvert.blocks.stream import Block
 from curconvert.linalg.gram import least_squares, ridge_solve
 
 Linking = CURLinear | InterpolativeLinear
-Matrix = NDArray[np.float64]
 RIDGE = 1e-2
 """λ of `G + λ diag(G)`, G the Gram matrix of `R x`: that of a conversion's metric. It holds to the factor that was."""
 

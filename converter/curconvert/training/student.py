@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from curconvert.base.device import products_in
+from curconvert.base.types import Ids
 from curconvert.blocks.modules import CURLinear, InterpolativeLinear
 from curconvert.families.skeleton import canonical_parameters
 from curconvert.options.heal import HealOptions, Trained
@@ -118,7 +119,7 @@ def divergence(ours: Tensor, theirs: Tensor) -> Tensor:
     return functional.kl_div(q, p, log_target=True, reduction="batchmean")
 
 
-def held_out_divergence(student: nn.Module, teacher: nn.Module, ids: NDArray[np.int64]) -> float:
+def held_out_divergence(student: nn.Module, teacher: nn.Module, ids: Ids) -> float:
     """Return the mean KL(teacher ‖ student) on sequences, nats per token, in float32.
 
     Args:

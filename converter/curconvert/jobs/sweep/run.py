@@ -8,13 +8,11 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from curconvert.artifact.folder import SWEEP, atomic_folder, check_output
 from curconvert.base.environment import environment
 from curconvert.base.errors import BackendError, CurConvertError, InputError, UnsupportedError
 from curconvert.base.progress import silent
+from curconvert.base.types import Ids
 from curconvert.checkpoint.linears import total_parameters
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.estimate.total import keeping_within
@@ -49,7 +47,6 @@ from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.serve.backend import import_onnxruntime, installed_versions
 from curconvert_runtime.serve.session import load
 
-Ids = NDArray[np.int64]
 _LOCAL = ExecutionOptions()
 
 
