@@ -28,11 +28,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CalibrationOptions": "curconvert.options.convert.calibration",
+    "CalibrationOptions": "curconvert.options.calibration",
     "Conversion": "curconvert.jobs.conversion",
     "ConvertOptions": "curconvert.options.convert",
-    "ExecutionOptions": "curconvert.options.convert.execution",
-    "SourceOptions": "curconvert.options.convert.source",
+    "ExecutionOptions": "curconvert.options.execution",
+    "SourceOptions": "curconvert.options.source",
     "convert": "curconvert.jobs.convert",
     "export": "curconvert.jobs.export",
     "plan": "curconvert.jobs.plan",

@@ -36,7 +36,7 @@ from support.checkpoints import edit_tensors, shard
 from support.families import FAMILIES, TinyModel, make_checkpoint
 from support.tiny_runs import LENGTH, manifest_of, stored_tensors, tiny_options, token_file
 
-REAL_MODEL = Path(__file__).parents[2] / ".cache/models/SmolLM2-135M-Instruct.Q4_1.gguf"
+REAL_MODEL = Path(__file__).parents[3] / ".cache/models/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @pytest.fixture(scope="module")

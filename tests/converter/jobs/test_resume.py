@@ -23,7 +23,7 @@ from curconvert.base.durable import is_full, save_array
 from curconvert.base.errors import BackendError, InputError
 from curconvert.checkpoint import open_checkpoint
 from curconvert.estimate.disk import needed_bytes
-from curconvert.estimate.total import disk as space
+from curconvert.estimate import disk as space
 from curconvert.jobs.convert import convert
 from curconvert.jobs.stages import first_plan
 from curconvert.journal.store import State
