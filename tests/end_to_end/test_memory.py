@@ -30,8 +30,8 @@ _HEAL = """
 import json, sys
 from pathlib import Path
 from curconvert import CalibrationOptions, SourceOptions
-from curconvert.healing.options import HealOptions
-from curconvert.healing.run import heal
+from curconvert.options.heal import HealOptions
+from curconvert.jobs.heal import heal
 from curconvert.base.machine import peak_memory
 artifact, model, tokens, start, out = sys.argv[1:]
 data = CalibrationOptions(tokens, sequences=10, tokens_per_sequence=24, probe_sequences=4)

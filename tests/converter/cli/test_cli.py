@@ -187,7 +187,7 @@ _SLOW_MODEL = """
 import signal, sys, time
 # A job in the background of a script is started with SIGINT ignored, and Python then leaves it so.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from curconvert.artifact.journal import Journal
+from curconvert.journal.store import Journal
 from curconvert.cli import main
 real, seconds = Journal.record, float(sys.argv.pop(1))
 def record(journal, stage, *rest):
