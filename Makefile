@@ -43,6 +43,7 @@ check: venv
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/python tools/rooms.py check
 	MYPYPATH=benchmarks $(BIN)/mypy benchmarks/*.py
 
 test: venv model clients check

@@ -71,12 +71,9 @@ _HOME = {
 def __getattr__(name: str) -> Any:
     """Import a public name, or the version, when it is first used: the package itself costs nothing."""
     if name == "__version__":
-        from importlib import metadata  # noqa: PLC0415 - it takes as long as the rest of this package
+        from curconvert_runtime.version import installed_version  # noqa: PLC0415 - it takes as long as the rest of this
 
-        try:
-            return metadata.version("curconvert")
-        except metadata.PackageNotFoundError:  # run from a source tree that was never installed
-            return "0+unknown"
+        return installed_version()
     if name in __all__:
         return getattr(importlib.import_module(f"{__name__}.{_HOME.get(name, 'errors')}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,1 +1,1 @@
-"""Where a budget of parameters is spent."""
+"""Prices every size of every matrix and spends one budget on them."""

@@ -1,1 +1,1 @@
-"""Write the output folder: tensors, manifest, atomic publication."""
+"""Writes the output folder: tensors, manifest and reports, published by one rename."""

@@ -1,1 +1,1 @@
-"""What every room may use: names, dtypes, devices, errors."""
+"""Holds what every room may use: names, dtypes, devices, plans and errors."""

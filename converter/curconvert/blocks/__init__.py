@@ -1,1 +1,1 @@
-"""Run transformers' decoder blocks one at a time."""
+"""Runs transformers' decoder blocks one at a time."""

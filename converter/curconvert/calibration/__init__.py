@@ -1,1 +1,1 @@
-"""Text to token batches; token batches to statistics of each linear's input."""
+"""Runs the original on calibration text and keeps the statistics of its linears."""

@@ -1,4 +1,4 @@
-"""Checkpoint readers: safetensors files, Hugging Face folders and hub ids, GGUF files."""
+"""Reads checkpoints: safetensors files, Hugging Face folders and hub ids, GGUF files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: arguments to options, one call, rendering and the exit code."""
+"""Turns arguments into one options object, runs one job, shows its result and sets the exit code."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Time, memory and disk of a conversion, before it starts."""
+"""Estimates the time, memory and disk space of a conversion before it starts."""

@@ -1,1 +1,1 @@
-"""Where factorization tasks run: in threads of this process, or on a Ray cluster."""
+"""Runs tasks in threads of this process or on a Ray cluster."""

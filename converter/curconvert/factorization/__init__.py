@@ -1,1 +1,1 @@
-"""Matrices to factors."""
+"""Turns matrices and statistics of their inputs into factors, one module per algorithm."""

@@ -1,1 +1,1 @@
-"""The model families: what their blocks hold and how transformers builds them."""
+"""Describes the supported model families: their linears, heads, rotary embeddings and transformers classes."""

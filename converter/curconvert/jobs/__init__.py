@@ -1,1 +1,1 @@
-"""One module per command; the only place that composes rooms."""
+"""Runs the commands, one module each: the only place that composes rooms."""

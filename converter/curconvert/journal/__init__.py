@@ -1,1 +1,1 @@
-"""What an interrupted run leaves, so that the same command goes on from it."""
+"""Records the finished steps of a run, so that an interrupted run can continue."""

@@ -1,1 +1,1 @@
-"""Matrices, their statistics and solves with them, in float64."""
+"""Computes in float64 with weights and Gram matrices: products, metrics and leading bases."""

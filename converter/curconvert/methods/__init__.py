@@ -1,1 +1,1 @@
-"""One module per compression method."""
+"""Compression methods: what each one plans, which statistics it needs and which tasks it runs."""

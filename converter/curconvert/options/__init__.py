@@ -1,1 +1,1 @@
-"""Small frozen options, validated when they are made. No torch here."""
+"""Frozen options, checked when they are made."""

@@ -1,1 +1,1 @@
-"""Weight-only quantisation: which numbers stored matrices become, and in which metric they are rounded."""
+"""Rounds stored matrices to 4 or 8 bits, by what their inputs make of the errors."""

@@ -1,1 +1,1 @@
-"""Any smaller size from one scored artifact, without calibration or training."""
+"""Cuts a scored artifact to a smaller size, without calibration or training."""

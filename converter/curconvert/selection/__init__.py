@@ -1,1 +1,1 @@
-"""Which layers to compress, and which rows and columns to keep."""
+"""Chooses layers, and rows and columns of a matrix."""

@@ -1,1 +1,1 @@
-"""Healing and learned spectra: loops, losses, what is trained."""
+"""Trains what statistics alone do not give: healed factors and learned ranks."""

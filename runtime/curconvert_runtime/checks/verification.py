@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from curconvert_runtime import __version__
 from curconvert_runtime.checks.fidelity import Progress, check_reference, exact_fidelity, probe_fidelity, text_windows
 from curconvert_runtime.checks.metrics import Fidelity
 from curconvert_runtime.checks.parity import (
@@ -33,6 +32,7 @@ from curconvert_runtime.format.probes import CompressedProbe, Probes
 from curconvert_runtime.serve.backend import installed_versions
 from curconvert_runtime.serve.providers import CpuOptions
 from curconvert_runtime.serve.session import Session, load
+from curconvert_runtime.version import installed_version
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def verify(
     checks += parity_checks(artifact, probes.compressed, options, progress)
     measured, text = _fidelity(artifact, probes, options, progress)
     checks += fidelity_checks(measured, options)
-    environment = {"curconvert": __version__, **installed_versions(), "provider": options.provider}
+    environment = {"curconvert": installed_version(), **installed_versions(), "provider": options.provider}
     return VerificationReport(str(path), tuple(checks), measured, text, environment)
 
 

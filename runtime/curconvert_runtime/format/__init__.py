@@ -1,1 +1,1 @@
-"""What an artifact is: file names, manifest, tensors, forms, graphs; opening one checks it."""
+"""Defines what an artifact is (files, manifest, tensors, forms) and opens one with every byte checked."""

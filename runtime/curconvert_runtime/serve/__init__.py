@@ -1,1 +1,1 @@
-"""Runs an artifact: token ids or text in, logits or text out."""
+"""Runs an artifact: takes text or token ids, gives text or logits."""

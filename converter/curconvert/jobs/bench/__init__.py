@@ -1,1 +1,1 @@
-"""Speed and memory of an artifact, alone or in turn with another one. Needs no torch."""
+"""Measures speed and memory of artifacts, several of them in turn; needs no torch."""

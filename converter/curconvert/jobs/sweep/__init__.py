@@ -1,1 +1,1 @@
-"""Every method at several sizes, in one table."""
+"""Converts a model by several methods at several sizes and puts the results in one table."""
