@@ -23,7 +23,8 @@ from common import ROOT, machine, publish, table
 from safetensors.torch import save_file
 
 from curconvert import CalibrationOptions, ConvertOptions, SourceOptions
-from curconvert.artifact.safetensors_writer import SafetensorsWriter, TensorSpec
+from curconvert.artifact.safetensors_writer import SafetensorsWriter
+from curconvert.base.layout import TensorSpec
 from curconvert.base.names import layer_of
 from curconvert.jobs.convert import convert
 from curconvert.jobs.parity import check_slices

@@ -17,7 +17,8 @@ from curconvert import ConvertOptions, SourceOptions
 from curconvert.artifact.folder import atomic_folder
 from curconvert.artifact.manifest import build_manifest, seal
 from curconvert.artifact.model_files import tensor_specs, write_model_files
-from curconvert.artifact.safetensors_writer import SafetensorsWriter, TensorSpec
+from curconvert.artifact.safetensors_writer import SafetensorsWriter
+from curconvert.base.layout import TensorSpec
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.jobs.plan import plan
 from curconvert.jobs.source import open_source

@@ -337,6 +337,12 @@ BAD: dict[str, tuple[Damage, int, tuple[str, ...]]] = {
         2,
         ("not a valid", "'a' appears twice"),
     ),
+    "header-four-bits": (header({"a": {"dtype": "F4", "shape": [4], "data_offsets": [0, 2]}}, b"\0" * 2), 5, ("F4",)),
+    "header-unknown-dtype": (
+        header({"a": ENTRY | {"dtype": "F7"}}, b"\0" * 8),
+        2,
+        ("not a valid", "unknown dtype 'F7'"),
+    ),
     "header-only-length": (
         lambda folder: (folder / "model.safetensors").write_bytes(struct.pack("<Q", 2)),
         2,

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from curconvert.artifact.quantization_config import quantization_config
-from curconvert.artifact.safetensors_writer import TensorSpec
 from curconvert.base.errors import InputError
+from curconvert.base.layout import TensorSpec
 from curconvert.base.plan import MatrixPlan, Plan
 from curconvert.checkpoint.config import with_dtype
 from curconvert.checkpoint.types import Checkpoint, Companions, TensorInfo

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,34 +19,11 @@ from torch import Tensor
 
 from curconvert.base.errors import InputError
 from curconvert.base.finite import all_finite, not_finite
+from curconvert.base.layout import SAFETENSORS_DTYPES, TensorSpec, encoded_header, raw_bytes
 from curconvert.checkpoint.types import ByteRange, TensorInfo
 
 SHARD_BYTES = 5 * 10**9
 _CHUNK = 4 * 2**20  # elements converted at a time: bounds the copy when the dtype changes
-SAFETENSORS_DTYPES = {
-    torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int32: "I32", torch.int64: "I64",
-    torch.uint8: "U8",
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """A tensor that will be written.
-
-    Attributes:
-        name: Its name.
-        dtype: Stored dtype.
-        shape: Its shape.
-    """
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Size in the file."""
-        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class SafetensorsWriter:
@@ -88,27 +63,17 @@ class SafetensorsWriter:
             (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
 
     def _create(self, path: Path, specs: list[TensorSpec]) -> None:
-        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-        offset = 0
-        for spec in specs:
-            header[spec.name] = {
-                "dtype": SAFETENSORS_DTYPES[spec.dtype],
-                "shape": list(spec.shape),
-                "data_offsets": [offset, offset + spec.nbytes],
-            }
-            offset += spec.nbytes
-        encoded = json.dumps(header, separators=(",", ":")).encode()
-        encoded += b" " * (-len(encoded) % 8)
-        start = 8 + len(encoded)
+        header = encoded_header(specs, {"format": "pt"})
         handle = os.open(path, os.O_CREAT | os.O_NOFOLLOW | os.O_RDWR, 0o666)
         self._handles[path] = handle
         self.files.append(path)
-        _write_all(handle, len(encoded).to_bytes(8, "little") + encoded, 0)
-        os.ftruncate(handle, start + offset)
+        _write_all(handle, header, 0)
+        start = len(header)
         for spec in specs:
-            begin, end = header[spec.name]["data_offsets"]  # type: ignore[index]
-            location = ByteRange(path, start + begin, end - begin)
+            location = ByteRange(path, start, spec.nbytes)
             self.tensors[spec.name] = TensorInfo(spec.name, SAFETENSORS_DTYPES[spec.dtype], spec.shape, location)
+            start += spec.nbytes
+        os.ftruncate(handle, start)
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Write one tensor in its announced dtype, a few megabytes at a time.
@@ -120,8 +85,7 @@ class SafetensorsWriter:
         assert location is not None
         offset = location.offset
         for deployed in self._checked(name, tensor):
-            # A view of bytes, since NumPy has no bfloat16.
-            data: memoryview = deployed.view(torch.uint8).numpy().data
+            data = raw_bytes(deployed)
             _write_all(self._handles[location.file], data, offset)
             offset += len(data)
         self._missing.discard(name)

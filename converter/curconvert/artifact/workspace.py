@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from curconvert.artifact.folder import missing_parents
 from curconvert.base.durable import is_full
@@ -16,6 +18,7 @@ from curconvert.base.errors import BackendError, InputError, IntegrityError, Uns
 from curconvert.journal.store import JOURNAL, Journal
 
 _LOCK = "lock"
+_OWNER = "process"  # not in the lock's file, which the library may empty and some systems let nobody else read
 RESUME = "run the same command again to continue"
 
 
@@ -89,63 +92,76 @@ def _open(folder: Path, fingerprint: Mapping[str, str], resume: bool) -> Workspa
 
 @contextmanager
 def _locked(folder: Path, out: Path) -> Iterator[None]:
-    handle = _lock(folder, out)
+    lock = _lock(folder, out)
     try:
+        (folder / _OWNER).write_text(str(os.getpid()))
         yield
     finally:
-        os.close(handle)
+        lock.release()
 
 
-def _lock(folder: Path, out: Path) -> int:
+def _lock(folder: Path, out: Path) -> FileLock:
     """Take the lock, which the system gives back however its owner ends."""
     path = folder / _LOCK
+    lock = FileLock(path, timeout=0, mode=0o600)
     while True:
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
             _check_ours(folder)
             folder.mkdir(mode=0o700, exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        except FileNotFoundError:  # an owner that ends has just removed the folder
+            path.touch(mode=0o600)
+            file = path.stat().st_ino
+            lock.acquire()
+        except (FileNotFoundError, FileExistsError):  # an owner that ends has just removed the folder
             continue
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.read(handle, 20).decode(errors="replace")
-            os.close(handle)
+        except Timeout:
+            if not path.exists():
+                continue
             raise InputError(
-                f"{out}: another conversion is writing it (process {owner}); wait for it, or choose another output"
+                f"{out}: another conversion is writing it (process {_owner(folder)}); wait for it, or choose another "
+                "output"
             ) from None
         # An owner that ends removes the file: then this lock is on nothing, and on another file is where it was.
-        if path.exists() and path.stat().st_ino == os.fstat(handle).st_ino:
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, str(os.getpid()).encode(), 0)
-            return handle
-        os.close(handle)
+        with suppress(FileNotFoundError):
+            if path.stat().st_ino == file:
+                return lock
+        lock.release()
+
+
+def _owner(folder: Path) -> str:
+    try:
+        return (folder / _OWNER).read_text()
+    except FileNotFoundError:
+        return "unknown"
 
 
 def _check_ours(folder: Path) -> None:
     """Refuse a folder of this name that somebody else has made: what is in it will be trusted, or deleted."""
-    if not folder.exists() and not folder.is_symlink():
+    try:
+        status = folder.lstat()
+    except FileNotFoundError:
         return
-    status = folder.lstat()
-    ours = folder.is_dir() and not folder.is_symlink() and status.st_uid == os.getuid()
-    if not ours or not ((folder / _LOCK).exists() or not any(folder.iterdir())):
+    ours = stat.S_ISDIR(status.st_mode) and (not hasattr(os, "getuid") or status.st_uid == os.getuid())
+    # One look at all names: others come and go meanwhile, and the lock is the first of them and the last.
+    names = [path.name for path in folder.iterdir()] if ours else []
+    if not ours or (names and _LOCK not in names):
         raise InputError(f"{folder}: is no folder that curconvert made for this user; remove it yourself")
 
 
 def _clear(folder: Path) -> None:
-    """Delete everything but the lock, the journal first: what it refers to must outlive it."""
+    """Delete everything but the lock and its owner's number, the journal first: what it refers to must outlive it."""
     (folder / JOURNAL).unlink(missing_ok=True)
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.name != _LOCK:
+        elif path.name not in (_LOCK, _OWNER):
             path.unlink()
 
 
 def _remove(folder: Path, created: list[Path]) -> None:
     with suppress(OSError):  # what cannot be deleted must not hide how the work ended
         _clear(folder)
+        (folder / _OWNER).unlink(missing_ok=True)
         (folder / _LOCK).unlink()  # last: by it the folder is known as ours
         folder.rmdir()
     for parent in created:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from transformers import DynamicCache
 
 from curconvert.base.device import products_in
@@ -92,9 +93,10 @@ class Block:
             cache: Receives this layer's keys (after rotary embedding) and values.
             dtype: Of products; sums, norms and what the block returns stay float32.
         """
-        kwargs = {**self._kwargs[hidden.shape[0], hidden.shape[1]], "past_key_values": cache}
+        # The cache itself is passed on: where transformers has told torch its parts, it would be taken for a tree.
+        kwargs = {**placed(self._kwargs[hidden.shape[0], hidden.shape[1]], self.device), "past_key_values": cache}
         with torch.inference_mode(), products_in(dtype, self.device.type):
-            output: Tensor = self.layer(hidden.to(self.device), **placed(kwargs, self.device))
+            output: Tensor = self.layer(hidden.to(self.device), **kwargs)
         return output.to(hidden.device)
 
     def input_of(self, name: str, hidden: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -337,13 +339,7 @@ class BlockStream:
 
 def placed(value: Any, device: torch.device) -> Any:
     """Return nested arguments with their tensors on a device."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {key: placed(part, device) for key, part in value.items()}
-    if isinstance(value, tuple | list):
-        return type(value)(placed(part, device) for part in value)
-    return value
+    return tree_map_only(Tensor, lambda tensor: tensor.to(device), value)
 
 
 def _release_freed_memory() -> None:

@@ -7,15 +7,14 @@ import mmap
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from curconvert.base.errors import InputError, UnsupportedError
+from curconvert.base.errors import InputError, IntegrityError, UnsupportedError
 from curconvert.checkpoint.files import ModelFolder, load_json_object, regular_file
 from curconvert.checkpoint.types import ByteRange, TensorInfo
-from curconvert_runtime.format import strict_json
+from curconvert_runtime.format import tensor_file
+from curconvert_runtime.format.tensor_file import TensorHeader
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -25,13 +24,16 @@ HEADER_LIMIT = INDEX_LIMIT = 2_000_000
 NAME_LIMIT = 200  # characters of the name of a tensor or a shard; messages repeat it
 
 DTYPES: Mapping[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# All that the format knows: an unsupported type is named, and is no damage.
+_ITEM_BITS = tensor_file.ITEM_BITS | {
+    "U16": 16, "U32": 32, "U64": 64, "C64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
+}  # fmt: skip
 _QUANTISED_SUFFIXES = (".qweight", ".qzeros", ".scales", ".g_idx", ".weight_scale", ".weight_scale_inv", ".absmax")
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """Read the names, shapes and byte ranges of a safetensors file; no tensor byte is read.
-
-    The safetensors library validates the header first (lengths, overlaps, holes, overflows, trailing bytes).
 
     Raises:
         InputError: The file is not valid safetensors.
@@ -41,36 +43,32 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if length > HEADER_LIMIT:
-                raise InputError(
-                    f"{path}: the header's length is {length} bytes, expected at most {HEADER_LIMIT}; "
-                    "the file is damaged or holds no language model"
-                )
-            with safe_open(path, framework="numpy"):
-                pass
-            header = strict_json.loads(file.read(length))
-    except SafetensorError as error:
-        raise InputError(f"{path}: not a valid safetensors file: {_one_line(error)}") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not a valid safetensors file: the header has {_one_line(error)}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or _one_line(error)}") from None
-    header.pop("__metadata__", None)
-    return {name: _tensor_info(path, name, entry, 8 + length) for name, entry in header.items()}
+    if length > HEADER_LIMIT:
+        raise InputError(
+            f"{path}: the header's length is {length} bytes, expected at most {HEADER_LIMIT}; "
+            "the file is damaged or holds no language model"
+        )
+    try:
+        headers = tensor_file.read_headers(path, _ITEM_BITS)
+    except IntegrityError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise InputError(f"{path}: not a valid safetensors file: {reason}") from None
+    return {name: _tensor_info(header) for name, header in headers.items()}
 
 
-def _tensor_info(path: Path, name: str, entry: Mapping[str, Any], data_start: int) -> TensorInfo:
+def _tensor_info(header: TensorHeader) -> TensorInfo:
+    path, name, dtype = header.file, header.name, header.dtype
     if len(name) > NAME_LIMIT:
         raise InputError(f"{path}: a tensor's name has {len(name)} characters, expected at most {NAME_LIMIT}")
-    dtype = entry["dtype"]
     if name.endswith(_QUANTISED_SUFFIXES):
         raise UnsupportedError(f"{path}: tensor {name} belongs to a quantised checkpoint; use the unquantised one")
     # An old buffer is dropped later whatever its dtype; every other tensor is a weight.
     if dtype not in DTYPES and not is_legacy_buffer(name):
         advice = "convert it to float32" if dtype == "F64" else "quantised and integer weights are not supported"
         raise UnsupportedError(f"{path}: tensor {name} has dtype {dtype}, expected F32, F16 or BF16; {advice}")
-    begin, end = entry["data_offsets"]
-    return TensorInfo(name, dtype, tuple(entry["shape"]), ByteRange(path, data_start + begin, end - begin))
+    return TensorInfo(name, dtype, header.shape, ByteRange(path, header.offset, header.length))
 
 
 def is_legacy_buffer(name: str) -> bool:

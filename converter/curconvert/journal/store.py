@@ -7,26 +7,24 @@ journal that another run can go on from, and that run computes with the very sam
 from __future__ import annotations
 
 import json
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
+from safetensors import safe_open
 from torch import Tensor
 
 from curconvert.base.durable import fsync, replace_text
 from curconvert.base.errors import InputError
+from curconvert.base.layout import TensorSpec, encoded_header, raw_bytes
 from curconvert.journal.tensor_list import TensorList
 from curconvert_runtime.format import strict_json
 from curconvert_runtime.format.hashing import sha256
 
 JOURNAL = "journal.json"
-JOURNAL_VERSION = 1
+JOURNAL_VERSION = 2
 _DATA = "data"
 
 
@@ -47,20 +45,26 @@ class State:
         return list(self.tensors.get(name, ()))
 
     def save(self, path: Path) -> None:
-        """Write it to a file."""
-        # An .npz, but one array at a time: `np.savez` wants all of them at once.
-        with zipfile.ZipFile(path, "w") as file:
-            _add(file, _DATA, np.frombuffer(json.dumps(self.data).encode(), np.uint8))
-            for name, tensors in self.tensors.items():
-                for number, tensor in enumerate(tensors):
-                    _add(file, f"{name}.{number}", tensor.numpy())
+        """Write it to a safetensors file, which has the data as its metadata.
+
+        The library's own writer takes all tensors at once, which may be larger than the memory: here they are written
+        one by one, after the header that their shapes give.
+        """
+        parts = [(name, number) for name, tensors in self.tensors.items() for number in range(len(tensors))]
+        specs = [_spec(name, number, self.tensors[name][number]) for name, number in parts]
+        # Large elements first: then each tensor starts at a multiple of its elements' size.
+        order = sorted(range(len(parts)), key=lambda index: -specs[index].dtype.itemsize)
+        with path.open("wb") as file:
+            file.write(encoded_header([specs[index] for index in order], {_DATA: json.dumps(self.data)}))
+            for name, number in (parts[index] for index in order):
+                file.write(raw_bytes(self.tensors[name][number]))
 
     @classmethod
     def load(cls, path: Path) -> State:
         """Open what `save` has written; a tensor is read when it is asked for, so the file has to stay until then."""
-        with np.load(path) as stored:
-            data = json.loads(stored[_DATA].tobytes())
-            counts = Counter(key.rpartition(".")[0] for key in stored.files if key != _DATA)
+        with safe_open(path, framework="pt") as stored:
+            data = json.loads(stored.metadata()[_DATA])
+            counts = Counter(key.rpartition(".")[0] for key in stored.keys())  # noqa: SIM118 - it is no mapping
         return cls(data, {name: _Stored(path, name, count) for name, count in counts.items()})
 
 
@@ -75,13 +79,17 @@ class _Stored(TensorList):
 
     def at(self, index: int) -> Tensor:
         """Read one, into torch's own memory, whose alignment some kernels' results depend on."""
-        with np.load(self._path) as stored:
-            return torch.from_numpy(stored[f"{self._name}.{index}"]).clone()
+        with safe_open(self._path, framework="pt") as stored:
+            found: Tensor = stored.get_tensor(_key(self._name, index)).clone()
+        return found
 
 
-def _add(file: zipfile.ZipFile, name: str, array: NDArray[Any]) -> None:
-    with file.open(f"{name}.npy", "w", force_zip64=True) as part:
-        np.lib.format.write_array(part, array, allow_pickle=False)
+def _key(name: str, number: int) -> str:
+    return f"{name}.{number}"
+
+
+def _spec(name: str, number: int, tensor: Tensor) -> TensorSpec:
+    return TensorSpec(_key(name, number), tensor.dtype, tuple(tensor.shape))
 
 
 class Journal:
@@ -113,6 +121,8 @@ class Journal:
         journal, path = cls(folder, fingerprint), folder / JOURNAL
         try:
             content = strict_json.loads(path.read_bytes())
+            if content["journal_version"] != JOURNAL_VERSION:
+                raise ValueError(f"journal_version {content['journal_version']!r:.20}, expected {JOURNAL_VERSION}")
             found = dict(content["fingerprint"])
             journal._stages = dict(content["stages"])
             damaged = [s["file"] for s in journal._stages.values() if sha256(folder / s["file"]) != s["sha256"]]
@@ -149,7 +159,7 @@ class Journal:
             flush()
         last = self._stages.get(stage)
         step = last["step"] + 1 if last else 1
-        path = self._folder / f"{stage}.{step}.npz"
+        path = self._folder / f"{stage}.{step}.safetensors"
         state.save(path)
         fsync(path)
         self._stages[stage] = {"step": step, "file": path.name, "sha256": sha256(path)}

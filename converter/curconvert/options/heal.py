@@ -122,13 +122,6 @@ class HealOptions:
         """Whether something is learned from the original, or measured by it."""
         return self.objective == "distill" or self.hidden > 0 or self.kl > 0
 
-    def rate(self, step: int) -> float:
-        """Return the learning rate of a step, counted from 0."""
-        if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-
     def to_json(self) -> dict[str, Any]:
         """Return what the manifest records; the text is recorded by its tokens."""
         values = asdict(self)

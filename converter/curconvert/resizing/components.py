@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from curconvert.allocation.curves import Curve
-from curconvert.artifact.safetensors_writer import SafetensorsWriter, TensorSpec
+from curconvert.artifact.safetensors_writer import SafetensorsWriter
+from curconvert.base.layout import TensorSpec
 from curconvert.base.names import bias_of, layer_of, linear_of
 from curconvert.base.plan import Plan
 from curconvert.base.types import Indices, Matrix

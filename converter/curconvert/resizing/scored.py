@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from curconvert.allocation.curves import Curve
 from curconvert.allocation.plans import allocated
-from curconvert.artifact.safetensors_writer import SAFETENSORS_DTYPES
 from curconvert.base.errors import InputError, IntegrityError, UnsupportedError
+from curconvert.base.layout import SAFETENSORS_DTYPES
 from curconvert.base.names import bias_of, linear_of
 from curconvert.base.plan import Plan
 from curconvert.base.types import Indices, Matrix, Vector

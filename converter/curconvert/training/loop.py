@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from curconvert.base.errors import InputError
+from curconvert.healing import schedule
 from curconvert.journal.store import Journal, State
 from curconvert.options.heal import HealOptions
 from curconvert_runtime.checks.fidelity import Progress
@@ -62,32 +64,33 @@ def train(
         InputError: The loss is not finite.
     """
     optimizer = torch.optim.AdamW(list(parameters), lr=options.learning_rate)
+    rates = schedule.warmed_up(optimizer, options.warmup, options.steps)
     best = [parameter.detach().clone() for parameter in parameters]
     if state := journal.recall(stage):
         curve = [Point(**point) for point in state.data["curve"]]
         _restore(optimizer, parameters, state)
+        schedule.restore(rates, state.data["rates"])
         best = state.restored("best")
     else:
         curve = [Point(0, None, measure())]
-        _record(journal, stage, curve, parameters, optimizer, best)
+        _record(journal, stage, curve, parameters, optimizer, rates, best)
     losses: list[float] = []
     for step in range(curve[-1].step, options.steps):
         if _patient(curve) >= options.patience:
             break
-        for group in optimizer.param_groups:
-            group["lr"] = options.rate(step)
         losses.append(
             _step(optimizer, loss, chosen(step, len(counts), options.batch, options.seed), counts, options.accumulate)
         )
         if not np.isfinite(losses[-1]):
             raise InputError(f"{stage}: the loss is {losses[-1]} at step {step + 1}; lower --learning-rate")
+        rates.step()
         progress(stage, step + 1, options.steps)
         if (step + 1) % options.evaluate_every == 0 or step + 1 == options.steps:
             curve.append(Point(step + 1, float(np.mean(losses)), measure()))
             losses.clear()
             if _patient(curve) == 0:
                 best = [parameter.detach().clone() for parameter in parameters]
-            _record(journal, stage, curve, parameters, optimizer, best)
+            _record(journal, stage, curve, parameters, optimizer, rates, best)
     with torch.no_grad():
         for parameter, value in zip(parameters, best, strict=True):
             parameter.copy_(value)
@@ -131,6 +134,7 @@ def _record(
     curve: Sequence[Point],
     parameters: Sequence[nn.Parameter],
     optimizer: torch.optim.Optimizer,
+    rates: LRScheduler,
     best: list[Tensor],
 ) -> None:
     moments = {
@@ -138,7 +142,8 @@ def _record(
         for name in ("exp_avg", "exp_avg_sq")
     }
     tensors = {"now": [parameter.detach() for parameter in parameters], "best": best, **moments}
-    journal.record(stage, State({"curve": [vars(point) for point in curve]}, tensors))
+    data = {"curve": [vars(point) for point in curve], "rates": rates.state_dict()}
+    journal.record(stage, State(data, tensors))
 
 
 def _restore(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], state: State) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from curconvert.base.device import products_in
 from curconvert.base.errors import InputError
 from curconvert.base.types import Ids
+from curconvert.healing import schedule
 from curconvert.journal.store import Journal, State
 from curconvert.training.loop import chosen
 from curconvert.training.spectral_linear import SpectralLinear
@@ -100,21 +102,23 @@ class Learner:
             InputError: The budget cannot be had, or the loss is not finite.
         """
         optimizer = torch.optim.Adam(self._weights, lr=_RATE)
+        rates = schedule.held(optimizer, self._faded, self._steps)  # until all that goes has gone
         price, kept, done = 1.0, None, 0
         if state := journal.recall(STAGE):
             price, done = state.data["price"], state.data["steps"]
             kept = self._restore(optimizer, state)
+            schedule.restore(rates, state.data["rates"])
         goal = self._goal()
         for step in range(done, self._steps):
             if step == self._coarse:
                 kept = self._chosen()
             self._set_gates(kept, step)
-            optimizer.param_groups[0]["lr"] = self._rate(step)
             coarse = step < self._coarse
             loss = self._loss(step, price if coarse else 0.0)
             if not math.isfinite(loss):
                 raise InputError(f"--method soco: the loss is {loss} at step {step + 1} of {self._steps}")
             optimizer.step()
+            rates.step()
             with torch.no_grad():
                 for weight in self._weights:
                     weight.clamp_(min=0.0)
@@ -123,7 +127,8 @@ class Learner:
                 change = math.exp(_SLOPE * (self._left() - wanted))
                 price *= min(max(change, 1 / _LARGEST), _LARGEST)
             if (step + 1) % _RECORD == 0 or step + 1 == self._steps:
-                self._record(journal, optimizer, price, step + 1, kept)
+                data = {"steps": step + 1, "price": price, "rates": rates.state_dict()}
+                self._record(journal, optimizer, data, kept)
                 progress(STAGE, step + 1, self._steps)
         if kept is None:
             kept = self._chosen()
@@ -143,12 +148,6 @@ class Learner:
         """Return the weighted mean of all weights, those above 1 as 1."""
         weights = torch.cat([weight.detach() for weight in self._weights])
         return float((self._prices * weights.clamp(max=1.0)).mean())
-
-    def _rate(self, step: int) -> float:
-        """Return the learning rate: the same until all that goes has gone, then along a cosine."""
-        if step < self._faded:
-            return _RATE
-        return _RATE * 0.5 * (1 + math.cos(math.pi * (step - self._faded) / max(1, self._steps - self._faded)))
 
     def _loss(self, step: int, price: float) -> float:
         """Set the gradients of one step, and return its loss."""
@@ -196,7 +195,7 @@ class Learner:
                     linear.gate[part] = 1.0
 
     def _record(
-        self, journal: Journal, optimizer: torch.optim.Adam, price: float, done: int, kept: Kept | None
+        self, journal: Journal, optimizer: torch.optim.Adam, data: Mapping[str, Any], kept: Kept | None
     ) -> None:
         parts = [] if kept is None else list(kept.values())
         tensors = {
@@ -204,7 +203,7 @@ class Learner:
             "kept": [torch.tensor([-1]) if part is None else part for part in parts],  # -1: dense
             **{name: [optimizer.state[weight][name] for weight in self._weights] for name in _MOMENTS},
         }
-        journal.record(STAGE, State({"steps": done, "price": price}, tensors))
+        journal.record(STAGE, State(data, tensors))
 
     def _restore(self, optimizer: torch.optim.Adam, state: State) -> Kept | None:
         first, second = (state.restored(name) for name in _MOMENTS)

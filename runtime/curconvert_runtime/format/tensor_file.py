@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
 }
+ITEM_BITS = {name: 8 * dtype.itemsize for name, dtype in DTYPES.items()}
 MAX_HEADER_BYTES = 100_000_000
 _PIECE_BYTES = 2**18  # smaller ones take longer to advise than they save
 _PIECES = 2**14  # each a mapping, of which a process may have 65,530
@@ -65,26 +66,30 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
-def _tensor(name: str, entry: object, path: Path, data_start: int) -> TensorHeader:
+def _tensor(name: str, entry: object, path: Path, data_start: int, item_bits: Mapping[str, int]) -> TensorHeader:
     where = f"{path}: tensor {name[:200]!r}"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise IntegrityError(f"{where}: expected exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in item_bits:
         raise IntegrityError(f"{where}: unknown dtype {dtype!r:.40}")
     if not isinstance(shape, list) or not all(map(_is_count, shape)):
         raise IntegrityError(f"{where}: shape must be a list of non-negative integers")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
         raise IntegrityError(f"{where}: data_offsets must be two non-negative integers")
     begin, end = offsets
-    length = math.prod(shape) * DTYPES[dtype].itemsize
-    if end - begin != length:
-        raise IntegrityError(f"{where}: {dtype} {shape} needs {length} bytes, data_offsets span {end - begin}")
-    return TensorHeader(name, dtype, tuple(shape), path, data_start + begin, length)
+    bits = math.prod(shape) * item_bits[dtype]
+    if 8 * (end - begin) != bits:
+        raise IntegrityError(f"{where}: {dtype} {shape} needs {-(-bits // 8)} bytes, data_offsets span {end - begin}")
+    return TensorHeader(name, dtype, tuple(shape), path, data_start + begin, end - begin)
 
 
-def read_headers(path: Path) -> dict[str, TensorHeader]:
+def read_headers(path: Path, item_bits: Mapping[str, int] = ITEM_BITS) -> dict[str, TensorHeader]:
     """Return every tensor's header, in the order of their bytes.
+
+    Args:
+        path: The file.
+        item_bits: Size of an element of each dtype that may be in it.
 
     Raises:
         IntegrityError: The file breaks any rule of the format; nothing of the tensors' contents is looked at.
@@ -107,7 +112,7 @@ def read_headers(path: Path) -> dict[str, TensorHeader]:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise IntegrityError(f"{path}: __metadata__ must map strings to strings")
     data_start = 8 + header_length
-    tensors = [_tensor(name, entry, path, data_start) for name, entry in header.items()]
+    tensors = [_tensor(name, entry, path, data_start, item_bits) for name, entry in header.items()]
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.length))
     position = data_start
     for tensor in tensors:

@@ -14,9 +14,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from curconvert.artifact.safetensors_writer import SafetensorsWriter, TensorSpec, save_tensors
+from curconvert.artifact.safetensors_writer import SafetensorsWriter, save_tensors
 from curconvert.base.errors import InputError
 from curconvert.base.finite import all_finite
+from curconvert.base.layout import TensorSpec
 from curconvert.checkpoint.safetensors_file import DTYPES, map_tensor, read_header
 
 

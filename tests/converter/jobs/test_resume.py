@@ -22,8 +22,8 @@ from curconvert.artifact.workspace import workspace_of
 from curconvert.base.durable import is_full, save_array
 from curconvert.base.errors import BackendError, InputError
 from curconvert.checkpoint import open_checkpoint
-from curconvert.estimate.disk import needed_bytes
 from curconvert.estimate import disk as space
+from curconvert.estimate.disk import needed_bytes
 from curconvert.jobs.convert import convert
 from curconvert.jobs.stages import first_plan
 from curconvert.journal.store import State
@@ -196,8 +196,8 @@ def _flip(path: Path) -> None:
         ("journal.json", lambda path: path.write_text(path.read_text()[:-9]), "journal.json: damaged"),
         ("journal.json", lambda path: path.write_text("{}"), "journal.json: damaged"),
         ("journal.json", lambda path: path.write_text("[]"), "journal.json: damaged"),
-        ("compress.*.npz", _flip, "sha256 differs from journal.json's"),
-        ("compress.*.npz", Path.unlink, "journal.json: damaged"),
+        ("compress.*.safetensors", _flip, "sha256 differs from journal.json's"),
+        ("compress.*.safetensors", Path.unlink, "journal.json: damaged"),
     ],
 )
 def test_a_damaged_journal_is_refused(
@@ -353,7 +353,7 @@ def test_the_room_that_is_asked_for_is_about_what_is_taken(
     taken = []
 
     def progress(*_: Any) -> None:
-        files = [path for path in workspace_of(out).rglob("*") if path.suffix in (".npz", ".npy", ".safetensors")]
+        files = [path for path in workspace_of(out).rglob("*") if path.suffix in (".npy", ".safetensors")]
         taken.append(sum(path.stat().st_size for path in files))
 
     convert(SourceOptions(str(model.folder)), out, options, progress=progress)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from curconvert.journal.store import JOURNAL, UNRECORDED, Journal, State
+from curconvert.base.errors import InputError
+from curconvert.journal.store import JOURNAL, JOURNAL_VERSION, UNRECORDED, Journal, State
+from curconvert.journal.tensor_list import TensorList
 
 FINGERPRINT = {"option rank": "8"}
 
@@ -33,13 +37,64 @@ def test_a_state_comes_back_exactly(tmp_path: Path) -> None:
             assert ours.numpy().tobytes() == theirs.numpy().tobytes()
 
 
+def test_any_layout_is_stored_as_its_elements_stand(tmp_path: Path) -> None:
+    """Transposed, strided, single and no elements, of several sizes; the format's own library reads the same."""
+    grid = torch.arange(12.0).reshape(3, 4)
+    tensors = [torch.tensor(3, dtype=torch.uint8), grid.T, grid[:, ::2], grid[:0], grid.to(torch.bfloat16)]
+    tensors.append(torch.arange(3))
+    State({}, {"mixed": tensors}).save(tmp_path / "state.safetensors")
+    found, theirs = State.load(tmp_path / "state.safetensors"), load_file(tmp_path / "state.safetensors")
+    for number, (wanted, ours) in enumerate(zip(tensors, found.restored("mixed"), strict=True)):
+        assert ours.dtype == wanted.dtype
+        assert ours.shape == wanted.shape
+        assert torch.equal(ours, wanted)
+        assert torch.equal(theirs[f"mixed.{number}"], wanted)
+
+
+class Fetched(TensorList):
+    """Ten tensors, made when they are asked for; counts those that somebody holds."""
+
+    held = most = 0
+
+    def __len__(self) -> int:
+        return 10
+
+    def at(self, index: int) -> torch.Tensor:
+        tensor = torch.full((1000,), float(index))
+        self.held += 1
+        self.most = max(self.most, self.held)
+        weakref.finalize(tensor, self._drop)
+        return tensor
+
+    def _drop(self) -> None:
+        self.held -= 1
+
+
+def test_one_tensor_at_a_time_is_in_memory(tmp_path: Path) -> None:
+    """Hidden states may be larger than it."""
+    tensors = Fetched()
+    State({}, {"hidden": tensors}).save(tmp_path / "state.safetensors")
+    assert tensors.most <= 2
+    stored = State.load(tmp_path / "state.safetensors").tensors["hidden"]
+    assert [float(stored[number][0]) for number in range(10)] == list(range(10))
+
+
+def test_a_journal_of_another_version_is_refused(tmp_path: Path) -> None:
+    """Its states are files of another format."""
+    Journal.create(tmp_path, FINGERPRINT)
+    path = tmp_path / JOURNAL
+    path.write_text(path.read_text().replace(f'"journal_version": {JOURNAL_VERSION}', '"journal_version": 1'))
+    with pytest.raises(InputError, match=r"journal_version 1, expected \d.*--no-resume"):
+        Journal.open(tmp_path, FINGERPRINT)
+
+
 def test_the_last_step_of_each_stage_is_kept(tmp_path: Path) -> None:
     """The one before it goes, after the new one counts."""
     journal = Journal.create(tmp_path, FINGERPRINT)
     for block in (1, 2, 3):
         journal.record("original", State({"blocks": block}))
     journal.record("compress", State({"blocks": 1}))
-    assert {path.name for path in tmp_path.iterdir()} == {JOURNAL, "original.3.npz", "compress.1.npz"}
+    assert {path.name for path in tmp_path.iterdir()} == {JOURNAL, "original.3.safetensors", "compress.1.safetensors"}
     again = Journal.open(tmp_path, FINGERPRINT)
     again.record("compress", State({"blocks": 2}))
     recalled = [Journal.open(tmp_path, FINGERPRINT).recall(stage) for stage in ("original", "compress", "search-1")]
@@ -72,4 +127,4 @@ def test_the_journal_is_plain_json(tmp_path: Path) -> None:
     Journal.create(tmp_path, FINGERPRINT).record("compress", State({"blocks": 1}))
     content = json.loads((tmp_path / JOURNAL).read_text(encoding="utf-8"))
     assert content["fingerprint"] == FINGERPRINT
-    assert content["stages"]["compress"]["file"] == "compress.1.npz"
+    assert content["stages"]["compress"]["file"] == "compress.1.safetensors"
