@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from curconvert.base.device import products_in
 from curconvert.base.errors import InputError
 from curconvert.base.types import Ids
-from curconvert.healing import schedule
+from curconvert.training import schedule
 from curconvert.journal.store import Journal, State
 from curconvert.training.loop import chosen
 from curconvert.training.spectral_linear import SpectralLinear

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from curconvert.healing import schedule
+from curconvert.training import schedule
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LRScheduler
 
