@@ -44,7 +44,7 @@ check: venv
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python tools/rooms.py check
-	MYPYPATH=benchmarks $(BIN)/mypy benchmarks/*.py
+	MYPYPATH=. $(BIN)/mypy -p benchmarks
 
 test: venv model clients check
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)

@@ -1,77 +1,129 @@
-"""What the benchmark scripts share: the machine's description and the sections of docs/benchmarks.md."""
+"""What the scripts share: the demo model, and the figures that they write to `results/`."""
 
 from __future__ import annotations
 
-import mmap
+import argparse
+import json
 import os
 import platform
 import re
+import shlex
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-import numpy as np
-import onnxruntime
-import torch
-import transformers
-
-from curconvert_runtime.checks.metrics import Fidelity
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 MODEL = ROOT / ".cache" / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 MODEL_NAME = "SmolLM2-135M (dequantised Q4_1)"
-BROUGHT = "Before each load, no matter by whom, memory of twice the weights' size was taken and given back."
-_DOCUMENT = ROOT / "docs" / "benchmarks.md"
+_PACKAGES = ("torch", "onnxruntime", "onnxruntime-genai", "transformers")
 
 
-def machine() -> str:
-    """Describe what the numbers were measured on."""
-    found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    cpu = found[1] if found else platform.machine()
-    return (
-        f"{cpu}, {os.cpu_count()} cores, torch {torch.__version__} with {torch.get_num_threads()} threads, "
-        f"onnxruntime {onnxruntime.__version__}, transformers {transformers.__version__}"
-    )
+class Result:
+    """Figures of one script, which are in its file as soon as they are added.
 
-
-def bring_memory(folder: Path) -> None:
-    """Take memory in huge pages and give it back, so that the system has it at hand for who loads an artifact next.
-
-    The host of a virtual machine may take free memory back within seconds. To get it again costs a process several
-    milliseconds for 2 MB, and whether it has to depends on what ran before.
+    What the file holds of the same setting and machine is kept, so that a long run can be made in parts.
 
     Args:
-        folder: The artifact; it is twice the size of its weights.
+        path: The file.
+        setting: What the figures depend on: model, text, window, tokens, dtype and the like.
+        threads: Of the operators that were measured.
     """
-    size = 2 * sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    with mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as block:  # shared memory has no huge pages
-        block.madvise(mmap.MADV_HUGEPAGE)
-        np.frombuffer(block, np.uint8)[:: mmap.PAGESIZE] = 1
+
+    def __init__(self, path: Path, setting: Mapping[str, Any], threads: int) -> None:
+        self._path = path
+        # As JSON gives it back, for the comparison.
+        head: dict[str, Any] = json.loads(json.dumps({"setting": setting, "machine": machine(threads)}))
+        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        same = all(before.get(key) == value for key, value in head.items())
+        self._content = {"command": _command(), **head, "tables": before["tables"] if same else {}}
+
+    def rows(self, part: str) -> list[dict[str, Any]]:
+        """Return a table; to one that is not there yet rows can be added."""
+        rows: list[dict[str, Any]] = self._content["tables"].setdefault(part, [])
+        return rows
+
+    def find(self, part: str, **key: Any) -> dict[str, Any] | None:
+        """Return the row of a table that has these values, if there is one."""
+        return next((row for row in self.rows(part) if key.items() <= row.items()), None)
+
+    def add(self, part: str, row: Mapping[str, Any], **key: Any) -> None:
+        """Put a row into a table and write the file.
+
+        Args:
+            part: The table.
+            row: The figures, in bytes, seconds and plain numbers.
+            **key: What names the row; a row that has the same values is replaced.
+        """
+        rows, before, found = self.rows(part), self.find(part, **key), {**key, **row}
+        if before is None:
+            rows.append(found)
+        else:
+            rows[rows.index(before)] = found
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_text(text_of(self._content), encoding="utf-8")
+        print(f"{part}: {json.dumps(found, ensure_ascii=False)}", file=sys.stderr)
 
 
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Format a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-FIDELITY = ["KL mean ± standard error", "KL median / p90 / p99 / max", "top-1", "perplexity"]
-"""Header of the cells that `fidelity_cells` returns."""
-
-
-def fidelity_cells(fidelity: Fidelity) -> list[str]:
-    """Format the quality numbers for a table."""
-    kl = fidelity.kl
-    return [
-        f"{kl.mean:.4f} ± {kl.standard_error or 0:.4f}",
-        f"{kl.median:.3f} / {kl.p90:.3f} / {kl.p99:.3f} / {kl.max:.2f}",
-        f"{fidelity.top1:.4f}",
-        f"{fidelity.perplexity_original:.2f} → {fidelity.perplexity_compressed:.2f}",
+def text_of(content: Mapping[str, Any]) -> str:
+    """Return a result's JSON, each row of a table in one line."""
+    head = {key: value for key, value in content.items() if key != "tables"}
+    tables = [
+        f"  {json.dumps(name)}: [\n" + ",\n".join(f"   {json.dumps(row, ensure_ascii=False)}" for row in rows) + "\n  ]"
+        for name, rows in content["tables"].items()
     ]
+    start = json.dumps(head, indent=1, ensure_ascii=False).removesuffix("\n}")
+    return f'{start},\n "tables": {{\n' + ",\n".join(tables) + "\n }\n}\n"
 
 
-def publish(section: str, text: str, document: Path = _DOCUMENT) -> None:
-    """Print a section and put it in the place of the old one in a document, docs/benchmarks.md by default."""
-    print(text)
-    begin, end = f"<!-- begin {section} -->", f"<!-- end {section} -->"
-    before, _, rest = document.read_text(encoding="utf-8").partition(begin)
-    _, _, after = rest.partition(end)
-    document.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}", encoding="utf-8")
+def machine(threads: int) -> dict[str, Any]:
+    """Describe what the figures are measured on."""
+    found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    cpu = found[1] if found else platform.machine()
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {"cpu": f"{cpu}, {os.cpu_count()} cores", "threads": threads, "versions": versions}
+
+
+def torch_threads() -> int:
+    """Return how many threads torch uses."""
+    import torch
+
+    return torch.get_num_threads()
+
+
+def arguments(name: str, description: str | None) -> argparse.ArgumentParser:
+    """Return a command line that says where the figures go.
+
+    Args:
+        name: Of the result.
+        description: The script's docstring.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RESULTS / f"{name}.json", help="where the figures go")
+    return parser
+
+
+def model_arguments(name: str, description: str | None) -> argparse.ArgumentParser:
+    """Return a command line that takes a model, too."""
+    parser = arguments(name, description)
+    parser.add_argument("--model", type=Path, default=MODEL)
+    return parser
+
+
+def model_name(path: Path) -> str:
+    """Return what a model is called in results."""
+    return MODEL_NAME if path == MODEL else path.name
+
+
+def _command() -> str:
+    """Return the command line that is running, of paths only the names."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    given = [argument.rstrip("/").rpartition("/")[2] for argument in sys.argv[1:]]
+    return shlex.join(["python", "-m", spec.name if spec else "", *given])

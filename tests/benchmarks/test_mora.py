@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from mora import MoRALinear, attach, spread_ranks
 from numpy.typing import NDArray
 from torch import nn
+
+from benchmarks.experiments.mora import MoRALinear, attach, spread_ranks
 
 
 def dense(M: NDArray[np.float64], outputs: int, inputs: int) -> NDArray[np.float64]:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from curconvert.base.errors import InputError
-from curconvert.training import schedule
 from curconvert.journal.store import Journal, State
 from curconvert.options.heal import HealOptions
+from curconvert.training import schedule
 from curconvert_runtime.checks.fidelity import Progress
 
 Loss = Callable[[NDArray[np.intp]], Tensor]

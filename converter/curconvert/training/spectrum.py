@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from curconvert.base.device import products_in
 from curconvert.base.errors import InputError
 from curconvert.base.types import Ids
-from curconvert.training import schedule
 from curconvert.journal.store import Journal, State
+from curconvert.training import schedule
 from curconvert.training.loop import chosen
 from curconvert.training.spectral_linear import SpectralLinear
 from curconvert.training.spectrum_sizes import Kept, Shapes, choose

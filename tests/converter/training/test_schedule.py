@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from curconvert.training import schedule
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LRScheduler
+
+from curconvert.training import schedule
 
 RATE = 3e-3
 

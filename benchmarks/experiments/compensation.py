@@ -1,0 +1,130 @@
+"""What a low-rank correction of the rounding error would gain: beside int8 for some of the matrices, byte for byte.
+
+EoRA (arXiv 2410.21271) adds to a quantised matrix the best rank-r approximation, in the metric of the inputs, of what
+rounding has lost. Here that is measured at its best: the truncated SVD of ΔW·H^½ itself, in float16, not rounded any
+further. The same bytes can store some matrices in int8 instead of int4, as `--bits-per-weight` does.
+
+Decided: there is no such correction, because at equal bytes int8 for some matrices loses less and needs no further
+product.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.common import Result, model_arguments, model_name, torch_threads
+from benchmarks.fidelity import calibration_name
+from curconvert import CalibrationOptions, ConvertOptions
+from curconvert.base.names import layer_of
+from curconvert.base.progress import silent
+from curconvert.checkpoint import open_checkpoint
+from curconvert.checkpoint.linears import decoder_linears
+from curconvert.jobs.stages import measure, prepare
+from curconvert.linalg.gram import output_norm, square_root
+from curconvert.linalg.statistics import InputStatistics
+from curconvert.options.convert import LINEARS
+from curconvert.quantization.rounding import quantise
+from curconvert_runtime.format.quantized import Layout
+
+Matrix = NDArray[np.float64]
+BITS = (4.75, 5.0, 5.5, 6.0)
+_INT4, _INT8 = Layout(4, 64, True), Layout(8, 32, True)
+_FACTOR_BITS = 16
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What one matrix loses.
+
+    Attributes:
+        shape: (m, n).
+        outputs: E‖W x‖².
+        tails: E‖(ΔW − its best rank-r approximation) x‖² over that, for each r from 0, in int4.
+        int8: E‖ΔW x‖² over that, in int8.
+    """
+
+    shape: tuple[int, int]
+    outputs: float
+    tails: NDArray[np.float64]
+    int8: float
+
+    def corrected(self, bits: float) -> float:
+        """Return the loss with as large a correction as so many bits a number allow beyond int4's."""
+        m, n = self.shape
+        rank = int((bits - bits_of(_INT4, n)) * m * n / (_FACTOR_BITS * (m + n)))
+        return float(self.tails[max(0, min(rank, len(self.tails) - 1))])
+
+
+def bits_of(layout: Layout, width: int) -> float:
+    """Return the bits of a stored number, scales and padding included."""
+    blocks = -(-width // layout.block_size)
+    return blocks * (layout.block_size * layout.bits + 32) / width
+
+
+def loss_of(name: str, weight: Matrix, statistics: InputStatistics, stored: dict[str, Matrix]) -> Loss:
+    """Measure one matrix, on the statistics that it was rounded by."""
+    root, whole = square_root(statistics.gram), output_norm(weight, statistics.gram) ** 2
+    singular = np.linalg.svd((weight - stored["int4"]) @ root, compute_uv=False) ** 2 / whole
+    tails = np.append(np.cumsum(singular[::-1])[::-1], 0.0)
+    m, n = weight.shape
+    return Loss((m, n), whole, tails, output_norm(weight - stored["int8"], statistics.gram) ** 2 / whole)
+
+
+def mixed(losses: list[Loss], bits: float) -> float:
+    """Return the mean loss where matrices go to int8 as the bits allow, those first that gain most for each bit."""
+    sizes = [m * n for m, n in (loss.shape for loss in losses)]
+    extra = [
+        (bits_of(_INT8, loss.shape[1]) - bits_of(_INT4, loss.shape[1])) * size
+        for loss, size in zip(losses, sizes, strict=True)
+    ]
+    left = sum((bits - bits_of(_INT4, loss.shape[1])) * size for loss, size in zip(losses, sizes, strict=True))
+    found = [float(loss.tails[0]) for loss in losses]
+    for index in sorted(range(len(losses)), key=lambda i: (losses[i].int8 - found[i]) / extra[i]):
+        if extra[index] <= left:
+            left -= extra[index]
+            found[index] = losses[index].int8
+    return float(np.mean(found))
+
+
+def main() -> None:
+    """Measure."""
+    parser = model_arguments("compensation", __doc__)
+    parser.add_argument("--calibration", default="builtin", help="calibration text")
+    parser.add_argument("--every", type=int, default=5, help="of so many layers one is measured")
+    given = parser.parse_args()
+    checkpoint = open_checkpoint(str(given.model))
+    calibration = CalibrationOptions(source=given.calibration, sequences=64)
+    options = ConvertOptions.for_method("pifa", density=0.8, layers="all", targets=LINEARS, calibration=calibration)
+    losses = []
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = prepare(checkpoint, options)
+        evidence = measure(prepared, [options, options], Path(folder), silent).evidence  # two: so all are gathered
+        for name in decoder_linears(checkpoint):
+            if layer_of(name) % given.every:
+                continue
+            statistics, weight = evidence.statistics(name), checkpoint.read(name)
+            stored = {
+                kind: quantise(name, weight, layout, statistics.gram).rows().double().numpy()
+                for kind, layout in (("int4", _INT4), ("int8", _INT8))
+            }
+            losses.append(loss_of(name, weight.double().numpy(), statistics, stored))
+    setting = {
+        "model": model_name(given.model), "dtype": "float32",
+        "linears": f"{len(losses)}, of every {given.every}th layer",
+        "int4": "in blocks of 64, gptq", "calibration": calibration_name(calibration),
+    }  # fmt: skip
+    result = Result(given.out, setting, torch_threads())
+    plain = float(np.mean([loss.tails[0] for loss in losses]))
+    result.add("rows", {"rounded": plain}, bits="4.5, int4 alone")
+    for bits in BITS:
+        corrected = float(np.mean([loss.corrected(bits) for loss in losses]))
+        result.add("rows", {"corrected": corrected, "mixed": mixed(losses, bits)}, bits=f"{bits:g}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""Serving: our runtime beside onnxruntime-genai, optimum and torch, on the same artifacts.
+
+Each runtime is a process of its own. In each round every process starts anew, and all take turns on the same cores, so
+that what else the machine does meets each of them; every other round goes the other way. Where the system puts a
+process's memory changes its speed by several percent for as long as it lives, which is why there are rounds.
+A ratio is of the medians over all rounds; its least and its largest value are of single rounds.
+
+Without options this is what a release must not lose: dense and `cur`, float32 and int4, beside onnxruntime-genai. The
+peer `hugetlb` is our runtime with `GLIBC_TUNABLES=glibc.malloc.hugetlb=1` in its environment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.common import ROOT, Result, model_arguments, model_name
+from benchmarks.suite.artifacts import COMPRESSED, FORMS, SHAPE, STORED, make, make_layers
+from benchmarks.suite.random_artifacts import FORMS as RANDOM_FORMS
+
+OURS = "curconvert"
+PEERS = (OURS, "hugetlb", "genai", "optimum", "torch")
+_ENVIRONMENTS = {"hugetlb": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}}
+PARTS = ("prefill", "decode", "start")
+Workload = tuple[int, int]  # batch, tokens of each prompt
+
+
+class Peer:
+    """A process that serves, once it has answered a request of eight tokens with one.
+
+    Attributes:
+        start: Seconds from the start of the process to its first token.
+    """
+
+    def __init__(self, name: str, folder: Path, given: Namespace) -> None:
+        """Start it.
+
+        Args:
+            name: One of `PEERS`.
+            folder: The artifact.
+            given: The command's options.
+        """
+        python = given.optimum_python if name == "optimum" else Path(sys.executable)
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+        environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(given.threads))
+        environment |= {"HF_HUB_OFFLINE": "1", "PYTHONPYCACHEPREFIX": str(given.scratch.resolve() / "bytecode")}
+        serves = OURS if name in _ENVIRONMENTS else name
+        self._name, begin = name, time.perf_counter()
+        self._process = subprocess.Popen(
+            [python, "-m", "benchmarks.suite.serving_peers", serves, str(folder.resolve()), str(given.threads)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            encoding="utf-8",
+            env=environment | _ENVIRONMENTS.get(name, {}),
+        )
+        self.ask((1, 8), 0)
+        self.start = time.perf_counter() - begin
+
+    def ask(self, workload: Workload, generated: int) -> dict[str, float]:
+        """Serve one request; return the seconds to the first token and after it, and the process's peak memory."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps([*workload, generated]) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self._name}: exit code {self._process.wait()}, without an answer")
+        answer: dict[str, float] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+
+Answers = dict[tuple[str, Workload], list[dict[str, float]]]
+
+
+def measured(folder: Path, peers: Sequence[str], workloads: Sequence[Workload], given: Namespace) -> Answers:
+    """Return each peer's answers on one artifact, one a round.
+
+    Args:
+        folder: The artifact.
+        peers: Of `PEERS`.
+        workloads: What each process is asked, in order.
+        given: The command's options.
+    """
+    for peer in peers:  # once: compiles, hashes and reads files that are in nobody's memory yet
+        Peer(peer, folder, given).close()
+    answers: Answers = {(peer, workload): [] for peer in peers for workload in workloads}
+    for turn in range(given.rounds):
+        for peer in peers if turn % 2 == 0 else peers[::-1]:
+            process = Peer(peer, folder, given)
+            for workload in workloads:
+                answers[peer, workload].append({**process.ask(workload, given.generated), "start": process.start})
+            process.close()
+    return answers
+
+
+def row_of(answers: Answers, workload: Workload, generated: int) -> dict[str, Any]:
+    """Return our figures of one workload, and the other peers' beside them."""
+    found = {peer: rounds for (peer, asked), rounds in answers.items() if asked == workload}
+    ours, (batch, prompt) = found.pop(OURS), workload
+    row: dict[str, Any] = {
+        "prefill": span([batch * prompt / answer["prefill"] for answer in ours]),
+        "decode": span([batch * generated / answer["decode"] for answer in ours]),
+        "start": span([answer["start"] for answer in ours]),
+        "peak": max(answer["peak"] for answer in ours),
+    }
+    for peer, theirs in found.items():
+        row[peer] = {part: times(theirs, ours, part) for part in PARTS}
+        row[peer]["peak"] = max(answer["peak"] for answer in theirs)
+    return row
+
+
+def span(values: Sequence[float]) -> dict[str, float]:
+    """Return the median, the least and the largest value."""
+    return {"median": median(values), "least": min(values), "most": max(values)}
+
+
+def times(theirs: Sequence[dict[str, float]], ours: Sequence[dict[str, float]], part: str) -> dict[str, float]:
+    """Return how many times as long they take: the ratio of medians, and the least and largest of a round."""
+    rounds = [their[part] / our[part] for their, our in zip(theirs, ours, strict=True)]
+    middle = median(their[part] for their in theirs) / median(our[part] for our in ours)
+    return {**span(rounds), "median": middle}
+
+
+def artifacts(given: Namespace) -> dict[str, Path]:
+    """Return the folders of all artifacts that are asked for, by what they are called in the table."""
+    if given.layers:
+        name, made = make_layers(given.layers, RANDOM_FORMS, given.scratch)
+        return {f"{name}, {form}": folder for form, folder in made.items()}
+    asked = product(given.forms, given.stored)
+    return {f"{form}, {stored}": make(form, given.model, given.scratch, stored) for form, stored in asked}
+
+
+def main() -> None:
+    """Make the artifacts, measure each."""
+    given = arguments()
+    given.scratch.mkdir(parents=True, exist_ok=True)
+    setting = {
+        "model": model_name(given.model), "compressed": COMPRESSED,
+        "int4": "in blocks of 64, int4-128 of 128", "generated": given.generated, "rounds": given.rounds,
+        "ratios": "of medians (least to most of a round)",
+    }  # fmt: skip
+    result = Result(given.out, setting, given.threads)
+    workloads = sorted(product(given.batch, given.prompt))
+    for name, folder in artifacts(given).items():
+        quantised = any(width in name for width in STORED[1:])
+        peers = [peer for peer in given.peers if not (quantised and peer == "torch")]  # torch serves no integers
+        answers = measured(folder, peers, workloads, given)
+        for batch, prompt in workloads:
+            row = row_of(answers, (batch, prompt), given.generated)
+            result.add("serving", row, artifact=name, batch=batch, prompt=prompt)
+
+
+def arguments() -> Namespace:
+    """Read the command line."""
+    parser = model_arguments("serving", __doc__)
+    parser.add_argument("--layers", type=int, default=0, help=f"of Llama 3.2 {SHAPE}, random, instead of --model")
+    parser.add_argument("--scratch", type=Path, required=True, help="artifacts, made where they are not there yet")
+    parser.add_argument("--optimum-python", type=Path, default=ROOT / ".venv-optimum" / "bin" / "python")
+    parser.add_argument("--forms", nargs="+", default=["dense", "cur"], choices=list(FORMS))
+    parser.add_argument("--stored", nargs="+", default=["float32", "int4"], choices=STORED)
+    parser.add_argument("--peers", nargs="+", default=list(PEERS[:3]), choices=PEERS, help=f"{OURS} is one of them")
+    parser.add_argument("--prompt", type=int, nargs="+", default=[128])
+    parser.add_argument("--batch", type=int, nargs="+", default=[1])
+    parser.add_argument("--generated", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""One way to serve a model, in a process of its own; it imports only what it serves with.
+
+Arguments: the peer, the artifact's folder, the threads.
+A line of input is `[batch, prompt tokens, generated tokens]`; the answer, one line of JSON, has the seconds until the
+first token (prefill) and after it (decode), and the peak memory of the process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# Called with prompts (batch, tokens) and a number of new tokens; calls the function after each token of all rows.
+Serve = Callable[[np.ndarray, int, Callable[[], None]], None]
+
+
+def runtime(folder: str, threads: int) -> Serve:
+    """Our own runtime on the fused graph."""
+    from curconvert_runtime import load
+    from curconvert_runtime.serve.decoding import Decoder
+
+    session = load(folder, graph="fused", threads=threads)
+
+    def serve(prompts: np.ndarray, new: int, chosen: Callable[[], None]) -> None:
+        decoder = Decoder(session, list(prompts), new)
+        tokens = decoder.prefill().argmax(-1)
+        chosen()
+        for _ in range(new - 1):
+            tokens = decoder.step(tokens).argmax(-1)
+            chosen()
+
+    return serve
+
+
+def genai(folder: str, threads: int) -> Serve:
+    """onnxruntime-genai on the fused graph."""
+    import onnxruntime_genai as og
+
+    config = og.Config(folder)
+    config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
+    model = og.Model(config)
+
+    def serve(prompts: np.ndarray, new: int, chosen: Callable[[], None]) -> None:
+        params = og.GeneratorParams(model)
+        length = prompts.shape[1] + new
+        params.set_search_options(batch_size=len(prompts), min_length=length, max_length=length, do_sample=False)
+        generator = og.Generator(model, params)
+        generator.append_tokens(prompts.astype(np.int32))
+        for _ in range(new):
+            generator.generate_next_token()
+            chosen()
+
+    return serve
+
+
+def _transformers(model: Any) -> Serve:
+    """Whatever has transformers' `generate`."""
+    import torch
+    from transformers import StoppingCriteria, StoppingCriteriaList
+
+    class Watch(StoppingCriteria):  # type: ignore[misc]  # transformers is not typed
+        def __init__(self, chosen: Callable[[], None]) -> None:
+            self._chosen = chosen
+
+        def __call__(self, ids: Any, scores: Any, **_: Any) -> Any:
+            self._chosen()
+            return torch.zeros(len(ids), dtype=torch.bool)
+
+    model.generation_config.eos_token_id = None
+
+    def serve(prompts: np.ndarray, new: int, chosen: Callable[[], None]) -> None:
+        ids = torch.from_numpy(prompts)
+        with torch.no_grad():
+            model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, pad_token_id=0,
+                stopping_criteria=StoppingCriteriaList([Watch(chosen)]),
+            )  # fmt: skip
+
+    return serve
+
+
+def optimum(folder: str, threads: int) -> Serve:
+    """The portable graph in optimum."""
+    import onnxruntime
+    import torch
+    from optimum.onnxruntime import ORTModelForCausalLM
+
+    torch.set_num_threads(threads)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return _transformers(ORTModelForCausalLM.from_pretrained(folder, file_name="model.onnx", session_options=options))
+
+
+def in_torch(folder: str, threads: int) -> Serve:
+    """The model of transformers, with the factors in the place of the matrices."""
+    import torch
+
+    from curconvert.blocks.stored import build_torch_model
+    from curconvert_runtime import Artifact
+
+    torch.set_num_threads(threads)
+    model: Any = build_torch_model(Artifact.open(folder))
+    model.config._attn_implementation = "sdpa"
+    return _transformers(model)
+
+
+PEERS: dict[str, Callable[[str, int], Serve]] = {
+    "curconvert": runtime,
+    "genai": genai,
+    "optimum": optimum,
+    "torch": in_torch,
+}
+
+
+def _peak() -> int:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def main() -> None:
+    """Load on as many cores as threads, the same ones for every peer, then serve what is asked."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    peer, folder, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
+    serve = PEERS[peer](folder, threads)
+    vocabulary = int(json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["vocab_size"])
+    for line in sys.stdin:
+        batch, prompt, generated = json.loads(line)
+        prompts = np.random.default_rng(0).integers(vocabulary // 50, vocabulary // 2, (batch, prompt))
+        marks = [time.perf_counter()]
+        serve(prompts, generated + 1, lambda marks=marks: marks.append(time.perf_counter()))  # type: ignore[misc]
+        assert len(marks) == generated + 2, f"{peer}: {len(marks) - 1} tokens, expected {generated + 1}"
+        spans = {"prefill": marks[1] - marks[0], "decode": marks[-1] - marks[1]}
+        answers.write(json.dumps({**spans, "peak": _peak()}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
