@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         IntegrityError,
         UnsupportedError,
         VerificationError,
-    )
+    )  # fmt: skip
     from curconvert_runtime.format.artifact import Artifact
     from curconvert_runtime.serve.cache import KeyValueCache
     from curconvert_runtime.serve.generation import Completion, GenerationOptions, generate, stream
@@ -28,52 +28,29 @@ if TYPE_CHECKING:
     from curconvert_runtime.serve.text import Tokenizer
 
 __all__ = [
-    "Artifact",
-    "BackendError",
-    "Completion",
-    "CpuOptions",
-    "CudaOptions",
-    "CurConvertError",
-    "GenerationOptions",
-    "InputError",
-    "IntegrityError",
-    "KeyValueCache",
-    "Session",
-    "Tokenizer",
-    "UnsupportedError",
-    "VerificationError",
-    "VerificationReport",
-    "VerifyOptions",
-    "generate",
-    "load",
-    "stream",
-    "verify",
-]
+    "Artifact", "BackendError", "Completion", "CpuOptions", "CudaOptions", "CurConvertError", "GenerationOptions",
+    "InputError", "IntegrityError", "KeyValueCache", "Session", "Tokenizer", "UnsupportedError", "VerificationError",
+    "VerificationReport", "VerifyOptions", "generate", "load", "stream", "verify",
+]  # fmt: skip
 
 _HOME = {
     "Artifact": "format.artifact",
-    "Completion": "serve.generation",
-    "CpuOptions": "serve.providers",
-    "CudaOptions": "serve.providers",
-    "GenerationOptions": "serve.generation",
-    "KeyValueCache": "serve.cache",
-    "Session": "serve.session",
-    "Tokenizer": "serve.text",
     "VerificationReport": "checks.report",
-    "VerifyOptions": "checks.verification",
-    "generate": "serve.generation",
-    "load": "serve.session",
-    "stream": "serve.generation",
-    "verify": "checks.verification",
+    "KeyValueCache": "serve.cache",
+    "Tokenizer": "serve.text",
+    **dict.fromkeys(("CpuOptions", "CudaOptions"), "serve.providers"),
+    **dict.fromkeys(("Session", "load"), "serve.session"),
+    **dict.fromkeys(("Completion", "GenerationOptions", "generate", "stream"), "serve.generation"),
+    **dict.fromkeys(("VerifyOptions", "verify"), "checks.verification"),
 }
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name, or the version, when it is first used: the package itself costs nothing."""
     if name == "__version__":
-        from curconvert_runtime.version import installed_version  # noqa: PLC0415 - it takes as long as the rest of this
+        from curconvert_runtime.version import version  # noqa: PLC0415 - it imports importlib.metadata
 
-        return installed_version()
+        return version()
     if name in __all__:
         return getattr(importlib.import_module(f"{__name__}.{_HOME.get(name, 'errors')}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

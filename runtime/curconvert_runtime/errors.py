@@ -1,12 +1,5 @@
 """Every error a user can meet, with the exit code of the command line.
 
-* CurConvertError (1)
-    * InputError (2): a file, option or request is wrong
-    * VerificationError (3): the artifact runs but is not good enough, or not the model it claims to be
-    * IntegrityError (4): bytes differ from the manifest, or a file is missing, malformed or unexpected
-    * UnsupportedError (5): correct input that this version refuses by name
-    * BackendError (6): a missing package, execution provider or operator, or one that failed
-
 A message is one line: what, where (file, tensor), found and expected, and what to do.
 """
 
@@ -26,19 +19,19 @@ class InputError(CurConvertError):
 
 
 class VerificationError(CurConvertError):
-    """A verification gate failed."""
+    """The artifact runs but is not good enough, or not the model it claims to be."""
 
     exit_code = 3
 
 
 class IntegrityError(CurConvertError):
-    """The artifact's bytes are not what its manifest says."""
+    """Bytes differ from the manifest, or a file is missing, malformed or unexpected."""
 
     exit_code = 4
 
 
 class UnsupportedError(CurConvertError):
-    """The input is well formed but this version does not handle it."""
+    """Correct input that this version refuses by name."""
 
     exit_code = 5
 
@@ -47,3 +40,9 @@ class BackendError(CurConvertError):
     """A needed package, execution provider or operator is missing or failed."""
 
     exit_code = 6
+
+
+def check_integer(name: str, value: object, least: int) -> None:
+    """Refuse an option that is no integer, or a smaller one."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{name} {value!r}: expected an integer of at least {least}")

@@ -1,13 +1,24 @@
-"""The version of the installed package."""
+"""Versions of installed packages."""
 
 from __future__ import annotations
 
-from importlib import metadata
+from importlib import metadata  # takes as long to import as the rest of this package: import this module when needed
 
 
-def installed_version() -> str:
-    """Return the version of curconvert, or a mark where the source tree was never installed."""
+def version() -> str:
+    """Return curconvert's version."""
     try:
         return metadata.version("curconvert")
-    except metadata.PackageNotFoundError:
+    except metadata.PackageNotFoundError:  # run from a source tree that was never installed
         return "0+unknown"
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the versions of the packages that decide what a session computes, those that are installed."""
+    versions = {}
+    for name in ("onnxruntime", "onnxruntime-gpu", "numpy", "tokenizers"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

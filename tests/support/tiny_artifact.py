@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
-from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+from support.onnx_writer import BOOL, FLOAT, INT32, INT64, Graph, Tensor, Value, node
+from support.safetensors_files import header_of, save_file
 
 VOCAB, WIDTH, LAYERS, CONTEXT, RANK = 300, 8, 2, 32, 2
 MATRIX = "model.layers.0.mlp.gate_proj.weight"
 STEM = MATRIX.removesuffix(".weight")
 BOS, EOS = 297, 298
+GRAPHS = {"portable": "model.onnx", "fused": "model.fused.onnx"}
 
 
 def toy_tensors(seed: int = 0) -> dict[str, NDArray[Any]]:
@@ -55,28 +56,16 @@ def toy_logits(ids: list[int], tensors: dict[str, NDArray[Any]]) -> NDArray[np.f
     return h @ embedding.T
 
 
-def header_of(path: Path) -> tuple[dict[str, Any], int]:
-    """Return a safetensors file's header and where its data begin."""
-    data = path.read_bytes()
-    length = int.from_bytes(data[:8], "little")
-    return json.loads(data[8 : 8 + length]), 8 + length
-
-
-def external(name: str, path: Path, location: str | None = None, shift: int = 0) -> onnx.TensorProto:
+def external(name: str, path: Path) -> Tensor:
     """Return a float32 initialiser whose bytes are a tensor of a safetensors file."""
     header, start = header_of(path)
     begin, end = header[name]["data_offsets"]
-    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=header[name]["shape"])
-    tensor.data_location = TensorProto.EXTERNAL
-    entries = {"location": location or path.name, "offset": start + begin + shift, "length": end - begin}
-    for key, value in entries.items():
-        tensor.external_data.add(key=key, value=str(value))
-    return tensor
+    place = {"location": path.name, "offset": str(start + begin), "length": str(end - begin)}
+    return Tensor(name, list(header[name]["shape"]), FLOAT, external=place)
 
 
-def toy_graph(weights: Path, kind: str, **rename: str) -> onnx.ModelProto:
+def toy_graph(weights: Path, kind: str, **rename: str) -> Graph:
     """Return the toy as an ONNX graph: standard operators (`portable`) or GroupQueryAttention (`fused`)."""
-    node = helper.make_node
     constants = {
         "embed": "model.embed_tokens.weight",
         "positions": "model.positions.weight",
@@ -91,10 +80,10 @@ def toy_graph(weights: Path, kind: str, **rename: str) -> onnx.ModelProto:
         nodes += [
             node("ReduceSum", ["attention_mask", "axis1"], ["lengths"], keepdims=0),
             node("Sub", ["lengths", "one"], ["last64"]),
-            node("Cast", ["last64"], ["seqlens"], to=TensorProto.INT32),
+            node("Cast", ["last64"], ["seqlens"], to=INT32),
             node("Shape", ["attention_mask"], ["mask_shape"]),
             node("Gather", ["mask_shape", "one"], ["total64"]),
-            node("Cast", ["total64"], ["total"], to=TensorProto.INT32),
+            node("Cast", ["total64"], ["total"], to=INT32),
         ]
     else:
         nodes += [
@@ -107,7 +96,7 @@ def toy_graph(weights: Path, kind: str, **rename: str) -> onnx.ModelProto:
             node("Range", ["past0", "total0", "i1"], ["queries"]),
             node("Unsqueeze", ["queries", "axis1"], ["queries2"]),
             node("LessOrEqual", ["columns", "queries2"], ["causal"]),
-            node("Cast", ["attention_mask"], ["mask_bool"], to=TensorProto.BOOL),
+            node("Cast", ["attention_mask"], ["mask_bool"], to=BOOL),
             node("Unsqueeze", ["mask_bool", "axis1"], ["mask3"]),
             node("And", ["causal", "mask3"], ["allowed"]),
         ]
@@ -134,36 +123,41 @@ def toy_graph(weights: Path, kind: str, **rename: str) -> onnx.ModelProto:
                 node("MatMul", [f"w{layer}", f"v{layer}"], [f"a{layer}"]),
             ]
         nodes.append(node("Add", [h, f"a{layer}"], [f"h{layer + 1}"]))
+    hidden = f"h{LAYERS}"
+    if kind == "fused":
+        nodes.append(node("Slice", [hidden, "first_logits", "end", "axis1"], ["answered"]))
+        ints |= {"first_logits": [0], "end": [2**63 - 1]}
+        hidden = "answered"
     nodes += [
         node("Transpose", [constants["embed"]], ["embed_t"], perm=[1, 0]),
-        node("MatMul", [f"h{LAYERS}", "embed_t"], ["logits"]),
+        node("MatMul", [hidden, "embed_t"], ["logits"]),
     ]
-    integer, real = TensorProto.INT64, TensorProto.FLOAT
-    info = helper.make_tensor_value_info
     parts = [f"{layer}.{part}" for layer in range(LAYERS) for part in ("key", "value")]
     inputs = [
-        info("input_ids", integer, ["batch", "new"]),
-        info("attention_mask", integer, ["batch", "total"]),
-        info("position_ids", integer, ["batch", "new"]),
-        *[info(f"past_key_values.{part}", real, ["batch", 1, "past", WIDTH]) for part in parts],
+        Value("input_ids", INT64, ["batch", "new"]),
+        Value("attention_mask", INT64, ["batch", "total"]),
+        Value("position_ids", INT64, ["batch", "new"]),
+        *[Value(f"past_key_values.{part}", FLOAT, ["batch", 1, "past", WIDTH]) for part in parts],
     ]
     outputs = [
-        info("logits", real, ["batch", "new", VOCAB]),
-        *[info(f"present.{part}", real, ["batch", 1, "present", WIDTH]) for part in parts],
+        Value("logits", FLOAT, ["batch", "new", VOCAB]),
+        *[Value(f"present.{part}", FLOAT, ["batch", 1, "present", WIDTH]) for part in parts],
     ]
-    small = [helper.make_tensor(name, integer, [1], value) for name, value in ints.items()]
-    small += [helper.make_tensor(name, integer, [], [value]) for name, value in (("i0", 0), ("i1", 1))]
-    small += [helper.make_tensor("scale", real, [], [WIDTH**-0.5]), helper.make_tensor("low", real, [], [-1e30])]
-    tensors = small + [external(name, weights) for name in constants.values()]
+    tensors = [Tensor.of(name, np.array(value)) for name, value in ints.items()]
+    tensors += [Tensor.of(name, np.array(value)) for name, value in (("i0", 0), ("i1", 1))]
+    tensors += [
+        Tensor.of(name, np.array(value, np.float32)) for name, value in (("scale", WIDTH**-0.5), ("low", -1e30))
+    ]
+    used = {name for each in nodes for name in each.input}
+    tensors = [tensor for tensor in tensors if tensor.name in used]
+    tensors += [external(name, weights) for name in constants.values()]
     for before, after in rename.items():
         for entry in [*inputs, *outputs]:
             entry.name = after if entry.name == before else entry.name
         for each in nodes:
-            each.input[:] = [after if name == before else name for name in each.input]
-            each.output[:] = [after if name == before else name for name in each.output]
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
-    graph = helper.make_graph(nodes, "toy", inputs, outputs, tensors)
-    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+            each.input = [after if name == before else name for name in each.input]
+            each.output = [after if name == before else name for name in each.output]
+    return Graph(nodes, inputs, outputs, tensors)
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -266,8 +260,8 @@ def write_toy(folder: Path, tensors: dict[str, NDArray[Any]] | None = None, *, s
     tensors = tensors or toy_tensors()
     weights = folder / "model.safetensors"
     save_file(tensors, weights)
-    for kind, file in (("portable", "model.onnx"), ("fused", "model.fused.onnx")):
-        (folder / file).write_bytes(toy_graph(weights, kind).SerializeToString())
+    for kind, file in GRAPHS.items():
+        (folder / file).write_bytes(toy_graph(weights, kind).encode())
     if shards == 2:
         _split(weights, tensors)
     (folder / "config.json").write_text(json.dumps({"model_type": "toy", "eos_token_id": EOS}))
@@ -293,10 +287,11 @@ def _split(weights: Path, tensors: dict[str, NDArray[Any]]) -> None:
         place |= dict.fromkeys(members, folder / file)
     index = {"metadata": {}, "weight_map": {name: path.name for name, path in place.items()}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    for file in ("model.onnx", "model.fused.onnx"):
-        model = onnx.load(folder / file, load_external_data=False)
-        for tensor in model.graph.initializer:
-            if tensor.name in place:
-                tensor.CopyFrom(external(tensor.name, place[tensor.name]))
-        (folder / file).write_bytes(model.SerializeToString())
+    for kind, file in GRAPHS.items():
+        graph = toy_graph(weights, kind)
+        graph.initializer = [
+            external(tensor.name, place[tensor.name]) if tensor.name in place else tensor
+            for tensor in graph.initializer
+        ]
+        (folder / file).write_bytes(graph.encode())
     weights.unlink()

@@ -7,10 +7,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 
-from curconvert_runtime.checks.probing import fidelity_probe, pack_probes, parity_batch, sample_vocabulary
-from curconvert_runtime.format.probes import CompressedProbe
+from support.safetensors_files import save_file
 from support.tiny_artifact import LAYERS, VOCAB, WIDTH, reseal, toy_logits, toy_tensors, write_toy
 
 LENGTHS = (29, 22, 18)
@@ -38,20 +36,52 @@ def toy_keys(ids: list[int], tensors: Tensors) -> list[NDArray[np.float64]]:
     return keys
 
 
+def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
+
+
+def _original(ids: NDArray[np.int64], tensors: Tensors, top: int) -> Tensors:
+    """Return what the original answers: its most likely tokens, the others' probability, the text's own next token."""
+    log_probs = _log_softmax(np.stack([toy_logits(row.tolist(), tensors) for row in ids]))
+    order = np.argsort(-log_probs, axis=-1, kind="stable")
+    chosen, others = order[..., :top], order[..., top:]
+    following = np.take_along_axis(log_probs[:, :-1], ids[:, 1:, None], axis=-1)[..., 0]
+    rest = np.log(np.exp(np.take_along_axis(log_probs, others, axis=-1)).sum(axis=-1))
+    return {
+        "ids": ids.astype(np.int32),
+        "top_ids": chosen.astype(np.int32),
+        "top_log_probs": np.take_along_axis(log_probs, chosen, axis=-1).astype(np.float32),
+        "rest_log_prob": rest.astype(np.float32),
+        "next_log_prob": following.astype(np.float32),
+    }
+
+
+def _compressed(ids: NDArray[np.int64], tensors: Tensors) -> Tensors:
+    """Return logits at some of the vocabulary, and keys, of right-padded sequences."""
+    shape, vocabulary = (len(LENGTHS), max(LENGTHS)), np.arange(0, VOCAB, 3, dtype=np.int32)
+    found: Tensors = {
+        "ids": np.zeros(shape, np.int32),
+        "lengths": np.array(LENGTHS, np.int32),
+        "vocabulary": vocabulary,
+        "logits": np.zeros((*shape, len(vocabulary)), np.float32),
+        "first_key": np.zeros((shape[0], 1, shape[1], WIDTH), np.float32),
+        "last_key": np.zeros((shape[0], 1, shape[1], WIDTH), np.float32),
+    }
+    for row, length in enumerate(LENGTHS):
+        tokens = ids[row, :length].tolist()
+        found["ids"][row, :length] = tokens
+        found["logits"][row, :length] = toy_logits(tokens, tensors)[:, vocabulary]
+        keys = toy_keys(tokens, tensors)
+        found["first_key"][row, 0, :length], found["last_key"][row, 0, :length] = keys[0], keys[-1]
+    return found
+
+
 def toy_probe_tensors(compressed: Tensors, original: Tensors, sequences: int = 4) -> Tensors:
     """Return the tensors of the toy's `probes.safetensors`."""
     ids = np.random.default_rng(7).integers(1, VOCAB, (sequences, 30))
-    chunks = [fidelity_probe(toy_logits(row.tolist(), original), np.roll(row, -1), 64) for row in ids]
-    batch, lengths = parity_batch(ids, LENGTHS)
-    vocabulary = sample_vocabulary(VOCAB, 100)
-    logits = np.zeros((3, batch.shape[1], len(vocabulary)), np.float32)
-    keys = np.zeros((2, 3, 1, batch.shape[1], WIDTH), np.float32)
-    for row, length in enumerate(lengths):
-        tokens = batch[row, :length].tolist()
-        logits[row, :length] = toy_logits(tokens, compressed)[:, vocabulary]
-        layers = toy_keys(tokens, compressed)
-        keys[0, row, 0, :length], keys[1, row, 0, :length] = layers[0], layers[-1]
-    return pack_probes(ids, chunks, CompressedProbe(batch, lengths, vocabulary, logits, keys[0], keys[1]))
+    parts = {"original": _original(ids, original, 64), "compressed": _compressed(ids, compressed)}
+    return {f"{part}.{name}": array for part, tensors in parts.items() for name, array in tensors.items()}
 
 
 def write_verified_toy(folder: Path) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from curconvert_runtime.format.quantized import stored_types
+from curconvert.base.packing import stored_types
 
 _TEMPLATES = {"README.md": "README.md.j2", "report.html": "report.html.j2"}
 

@@ -18,6 +18,7 @@ from curconvert.blocks.stream import BlockStream, Recorder
 from curconvert.calibration.backward import BackwardPass
 from curconvert.calibration.batches import Batches, Keeping
 from curconvert.calibration.gathering import Gathering
+from curconvert.calibration.probes import OriginalOutputs, fidelity_probe
 from curconvert.calibration.statistics import StatisticsCollector
 from curconvert.calibration.text import CalibrationTokens
 from curconvert.checkpoint.types import Checkpoint
@@ -26,7 +27,6 @@ from curconvert.journal.store import UNRECORDED, Journal, State
 from curconvert.linalg.statistics import InputStatistics
 from curconvert.selection.scores import LayerScorer
 from curconvert_runtime.checks.fidelity import Progress
-from curconvert_runtime.checks.probing import OriginalOutputs, fidelity_probe
 
 BATCH = 8  # sequences per forward pass: enough to keep the matmuls busy, few enough to stay small
 LOGITS = 2**24

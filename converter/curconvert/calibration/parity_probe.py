@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from curconvert.blocks.stream import Block, BlockStream
+from curconvert.calibration.probes import sample_vocabulary
 from curconvert.journal.store import State
-from curconvert_runtime.checks.probing import sample_vocabulary
 from curconvert_runtime.format.probes import CompressedProbe
 
 

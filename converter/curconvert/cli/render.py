@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from curconvert_runtime.format.quantized import stored_types
+from curconvert.base.packing import stored_types
 
 if TYPE_CHECKING:
     from curconvert.base.plan import Plan

@@ -70,6 +70,7 @@ def verify(
     **values: Any,
 ) -> None:  # fmt: skip
     """Check ARTIFACT: integrity, export parity, fidelity to the original. Exit code 3 when a check fails."""
+    from curconvert.cli.junit import to_junit
     from curconvert.jobs.verify import verify_artifact
     from curconvert_runtime.checks.verification import VerifyOptions
 
@@ -78,7 +79,7 @@ def verify(
     with render.progress(quiet) as progress:
         report = verify_artifact(artifact, VerifyOptions(**values), against=against, torch=torch, progress=progress)
     if junit is not None:
-        junit.write_text(report.to_junit(), encoding="utf-8")
+        junit.write_text(to_junit(report), encoding="utf-8")
     if as_json:
         click.echo(json.dumps(report.to_json()))
     elif not quiet:

@@ -11,13 +11,13 @@ from curconvert.base.errors import BackendError
 from curconvert.base.names import linear_of
 from curconvert.base.plan import Plan, distinct_inputs
 from curconvert.calibration.backward import GRADIENT_TOKENS
+from curconvert.calibration.probes import TOP_TOKENS
 from curconvert.checkpoint.linears import decoder_linears
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.families.skeleton import EMBEDDING
 from curconvert.methods.planning import keeps_inputs
 from curconvert.options.convert import ConvertOptions
 from curconvert.resizing.components import components_bytes
-from curconvert_runtime.checks.probing import TOP_TOKENS
 
 _REST = 64 * 10**6  # graphs, reports, index vectors: far less for any model seen
 

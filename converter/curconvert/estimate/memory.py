@@ -6,12 +6,12 @@ from curconvert.base.names import layer_of
 from curconvert.base.plan import MatrixPlan
 from curconvert.calibration.backward import GRADIENT_ROWS, GRADIENT_TOKENS
 from curconvert.calibration.original import BATCH, LOGIT_ROWS, LOGITS
+from curconvert.calibration.probes import PARITY_LENGTHS
 from curconvert.estimate.workload import Workload
 from curconvert.linalg.bases import krylov_size
 from curconvert.linalg.chunked import CHUNK
 from curconvert.options.calibration import BUILTIN
 from curconvert.training.spectrum import SEQUENCES_AT_ONCE
-from curconvert_runtime.checks.probing import PARITY_LENGTHS
 
 _START = 465e6  # torch, transformers and the interpreter with a model opened, measured on Linux x86-64
 _LIBRARIES = 60e6  # what BLAS libraries and threads hold for themselves once matrices are factorized, likewise

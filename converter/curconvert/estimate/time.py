@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 
 from curconvert.base.plan import MatrixPlan
 from curconvert.calibration.backward import GRADIENT_TOKENS
+from curconvert.calibration.probes import PARITY_LENGTHS
 from curconvert.estimate.rates import Machine
 from curconvert.estimate.workload import Workload
 from curconvert.linalg.bases import krylov_size
 from curconvert.selection.indices import EXACT_OUTPUTS
 from curconvert.training.spectrum import BATCH
-from curconvert_runtime.checks.probing import PARITY_LENGTHS
 from curconvert_runtime.format.probes import DECODE_STEPS
 
 _START = 3.0  # seconds until Python has imported torch, transformers and onnx

@@ -20,10 +20,10 @@ _PANEL = 16  # columns that the kernels of onnxruntime's CPU provider take at a 
 
 
 def trim_answers(graph: ir.Graph) -> None:
-    """Let a caller choose from which of the new tokens on logits are computed.
+    """Let the runtime choose from which of the new tokens on logits are computed.
 
-    The choice is an initialiser that is an input too: ONNX calls that a default, and clients that do not know it get
-    logits for every token. It is where Python's slices begin, so -1 means the last token.
+    The choice is a constant, 0: clients get logits for every token, and onnxruntime takes the Slice away. The runtime
+    makes an input of it. It is where Python's slices begin, so -1 means the last token.
 
     Args:
         graph: A graph whose product with the vocabulary takes (batch, sequence, hidden), changed in place.
@@ -31,7 +31,6 @@ def trim_answers(graph: ir.Graph) -> None:
     products = list(vocabulary_products(next(value for value in graph.outputs if value.name == "logits")))
     (hidden,) = {product.inputs[0] for product in products}
     first = _constant(graph, FIRST_LOGITS, 0)
-    graph.inputs.append(first)
     end, axis = (
         _constant(graph, f"{FIRST_LOGITS}_{name}", value) for name, value in (("end", sys.maxsize), ("axis", 1))
     )
@@ -46,8 +45,7 @@ def split_answers(graph: ir.Graph, most_bytes: int = _SLICE_BYTES) -> None:
 
     onnxruntime multiplies by rearranged copies, and lets go of a tensor once it has copied it. In one product the
     largest tensor of a small model would be there twice for a moment; and a tied one, whose rows are looked up too,
-    from then on. The slices give their file's name in a second spelling: a client that hands onnxruntime the file as a
-    buffer, of which nothing is let go, has these mapped one by one all the same.
+    from then on.
 
     Args:
         graph: A fused graph whose weights are bound to their bytes, changed in place.
@@ -81,7 +79,7 @@ def _slices(tensor: ir.ExternalTensor, count: int) -> Iterator[ir.Value]:
     for number, first in enumerate(range(0, rows, height)):
         shape = ir.Shape((min(height, rows - first), width))
         part = ir.ExternalTensor(
-            f"./{tensor.location}",
+            tensor.location,
             tensor.offset + first * row,
             shape[0] * row,
             tensor.dtype,

@@ -22,7 +22,6 @@ from curconvert.graph.half import to_float16
 from curconvert.graph.lowering import Lowering
 from curconvert.graph.portable import OPSET_WITH_BLOCKS, Portable
 from curconvert.graph.template import dense_template
-from curconvert_runtime.format.contract import FIRST_LOGITS
 from curconvert_runtime.format.files import FUSED_FILE, PORTABLE_FILE
 from curconvert_runtime.format.quantized import Packing, part_name
 
@@ -121,7 +120,7 @@ def _name_dimensions(graph: ir.Graph) -> None:
         kind = str(value.name).split(".")[0]
         if kind in names:
             value.shape = ir.Shape([*names[kind], *value.shape[2:]])
-        elif kind != FIRST_LOGITS:
+        else:
             length = "past_sequence_length" if kind == "past_key_values" else "total_sequence_length"
             value.shape = ir.Shape(["batch_size", value.shape[1], length, value.shape[3]])
 

@@ -14,8 +14,7 @@ from curconvert.graph.emit import MICROSOFT, Emitter
 from curconvert.graph.portable import Portable
 from curconvert.graph.rotary import cos_sin
 from curconvert.graph.weights import Packed, Weight
-from curconvert_runtime.format.quantized import Layout
-from curconvert_runtime.serve.accuracy import ROUNDS_ACTIVATIONS
+from curconvert_runtime.format.quantized import ROUNDS_ACTIVATIONS, Layout
 
 _INT32, _INT64 = ir.DataType.INT32, ir.DataType.INT64
 

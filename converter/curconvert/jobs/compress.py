@@ -18,6 +18,7 @@ from curconvert.calibration.batches import Keeping
 from curconvert.calibration.evidence import Evidence
 from curconvert.calibration.original import embedded
 from curconvert.calibration.parity_probe import ParityProbe
+from curconvert.calibration.probes import parity_batch
 from curconvert.calibration.states import CalibrationStates
 from curconvert.calibration.text import CalibrationTokens
 from curconvert.checkpoint.types import Checkpoint
@@ -29,7 +30,6 @@ from curconvert.methods.block import factors_of, install
 from curconvert.options.convert import ConvertOptions
 from curconvert.quantization.tensors import UNQUANTISED, Tables
 from curconvert_runtime.checks.fidelity import Progress
-from curconvert_runtime.checks.probing import parity_batch
 from curconvert_runtime.format.forms import SPARSE, factor_name
 from curconvert_runtime.format.probes import CompressedProbe
 from curconvert_runtime.format.quantized import part_name

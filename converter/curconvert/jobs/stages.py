@@ -26,6 +26,7 @@ from curconvert.calibration.batches import Keeping
 from curconvert.calibration.evidence import Evidence
 from curconvert.calibration.gathering import Gathering
 from curconvert.calibration.original import OriginalPass, run_original
+from curconvert.calibration.probes import pack_probes, parity_batch
 from curconvert.calibration.sampled import partly_sampled
 from curconvert.calibration.text import CalibrationTokens, digest, load_tokens
 from curconvert.checkpoint.dtypes import deployed_dtype
@@ -48,7 +49,6 @@ from curconvert.resizing.components import write_components
 from curconvert.selection.layers import score_of, select_layers
 from curconvert.training.learned_plan import check_resident, learned_plan
 from curconvert_runtime.checks.fidelity import Progress
-from curconvert_runtime.checks.probing import pack_probes, parity_batch
 from curconvert_runtime.checks.report import VerificationReport
 from curconvert_runtime.checks.verification import VerifyOptions
 from curconvert_runtime.format.files import TOKENIZER

@@ -11,6 +11,7 @@ import torch
 
 from curconvert.base.checks import one_of
 from curconvert.base.errors import InputError
+from curconvert.base.packing import bits_per_number
 from curconvert_runtime.format.quantized import BITS, BLOCK_SIZES, Layout
 
 TYPES = tuple(f"int{bits}" for bits in BITS)
@@ -23,7 +24,7 @@ def stored_bytes(dtype: torch.dtype, quantization: Quantization | None) -> float
     """Return the bytes of a stored number: of the deployed dtype, or of a quantised matrix."""
     if quantization is None:
         return dtype.itemsize
-    return (quantization.bits_per_weight or quantization.layout.bits_per_number) / 8
+    return (quantization.bits_per_weight or bits_per_number(quantization.layout)) / 8
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Quantization:
             one_of("--block-size", self.block_size, BLOCK_SIZES)
         one_of("--rounding", self.rounding, ROUNDINGS)
         if self.bits_per_weight is not None:
-            self.check_budget(*(self.single(bits).layout.bits_per_number for bits in BITS))
+            self.check_budget(*(bits_per_number(self.single(bits).layout) for bits in BITS))
 
     @classmethod
     def of(

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from curconvert.base.errors import InputError
+from curconvert.base.packing import pack
 from curconvert.base.types import Matrix, Vector
 from curconvert.blocks.quantised import Quantised
 from curconvert.linalg.chunked import ChunkedMatrix
-from curconvert_runtime.format.quantized import Layout, pack
+from curconvert_runtime.format.quantized import Layout
 
 DAMPING = 0.01  # share of the mean diagonal that is added to H, as in GPTQ (arXiv 2210.17323, §3.3)
 _LAZY = 64  # columns whose errors reach the columns behind them as one product

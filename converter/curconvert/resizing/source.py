@@ -16,8 +16,9 @@ from curconvert.base.types import Matrix
 from curconvert.blocks.stored import factor_names, stored_tensor
 from curconvert.checkpoint.companions import COMPANION_NAMES
 from curconvert.checkpoint.types import ByteRange, Checkpoint, Companions, SourceKind, TensorInfo
-from curconvert_runtime.format.artifact import STORED_DTYPE, Artifact
+from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.forms import multiply
+from curconvert_runtime.format.tensor_file import STORED_DTYPE
 
 Row = Mapping[str, Any]
 

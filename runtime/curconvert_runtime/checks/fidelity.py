@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +21,7 @@ from curconvert_runtime.format import strict_json
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.files import TOKENIZER
 from curconvert_runtime.format.probes import OriginalProbe
+from curconvert_runtime.serve.text import Tokenizer
 
 _BLOCK = 32  # positions widened to float64 at a time: bounds the memory at large vocabularies
 
@@ -51,41 +52,30 @@ def probe_fidelity(compressed: Scorer, probe: OriginalProbe, progress: Progress 
     Raises:
         InputError: The probe holds no tokens.
     """
-    kl = np.full(probe.ids.shape, np.nan)
-    same = np.zeros(probe.ids.shape, dtype=np.bool_)
-    following = np.full(probe.next_log_prob.shape, np.nan)
+    kl, same, following = _unmeasured(probe.ids.shape)
     for row, ids in enumerate(probe.ids):
         logits = compressed.logits(ids)
         same[row] = np.argmax(logits, axis=-1) == probe.top_ids[row, :, 0]
-        for start in range(0, len(ids), _BLOCK):
-            span = slice(start, start + _BLOCK)
+        for span in _blocks(len(ids)):
             log_probs = log_softmax(logits[span])
             picked, rest = bucket_log_probs(log_probs, probe.top_ids[row, span])
             reference = probe.top_log_probs[row, span].astype(np.float64)
             kl[row, span] = kl_lower_bound(reference, probe.rest_log_prob[row, span].astype(np.float64), picked, rest)
-            following[row, span] = _next_log_probs(log_probs, ids, start)
+            following[1, row, span] = _next_log_probs(log_probs, ids, span.start)
         if progress:
             progress("fidelity", row + 1, len(probe.ids))
-    return fidelity(kl, same, probe.next_log_prob, following, exact=False)
+    return fidelity(kl, same, probe.next_log_prob, following[1], exact=False)
 
 
 def exact_fidelity(
     compressed: Scorer, original: Scorer, ids: NDArray[np.integer], progress: Progress | None = None
 ) -> Fidelity:
-    """Run both models on the same sequences and compare their whole distributions.
-
-    Args:
-        compressed: Session of the artifact.
-        original: Session of the original's own exported graph.
-        ids: (sequences, tokens).
-        progress: Called after each sequence.
+    """Run both models on the same sequences (sequences, tokens) and compare their whole distributions.
 
     Raises:
         InputError: There are no tokens, or the vocabularies differ in size.
     """
-    kl = np.full(ids.shape, np.nan)
-    same = np.zeros(ids.shape, dtype=np.bool_)
-    following = np.full((2, len(ids), max(ids.shape[1] - 1, 0)), np.nan)
+    kl, same, following = _unmeasured(ids.shape)
     for row, sequence in enumerate(ids):
         theirs, ours = original.logits(sequence), compressed.logits(sequence)
         if theirs.shape != ours.shape:
@@ -93,15 +83,25 @@ def exact_fidelity(
                 f"--against: the original scores {theirs.shape[-1]} tokens, the compressed model {ours.shape[-1]}"
             )
         same[row] = np.argmax(theirs, axis=-1) == np.argmax(ours, axis=-1)
-        for start in range(0, len(sequence), _BLOCK):
-            span = slice(start, start + _BLOCK)
-            reference, candidate = log_softmax(theirs[span]), log_softmax(ours[span])
-            kl[row, span] = kl_divergence(reference, candidate)
-            following[0, row, span] = _next_log_probs(reference, sequence, start)
-            following[1, row, span] = _next_log_probs(candidate, sequence, start)
+        for span in _blocks(len(sequence)):
+            both = log_softmax(theirs[span]), log_softmax(ours[span])
+            kl[row, span] = kl_divergence(*both)
+            for side, log_probs in enumerate(both):
+                following[side, row, span] = _next_log_probs(log_probs, sequence, span.start)
         if progress:
             progress("fidelity", row + 1, len(ids))
     return fidelity(kl, same, following[0], following[1], exact=True)
+
+
+def _unmeasured(shape: tuple[int, ...]) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64]]:
+    """Return room for divergences, agreement, and both models' log-probability of the next token."""
+    sequences, tokens = shape
+    following = np.full((2, sequences, max(tokens - 1, 0)), np.nan)
+    return np.full(shape, np.nan), np.zeros(shape, dtype=np.bool_), following
+
+
+def _blocks(tokens: int) -> Iterator[slice]:
+    return (slice(start, start + _BLOCK) for start in range(0, tokens, _BLOCK))
 
 
 def check_reference(artifact: Artifact, reference: Artifact) -> None:
@@ -143,29 +143,17 @@ def _tokens(artifact: Artifact) -> Any:
 
 
 def text_windows(artifact: Artifact, text: str, window: int, max_tokens: int) -> NDArray[np.int64]:
-    """Encode a text and cut it into whole windows, without special tokens; the remainder is dropped.
-
-    Args:
-        artifact: Gives the tokenizer and the context length.
-        text: Any text.
-        window: Tokens per sequence.
-        max_tokens: At most this many tokens in all.
+    """Encode at most `max_tokens` of a text and cut them into whole windows, without special tokens.
 
     Raises:
         InputError: The text is shorter than a window, or the window longer than the context.
     """
-    from tokenizers import Tokenizer  # noqa: PLC0415 - needed only when a text is given
-
     context = artifact.model["max_position_embeddings"]
     if not 2 <= window <= context:
         raise InputError(f"--window {window}: expected 2 to {context}, the model's context")
     if not artifact.has(TOKENIZER):
         raise InputError(f"--text: {artifact.path} has no {TOKENIZER} to read a text with")
-    tokenizer = Tokenizer.from_file(str(artifact.file(TOKENIZER)))
-    # A tokenizer file may ask for both; neither belongs into a running text.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    ids = np.asarray(tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+    ids = np.asarray(Tokenizer(artifact).encode(text, add_special_tokens=False), dtype=np.int64)
     count = min(len(ids), max_tokens) // window
     if count == 0:
         raise InputError(f"--text: {len(ids)} tokens (limit {max_tokens}); at least one window of {window} is needed")

@@ -42,14 +42,9 @@ def _weighted_log_ratio(p: Float, q: Float) -> Float:
 
 
 def kl_divergence(reference: NDArray[np.floating], candidate: NDArray[np.floating]) -> Float:
-    """Return KL(reference ‖ candidate) per position from full log-probabilities.
+    """Return KL(reference ‖ candidate), (...), from log-probabilities (..., vocabulary).
 
-    Args:
-        reference: Log-probabilities, (..., vocabulary).
-        candidate: Log-probabilities of the same shape.
-
-    Returns:
-        Nats, (...); +inf where the candidate excludes what the reference allows. Rounding below zero is clipped.
+    It is +inf where the candidate excludes what the reference allows. Rounding below zero is clipped.
     """
     terms = _weighted_log_ratio(np.asarray(reference, np.float64), np.asarray(candidate, np.float64))
     result: Float = np.maximum(np.sum(terms, axis=-1), 0.0)
@@ -57,11 +52,7 @@ def kl_divergence(reference: NDArray[np.floating], candidate: NDArray[np.floatin
 
 
 def bucket_log_probs(log_probs: NDArray[np.floating], ids: NDArray[np.integer]) -> tuple[Float, Float]:
-    """Split each distribution into the given tokens and one bucket for all others.
-
-    Args:
-        log_probs: Log-probabilities, (..., vocabulary).
-        ids: Distinct token ids per position, (..., K).
+    """Split each distribution (..., vocabulary) into the given distinct tokens (..., K) and one bucket for all others.
 
     Returns:
         The tokens' log-probabilities (..., K), and the log of the summed probability of the rest (...).
@@ -76,13 +67,7 @@ def kl_lower_bound(reference_top: Float, reference_rest: Float, top: Float, rest
     """Return the KL divergence between two bucketed distributions, per position.
 
     Merging outcomes into a bucket never raises a KL divergence (data-processing inequality), so this is a
-    lower bound of the divergence over the whole vocabulary.
-
-    Args:
-        reference_top: Reference log-probabilities of K tokens, (..., K).
-        reference_rest: Log of the reference's probability of all other tokens, (...).
-        top: Candidate log-probabilities of the same tokens.
-        rest: Log of the candidate's probability of all other tokens.
+    lower bound of the divergence over the whole vocabulary. Both sides are as `bucket_log_probs` returns them.
     """
     with np.errstate(invalid="ignore"):
         reference = np.concatenate([reference_top, reference_rest[..., None]], axis=-1)
@@ -98,9 +83,7 @@ class Distribution:
         mean: Over all tokens.
         standard_error: Of the mean, from the spread between sequences, because tokens of one sequence are not
             independent; NaN with a single sequence.
-        median: 50th percentile.
-        p90: 90th percentile.
-        p99: 99th percentile.
+        median, p90, p99: 50th, 90th and 99th percentile.
         max: Largest value.
     """
 
@@ -154,8 +137,7 @@ class Fidelity:
         kl: KL(original ‖ compressed) per position.
         top1: Share of positions where both models' most likely token is the same.
         top1_standard_error: Of `top1`, from the spread between sequences.
-        perplexity_original: Of the original model on the text.
-        perplexity_compressed: Of the compressed model on the text.
+        perplexity_original, perplexity_compressed: Of each model on the text.
         perplexity_ratio: Compressed over original.
         log_ratio_standard_error: Of log(perplexity_ratio), paired by token, from the spread between sequences.
     """

@@ -42,8 +42,7 @@ class Answers:
 
     Attributes:
         logits: float32 (B, T, vocabulary or a sample of it).
-        first_key: First layer's keys after rotary embedding, (B, heads, T, head_dim).
-        last_key: Last layer's.
+        first_key, last_key: First and last layer's keys after rotary embedding, (B, heads, T, head_dim).
     """
 
     logits: NDArray[np.float32]
@@ -124,15 +123,7 @@ def largest_difference(a: NDArray[np.floating], b: NDArray[np.floating], real: N
 def compare_with_probe(
     name: str, answers: Answers, probe: CompressedProbe, limit: float, arithmetic: str = "float32"
 ) -> list[Check]:
-    """Compare a graph's answers with the torch model's that were stored at conversion.
-
-    Args:
-        name: Prefix of the checks' names, such as `parity.fused`.
-        answers: The graph's, over the whole vocabulary.
-        probe: The stored ones, over a sample of it.
-        limit: Largest difference that still counts as the same.
-        arithmetic: What the graph computes in.
-    """
+    """Compare a graph's answers, over the whole vocabulary, with the torch model's that were stored; see `compare`."""
     wanted = Answers(probe.logits, probe.first_key, probe.last_key)
     sample = Answers(answers.logits[..., probe.vocabulary], answers.first_key, answers.last_key)
     against = "the torch model of the conversion"
@@ -151,8 +142,15 @@ def compare(
 ) -> list[Check]:
     """Compare logits and keys of two models on the same tokens; shapes that differ fail.
 
-    Where `arithmetic` is float16, `MAX_PARITY_FLOAT16` counts if it is above the limit, and logits are compared as keys
-    are, relative to the largest.
+    Args:
+        name: Prefix of the checks' names, such as `parity.fused`.
+        answers: The ones to check.
+        reference: What they should be.
+        lengths: Tokens per row.
+        limit: Largest difference that still counts as the same.
+        against: What the reference is called.
+        arithmetic: What the graph computes in. Where it is float16, `MAX_PARITY_FLOAT16` counts if it is above the
+            limit, and logits are compared as keys are, relative to the largest.
     """
     real, half = real_positions(lengths), arithmetic == "float16"
     limit = max(limit, MAX_PARITY_FLOAT16) if half else limit

@@ -1,4 +1,4 @@
-"""The result of a verification: checks with their limits, as objects, JSON and JUnit XML."""
+"""The result of a verification: checks with their limits, as objects and JSON."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
-from xml.etree import ElementTree
 
 from curconvert_runtime.checks.metrics import Fidelity
 from curconvert_runtime.errors import VerificationError
@@ -106,24 +105,6 @@ class VerificationReport:
             "fidelity": None if self.fidelity is None else _fidelity_json(self.fidelity, self.text or ""),
         }
 
-    def to_junit(self) -> str:
-        """Return JUnit XML: one test suite, one test case per check."""
-        suite = ElementTree.Element(
-            "testsuite",
-            name="curconvert verify",
-            tests=str(len(self.checks)),
-            failures=str(len(self.failures)),
-            errors="0",
-        )
-        for check in self.checks:
-            group, _, name = check.name.partition(".")
-            case = ElementTree.SubElement(suite, "testcase", classname=f"curconvert.{group}", name=name or group)
-            if not check.passed:
-                ElementTree.SubElement(case, "failure", message=_xml_safe(check.detail), type="VerificationError")
-            ElementTree.SubElement(case, "system-out").text = _xml_safe(check.detail)
-        ElementTree.indent(suite)
-        return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
-
 
 def _fidelity_json(fidelity: Fidelity, text: str) -> dict[str, Any]:
     """Name the divergence for what it is: a lower bound unless it covers the whole vocabulary."""
@@ -136,8 +117,3 @@ def _finite(values: dict[str, Any]) -> dict[str, Any]:
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
     }
-
-
-def _xml_safe(text: str) -> str:
-    """Replace characters that XML 1.0 cannot hold (a tensor name may contain any of them)."""
-    return "".join(c if c in "\t\n" or (c.isprintable() and c < "\ufffe") else "?" for c in text)

@@ -26,13 +26,12 @@ from curconvert_runtime.checks.parity import (
 )
 from curconvert_runtime.checks.report import Check, VerificationReport, at_least, at_most
 from curconvert_runtime.checks.structure import structure_checks
-from curconvert_runtime.errors import InputError
+from curconvert_runtime.errors import InputError, check_integer
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.probes import CompressedProbe, Probes
-from curconvert_runtime.serve.backend import installed_versions
 from curconvert_runtime.serve.providers import CpuOptions
-from curconvert_runtime.serve.session import Session, load
-from curconvert_runtime.version import installed_version
+from curconvert_runtime.serve.session import Session
+from curconvert_runtime.version import installed_versions, version
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,7 @@ class VerifyOptions:
                 raise InputError(f"{option}: a share, expected at most 1")
         for name in ("window", "max_tokens"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 2:
-                raise InputError(f"--{name.replace('_', '-')} {value}: expected an integer of at least 2")
+            check_integer(f"--{name.replace('_', '-')}", value, 2)
 
 
 def verify(
@@ -105,14 +103,14 @@ def verify(
     files = len(artifact.manifest["files"])
     checks = [Check("integrity.files", True, f"{files} files have the size and sha256 of the manifest")]
     checks += structure_checks(artifact, probes.compressed)
-    checks += parity_checks(artifact, probes.compressed, options, progress)
+    checks += _parity_checks(artifact, probes.compressed, options, progress)
     measured, text = _fidelity(artifact, probes, options, progress)
-    checks += fidelity_checks(measured, options)
-    environment = {"curconvert": installed_version(), **installed_versions(), "provider": options.provider}
+    checks += _fidelity_checks(measured, options)
+    environment = {"curconvert": version(), **installed_versions(), "provider": options.provider}
     return VerificationReport(str(path), tuple(checks), measured, text, environment)
 
 
-def parity_checks(
+def _parity_checks(
     artifact: Artifact, probe: CompressedProbe, options: VerifyOptions, progress: Progress | None = None
 ) -> list[Check]:
     """Run every graph on the parity sequences and compare it with torch's stored answers and with the other graph."""
@@ -144,48 +142,38 @@ def graph_answers(artifact: Artifact, kind: str, probe: CompressedProbe, options
 
     Quantised products are computed in float32 here: rounded activations would hide a fault of the graph.
     """
-    session = _load(artifact, kind, options, exact=True)
+    exact = CpuOptions(round_activations=False) if artifact.quantised and options.provider == "cpu" else None
+    session = Session(artifact, kind, options.provider, options.threads, exact)
     return teacher_forced(session, probe.ids, probe.lengths, session.padding)
-
-
-def _load(artifact: Artifact, kind: str, options: VerifyOptions, *, exact: bool = False) -> Session:
-    cpu = CpuOptions(round_activations=False) if exact and artifact.quantised and options.provider == "cpu" else None
-    return load(
-        artifact.path,
-        provider=options.provider,
-        graph=kind,  # type: ignore[arg-type]
-        threads=options.threads,
-        options=cpu,
-    )
 
 
 def _fidelity(
     artifact: Artifact, probes: Probes, options: VerifyOptions, progress: Progress | None
 ) -> tuple[Fidelity, str]:
     """Measure on the stored sequences or on a text; return the numbers and what they were measured on."""
+
+    def session(folder: Artifact, kind: str) -> Session:
+        return Session(folder, kind, options.provider, options.threads)
+
     # The fused graph is the one that loses more where it rounds activations.
     graphs = artifact.graphs
     rounds = "fused" in graphs and (artifact.quantised or artifact.arithmetic("fused") == "float16")
     kind = "portable" if "portable" in graphs and not rounds else "fused"
     stored = f"{len(probes.original.ids)} stored sequences of {probes.original.ids.shape[1]} tokens"
     if options.against is None:
-        return probe_fidelity(_load(artifact, kind, options), probes.original, progress), stored
+        return probe_fidelity(session(artifact, kind), probes.original, progress), stored
     reference = Artifact.open(options.against)
     check_reference(artifact, reference)
     ids, text = probes.original.ids.astype(np.int64), stored
     if options.text is not None:
         ids = text_windows(artifact, read_text(options.text), options.window, options.max_tokens)
         text = f"{options.text.name}: {len(ids)} windows of {options.window} tokens"
-    original = _load(reference, kind if kind in reference.graphs else next(iter(reference.graphs)), options)
-    return exact_fidelity(_load(artifact, kind, options), original, ids, progress), text
+    original = session(reference, kind if kind in reference.graphs else next(iter(reference.graphs)))
+    return exact_fidelity(session(artifact, kind), original, ids, progress), text
 
 
 def read_text(path: Path) -> str:
-    """Read a text to measure on.
-
-    Raises:
-        InputError: It cannot be read, or is not UTF-8.
-    """
+    """Return the text of a file, or raise InputError: it cannot be read, or is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
@@ -194,7 +182,7 @@ def read_text(path: Path) -> str:
         raise InputError(f"--text {path}: not UTF-8 text") from None
 
 
-def fidelity_checks(measured: Fidelity, options: VerifyOptions) -> list[Check]:
+def _fidelity_checks(measured: Fidelity, options: VerifyOptions) -> list[Check]:
     """Turn the numbers into checks: finiteness always, each threshold that was given."""
     kl = measured.kl
     numbers = [kl.mean, kl.max, measured.top1, measured.perplexity_original, measured.perplexity_compressed]

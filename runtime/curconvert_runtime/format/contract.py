@@ -5,8 +5,8 @@ Inputs `input_ids` [B,S], `attention_mask` [B,P+S], `position_ids` [B,S] where t
 tokens are int64, logits are float32, whatever the dtype of the weights; the cache is in what the graph computes in:
 float32, unless the manifest says float16.
 
-A graph may have one input more, with a default: `first_logits` [1] is the first of the S tokens that gets logits, as in
-a Python slice; the default 0 gives them to all.
+A graph may have a constant `first_logits` [1]: the first of the S tokens that gets logits, as in a Python slice, 0. A
+session makes an input of it, with that default; graphs of older artifacts have the input themselves.
 
 An initialiser has the name of the stored tensor that it reads, that of a tied head the head's own. A graph may have a
 large one in slices of its rows, which are numbered in their order.
@@ -15,7 +15,6 @@ large one in slices of its rows, which are numbered in their order.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +25,6 @@ _SLICE = ".slice."
 # onnxruntime's spelling.
 _FLOAT, _INT64 = "tensor(float)", "tensor(int64)"
 _CACHES = {"float32": _FLOAT, "float16": "tensor(float16)"}
-
-
-@dataclass(frozen=True)
-class _Signature:
-    """Name, type and dimensions (numbers or axis names) of an input or output."""
-
-    name: str
-    type: str
-    shape: list[int | str]
 
 
 def cache_names(layers: int) -> tuple[list[str], list[str]]:
@@ -55,13 +45,7 @@ def unsliced_name(name: str) -> str:
 
 
 def check_contract(session: Any, path: Path, model: Mapping[str, Any], arithmetic: str = "float32") -> bool:
-    """Compare a loaded graph with the contract and the manifest.
-
-    Args:
-        session: An `onnxruntime.InferenceSession`.
-        path: The graph's file, for messages.
-        model: The manifest's `model` section.
-        arithmetic: What the manifest says that the graph computes in.
+    """Compare a loaded graph with the contract, and with what the manifest says of its model and arithmetic.
 
     Returns:
         Whether the graph takes `position_ids`.
@@ -71,7 +55,7 @@ def check_contract(session: Any, path: Path, model: Mapping[str, Any], arithmeti
     """
     try:
         inputs, outputs = (
-            {entry.name: _Signature(entry.name, entry.type, list(entry.shape)) for entry in entries}
+            {entry.name: (entry.type, list(entry.shape)) for entry in entries}
             for entries in (session.get_inputs(), session.get_outputs())
         )
     except UnicodeDecodeError:
@@ -87,19 +71,17 @@ def check_contract(session: Any, path: Path, model: Mapping[str, Any], arithmeti
             state = "unexpected" if name in found else "missing"
             raise IntegrityError(f"{path}: {kind} {name[:200]!r} is {state}; convert the model again")
     heads, head_dim, vocabulary = model["num_key_value_heads"], model["head_dim"], model["vocab_size"]
-    for entry in [inputs[name] for name in past] + [outputs[name] for name in present]:
-        _check(path, entry, _CACHES[arithmetic], {1: heads, 3: head_dim}, 4)
-    for name in ("input_ids", "attention_mask", "position_ids"):
-        if name in inputs:
-            _check(path, inputs[name], _INT64, {}, 2)
-    _check(path, outputs["logits"], _FLOAT, {2: vocabulary}, 3)
+    wanted: dict[str, tuple[str, list[int | None]]] = {
+        **dict.fromkeys(("input_ids", "attention_mask", "position_ids"), (_INT64, [None, None])),
+        **dict.fromkeys(past + present, (_CACHES[arithmetic], [None, heads, None, head_dim])),
+        "logits": (_FLOAT, [None, None, vocabulary]),
+    }
+    for name, (kind, shape) in {**inputs, **outputs}.items():
+        right, sizes = wanted[name]
+        fits = len(shape) == len(sizes) and all(size in (None, axis) for size, axis in zip(sizes, shape, strict=True))
+        if kind != right or not fits:
+            shown = [size or "any" for size in sizes]
+            raise IntegrityError(
+                f"{path}: {name!r} is {kind} {shape}, expected {right} {shown}; convert the model again"
+            )
     return "position_ids" in inputs
-
-
-def _check(path: Path, entry: _Signature, kind: str, sizes: Mapping[int, int], dimensions: int) -> None:
-    fits = len(entry.shape) == dimensions and all(entry.shape[axis] == size for axis, size in sizes.items())
-    if entry.type != kind or not fits:
-        wanted = [sizes.get(axis, "any") for axis in range(dimensions)]
-        raise IntegrityError(
-            f"{path}: {entry.name!r} is {entry.type} {entry.shape}, expected {kind} {wanted}; convert the model again"
-        )

@@ -64,11 +64,9 @@ def _remember(entry: Path, found: object) -> None:
 
 
 def cached_sha256(path: Path, *, fresh: bool = False) -> str:
-    """Return a file's sha256, from the user's cache when the file is provably the one hashed before.
+    """Return the sha256 of a file (absolute path), from the user's cache when it is provably the one hashed before.
 
-    Args:
-        path: File to hash; must be absolute for the cache to make sense.
-        fresh: Read the bytes whatever the cache says.
+    With `fresh` the bytes are read whatever the cache says.
     """
     before = _identity(path)
     if int(str(before[1])) < _MIN_CACHED_BYTES:

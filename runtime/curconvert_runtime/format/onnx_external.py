@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from curconvert_runtime.errors import IntegrityError
+from curconvert_runtime.format.protobuf import MalformedError, fields, text, varint
 
 MAX_GRAPH_BYTES = 2**31 - 1  # protobuf's own limit
 _MAX_DEPTH = 32
@@ -39,8 +40,7 @@ class ExternalTensor:
     Attributes:
         name: Initialiser name (untrusted text).
         location: File as the graph names it, without a leading `./` (untrusted text).
-        offset: First byte in that file.
-        length: Number of bytes; equals what shape and type need.
+        offset, length: First byte in that file, and number of bytes; equals what shape and type need.
     """
 
     name: str
@@ -49,100 +49,48 @@ class ExternalTensor:
     length: int
 
 
-class _MalformedError(ValueError):
-    """The bytes are not a protobuf message."""
-
-
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= len(data):
-            break
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    raise _MalformedError("a number runs past its end")
-
-
-def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Yield (field number, varint value or bytes) of one message; fixed-width fields are skipped."""
-    at, end = 0, len(data)
-    while at < end:
-        key = data[at]  # nearly all numbers have one byte, and there are tens of thousands of them
-        at += 1
-        if key >= 0x80:
-            key, at = _varint(data, at - 1)
-        number, wire = key >> 3, key & 7
-        if wire == 0:
-            value, at = _varint(data, at)
-            yield number, value
-        elif wire == 2:
-            length = data[at] if at < end else 0x80
-            at += 1
-            if length >= 0x80:
-                length, at = _varint(data, at - 1)
-            if length > end - at:
-                raise _MalformedError("a field runs past the end")
-            yield number, data[at : at + length]
-            at += length
-        elif wire in (1, 5):
-            at += 8 if wire == 1 else 4
-            if at > end:
-                raise _MalformedError("a field runs past the end")
-        else:
-            raise _MalformedError(f"wire type {wire} is not used by ONNX")
-
-
-def _text(value: int | memoryview) -> str:
-    if isinstance(value, int):
-        raise _MalformedError("expected text")
-    return bytes(value).decode("utf-8")
-
-
 def _external(data: memoryview) -> ExternalTensor | None:
     dims: list[int] = []
     data_type, name = 0, ""
     entries: list[tuple[str, str]] = []
-    for number, value in _fields(data):
+    for number, value in fields(data):
         if number == _TENSOR_DIMS:
-            packed = isinstance(value, memoryview)
-            at = 0
-            while packed and at < len(value):  # type: ignore[arg-type]
-                dim, at = _varint(value, at)  # type: ignore[arg-type]
-                dims.append(dim)
             if isinstance(value, int):
                 dims.append(value)
+                continue
+            at = 0
+            while at < len(value):  # several in one field
+                dim, at = varint(value, at)
+                dims.append(dim)
         elif number == _TENSOR_TYPE and isinstance(value, int):
             data_type = value
         elif number == _TENSOR_NAME:
-            name = _text(value)
+            name = text(value)
         elif number == _TENSOR_EXTERNAL and isinstance(value, memoryview):
-            pair = {key: _text(text) for key, text in _fields(value)}
+            pair = {key: text(entry) for key, entry in fields(value)}
             entries.append((pair.get(1, ""), pair.get(2, "")))
     if not entries:
         return None
     where = f"initialiser {name[:200]!r}"
     keys = dict(entries)
     if len(keys) != len(entries) or not {"location", "offset", "length"} <= set(keys):
-        raise _MalformedError(f"{where} needs location, offset and length exactly once")
+        raise MalformedError(f"{where} needs location, offset and length exactly once")
     numbers = (keys["offset"], keys["length"])
-    if not all(text.isascii() and text.isdecimal() and len(text) < 20 for text in numbers):
-        raise _MalformedError(f"{where} has an offset or length that is not a number")
+    if not all(number.isascii() and number.isdecimal() and len(number) < 20 for number in numbers):
+        raise MalformedError(f"{where} has an offset or length that is not a number")
     offset, length = map(int, numbers)
     needed = (math.prod(dims) * _HALF_BYTES.get(data_type, 0) + 1) // 2
     if length != needed:
-        raise _MalformedError(f"{where} takes {length} bytes, its type and shape need {needed}")
+        raise MalformedError(f"{where} takes {length} bytes, its type and shape need {needed}")
     return ExternalTensor(name, keys["location"].removeprefix("./"), offset, length)
 
 
 def _walk(data: memoryview, message: str, depth: int) -> Iterator[ExternalTensor]:
     if depth > _MAX_DEPTH:
-        raise _MalformedError("subgraphs are nested too deeply")
-    for number, value in _fields(data):
-        if message == "node" and number == _NODE_OPERATOR and _text(value) == "EPContext":
-            raise _MalformedError("operator EPContext loads precompiled code, which an artifact never holds")
+        raise MalformedError("subgraphs are nested too deeply")
+    for number, value in fields(data):
+        if message == "node" and number == _NODE_OPERATOR and text(value) == "EPContext":
+            raise MalformedError("operator EPContext loads precompiled code, which an artifact never holds")
         child = _CHILDREN[message].get(number)
         if child is None or isinstance(value, int):
             continue

@@ -2,13 +2,10 @@
 
 Two groups of tensors:
 
-* `original.*`: the original model on fidelity sequences of equal length (S × T). Per position the K most likely
-  tokens with their log-probabilities and the log of all other probability, and the log-probability of the next token.
+* `original.*`: the original model on fidelity sequences of equal length.
 * `compressed.*`: the compressed torch model on three right-padded sequences of unequal length. Logits at a fixed
-  sample of the vocabulary, and the keys of the first and the last layer after rotary embedding: attention
-  only sees differences of positions, so positions off by one show in the keys and nowhere else.
-
-What it is filled with is in `curconvert_runtime.checks.probing`.
+  sample of the vocabulary, and keys: attention only sees differences of positions, so positions off by one show in the
+  keys and nowhere else.
 """
 
 from __future__ import annotations
@@ -33,12 +30,11 @@ class CompressedProbe:
     """The compressed torch model on B right-padded sequences; positions past a row's length are not compared.
 
     Attributes:
-        ids: Token ids, int32 (B, T).
-        lengths: Tokens per row, int32 (B,); more than 16 each.
-        vocabulary: The ids whose logits are stored, int32 (K,).
-        logits: float32 (B, T, K).
-        first_key: First layer's keys after rotary embedding, float32 (B, key/value heads, T, head_dim).
-        last_key: Last layer's, same layout.
+        ids: Token ids (B, T).
+        lengths: Tokens per row (B,); more than 16 each.
+        vocabulary: The ids whose logits are stored (K,).
+        logits: (B, T, K).
+        first_key, last_key: First and last layer's keys after rotary embedding, (B, key/value heads, T, head_dim).
     """
 
     ids: NDArray[np.int32]
@@ -51,7 +47,14 @@ class CompressedProbe:
 
 @dataclass(frozen=True)
 class OriginalProbe:
-    """The original model on S sequences of T tokens; see `OriginalOutputs` (next_log_prob has T − 1 columns)."""
+    """The original model on S sequences of T tokens.
+
+    Attributes:
+        ids: Token ids (S, T).
+        top_ids, top_log_probs: Its K most likely tokens at each position, most likely first (S, T, K).
+        rest_log_prob: Log of the summed probability of all other tokens (S, T).
+        next_log_prob: Log-probability of the token that follows (S, T − 1).
+    """
 
     ids: NDArray[np.int32]
     top_ids: NDArray[np.int32]
@@ -87,19 +90,17 @@ class Probes:
             raise InputError(f"{artifact.path}: an exported, uncompressed model; verify the artifact made from it")
         path = artifact.file(PROBES)
         stored = read_headers(path)
-        wanted = {f"original.{f.name}" for f in fields(OriginalProbe)}
-        wanted |= {f"compressed.{f.name}" for f in fields(CompressedProbe)}
+        kinds: dict[str, type] = {"original": OriginalProbe, "compressed": CompressedProbe}
+        wanted = {f"{prefix}.{f.name}" for prefix, kind in kinds.items() for f in fields(kind)}
         if set(stored) != wanted:
             raise IntegrityError(
                 f"{path}: tensors {sorted(stored)}, expected {sorted(wanted)}; convert the model again"
             )
-
-        def arrays(prefix: str, kind: type) -> dict[str, Any]:
-            return {f.name: read_tensor(stored[f"{prefix}.{f.name}"]) for f in fields(kind)}
-
         probes = cls(
-            OriginalProbe(**arrays("original", OriginalProbe)),
-            CompressedProbe(**arrays("compressed", CompressedProbe)),
+            *(
+                kind(**{f.name: read_tensor(stored[f"{prefix}.{f.name}"]) for f in fields(kind)})
+                for prefix, kind in kinds.items()
+            )
         )
         for part in (probes.original, probes.compressed):
             problem = probe_fault(part) or _outside(part, artifact.model["vocab_size"])

@@ -14,7 +14,6 @@ in the low four bits. That is the layout of onnxruntime's MatMulNBits.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +25,10 @@ BITS = (4, 8)
 BLOCK_SIZES = (32, 64, 128)
 PARTS = ("q", "scales", "zeros")
 """Suffixes of all parts that a quantised tensor can have."""
+KEEPS_ACTIVATIONS, ROUNDS_ACTIVATIONS = 1, 4
+"""`accuracy_level` of MatMulNBits: activations in float32, or rounded to 8 bits in the blocks of the weight. In float32
+a product takes about twice as long with 4 bits, and with 8 bits far longer than an unquantised one, because the weight
+is unpacked in every call."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,7 @@ class Layout:
         return math.ceil(columns / self.block_size)
 
     def parts(self, shape: tuple[int, int]) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Return safetensors dtype and shape of each stored part, by suffix.
-
-        Args:
-            shape: (m, n).
-        """
+        """Return safetensors dtype and shape of each stored part of a matrix (m, n), by suffix."""
         rows, blocks = shape[0], self.blocks(shape[1])
         found: dict[str, tuple[str, tuple[int, ...]]] = {
             "q": ("U8", (rows, blocks, self.block_size * self.bits // 8)),
@@ -75,20 +74,10 @@ class Layout:
         """Return the bytes of all parts."""
         return sum(math.prod(size) * (4 if kind == "F32" else 1) for kind, size in self.parts(shape).values())
 
-    @property
-    def bits_per_number(self) -> float:
-        """Bits of a number with its share of scale and zero point, padding left out."""
-        return self.bits + (32 + (0 if self.symmetric else self.bits)) / self.block_size
-
 
 @dataclass(frozen=True)
 class Packing:
-    """A quantised matrix without its numbers.
-
-    Attributes:
-        shape: (m, n).
-        layout: How it is stored.
-    """
+    """A quantised matrix without its numbers: (m, n), and how it is stored."""
 
     shape: tuple[int, int]
     layout: Layout
@@ -127,28 +116,8 @@ def packings(manifest: Mapping[str, Any]) -> dict[str, Packing]:
     return {row["name"]: packing(row) for row in found["tensors"]}
 
 
-def stored_types(quantization: Mapping[str, Any]) -> str:
-    """Return types and block sizes of an artifact's quantised matrices, with how many have each where there are two."""
-    stored = packings({"quantization": quantization}).values()
-    found = Counter((packing.layout.bits, packing.layout.block_size) for packing in stored)
-    several = len(found) > 1
-    return " and ".join(
-        f"int{bits} in blocks of {size}" + (f" ({count} tensors)" if several else "")
-        for (bits, size), count in sorted(found.items())
-    )
-
-
-def pack(values: NDArray[np.uint8], layout: Layout) -> NDArray[np.uint8]:
-    """Put integers into bytes, along the last axis; of 4 bits an odd one out is followed by 0."""
-    if layout.bits == 8:
-        return values
-    if values.shape[-1] % 2:
-        values = np.concatenate([values, np.zeros((*values.shape[:-1], 1), np.uint8)], axis=-1)
-    return np.asarray(values[..., 0::2] | (values[..., 1::2] << 4), dtype=np.uint8)
-
-
 def unpack(packed: NDArray[Any], layout: Layout, count: int) -> NDArray[np.int16]:
-    """Take integers out of bytes again, along the last axis, the first `count` of them."""
+    """Take integers out of bytes, along the last axis, the first `count` of them."""
     if layout.bits == 4:
         packed = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
     return packed[..., :count].astype(np.int16)
@@ -157,14 +126,7 @@ def unpack(packed: NDArray[Any], layout: Layout, count: int) -> NDArray[np.int16
 def dequantise(
     parts: Mapping[str, NDArray[Any]], columns: int, layout: Layout, rows: slice = slice(None)
 ) -> NDArray[np.float32]:
-    """Return what the stored parts stand for, (m, n) float32: `s·(q − z)`, rounded once.
-
-    Args:
-        parts: By suffix.
-        columns: n.
-        layout: How they are packed.
-        rows: Which rows.
-    """
+    """Return what the stored parts, by suffix, stand for: `s·(q − z)`, rounded once, some rows of (m, n) float32."""
     scales = parts["scales"][rows]
     q = unpack(parts["q"][rows], layout, layout.block_size)
     if layout.symmetric:

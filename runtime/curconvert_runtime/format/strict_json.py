@@ -63,12 +63,8 @@ def loads(text: str | bytes) -> Any:
 def parse(data: bytes, where: str) -> dict[str, Any]:
     """Parse a JSON object.
 
-    Args:
-        data: UTF-8 text.
-        where: File (and part of it) for the error message.
-
     Raises:
-        IntegrityError: Refused by `loads`, or not an object.
+        IntegrityError: Refused by `loads`, or not an object; `where` names the file, and the part of it.
     """
     try:
         value = loads(data)

@@ -7,10 +7,7 @@ cover the rest of the file without a gap or an overlap.
 from __future__ import annotations
 
 import math
-import mmap
-import threading
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,22 +20,16 @@ from curconvert_runtime.format import strict_json
 
 # BF16 has no NumPy type: its bits are read as uint16 and widened.
 DTYPES: dict[str, np.dtype[Any]] = {
-    "F64": np.dtype("<f8"),
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype("<u2"),
-    "I64": np.dtype("<i8"),
-    "I32": np.dtype("<i4"),
-    "I16": np.dtype("<i2"),
-    "I8": np.dtype("i1"),
-    "U8": np.dtype("u1"),
-    "BOOL": np.dtype("?"),
-}
+    name: np.dtype(code)
+    for name, code in (
+        ("F64", "<f8"), ("F32", "<f4"), ("F16", "<f2"), ("BF16", "<u2"),
+        ("I64", "<i8"), ("I32", "<i4"), ("I16", "<i2"), ("I8", "i1"), ("U8", "u1"), ("BOOL", "?"),
+    )
+}  # fmt: skip
 ITEM_BITS = {name: 8 * dtype.itemsize for name, dtype in DTYPES.items()}
+STORED_DTYPE = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+"""Dtypes of models in the manifest's spelling, to that of a file."""
 MAX_HEADER_BYTES = 100_000_000
-_PIECE_BYTES = 2**18  # smaller ones take longer to advise than they save
-_PIECES = 2**14  # each a mapping, of which a process may have 65,530
-_RELEASE_SECONDS = 0.002  # oftener than onnxruntime can read an embedding: its pages would all be resident for a moment
 
 
 @dataclass(frozen=True)
@@ -50,8 +41,7 @@ class TensorHeader:
         dtype: safetensors spelling, a key of `DTYPES`.
         shape: Dimensions.
         file: File that holds the bytes.
-        offset: First byte, from the start of the file.
-        length: Number of bytes.
+        offset, length: First byte, from the start of the file, and number of bytes.
     """
 
     name: str
@@ -125,62 +115,6 @@ def read_headers(path: Path, item_bits: Mapping[str, int] = ITEM_BITS) -> dict[s
             f"{path}: tensors end at byte {position}, the file has {size}; it is truncated or extended"
         )
     return {tensor.name: tensor for tensor in tensors}
-
-
-class MappedFile:
-    """A file that is mapped, and whose pages can leave this process: what is read again comes back.
-
-    Args:
-        path: Of the file.
-
-    Attributes:
-        buffer: Its bytes, read-only.
-    """
-
-    def __init__(self, path: Path) -> None:
-        with path.open("rb") as file:
-            self.buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-
-    def release(self) -> None:
-        """Let the pages go, where the system can; they stay in its page cache."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            self.buffer.madvise(mmap.MADV_DONTNEED)
-
-    def read_here_and_there(self) -> None:
-        """Say that from now on single rows and vectors are read.
-
-        A read maps whatever piece of the file the system's cache holds as one, up to 2 MB, though never more than what
-        was advised alike. So every other piece is: a model's normalisations alone would map a hundred megabytes else.
-        """
-        if not hasattr(mmap, "MADV_RANDOM"):
-            return
-        piece = _PIECE_BYTES * (1 + len(self.buffer) // (_PIECES * _PIECE_BYTES))
-        with suppress(OSError):  # more mappings than the process may have: it is but advice
-            for start in range(0, len(self.buffer) - piece, 2 * piece):
-                self.buffer.madvise(mmap.MADV_RANDOM, start, piece)
-
-
-@contextmanager
-def releasing(files: Collection[MappedFile]) -> Iterator[None]:
-    """Release files again and again while another thread reads their tensors, and once more in the end."""
-    done = threading.Event()
-
-    def release() -> None:
-        for file in files:
-            file.release()
-
-    def repeat() -> None:
-        while not done.wait(_RELEASE_SECONDS):
-            release()
-
-    thread = threading.Thread(target=repeat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-        release()
 
 
 def read_tensor(tensor: TensorHeader) -> NDArray[Any]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from curconvert_runtime.errors import InputError, UnsupportedError
+from curconvert_runtime.errors import InputError, UnsupportedError, check_integer
 from curconvert_runtime.format import strict_json
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.files import CONFIG, GENERATION_CONFIG, TOKENIZER
@@ -50,9 +50,7 @@ class GenerationOptions:
     def __post_init__(self) -> None:
         """Refuse values without a meaning."""
         for name, low in (("max_new_tokens", 1), ("top_k", 0), ("seed", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise InputError(f"{name} {value!r}: expected an integer of at least {low}")
+            check_integer(name, getattr(self, name), low)
         if not (_is_number(self.temperature) and 0 <= self.temperature < math.inf):
             raise InputError(f"temperature {self.temperature!r}: expected a finite number of at least 0")
         if not (_is_number(self.top_p) and 0 < self.top_p <= 1):
@@ -259,14 +257,9 @@ def generate(
 ) -> Completion | list[Completion]:
     """Continue one prompt or a batch of prompts; see `stream` for the arguments.
 
-    Args:
-        session: A loaded artifact.
-        prompt: One prompt, or a list of prompts.
-        options: How to generate.
-        on_text: Called with (row, text) as text becomes certain.
-
     Returns:
-        A `Completion` for one prompt, a list of them for a batch.
+        A `Completion` for one prompt, a list of them for a batch. `on_text` is called with (row, text) before, as text
+        becomes certain.
     """
     done: dict[int, Completion] = {}
     for piece in stream(session, prompt, options):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from curconvert_runtime.errors import InputError
+from curconvert_runtime.errors import InputError, check_integer
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 CUDA_PROVIDER: Mapping[str, str] = MappingProxyType({"enable_skip_layer_norm_strict_mode": "1"})
@@ -24,10 +25,7 @@ class CpuOptions:
             it. Without it a session starts at once, and the weights stay pages of their file, which processes share.
         round_activations: Whether products with quantised weights may round activations to 8 bits, as the fused graph
             asks: fast. Without it they are computed in float32, with weights of 8 bits very slowly.
-        huge_pages: Whether the copies lie in pages of 2 MB (Linux with glibc), with which decoding is faster: all of
-            them, however long the system looks for such pages; none; or, None, as many as it has at hand. While a
-            session loads, it changes how the whole process allocates, see `serve/huge_pages.py`. Without
-            them the copies are made on all threads.
+        huge_pages: Ignored; the next version will not take it.
     """
 
     spinning: bool = True
@@ -35,14 +33,26 @@ class CpuOptions:
     round_activations: bool = True
     huge_pages: bool | None = None
 
+    def __post_init__(self) -> None:
+        if self.huge_pages is not None:
+            warnings.warn(
+                "CpuOptions.huge_pages is ignored; for huge pages start the process with the environment variable "
+                "GLIBC_TUNABLES=glibc.malloc.hugetlb=1",
+                DeprecationWarning,
+                stacklevel=3,
+            )
+
     def session_config(self) -> dict[str, str]:
         """Return onnxruntime's session settings."""
         return {
             "session.intra_op.allow_spinning": str(int(self.spinning)),
             "session.disable_prepacking": str(int(not self.prepack)),
-            # Since onnxruntime 1.31. Threads of its own allocate elsewhere than in the heap that was filled for them.
-            "session.prepack.enable_parallel": str(int(self.huge_pages is False)),
+            "session.prepack.enable_parallel": "1",  # since onnxruntime 1.31
         }
+
+    def provider_options(self) -> dict[str, str]:
+        """Return the settings of onnxruntime's CPU provider: it has none."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -60,10 +70,13 @@ class CudaOptions:
     cuda_graph: bool = False
 
     def __post_init__(self) -> None:
-        for name, low in (("device_id", 0), ("memory_limit", 1)):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
-                raise InputError(f"{name} {value!r}: expected an integer of at least {low}")
+        check_integer("device_id", self.device_id, 0)
+        if self.memory_limit is not None:
+            check_integer("memory_limit", self.memory_limit, 1)
+
+    def session_config(self) -> dict[str, str]:
+        """Return onnxruntime's session settings: none of them is about a GPU."""
+        return {}
 
     def provider_options(self) -> dict[str, str]:
         """Return the settings of onnxruntime's CUDA provider."""

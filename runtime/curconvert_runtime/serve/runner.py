@@ -7,8 +7,6 @@ writes a row's new keys at the row's own length, so a batch needs no shifting wh
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -18,19 +16,18 @@ from numpy.typing import NDArray
 from curconvert_runtime.errors import BackendError, InputError
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.contract import FIRST_LOGITS, cache_names, check_contract
-from curconvert_runtime.format.quantized import part_name
-from curconvert_runtime.format.tensor_file import MappedFile, TensorHeader, releasing
 from curconvert_runtime.serve import requests
-from curconvert_runtime.serve.backend import create_session, import_onnxruntime, one_line, takes_buffers
+from curconvert_runtime.serve.backend import create_session, import_onnxruntime, one_line
 from curconvert_runtime.serve.cache import KeyValueCache
-from curconvert_runtime.serve.huge_pages import huge_pages
-from curconvert_runtime.serve.providers import CpuOptions, CudaOptions, DeviceOptions, device_options
+from curconvert_runtime.serve.providers import CudaOptions, DeviceOptions, device_options
 from curconvert_runtime.serve.requests import Ids, Logits, TokenRows
 from curconvert_runtime.serve.text import Tokenizer
 
 
 class Runner:
     """A graph of an artifact that answers requests by token id; safe to use from one thread at a time.
+
+    Its methods raise `InputError` where a request is wrong, and `BackendError` where onnxruntime fails.
 
     Attributes:
         artifact: What it was loaded from.
@@ -39,17 +36,13 @@ class Runner:
         options: Settings of the provider.
         padding: Side on which batches of unequal sequences are padded: `left` or `right`.
         has_positions: Whether the graph takes `position_ids`.
-        trims_logits: Whether the graph can compute the last column's logits alone.
+        trims_logits: Whether the graph can leave out the logits of the first new tokens.
     """
 
     def __init__(
-        self,
-        artifact: Artifact,
-        graph: str,
-        provider: str,
-        threads: int | None = None,
+        self, artifact: Artifact, graph: str, provider: str, threads: int | None = None,
         options: DeviceOptions | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.artifact = artifact
         self.graph = graph
         self.provider = provider
@@ -64,10 +57,7 @@ class Runner:
         cuda = self.options if isinstance(self.options, CudaOptions) else None
         self._device_id = cuda.device_id if cuda else 0
         self._ort = import_onnxruntime(provider)
-        self._weights = self._mapped()
-        with self._copying():
-            buffers = {name: file.buffer for name, file in self._weights.items()}
-            self._session = create_session(path, provider, threads, self.options, buffers)
+        self._session = create_session(path, provider, threads, self.options)
         self.has_positions = check_contract(self._session, path, model, artifact.arithmetic(graph))
         self.trims_logits = any(entry.name == FIRST_LOGITS for entry in self._session.get_overridable_initializers())
         self._past, self._present = cache_names(model["num_hidden_layers"])
@@ -77,38 +67,9 @@ class Runner:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.artifact.path)!r}, graph={self.graph!r}, provider={self.provider!r})"
 
-    def _mapped(self) -> dict[str, MappedFile]:
-        """Return the weights' files by name, mapped; none where onnxruntime would copy what is in them.
-
-        onnxruntime multiplies by rearranged copies. Left to itself it opens and maps the file for each weight, which
-        takes longer, and of a tied embedding, in which it also looks rows up, all pages would stay in memory beside the
-        copy: pages of a mapping of our own can be released.
-        """
-        if not takes_buffers(self._ort, self.provider):
-            return {}
-        return {file.name: MappedFile(file) for file in {tensor.file for tensor in self.artifact.tensors.values()}}
-
-    @contextmanager
-    def _copying(self) -> Iterator[None]:
-        """Release mapped pages while onnxruntime copies weights, and let the copies lie in huge pages."""
-        options = self.options
-        if not isinstance(options, CpuOptions) or not options.prepack:
-            yield
-            return
-        size = sum(map(_copied_bytes, self.artifact.tensors.values()))
-        huge = nullcontext() if options.huge_pages is False else huge_pages(size, wait=bool(options.huge_pages))
-        with releasing(self._weights.values()), huge:
-            yield
-        for file in self._weights.values():
-            file.read_here_and_there()
-
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The artifact's tokenizer, read when it is first used.
-
-        Raises:
-            UnsupportedError: The artifact has no `tokenizer.json`.
-        """
+        """The artifact's tokenizer, read when it is first used."""
         return Tokenizer(self.artifact)
 
     def allocate_cache(self, batch: int, capacity: int | None = None) -> KeyValueCache:
@@ -118,9 +79,6 @@ class Runner:
             batch: Number of rows.
             capacity: Most columns it will have to hold: the fused graph then writes new keys into one buffer in place.
                 None makes a longer tensor at each step, which the portable graph does in any case.
-
-        Raises:
-            InputError: No rows, or more columns than the model's context.
         """
         if batch < 1:
             raise InputError("empty batch: give at least one sequence of token ids")
@@ -134,9 +92,7 @@ class Runner:
     def cache_arrays(self, batch: int, columns: int) -> list[NDArray[np.floating]]:
         """Return zeros in the shape of a cache, in graph order; each [batch, key heads, columns, head size]."""
         shape = (len(self._past), batch, self._heads, columns, self._head_dim)
-        dtype = np.dtype(self.artifact.arithmetic(self.graph))
-        # One block: every step of decoding reads all that is in it, faster than from so many places of their own.
-        return list(np.zeros(shape, dtype))
+        return list(np.zeros(shape, self.artifact.arithmetic(self.graph)))
 
     def next_capture(self) -> int:
         """Return a number that no captured CUDA graph of this session has."""
@@ -152,7 +108,7 @@ class Runner:
         attention_mask: Any = None,
         position_ids: Any = None,
         past: KeyValueCache | None = None,
-        last_only: bool = False,
+        first: int = 0,
     ) -> tuple[Logits, KeyValueCache]:
         """Run the graph once.
 
@@ -161,28 +117,25 @@ class Runner:
             attention_mask: [batch, past + new] zeros and ones; None means all ones.
             position_ids: [batch, new]; None derives them from the mask, each row counting its own tokens.
             past: What an earlier call returned. A cache with a capacity is updated in place and must not be used again.
-            last_only: Return the logits of the last column alone; a graph that can computes no others.
+            first: First of the new tokens that gets logits, as in a Python slice; a graph that can computes no others.
 
         Returns:
-            Logits [batch, new, vocabulary], or [batch, 1, vocabulary], in float32 and the cache with the new tokens.
-
-        Raises:
-            InputError: The request is wrong.
-            BackendError: onnxruntime failed.
+            Logits [batch, tokens from `first` on, vocabulary] in float32, and the cache with the new tokens.
         """
         inputs, past, total = self._checked(input_ids, attention_mask, position_ids, past)
         binding = self._session.io_binding()
         for name, array in inputs.items():
             binding.bind_cpu_input(name, array)
-        if last_only and self.trims_logits:  # onnxruntime takes an input with a default as an OrtValue only
-            binding.bind_ortvalue_input(FIRST_LOGITS, self._ort.OrtValue.ortvalue_from_numpy(np.array([-1])))
+        trims = first != 0 and self.trims_logits
+        if trims:  # onnxruntime takes an input with a default as an OrtValue only
+            binding.bind_ortvalue_input(FIRST_LOGITS, self._ort.OrtValue.ortvalue_from_numpy(np.array([first])))
         self.bind_cache(binding, past)
         binding.bind_output("logits", "cpu")
         self.run(binding)
         outputs = binding.get_outputs()
         logits = outputs[-1].numpy()
         cache = past.values if past.capacity is not None else tuple(outputs[:-1])
-        return logits[:, -1:] if last_only else logits, KeyValueCache(cache, past.batch, total, past.capacity)
+        return logits if trims else logits[:, first:], KeyValueCache(cache, past.batch, total, past.capacity)
 
     def _checked(
         self, input_ids: Any, attention_mask: Any, position_ids: Any, past: KeyValueCache | None
@@ -201,11 +154,9 @@ class Runner:
             raise InputError(f"{total} tokens: the model's context is {self.max_positions}")
         if past.capacity is not None and total > past.capacity:
             raise InputError(f"{total} tokens: the cache was allocated for {past.capacity}")
-        mask = (
-            np.ones((batch, total), np.int64)
-            if attention_mask is None
-            else requests.integers(attention_mask, "attention mask")
-        )
+        mask = np.ones((batch, total), np.int64)
+        if attention_mask is not None:
+            mask = requests.integers(attention_mask, "attention mask")
         requests.check_mask(mask, (batch, total), self.padding)
         inputs = {"input_ids": ids, "attention_mask": mask}
         if self.has_positions:
@@ -237,9 +188,6 @@ class Runner:
         Args:
             binding: Inputs and outputs.
             captured_as: With CUDA graphs: number of the graph to capture, or to replay; None runs without.
-
-        Raises:
-            BackendError: onnxruntime failed.
         """
         settings = None
         if self._captures:
@@ -259,10 +207,6 @@ class Runner:
         Returns:
             float32: [tokens, vocabulary] for one sequence, [batch, tokens, vocabulary] for a rectangular batch, and a
             list of [tokens, vocabulary] for unequal sequences.
-
-        Raises:
-            InputError: The request is wrong.
-            BackendError: onnxruntime failed.
         """
         rows = requests.token_rows(ids, self.vocab_size, self.max_positions)
         batch, mask = requests.padded(rows, self.padding)
@@ -273,9 +217,3 @@ class Runner:
         if mask.all():
             return logits
         return [row[keep.astype(bool)] for row, keep in zip(logits, mask, strict=True)]
-
-
-def _copied_bytes(stored: TensorHeader) -> int:
-    """Return the bytes of onnxruntime's copy of a tensor: 16 bits become 32, and each scale gets a sum beside it."""
-    doubled = stored.dtype in ("F16", "BF16") or stored.name.endswith(part_name("", "scales"))
-    return stored.length * (2 if doubled else 1)

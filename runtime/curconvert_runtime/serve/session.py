@@ -17,10 +17,7 @@ class Session(Runner):
     """A model that answers requests. Made by `load`; safe to use from one thread at a time."""
 
     def generate(
-        self,
-        prompt: Any,
-        options: GenerationOptions | None = None,
-        on_text: Callable[[int, str], None] | None = None,
+        self, prompt: Any, options: GenerationOptions | None = None, on_text: Callable[[int, str], None] | None = None
     ) -> Completion | list[Completion]:
         """Continue a prompt or a batch of prompts; see `curconvert_runtime.generate`."""
         return generate(self, prompt, options, on_text)

@@ -13,7 +13,6 @@ from curconvert_runtime.format import strict_json
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.files import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
 from curconvert_runtime.serve.backend import one_line
-from curconvert_runtime.serve.huge_pages import give_back
 
 Messages = Sequence[Mapping[str, Any]]
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -51,7 +50,6 @@ class Tokenizer:
         path = artifact.file(TOKENIZER)
         with self._guard():
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        give_back()  # what reading it took: 30 MB for 49,000 tokens
         # A saved tokenizer may carry the truncation and padding of its training run.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()

@@ -46,7 +46,7 @@ def test_slices_give_the_same_logits(family: str, tied: bool, tmp_path: Path) ->
 def test_slices_are_the_rows_in_turn(tied: bool, tmp_path: Path) -> None:
     """97 rows of 128 bytes in slices of about 4,000: whole panels of 16, and what is left."""
     model = make_checkpoint(tmp_path, "llama", tie_word_embeddings=tied)
-    graphs = _split(model, 4000)
+    _split(model, 4000)
     found = {tensor.name: tensor for tensor in external_tensors(tmp_path / FUSED)}
     location = model.tensors["model.embed_tokens.weight" if tied else "lm_head.weight"].location
     assert location is not None
@@ -55,9 +55,6 @@ def test_slices_are_the_rows_in_turn(tied: bool, tmp_path: Path) -> None:
     assert [part.offset - location.offset for part in slices] == [0, 32 * 128, 64 * 128, 96 * 128]
     assert "lm_head.weight" not in found
     assert "model.embed_tokens.weight" in found
-    # Spelled otherwise than the other weights' file: a buffer in its place is not for them.
-    parts = [value for name, value in graphs.fused.graph.initializers.items() if ".slice." in name]
-    assert {str(value.const_value.location) for value in parts} == {"./model.safetensors"}  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

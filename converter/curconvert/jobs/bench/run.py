@@ -21,7 +21,8 @@ from curconvert_runtime.checks.fidelity import Progress
 from curconvert_runtime.errors import BackendError
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.files import MANIFEST
-from curconvert_runtime.serve.backend import import_onnxruntime, installed_versions
+from curconvert_runtime.serve.backend import import_onnxruntime
+from curconvert_runtime.version import installed_versions
 
 # Each model is started as often as this, or once for each round, the last time to stay.
 _STARTS = 3

@@ -44,8 +44,9 @@ from curconvert_runtime.checks.fidelity import Progress, exact_fidelity, text_wi
 from curconvert_runtime.checks.metrics import Fidelity
 from curconvert_runtime.checks.verification import VerifyOptions, read_text
 from curconvert_runtime.format.artifact import Artifact
-from curconvert_runtime.serve.backend import import_onnxruntime, installed_versions
+from curconvert_runtime.serve.backend import import_onnxruntime
 from curconvert_runtime.serve.session import load
+from curconvert_runtime.version import installed_versions
 
 _LOCAL = ExecutionOptions()
 

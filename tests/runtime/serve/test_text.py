@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerFast
 
 from curconvert_runtime import Artifact, InputError, IntegrityError, UnsupportedError
 from curconvert_runtime.serve.text import TextStream, Tokenizer, render_template
@@ -170,48 +169,3 @@ def test_a_hostile_or_broken_template_is_refused(source: str) -> None:
     with pytest.raises(InputError, match="chat template") as caught:
         render_template(source, {"messages": []})
     assert "\n" not in str(caught.value)
-
-
-TEMPLATES = {
-    "roles": """{%- for message in messages -%}
-    {%- if message.role == 'system' and not loop.first -%}
-        {{ raise_exception('system comes first') }}
-    {%- endif -%}
-    {{- '<|' + message.role + '|>\\n' + message.content | trim + eos_token + '\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif -%}
-""",
-    "namespace": """{% set ns = namespace(n=0) %}
-{% for message in messages if message['role'] != 'system' %}
-  {% set ns.n = ns.n + 1 %}
-{{ bos_token if loop.first }}[{{ ns.n }}] {{ message['content'] }}
-{% endfor %}
-""",
-    "json": "{{ messages | tojson }}|{{ messages[0] | tojson(indent=2) }}|{{ unknown | default('none') }}",
-    "generation": """{% for m in messages %}
-{% if m.role == 'assistant' %}
-{% generation %}{{ m.content }}{{ eos_token }}{% endgeneration %}
-{% else %}
-{{ m.content }}
-{% endif %}
-{% endfor %}""",
-    "control": "{% for m in messages %}{% if loop.index > 2 %}{% break %}{% endif %}{{ m.content }}{% endfor %}",
-}
-
-
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_templates_render_as_transformers_renders_them(toy: Path, name: str) -> None:
-    """The prompt of a conversation is the one that transformers makes from the same template."""
-    messages = [
-        {"role": "system", "content": " Answer <briefly> & in \u00dcbung. "},
-        {"role": "user", "content": "two\nlines\n"},
-        {"role": "assistant", "content": "'quoted' \"text\""},
-        {"role": "user", "content": "\U0001f642"},
-    ]
-    (toy / "chat_template.jinja").write_text(TEMPLATES[name])
-    reseal(toy)
-    reference = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer(), bos_token="<s>", eos_token="</s>")
-    expected = reference.apply_chat_template(
-        messages, chat_template=TEMPLATES[name], tokenize=False, add_generation_prompt=True
-    )
-    assert Tokenizer(Artifact.open(toy)).render_chat(messages) == expected

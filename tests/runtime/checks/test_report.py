@@ -1,10 +1,9 @@
-"""The report as JSON and as JUnit XML."""
+"""The report, as an object and as JSON."""
 
 from __future__ import annotations
 
 import json
 import math
-from xml.etree import ElementTree
 
 import pytest
 
@@ -45,30 +44,6 @@ def test_schema_refuses_an_exact_lower_bound() -> None:
     document["fidelity"]["exact"] = True
     with pytest.raises(SchemaError):
         validate(document, "verification-1.0")
-
-
-def test_junit_has_one_case_per_check() -> None:
-    """Cases carry group and name; a failed one has a failure element."""
-    xml = _report(Check("parity.fused.logits", True, "fine"), Check("fidelity.kl", False, "0.3 > 0.1")).to_junit()
-    suite = ElementTree.fromstring(xml)
-    assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
-    first, second = suite.findall("testcase")
-    assert (first.get("classname"), first.get("name"), first.find("failure")) == (
-        "curconvert.jobs.parity",
-        "fused.logits",
-        None,
-    )
-    failure = second.find("failure")
-    assert failure is not None
-    assert failure.get("message") == "0.3 > 0.1"
-
-
-def test_junit_survives_any_text() -> None:
-    """Control characters and lone surrogates of a tensor's name do not break the XML."""
-    xml = _report(Check("a.b", False, "tensor '\x00\x1b\ud800<&>' ‖ ok")).to_junit()
-    failure = ElementTree.fromstring(xml.encode("utf-8")).find("testcase/failure")
-    assert failure is not None
-    assert failure.get("message") == "tensor '???<&>' ‖ ok"
 
 
 @pytest.mark.parametrize("value", [NAN, math.inf, -math.inf])

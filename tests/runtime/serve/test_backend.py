@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 
 from curconvert_runtime import BackendError, CpuOptions, CudaOptions, InputError, load
 from curconvert_runtime.serve import backend
 from curconvert_runtime.serve.decoding import Decoder
+from curconvert_runtime.version import installed_versions
+from support.onnx_writer import Tensor
 from support.tiny_artifact import reseal, toy_graph
 
 
@@ -25,10 +27,8 @@ def test_cuda_on_a_machine_without_it_fails(sealed: Path) -> None:
         load(sealed, provider="cuda")
 
 
-def test_a_provider_that_fell_back_is_noticed(
-    sealed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """onnxruntime may list CUDA and still load on the CPU; the session is then refused, and stdout stays clean."""
+def test_a_provider_that_fell_back_is_noticed(sealed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime may list CUDA and still load on the CPU; the session is then refused."""
     original = onnxruntime.InferenceSession
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
 
@@ -36,12 +36,9 @@ def test_a_provider_that_fell_back_is_noticed(
         return original(path, options, providers=["CPUExecutionProvider"])
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", on_cpu)
-    monkeypatch.setattr(
-        onnxruntime, "preload_dlls", lambda: sys.stdout.write("Failed to load libcublas"), raising=False
-    )
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
     with pytest.raises(BackendError, match="onnxruntime chose CPUExecutionProvider"):
         load(sealed, provider="cuda")
-    assert capsys.readouterr().out == ""
 
 
 def test_an_old_onnxruntime_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,8 +59,8 @@ def test_a_missing_onnxruntime_names_the_extra(monkeypatch: pytest.MonkeyPatch, 
 def test_a_graph_newer_than_onnxruntime_is_a_backend_error(toy: Path) -> None:
     """An opset that this onnxruntime does not know asks for an upgrade, in one line."""
     model = toy_graph(toy / "model.safetensors", "portable")
-    model.opset_import[0].version = 99
-    (toy / "model.onnx").write_bytes(model.SerializeToString())
+    model.opset = 99
+    (toy / "model.onnx").write_bytes(model.encode())
     reseal(toy)
     with pytest.raises(BackendError, match="upgrade") as caught:
         load(toy, graph="portable")
@@ -73,8 +70,8 @@ def test_a_graph_newer_than_onnxruntime_is_a_backend_error(toy: Path) -> None:
 def test_a_broken_graph_leaves_stdout_clean(toy: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """onnxruntime's habit of printing and trying other providers is switched off."""
     model = toy_graph(toy / "model.safetensors", "portable")
-    model.graph.node[0].op_type = "NoSuchOperator"
-    (toy / "model.onnx").write_bytes(model.SerializeToString())
+    model.node[0].op_type = "NoSuchOperator"
+    (toy / "model.onnx").write_bytes(model.encode())
     reseal(toy)
     with pytest.raises(BackendError, match="NoSuchOperator"):
         load(toy, graph="portable")
@@ -84,12 +81,9 @@ def test_a_broken_graph_leaves_stdout_clean(toy: Path, capfd: pytest.CaptureFixt
 def test_a_failure_while_running_is_a_backend_error(toy: Path) -> None:
     """What onnxruntime raises inside a request comes out as one line."""
     model = toy_graph(toy / "model.safetensors", "portable")
-    node = next(node for node in model.graph.node if "model.positions.weight" in node.input)
-    node.input[0] = "model.embed_tokens.weight"
-    table = onnx.numpy_helper.from_array(np.zeros((2, 8), np.float32), "short")
-    model.graph.initializer.append(table)
-    node.input[0] = "short"
-    (toy / "model.onnx").write_bytes(model.SerializeToString())
+    next(node for node in model.node if "model.positions.weight" in node.input).input[0] = "short"
+    model.initializer.append(Tensor.of("short", np.zeros((2, 8), np.float32)))
+    (toy / "model.onnx").write_bytes(model.encode())
     reseal(toy)
     with pytest.raises(BackendError, match="onnxruntime failed") as caught:
         load(toy, graph="portable").logits([1, 2, 3])
@@ -98,7 +92,7 @@ def test_a_failure_while_running_is_a_backend_error(toy: Path) -> None:
 
 def test_versions_are_plain_json() -> None:
     """The environment record can be written into a report."""
-    versions = backend.installed_versions()
+    versions = installed_versions()
     assert versions["numpy"] == np.__version__
     assert json.loads(json.dumps(versions)) == versions
 
@@ -137,7 +131,7 @@ def test_cuda_options_reach_the_provider(
     assert found == [("CUDAExecutionProvider", expected)]
 
 
-@pytest.mark.parametrize("options", [None, CpuOptions(spinning=False, prepack=False), CpuOptions(huge_pages=False)])
+@pytest.mark.parametrize("options", [None, CpuOptions(spinning=False, prepack=False)])
 def test_cpu_options_reach_the_session(
     sealed: Path, monkeypatch: pytest.MonkeyPatch, options: CpuOptions | None
 ) -> None:
@@ -155,47 +149,33 @@ def test_cpu_options_reach_the_session(
     wanted = options or CpuOptions()
     assert settings.get_session_config_entry("session.intra_op.allow_spinning") == str(int(wanted.spinning))
     assert settings.get_session_config_entry("session.disable_prepacking") == str(int(not wanted.prepack))
-    assert settings.get_session_config_entry("session.prepack.enable_parallel") == str(int(wanted.huge_pages is False))
     np.testing.assert_allclose(logits, load(sealed).logits([1, 2, 3]), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("node", "level"), [("Sigmoid", "ALL"), ("Tanh", "BASIC")])
-def test_a_graph_without_anything_to_fuse_is_not_searched(
-    node: str, level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """onnxruntime looks for patterns only where there may be one; names of other things are not taken for nodes."""
-    value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in ("ReduceMean", "y")]
-    graph = onnx.helper.make_graph([onnx.helper.make_node(node, ["ReduceMean"], ["y"])], "g", value[:1], value[1:])
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8),
-              tmp_path / "g.onnx")  # fmt: skip
-    found: list[Any] = []
+@pytest.mark.parametrize("wanted", [True, False])
+def test_huge_pages_are_no_option_any_more(sealed: Path, wanted: bool) -> None:
+    """It is taken, says that it does nothing, and does nothing."""
+    with pytest.warns(DeprecationWarning, match="GLIBC_TUNABLES") as caught:
+        options = CpuOptions(huge_pages=wanted)
+    assert caught[0].filename == __file__
+    assert options.session_config() == CpuOptions().session_config()
+    np.testing.assert_array_equal(load(sealed, options=options).logits([5]), load(sealed).logits([5]))
+
+
+def test_loading_and_answering_leave_the_process_as_it_was(sealed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No thread of Python's outlives a call, and stdout is the host's all the time."""
+    seen: list[Any] = []
     original = onnxruntime.InferenceSession
 
-    def recorded(path: str, settings: Any, **arguments: Any) -> Any:
-        found.append(settings.graph_optimization_level)
-        return original(path, settings, **arguments)
+    def recorded(*arguments: Any, **options: Any) -> Any:
+        seen.append(sys.stdout)
+        return original(*arguments, **options)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", recorded)
-    backend.create_session(tmp_path / "g.onnx", "cpu")
-    assert found == [getattr(onnxruntime.GraphOptimizationLevel, f"ORT_ENABLE_{level}")]
-
-
-@pytest.mark.parametrize("graph", ["portable", "fused"])
-def test_weights_are_mapped_once(sealed: Path, monkeypatch: pytest.MonkeyPatch, graph: Literal["fused"]) -> None:
-    """Not for each tensor by itself. An onnxruntime that would copy a buffer maps them, and computes the same."""
-
-    def mappings() -> int:
-        lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
-        return sum(line.endswith(str(sealed / "model.safetensors")) for line in lines)
-
-    before = mappings()
-    session = load(sealed, graph=graph)
-    if sys.platform == "linux":
-        assert mappings() == before + 1
-    monkeypatch.setattr(backend, "_BUFFERS_SINCE", (99, 0))
-    older = load(sealed, graph=graph)
-    assert older._weights == {}
-    np.testing.assert_array_equal(session.logits([5, 9, 7]), older.logits([5, 9, 7]))
+    before = threading.enumerate()
+    load(sealed).generate("Hi")
+    assert threading.enumerate() == before
+    assert seen == [sys.stdout]
 
 
 @pytest.mark.parametrize(

@@ -29,20 +29,19 @@ def decoder(session: Session, prompts: list[list[int]] = PROMPTS, new: int = 4) 
 
 
 @pytest.fixture
-def split(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However short, prompts are split before their last tokens, and a lone one runs in pieces of two."""
-    monkeypatch.setattr(decoding, "_SPLIT_TOKENS", 0)
+def pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However short, a lone prompt runs in pieces of two."""
     monkeypatch.setattr(decoding, "_PIECE_TOKENS", 2)
 
 
 @pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1], [[7], [1, 2, 3]], [[5]]])
-def test_a_split_prefill_gives_each_rows_last_logits(session: Session, split: None, prompts: list[list[int]]) -> None:
+def test_a_prefill_gives_each_rows_last_logits(session: Session, pieces: None, prompts: list[list[int]]) -> None:
     """Together, alone and in pieces, or beside a row of one token: the logits are those after the whole prompt."""
     logits = decoder(session, prompts).prefill()
     np.testing.assert_allclose(logits, [last_logits(row) for row in prompts], **TOLERANCE)
 
 
-def test_steps_after_a_split_prefill_continue_each_row(session: Session, split: None) -> None:
+def test_steps_after_a_prefill_continue_each_row(session: Session, pieces: None) -> None:
     """Every row goes on at its own length."""
     batch = decoder(session)
     batch.prefill()
@@ -57,7 +56,7 @@ def test_steps_after_a_split_prefill_continue_each_row(session: Session, split: 
 
 @pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
 def test_a_rope_that_follows_the_length_forbids_pieces(
-    toy: Path, split: None, monkeypatch: pytest.MonkeyPatch, key: str
+    toy: Path, pieces: None, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
     """With such frequencies a prompt cut into pieces would not be what the model was trained on."""
     (toy / "config.json").write_text(json.dumps({key: {"rope_type": "longrope"}}))

@@ -6,17 +6,34 @@ import itertools
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 
-from curconvert_runtime.format.quantized import BITS, BLOCK_SIZES, Layout, dequantise, pack, unpack
-from curconvert_runtime.serve.accuracy import KEEPS_ACTIVATIONS, ROUNDS_ACTIVATIONS
+from curconvert_runtime.format.quantized import (
+    BITS,
+    BLOCK_SIZES,
+    KEEPS_ACTIVATIONS,
+    ROUNDS_ACTIVATIONS,
+    Layout,
+    dequantise,
+    unpack,
+)
+from support.onnx_writer import FLOAT, INT64, Graph, Node, Tensor, Value, node
 
 M, N = 5, 150  # the last block is padded, whatever its size, and blocks of 64 and 32 are odd in number
 LAYOUTS = [Layout(*values) for values in itertools.product(BITS, BLOCK_SIZES, (True, False))]
+
+
+def pack(values: NDArray[np.uint8], layout: Layout) -> NDArray[np.uint8]:
+    """Two integers of 4 bits to a byte, the first one low; of 8 bits one."""
+    if layout.bits == 8:
+        return values
+    rows = values.reshape(-1, values.shape[-1]).tolist()
+    packed = [
+        [low | high << 4 for low, high in itertools.zip_longest(row[::2], row[1::2], fillvalue=0)] for row in rows
+    ]
+    return np.array(packed, np.uint8).reshape(*values.shape[:-1], -1)
 
 
 def draw(layout: Layout) -> tuple[dict[str, NDArray[np.generic]], NDArray[np.float64]]:
@@ -35,33 +52,21 @@ def draw(layout: Layout) -> tuple[dict[str, NDArray[np.generic]], NDArray[np.flo
     return parts, wide.reshape(M, -1)[:, :N]
 
 
-def run(node: onnx.NodeProto, inputs: dict[str, NDArray[np.generic]], fed: str) -> NDArray[np.float32]:
+def run(operator: Node, inputs: dict[str, NDArray[Any]], fed: str) -> NDArray[np.float32]:
     """Run one operator of onnxruntime whose other inputs are constants."""
-    constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in inputs.items() if name != fed]
-    kind = helper.np_dtype_to_tensor_dtype(inputs[fed].dtype)
-    graph = helper.make_graph(
-        [node], "one", [helper.make_tensor_value_info(fed, kind, inputs[fed].shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], constants,
-    )  # fmt: skip
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    constants = [Tensor.of(name, value) for name, value in inputs.items() if name != fed]
+    given = Value(fed, {"float32": FLOAT, "int64": INT64}[str(inputs[fed].dtype)], inputs[fed].shape)
+    graph = Graph([operator], [given], [Value("y", FLOAT, None)], constants)
+    session = onnxruntime.InferenceSession(graph.encode(), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {fed: inputs[fed]})
     return np.asarray(found)
 
 
 def test_integers_lie_in_order() -> None:
-    """Of 4 bits two to a byte, the first one low; of 8 bits one."""
-    assert pack(np.array([[1, 2, 3, 4]], np.uint8), Layout(4, 32, True)).tolist() == [[0x21, 0x43]]
-    assert pack(np.array([[0x1A, 0x2B]], np.uint8), Layout(8, 32, True)).tolist() == [[0x1A, 0x2B]]
-
-
-def test_an_odd_row_ends_with_half_a_byte() -> None:
-    """Zero points of an odd number of blocks fill whole bytes in each row."""
+    """Of 4 bits two to a byte, the first one low; an odd row ends with half a byte; of 8 bits one."""
     layout = Layout(4, 32, False)
-    packed = pack(np.array([[1, 2, 3], [4, 5, 6]], np.uint8), layout)
-    assert packed.tolist() == [[0x21, 0x03], [0x54, 0x06]]
-    assert unpack(packed, layout, 3).tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert unpack(np.array([[0x21, 0x03], [0x54, 0x06]], np.uint8), layout, 3).tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert unpack(np.array([[0x1A, 0x2B]], np.uint8), Layout(8, 32, True), 2).tolist() == [[0x1A, 0x2B]]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
@@ -83,20 +88,13 @@ def test_stated_sizes_are_those_of_the_parts(layout: Layout) -> None:
     assert layout.nbytes((M, N)) == sum(part.nbytes for part in parts.values())
 
 
-def test_bits_of_a_number_count_its_share_of_the_scale() -> None:
-    """A float32 scale for 64 numbers adds half a bit to 4; a zero point a sixteenth more."""
-    assert Layout(4, 64, True).bits_per_number == 4.5
-    assert Layout(4, 64, False).bits_per_number == 4.5625
-    assert Layout(8, 32, True).bits_per_number == 9
-
-
 def multiplied(x: NDArray[np.float32], parts: dict[str, NDArray[np.generic]], layout: Layout, level: int) -> Any:
     """Return what MatMulNBits gives at a level of accuracy."""
     inputs = {"x": x, "q": parts["q"], "s": parts["scales"]}
     if not layout.symmetric:
         inputs["z"] = parts["zeros"]
     attributes = {"K": N, "N": M, "bits": layout.bits, "block_size": layout.block_size, "accuracy_level": level}
-    return run(helper.make_node("MatMulNBits", list(inputs), ["y"], domain="com.microsoft", **attributes), inputs, "x")
+    return run(node("MatMulNBits", list(inputs), ["y"], "com.microsoft", **attributes), inputs, "x")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
@@ -124,5 +122,5 @@ def test_onnxruntime_looks_up_what_the_parts_stand_for(layout: Layout) -> None:
     if not layout.symmetric:
         inputs["z"] = parts["zeros"]
     attributes = {"gather_axis": 0, "quantize_axis": 1, "bits": layout.bits, "block_size": layout.block_size}
-    node = helper.make_node("GatherBlockQuantized", list(inputs), ["y"], domain="com.microsoft", **attributes)
-    np.testing.assert_allclose(run(node, inputs, "i")[..., :N], weight[ids], rtol=1e-5, atol=1e-5)
+    operator = node("GatherBlockQuantized", list(inputs), ["y"], "com.microsoft", **attributes)
+    np.testing.assert_allclose(run(operator, inputs, "i")[..., :N], weight[ids], rtol=1e-5, atol=1e-5)

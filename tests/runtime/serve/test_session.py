@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto
 
 import curconvert_runtime
 from curconvert_runtime import InputError, IntegrityError, Session, load
+from support.onnx_writer import FLOAT, FLOAT16, Graph, node
 from support.tiny_artifact import CONTEXT, VOCAB, reseal, toy_graph, toy_logits, toy_tensors
 
 PROMPTS = [[1, 2, 3, 4, 5], [7], [250, 260, 3]]
@@ -227,8 +226,8 @@ def test_unknown_choices_are_refused(sealed: Path, arguments: dict[str, Any]) ->
         load(sealed, **arguments)
 
 
-def replace_graph(toy: Path, model: onnx.ModelProto) -> None:
-    (toy / "model.onnx").write_bytes(model.SerializeToString())
+def replace_graph(toy: Path, model: Graph) -> None:
+    (toy / "model.onnx").write_bytes(model.encode())
     reseal(toy)
 
 
@@ -281,18 +280,12 @@ def test_an_axis_name_that_is_no_text_is_refused(toy: Path) -> None:
 def test_a_wrong_cache_dtype_is_refused(toy: Path) -> None:
     """Keys and values are float32."""
     model = toy_graph(toy / "model.safetensors", "portable")
-    for entry in model.graph.input:
+    for entry in model.input:
         if entry.name == "past_key_values.0.key":
-            entry.type.tensor_type.elem_type = TensorProto.FLOAT16
-            entry.name = "past_half"
-    cast = onnx.helper.make_node("Cast", ["past_half"], ["past_key_values.0.key"], to=TensorProto.FLOAT)
-    model.graph.node.insert(0, cast)
-    for entry in model.graph.input:
-        entry.name = "past_key_values.0.key" if entry.name == "past_half" else entry.name
-    cast.input[0], cast.output[0] = "past_key_values.0.key", "widened"
-    model.graph.node[0].CopyFrom(cast)
-    for node in list(model.graph.node)[1:]:
-        node.input[:] = ["widened" if name == "past_key_values.0.key" else name for name in node.input]
+            entry.elem_type = FLOAT16
+    for each in model.node:
+        each.input = ["widened" if name == "past_key_values.0.key" else name for name in each.input]
+    model.node.insert(0, node("Cast", ["past_key_values.0.key"], ["widened"], to=FLOAT))
     replace_graph(toy, model)
     with pytest.raises(IntegrityError, match="float16"):
         load(toy, graph="portable")

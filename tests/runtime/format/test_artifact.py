@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from safetensors.numpy import save_file
 
 from curconvert_runtime import Artifact, InputError, IntegrityError, UnsupportedError
 from curconvert_runtime.format.forms import MODULAR
-from support.tiny_artifact import MATRIX, RANK, STEM, manifest_of, reseal, toy_tensors, write_toy
+from support.onnx_writer import Tensor
+from support.safetensors_files import save_file
+from support.tiny_artifact import MATRIX, RANK, STEM, manifest_of, reseal, toy_graph, toy_tensors, write_toy
 
 WEIGHTS = "model.safetensors"
 SEALED_FILES = (WEIGHTS, "model.onnx", "model.fused.onnx", "config.json", "tokenizer.json", "tokenizer_config.json")
@@ -464,19 +464,16 @@ def test_a_matrix_listed_twice_is_refused(toy: Path) -> None:
     refused(toy, "listed twice")
 
 
-def graph_with(toy: Path, change: Callable[[onnx.TensorProto], None]) -> None:
+def graph_with(toy: Path, change: Callable[[Tensor], object]) -> None:
     """Change the embedding's initialiser in the portable graph, then seal."""
-    model = onnx.load(toy / "model.onnx", load_external_data=False)
-    change(next(tensor for tensor in model.graph.initializer if tensor.external_data))
-    (toy / "model.onnx").write_bytes(model.SerializeToString())
+    model = toy_graph(toy / "model.safetensors", "portable")
+    change(model.tensor("model.embed_tokens.weight"))
+    (toy / "model.onnx").write_bytes(model.encode())
     reseal(toy)
 
 
-def entry(key: str, value: str) -> Callable[[onnx.TensorProto], None]:
-    def change(tensor: onnx.TensorProto) -> None:
-        next(pair for pair in tensor.external_data if pair.key == key).value = value
-
-    return change
+def entry(key: str, value: str) -> Callable[[Tensor], object]:
+    return lambda tensor: tensor.external.update({key: value})
 
 
 @pytest.mark.parametrize(
@@ -530,7 +527,7 @@ def test_external_length_must_fit_the_shape(toy: Path) -> None:
 
 def test_external_data_needs_a_length(toy: Path) -> None:
     """Without a length a tensor would take the rest of the file."""
-    graph_with(toy, lambda tensor: tensor.external_data.__delitem__(2))
+    graph_with(toy, lambda tensor: tensor.external.pop("length"))
     refused(toy, "exactly once")
 
 

@@ -14,7 +14,6 @@ import torch
 
 from curconvert.graph import build_graphs, save_graphs
 from curconvert_runtime import GenerationOptions, Session, load
-from curconvert_runtime.format.contract import FIRST_LOGITS
 from curconvert_runtime.serve import decoding
 from support.families import MIXED, VOCABULARY, TinyModel, compress, make_checkpoint
 from support.tiny_artifact import reseal, toy_manifest
@@ -124,26 +123,27 @@ def test_greedy_equals_transformers_generate(running: Session, sealed_model: Sea
 
 
 def test_only_the_last_columns_logits_are_computed(running: Session) -> None:
-    """Asked for the last column, the fused graph multiplies one row with the vocabulary, and gives the same numbers."""
+    """Asked for the last columns, the fused graph multiplies those with the vocabulary; the numbers are the same."""
     ids = np.array([PROMPTS[0]])
     everything, _ = running.forward(ids)
-    last, _ = running.forward(ids, last_only=True)
-    np.testing.assert_allclose(last, everything[:, -1:], atol=1e-5, rtol=0)
+    for first in (-1, -2, 3):
+        last, _ = running.forward(ids, first=first)
+        np.testing.assert_allclose(last, everything[:, first:], atol=1e-5, rtol=0)
     assert running.trims_logits == (running.graph == "fused")
-    if running.trims_logits:
-        feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.arange(ids.size)[None]}
-        session = ort.InferenceSession(running.artifact.graphs["fused"], providers=["CPUExecutionProvider"])
-        shape = running.allocate_cache(1).values[0].shape()
-        past = {entry.name: np.zeros(shape, np.float32) for entry in session.get_inputs() if "past" in entry.name}
-        few = session.run(["logits"], {**feeds, **past, FIRST_LOGITS: np.array([-2])})[0]
-        np.testing.assert_allclose(few, everything[:, -2:], atol=1e-5, rtol=0)
 
 
-def test_eight_rows_without_prompt_logits_equal_transformers(
-    running: Session, sealed_model: Sealed, monkeypatch: pytest.MonkeyPatch
+def test_plain_onnxruntime_loads_the_graphs_without_a_warning(
+    sealed_model: Sealed, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Eight unequal prompts, put into the cache without logits and ending at different steps, give its tokens."""
-    monkeypatch.setattr(decoding, "_SPLIT_TOKENS", 0)
+    """Other clients see all logits, and nothing that they would have to know."""
+    for name in ("model.onnx", "model.fused.onnx"):
+        session = ort.InferenceSession(sealed_model.folder / name, providers=["CPUExecutionProvider"])
+        assert session.get_overridable_initializers() == []
+    assert capfd.readouterr().err == ""
+
+
+def test_eight_unequal_rows_equal_transformers(running: Session, sealed_model: Sealed) -> None:
+    """Eight prompts of different lengths, which end at different steps, give its tokens."""
     prompts = [np.random.default_rng(row).integers(3, VOCABULARY, 3 + 2 * row).tolist() for row in range(8)]
     batch = running.generate(prompts, GenerationOptions(max_new_tokens=NEW_TOKENS))
     assert [list(row.ids) for row in batch] == [transformers_greedy(sealed_model.oracle, row) for row in prompts]

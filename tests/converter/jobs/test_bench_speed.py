@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,41 +14,45 @@ from curconvert.base.machine import MemoryReader, anonymous_memory, peak_memory,
 from curconvert.graph import build_graphs, save_graphs
 from curconvert.jobs.bench.speed import measure, weight_bytes
 from curconvert.options.bench import Workload
-from curconvert_runtime import InputError, Session, load
+from curconvert_runtime import InputError, load
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.tensor_file import read_headers
 from support.families import make_checkpoint
-from support.tiny_artifact import CONTEXT
+from support.tiny_artifact import CONTEXT, write_toy
 
 
-def test_a_request_is_timed_in_two_parts(session: Session) -> None:
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A toy artifact."""
+    return write_toy(tmp_path_factory.mktemp("toy") / "out")
+
+
+def test_a_request_is_timed_in_two_parts(toy: Path) -> None:
     """The first token, and the steps after it: one step for each token that is asked for."""
+    session = load(toy, threads=1)
     steps: list[Any] = []
     run = session.run
     session.run = lambda *arguments, **options: steps.append(0) or run(*arguments, **options)  # type: ignore[method-assign]
-    try:
-        timing = measure(session, Workload(2, 5, 4))
-    finally:
-        session.run = run  # type: ignore[method-assign]
+    begin = time.perf_counter()
+    timing = measure(session, Workload(2, 5, 4))
     assert len(steps) == 1 + 4
-    assert timing.first_token > 0
-    assert timing.decode > 0
+    assert 0 < timing.first_token + timing.decode <= time.perf_counter() - begin
 
 
-def test_the_whole_context_can_be_measured(sealed: Path) -> None:
+def test_the_whole_context_can_be_measured(toy: Path) -> None:
     """Prompt and generated tokens may fill it, and no more."""
-    artifact = Artifact.open(sealed)
+    artifact = Artifact.open(toy)
     workload = Workload(1, CONTEXT - 3, 3)
     workload.check_context(artifact)
-    measure(load(sealed), workload)
+    measure(load(toy), workload)
     with pytest.raises(InputError, match=f"context of .* is {CONTEXT}"):
         Workload(1, CONTEXT - 2, 3).check_context(artifact)
 
 
 @pytest.mark.parametrize("graph", ["portable", "fused"])
-@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.float16, 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("tied", [True, False])
-def test_weights_that_a_step_reads(graph: str, dtype: torch.dtype, size: int, tied: bool, tmp_path: Path) -> None:
+def test_weights_that_a_step_reads(graph: str, dtype: torch.dtype, tied: bool, tmp_path: Path) -> None:
     """Every parameter once, as float32, without an embedding that only gives away rows."""
     model = make_checkpoint(tmp_path, "llama", dtype=dtype, tie_word_embeddings=tied)
     save_graphs(build_graphs(model.config, model.tensors, model.forms), tmp_path)
@@ -55,7 +60,7 @@ def test_weights_that_a_step_reads(graph: str, dtype: torch.dtype, size: int, ti
     artifact = Artifact(tmp_path, {"graphs": files}, read_headers(tmp_path / "model.safetensors"))
     skipped = 0 if tied else model.oracle.get_input_embeddings().weight.numel()
     parameters = sum(parameter.numel() for parameter in model.oracle.parameters())
-    assert weight_bytes(artifact, graph) == size * (parameters - skipped)
+    assert weight_bytes(artifact, graph) == 4 * (parameters - skipped)
 
 
 def test_memory_of_this_process_is_known() -> None:

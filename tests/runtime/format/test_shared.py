@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from curconvert_runtime import Artifact, IntegrityError
 from curconvert_runtime.checks.structure import structure_checks
 from curconvert_runtime.format.forms import Shared, factor_shapes, index_lengths, multiply, parameters, tensor_names
 from curconvert_runtime.format.probes import Probes
+from support.safetensors_files import save_file
 from support.tiny_artifact import MATRIX, STEM, manifest_of, reseal, toy_tensors, write_toy
 from support.toy_probes import original_tensors, toy_probe_tensors
 

@@ -11,16 +11,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from safetensors.numpy import load_file, save_file
 from scipy import special, stats
 
 from curconvert_runtime.checks.structure import _finite_weights
 from curconvert_runtime.checks.verification import VerificationReport, VerifyOptions, verify
 from curconvert_runtime.errors import InputError, IntegrityError, VerificationError
 from curconvert_runtime.format.tensor_file import read_headers
-from support.tiny_artifact import STEM, reseal, toy_logits, toy_tensors
+from support.onnx_writer import FLOAT, Tensor, node
+from support.safetensors_files import load_file, save_file
+from support.tiny_artifact import STEM, reseal, toy_graph, toy_logits, toy_tensors
 from support.toy_probes import original_tensors, toy_probe_tensors, write_original_toy, write_verified_toy
 
 
@@ -327,26 +327,20 @@ def test_wrong_weights_fail_parity_in_both_graphs(copy: Path) -> None:
 
 def test_keys_at_shifted_positions_fail(copy: Path) -> None:
     """A graph that adds one to the positions fails on its keys."""
-    path = copy / "model.onnx"
-    model = onnx.load(path, load_external_data=False)
-    add = onnx.helper.make_node("Add", ["position_ids", "one"], ["shifted"])
-    gather = next(node for node in model.graph.node if "position_ids" in node.input)
-    gather.input[1] = "shifted"
-    model.graph.node.insert(0, add)
-    onnx.save(model, path)
+    model = toy_graph(copy / "model.safetensors", "portable")
+    next(each for each in model.node if "position_ids" in each.input).input[1] = "shifted"
+    model.node.insert(0, node("Add", ["position_ids", "axis1"], ["shifted"]))
+    (copy / "model.onnx").write_bytes(model.encode())
     reseal(copy)
     assert {"parity.portable.first_key", "parity.between_graphs"} <= _failed(copy)
 
 
 def test_an_initialiser_of_another_tensor_fails(copy: Path) -> None:
     """An offset that leads to other bytes than the initialiser's name says is found in the graph."""
-    path = copy / "model.fused.onnx"
-    model = onnx.load(path, load_external_data=False)
-    for tensor in model.graph.initializer:
-        for entry in tensor.external_data:
-            if tensor.name == "model.positions.weight" and entry.key == "offset":
-                entry.value = str(int(entry.value) - 32)
-    path.write_bytes(model.SerializeToString())
+    model = toy_graph(copy / "model.safetensors", "fused")
+    place = model.tensor("model.positions.weight").external
+    place["offset"] = str(int(place["offset"]) - 32)
+    (copy / "model.fused.onnx").write_bytes(model.encode())
     reseal(copy)
     assert "structure.fused_bindings" in _failed(copy)
 
@@ -364,22 +358,18 @@ def test_an_initialiser_of_another_tensor_fails(copy: Path) -> None:
 )
 def test_slices_must_be_a_tensors_rows_in_turn(copy: Path, ranges: list[tuple[int, int]], sound: bool) -> None:
     """Rows that are missing, twice there or in another order are found in the graph."""
-    path, name = copy / "model.fused.onnx", "model.positions.weight"
-    model = onnx.load(path, load_external_data=False)
-    whole = next(tensor for tensor in model.graph.initializer if tensor.name == name)
-    model.graph.initializer.remove(whole)
-    offset = next(int(entry.value) for entry in whole.external_data if entry.key == "offset")
-    row = 4 * whole.dims[1]
-    for number, (start, stop) in enumerate(ranges):
-        part = model.graph.initializer.add()
-        part.CopyFrom(whole)
-        part.name, part.dims[0] = f"{name}.slice.{number}", stop - start
-        values = {"location": "./model.safetensors", "offset": offset + start * row, "length": (stop - start) * row}
-        for entry in part.external_data:
-            entry.value = str(values[entry.key])
+    name = "model.positions.weight"
+    model = toy_graph(copy / "model.safetensors", "fused")
+    whole = model.tensor(name)
+    model.initializer.remove(whole)
+    offset, row = int(whole.external["offset"]), 4 * whole.dims[1]
     parts = [f"{name}.slice.{number}" for number in range(len(ranges))]
-    model.graph.node.insert(0, onnx.helper.make_node("Concat", parts, [name], axis=0))
-    path.write_bytes(model.SerializeToString())
+    for part, (start, stop) in zip(parts, ranges, strict=True):
+        place = {"offset": str(offset + start * row), "length": str((stop - start) * row)}
+        spelled = {"location": "./model.safetensors", **place}  # as older artifacts have it
+        model.initializer.append(Tensor(part, [stop - start, whole.dims[1]], FLOAT, external=spelled))
+    model.node.insert(0, node("Concat", parts, [name], axis=0))
+    (copy / "model.fused.onnx").write_bytes(model.encode())
     reseal(copy)
     assert ("structure.fused_bindings" not in _failed(copy)) == sound
 

@@ -1,0 +1,37 @@
+"""Integers into bytes, and what a layout costs and is called."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curconvert_runtime.format.quantized import Layout, packings
+
+
+def bits_per_number(layout: Layout) -> float:
+    """Return the bits of a number with its share of scale and zero point, padding left out."""
+    return layout.bits + (32 + (0 if layout.symmetric else layout.bits)) / layout.block_size
+
+
+def stored_types(quantization: Mapping[str, Any]) -> str:
+    """Return types and block sizes of an artifact's quantised matrices, with how many have each where there are two."""
+    stored = packings({"quantization": quantization}).values()
+    found = Counter((packing.layout.bits, packing.layout.block_size) for packing in stored)
+    several = len(found) > 1
+    return " and ".join(
+        f"int{bits} in blocks of {size}" + (f" ({count} tensors)" if several else "")
+        for (bits, size), count in sorted(found.items())
+    )
+
+
+def pack(values: NDArray[np.uint8], layout: Layout) -> NDArray[np.uint8]:
+    """Put integers into bytes, along the last axis; of 4 bits an odd one out is followed by 0."""
+    if layout.bits == 8:
+        return values
+    if values.shape[-1] % 2:
+        values = np.concatenate([values, np.zeros((*values.shape[:-1], 1), np.uint8)], axis=-1)
+    return np.asarray(values[..., 0::2] | (values[..., 1::2] << 4), dtype=np.uint8)

@@ -1,0 +1,244 @@
+"""The checks that an artifact's folder passes before anything in it is used, from cheap to dear.
+
+Rule for the listing: apart from the manifest, the folder holds exactly the files that the manifest lists, each a
+regular file with a single hard link; entries whose name begins with a dot (`.git`, `.cache`) are ignored, and nothing
+that is loaded can have such a name.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from curconvert_runtime.errors import InputError, IntegrityError, UnsupportedError
+from curconvert_runtime.format import strict_json
+from curconvert_runtime.format.files import MANIFEST, WEIGHTS, WEIGHTS_INDEX
+from curconvert_runtime.format.forms import Shared, factor_shapes, index_lengths, largest_rank, tensor_names
+from curconvert_runtime.format.hashing import cached_sha256, check_once, sha256
+from curconvert_runtime.format.onnx_external import external_tensors
+from curconvert_runtime.format.quantized import PARTS, Packing, packings, part_name
+from curconvert_runtime.format.tensor_file import STORED_DTYPE, TensorHeader, read_headers
+from curconvert_runtime.format.vectors import check_vectors
+from curconvert_schemas import SchemaError, schema_text, validate
+
+_FORMAT_VERSION = (1, 0)
+_SCHEMA = "manifest-1.0"
+# Of `_check_graph` and `check_vectors`: a change of what they accept takes another name, so that what passed before is
+# looked at again.
+_GRAPH_RULES, _VECTOR_RULES = "graph references 1", "index vectors 1"
+
+
+def read_checked(path: str | Path, full: bool) -> tuple[Path, dict[str, Any], dict[str, TensorHeader]]:
+    """Check a folder; return its absolute path, its manifest and the header of every weight tensor by name.
+
+    Args:
+        path: Folder that `curconvert convert` or `curconvert export` wrote.
+        full: Hash every file and make every check now, even if the same bytes passed before.
+
+    Raises:
+        InputError: There is no such folder.
+        UnsupportedError: A newer version of curconvert wrote it.
+        IntegrityError: Anything about the contents differs from the manifest; one line names file and remedy.
+    """
+    folder = _resolve(path)
+    manifest, text = _read_manifest(folder / MANIFEST, full)
+    _check_listing(folder, manifest["files"])
+    tensors = _read_weights(folder, manifest["files"])
+    names = [matrix["name"] for matrix in manifest["matrices"]]
+    if len(set(names)) != len(names):
+        raise IntegrityError(f"{folder / MANIFEST}: a matrix is listed twice; convert the model again")
+    quantised = _check_quantised(manifest, tensors)
+    for matrix in manifest["matrices"]:
+        _check_matrix(matrix, tensors, STORED_DTYPE[manifest["model"]["dtype"]], quantised)
+    for graph in manifest["graphs"].values():
+        _check_graph(folder, graph["file"], manifest["files"], tensors, full)
+    for name, expected in manifest["files"].items():
+        _check_hash(folder / name, expected["sha256"], full)
+    # What index vectors hold follows from the weights' digests, which are in the manifest and agree with it.
+    check_once(lambda: check_vectors(manifest["matrices"], tensors), _VECTOR_RULES, text, fresh=full)
+    return folder, manifest, tensors
+
+
+def _resolve(path: str | Path) -> Path:
+    try:
+        folder = Path(path).expanduser().resolve()
+        if folder.is_dir():
+            return folder
+    except (OSError, RuntimeError, ValueError):  # ~nobody, a symlink loop, a NUL in the name
+        pass
+    raise InputError(f"{path}: no such folder; give the folder that curconvert wrote")
+
+
+def _read_manifest(path: Path, full: bool) -> tuple[dict[str, Any], str]:
+    """Return a manifest that meets its schema, and its text in one spelling."""
+    if not path.is_file() or path.is_symlink():
+        raise IntegrityError(f"{path}: missing; the folder is not a complete curconvert artifact")
+    manifest = strict_json.read(path)
+    version = manifest.get("format_version")
+    major_minor = str(version).split(".")
+    if len(major_minor) == 2 and all(part.isascii() and part.isdecimal() and len(part) < 6 for part in major_minor):
+        found = tuple(map(int, major_minor))
+        if found > _FORMAT_VERSION:
+            known = ".".join(map(str, _FORMAT_VERSION))
+            raise UnsupportedError(f"{path}: format {version} is newer than {known}; upgrade curconvert")
+    text = json.dumps(manifest, sort_keys=True)
+    try:
+        # The validator takes several times as long to import as everything else here.
+        check_once(lambda: validate(manifest, _SCHEMA), schema_text(_SCHEMA), text, fresh=full)
+    except SchemaError as error:
+        raise IntegrityError(f"{path}: {error}; convert the model again") from None
+    return manifest, text
+
+
+def _check_listing(folder: Path, files: Mapping[str, Any]) -> None:
+    for entry in sorted(folder.iterdir()):
+        if entry.name != MANIFEST and entry.name not in files and not entry.name.startswith("."):
+            raise IntegrityError(f"{entry}: not listed in {MANIFEST}; remove it or convert the model again")
+    for name, expected in files.items():
+        path = folder / name
+        try:
+            status = path.lstat()
+        except OSError:
+            raise IntegrityError(f"{path}: missing; copy the whole folder again or convert the model again") from None
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            raise IntegrityError(
+                f"{path}: not a regular file of its own (a link, pipe or folder); replace it by a copy"
+            )
+        if status.st_size != expected["size"]:
+            raise IntegrityError(
+                f"{path}: {status.st_size} bytes, {MANIFEST} says {expected['size']}; copy the file again"
+            )
+
+
+def _read_weights(folder: Path, files: Mapping[str, Any]) -> dict[str, TensorHeader]:
+    if (WEIGHTS in files) == (WEIGHTS_INDEX in files):
+        raise IntegrityError(f"{folder}: expected either {WEIGHTS} or {WEIGHTS_INDEX}; convert the model again")
+    if WEIGHTS in files:
+        return read_headers(folder / WEIGHTS)
+    index = folder / WEIGHTS_INDEX
+    weight_map = strict_json.read(index, limit=2**28).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise IntegrityError(f"{index}: no weight_map; convert the model again")
+    tensors: dict[str, TensorHeader] = {}
+    for shard in sorted(set(map(str, weight_map.values()))):
+        if shard not in files:
+            raise IntegrityError(f"{index}: shard {shard[:200]!r} is not listed in {MANIFEST}; convert the model again")
+        for name, header in read_headers(folder / shard).items():
+            if weight_map.get(name) != shard:
+                raise IntegrityError(f"{folder / shard}: tensor {name[:200]!r} is not in the index for this shard")
+            tensors[name] = header
+    for name in weight_map:
+        if name not in tensors:
+            raise IntegrityError(f"{folder / str(weight_map[name])}: tensor {name[:200]!r} of the index is absent")
+    return tensors
+
+
+def _check_quantised(manifest: Mapping[str, Any], tensors: Mapping[str, TensorHeader]) -> Mapping[str, Packing]:
+    """Compare the manifest's quantised matrices with their stored parts, and return them."""
+    found = packings(manifest)
+    if not found:
+        return {}
+    if len(found) != len(manifest["quantization"]["tensors"]):
+        raise IntegrityError(f"{MANIFEST}: a quantised tensor is listed twice; convert the model again")
+    for name, packing in found.items():
+        if name in tensors:
+            raise IntegrityError(
+                f"{tensors[name].file}: {name!r} is stored beside its quantised parts; convert the model again"
+            )
+        parts = packing.parts
+        for suffix in set(PARTS) - parts.keys():
+            if part_name(name, suffix) in tensors:
+                raise IntegrityError(f"{MANIFEST}: {name!r} has a stored part {suffix!r} that its layout does not have")
+        for suffix, expected in parts.items():
+            header = tensors.get(part_name(name, suffix))
+            if header is None:
+                raise IntegrityError(f"{MANIFEST}: {name!r} is quantised, but its part {suffix!r} is missing")
+            if (header.dtype, header.shape) != expected:
+                raise IntegrityError(
+                    f"{header.file}: tensor {header.name!r} is {header.dtype} {list(header.shape)}, {MANIFEST} says "
+                    f"{expected[0]} {list(expected[1])}; convert the model again"
+                )
+    return found
+
+
+def _check_matrix(
+    matrix: Mapping[str, Any], tensors: Mapping[str, TensorHeader], dtype: str, quantised: Mapping[str, Packing]
+) -> None:
+    """Compare one manifest row with the stored tensors' names, shapes and dtypes."""
+    name, (m, n) = matrix["name"], matrix["shape"]
+    expected: dict[str, tuple[tuple[int, ...], str | None]]
+    if matrix["form"] == "dense":
+        expected = {name: ((m, n), None)}
+    else:
+        stem, form, r, shared = name.removesuffix(".weight"), matrix["form"], matrix["rank"], Shared.of(matrix)
+        if r > largest_rank(form, (m, n), shared) or (shared and not 0 < shared.rows < min(m, r)):
+            raise IntegrityError(f"{MANIFEST}: {name!r} of shape {[m, n]} cannot be {form} of rank {r}")
+        shapes, lengths = factor_shapes(form, (m, n), r, shared), index_lengths(form, (m, n), r, shared)
+        names = tensor_names(name, form, (m, n), r, shared)
+        expected = {names[suffix]: (shape, dtype) for suffix, shape in shapes.items()}
+        expected |= {names[suffix]: ((length,), "I32") for suffix, length in lengths.items()}
+        if form == "modular_rows" and f"{stem}.bias" in tensors:
+            expected[f"{stem}.bias"] = ((r,), dtype)
+        if name in tensors and name not in expected:
+            raise IntegrityError(
+                f"{tensors[name].file}: {name!r} is stored beside its factors; convert the model again"
+            )
+    for tensor, (shape, stored) in expected.items():
+        if tensor in quantised:
+            found = quantised[tensor].shape
+            if found != shape:
+                raise IntegrityError(
+                    f"{MANIFEST}: quantised {tensor!r} is {list(found)}, its matrix asks for {list(shape)}"
+                )
+            continue
+        header = tensors.get(tensor)
+        if header is None:
+            raise IntegrityError(f"{MANIFEST}: {name!r} is {matrix['form']}, but tensor {tensor!r} is missing")
+        if header.shape != shape or (stored is not None and header.dtype != stored):
+            seen = f"{header.dtype} {list(header.shape)}"
+            raise IntegrityError(
+                f"{header.file}: tensor {tensor!r} is {seen}, {MANIFEST} says {stored or ''} {list(shape)}; "
+                "convert the model again"
+            )
+
+
+def _check_graph(
+    folder: Path, name: str, files: Mapping[str, Any], tensors: Mapping[str, TensorHeader], full: bool
+) -> None:
+    """Every external byte range of a graph must lie among the tensor bytes of a listed weight file."""
+    path = folder / name
+    if name not in files:
+        raise IntegrityError(f"{path}: a graph that {MANIFEST} does not list among its files")
+    regions: dict[str, tuple[int, int]] = {}
+    for header in tensors.values():
+        begin, end = regions.get(header.file.name, (header.offset, header.offset))
+        regions[header.file.name] = min(begin, header.offset), max(end, header.offset + header.length)
+
+    def check() -> None:
+        for tensor in external_tensors(path):
+            what = f"{path}: {tensor.name[:200]!r} points"
+            if tensor.location not in regions:
+                raise IntegrityError(f"{what} to {tensor.location[:200]!r}, not a weight file of this folder")
+            begin, end = regions[tensor.location]
+            if not begin <= tensor.offset <= tensor.offset + tensor.length <= end:
+                raise IntegrityError(f"{what} outside the tensors of {tensor.location!r}")
+
+    # Its bytes as they are now, not as the manifest says, so that a damaged one is refused for its damage.
+    digest = _readable(sha256, path)
+    check_once(check, _GRAPH_RULES, digest, json.dumps(regions, sort_keys=True), fresh=full)
+
+
+def _check_hash(path: Path, expected: str, full: bool) -> None:
+    found = _readable(lambda file: cached_sha256(file, fresh=full), path)
+    if found != expected:
+        raise IntegrityError(f"{path}: sha256 {found[:12]}…, {MANIFEST} says {expected[:12]}…; copy the file again")
+
+
+def _readable(digest: Callable[[Path], str], path: Path) -> str:
+    try:
+        return digest(path)
+    except OSError as error:
+        raise IntegrityError(f"{path}: cannot be read ({error.strerror}); restore the file") from None

@@ -1,0 +1,70 @@
+"""Reads protobuf's wire format: the fields of one message, as far as ONNX uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+
+class MalformedError(ValueError):
+    """The bytes are not a protobuf message."""
+
+
+def varint(data: memoryview, at: int) -> tuple[int, int]:
+    """Return the number that begins at a byte, and where the next field begins."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= len(data):
+            break
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    raise MalformedError("a number runs past its end")
+
+
+def fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """Yield (field number, varint value or bytes) of one message; fixed-width fields are skipped.
+
+    Raises:
+        MalformedError: These bytes are no message.
+    """
+    at, end = 0, len(data)
+    while at < end:
+        key = data[at]  # nearly all numbers have one byte, and there are tens of thousands of them
+        at += 1
+        if key >= 0x80:
+            key, at = varint(data, at - 1)
+        number, wire = key >> 3, key & 7
+        if wire == 0:
+            value, at = varint(data, at)
+            yield number, value
+        elif wire == 2:
+            length = data[at] if at < end else 0x80
+            at += 1
+            if length >= 0x80:
+                length, at = varint(data, at - 1)
+            if length > end - at:
+                raise MalformedError("a field runs past the end")
+            yield number, data[at : at + length]
+            at += length
+        elif wire in (1, 5):
+            at += 8 if wire == 1 else 4
+            if at > end:
+                raise MalformedError("a field runs past the end")
+        else:
+            raise MalformedError(f"wire type {wire} is not used by ONNX")
+
+
+def children(data: memoryview, wanted: int) -> Iterator[memoryview]:
+    """Yield what the fields of one number hold, messages or text."""
+    for number, value in fields(data):
+        if number == wanted and not isinstance(value, int):
+            yield value
+
+
+def text(value: int | memoryview) -> str:
+    """Return a field's text."""
+    if isinstance(value, int):
+        raise MalformedError("expected text")
+    return bytes(value).decode("utf-8")

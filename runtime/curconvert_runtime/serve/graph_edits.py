@@ -1,0 +1,54 @@
+"""Changes to a serialised graph that has been checked, before onnxruntime reads it."""
+
+from __future__ import annotations
+
+from curconvert_runtime.format.contract import FIRST_LOGITS
+from curconvert_runtime.format.protobuf import children, text
+from curconvert_runtime.format.quantized import KEEPS_ACTIVATIONS, ROUNDS_ACTIVATIONS
+
+# Numbers of fields, from onnx.proto3.
+_GRAPH = 7  # of ModelProto
+_NODE, _INITIALISER, _INPUT = 1, 5, 11  # of GraphProto
+_OPERATOR, _ATTRIBUTE = 4, 5  # of NodeProto
+_ATTRIBUTE_NAME, _TENSOR_NAME, _VALUE_NAME = 1, 8, 1
+_INTEGER = 3 << 3  # of AttributeProto, as it is written
+
+
+def with_first_logits(graph: bytes) -> bytes:
+    """Return a graph in which the constant `first_logits` is an input with that default; others are as they were.
+
+    A graph does not say so itself, because onnxruntime warns of every input with a default that it loads. The input is
+    appended: what follows a protobuf message is merged into it.
+    """
+    (body,) = children(memoryview(graph), _GRAPH)
+    if FIRST_LOGITS not in _names(body, _INITIALISER, _TENSOR_NAME) or FIRST_LOGITS in _names(
+        body, _INPUT, _VALUE_NAME
+    ):
+        return graph
+    shape = _message(1, b"\x08\x01")  # one dimension, of 1
+    tensor = b"\x08\x07" + _message(2, shape)  # int64
+    value = _message(_VALUE_NAME, FIRST_LOGITS.encode()) + _message(2, _message(1, tensor))
+    return graph + _message(_GRAPH, _message(_INPUT, value))
+
+
+def keeping_activations(graph: bytes) -> bytes:
+    """Return a graph whose quantised products compute in float32."""
+    edited = bytearray(graph)
+    for body in children(memoryview(edited), _GRAPH):
+        for node in children(body, _NODE):
+            if [text(name) for name in children(node, _OPERATOR)] != ["MatMulNBits"]:
+                continue
+            for attribute in children(node, _ATTRIBUTE):
+                if [text(name) for name in children(attribute, _ATTRIBUTE_NAME)] == ["accuracy_level"]:
+                    asked = bytes([_INTEGER, ROUNDS_ACTIVATIONS])
+                    attribute[:] = bytes(attribute).replace(asked, bytes([_INTEGER, KEEPS_ACTIVATIONS]))
+    return bytes(edited)
+
+
+def _names(graph: memoryview, field: int, name: int) -> set[str]:
+    return {text(found) for part in children(graph, field) for found in children(part, name)}
+
+
+def _message(number: int, content: bytes) -> bytes:
+    """Return a field that holds a message or text of at most 127 bytes."""
+    return bytes([number << 3 | 2, len(content)]) + content
