@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from curconvert_runtime import Artifact, InputError, IntegrityError, UnsupportedError
-from curconvert_runtime.format.forms import MODULAR
+from curconvert_runtime.format.modules import MODULAR
 from support.tiny_artifact import MATRIX, RANK, STEM, manifest_of, reseal, toy_tensors, write_toy
 
 WEIGHTS = "model.safetensors"

@@ -21,6 +21,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from curconvert_runtime.format.forms import form_of
 from curconvert_runtime.format.quantized import stored_types
 
 if TYPE_CHECKING:
@@ -308,7 +309,7 @@ def artifact(manifest: Mapping[str, Any]) -> None:
         console.print(_quantised(quantised))
     table = Table("matrix", "shape", "form", "rank", "output error", "Frobenius error", box=None)
     for m in manifest["matrices"]:
-        if m["form"] != "dense":
+        if form_of(m["form"]).is_compressed:
             # Nobody has measured those of factors that were trained, or cut.
             both = (m["relative_output_error"], m["relative_frobenius_error"])
             errors = ("unknown" if error is None else f"{error:.4f}" for error in both)
