@@ -29,7 +29,8 @@ from curconvert.options.quantization import Quantization
 from curconvert.options.source import SourceOptions
 from curconvert_runtime import Artifact
 from curconvert_runtime.checks.verification import VerifyOptions
-from curconvert_runtime.format.forms import Shared, multiply, tensor_names
+from curconvert_runtime.format.forms import form_of
+from curconvert_runtime.format.forms.shared import Shared
 from support.checkpoints import make_layers_alike
 from support.conversions import convert_tiny
 from support.families import make_checkpoint
@@ -168,8 +169,10 @@ def test_the_reader_of_the_format_reads_a_common_basis(tmp_path: Path) -> None:
     assert len({row["name"] for row in rows}) >= 2
     for row in rows:
         shape = (row["shape"][0], row["shape"][1])
-        names = tensor_names(row["name"], row["form"], shape, row["rank"], Shared.of(row))
-        product = multiply(row["form"], shape, {suffix: artifact.tensor(name) for suffix, name in names.items()})
+        names = form_of(row["form"]).tensor_names(row["name"], shape, row["rank"], Shared.of(row))
+        product = form_of(row["form"]).multiply(
+            shape, {suffix: artifact.tensor(name) for suffix, name in names.items()}
+        )
         asked = program.replace('matrix["form"] != "dense"', f'matrix["name"] == "{row["name"]}"')
         expected = f"{row['name']}: rank {row['rank']}, largest entry {np.abs(product).max():.4f}"
         assert expected in run(asked, tmp_path)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from curconvert.base.types import Vector
-from curconvert_runtime.format.forms import parameters
+from curconvert_runtime.format.forms import form_of
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Curve:
         """
         dense = sum(m * n for m, n in shapes)
         numbers = {
-            size: sum(parameters(form, shape, size) for form, shape in zip(forms.values(), shapes, strict=True))
+            size: sum(form_of(form).parameters(shape, size) for form, shape in zip(forms.values(), shapes, strict=True))
             for size in costs
         }
         sizes = sorted((size for size in costs if numbers[size] < dense), reverse=True)

@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
 
 from curconvert.allocation.curves import Curve, allocate
 from curconvert.base.errors import InputError
-from curconvert.base.forms import Form, rank_for_density
+from curconvert.base.forms import rank_for_density
 from curconvert.base.names import layer_of, linear_of
 from curconvert.base.plan import MatrixPlan, Plan
 from curconvert.calibration.text import check_context
 from curconvert.checkpoint.linears import decoder_linears, total_parameters, uniform_density
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.options.convert import ConvertOptions
-from curconvert_runtime.format.forms import MODULAR
+from curconvert_runtime.format.modules import MODULAR
 
 SEARCHED_KEEP = 0.8  # what a dry run shows when the size is to be found by --max-kl
 _HEADER_BYTES = 160  # of a safetensors header, per tensor
@@ -77,7 +76,7 @@ def uniform_plan(checkpoint: Checkpoint, options: ConvertOptions, itemsize: floa
             matrices.append(MatrixPlan(name, shape, "dense", reason="not selected"))
             continue
         own = MODULAR if options.form == "auto" else {}
-        form = cast("Form", own.get(linear_of(name), "interpolative"))
+        form = own.get(linear_of(name), "interpolative")
         rank = rank_for_density(form, shape, density) // options.rank_multiple * options.rank_multiple
         if density <= 0 or rank < 1:
             raise InputError(
@@ -132,10 +131,10 @@ def predicted_cost(curves: Sequence[Curve], plan: Plan) -> float:
 
 def _sized(matrix: MatrixPlan, chosen: tuple[str, int] | None) -> MatrixPlan:
     if chosen is None:
-        reason = matrix.reason if matrix.form == "dense" else "worth its size"
+        reason = "worth its size" if matrix.is_compressed else matrix.reason
         return MatrixPlan(matrix.name, matrix.shape, "dense", reason=reason)
     form, size = chosen
-    return MatrixPlan(matrix.name, matrix.shape, cast("Form", form), size)
+    return MatrixPlan(matrix.name, matrix.shape, form, size)
 
 
 def assemble(

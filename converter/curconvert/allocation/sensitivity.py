@@ -30,7 +30,8 @@ from curconvert.linalg.gram import ridged
 from curconvert.linalg.statistics import InputStatistics
 from curconvert.options.convert import ConvertOptions
 from curconvert_runtime.checks.fidelity import Progress
-from curconvert_runtime.format.forms import MODULAR
+from curconvert_runtime.format.forms import form_of
+from curconvert_runtime.format.modules import MODULAR
 
 LEAST_NEURONS = 4  # an MLP keeps at least one neuron in so many
 _SHARES = (0.03, 0.06, 0.1, 0.17, 0.26, 0.4, 0.56, 0.75)  # dropped neurons at which costs are measured
@@ -147,7 +148,8 @@ class Sensitivity(BackwardPass):
 
 def _is_wide(name: str) -> bool:
     """Tell whether a linear needs no gradients: gate and up are priced by what down makes of them."""
-    return MODULAR.get(linear_of(name)) == "modular_rows"
+    form = MODULAR.get(linear_of(name))
+    return form is not None and form_of(form).cuts_outputs
 
 
 def _dots(samples: GradientSamples, weight: Matrix, columns: slice | Indices) -> NDArray[np.float32]:

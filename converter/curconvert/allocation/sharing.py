@@ -26,7 +26,7 @@ from curconvert.factorization.projection import Projection
 from curconvert.factorization.shared import Metric, shared_basis, shared_pivots
 from curconvert.factorization.tasks import lapack
 from curconvert.options.convert import ConvertOptions
-from curconvert_runtime.format.forms import Shared
+from curconvert_runtime.format.forms.shared import Shared
 
 
 @dataclass(frozen=True)

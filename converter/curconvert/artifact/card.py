@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from curconvert.base.packing import stored_types
+from curconvert_runtime.format.forms import form_of
 
 _TEMPLATES = {"README.md": "README.md.j2", "report.html": "report.html.j2"}
 
@@ -30,7 +31,7 @@ def write_reports(folder: Path, manifest: Mapping[str, Any]) -> None:
     )
     environment.filters["count"] = lambda value: f"{value:,}"
     environment.filters["error"] = lambda value: "" if value is None else f"{value:.4f}"
-    compressed = [m for m in manifest["matrices"] if m["form"] != "dense"]
+    compressed = [m for m in manifest["matrices"] if form_of(m["form"]).is_compressed]
     model = manifest["model"]
     values = {
         "manifest": manifest,

@@ -19,7 +19,7 @@ from curconvert.checkpoint.types import Checkpoint, Companions, TensorInfo
 from curconvert.graph import build_graphs, genai_config, save_graphs
 from curconvert.options.quantization import Quantization
 from curconvert.quantization.tensors import quantised_tensors
-from curconvert_runtime.format.forms import factor_name, factor_shapes, index_lengths
+from curconvert_runtime.format.forms.names import factor_name
 from curconvert_runtime.format.quantized import Packing, part_name
 
 _PART_DTYPES = {"U8": torch.uint8, "F32": torch.float32}
@@ -51,8 +51,8 @@ def _float_specs(checkpoint: Checkpoint, decided: Plan | None, dtype: torch.dtyp
             continue
         matrix, rank = matrices[name], matrices[name].rank
         assert rank is not None
-        factors = factor_shapes(matrix.form, matrix.shape, rank, matrix.shared)
-        indices = index_lengths(matrix.form, matrix.shape, rank, matrix.shared)
+        factors = matrix.entry.shapes(matrix.shape, rank, matrix.shared)
+        indices = matrix.entry.index_lengths(matrix.shape, rank, matrix.shared)
         stored = {suffix: shape for suffix, shape in factors.items() if matrix.stores(suffix)}
         specs += [TensorSpec(factor_name(name, suffix), dtype, shape) for suffix, shape in stored.items()]
         specs += [TensorSpec(factor_name(name, suffix), torch.int32, (size,)) for suffix, size in indices.items()]

@@ -19,9 +19,11 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from curconvert.artifact.quantization_config import QUANTIZATION_VERSION
 from curconvert.base.errors import InputError, UnsupportedError
 from curconvert.base.names import QUANT_METHOD
-from curconvert.blocks.modules import CURLinear, factored_linear
+from curconvert.blocks.linears import factored_linear
+from curconvert.blocks.linears.factored import FactoredLinear
 from curconvert.families.family import Family, family_of
-from curconvert_runtime.format.forms import Shared, factor_shapes, index_lengths
+from curconvert_runtime.format.forms import form_of
+from curconvert_runtime.format.forms.shared import Shared
 
 
 @register_quantization_config(QUANT_METHOD)
@@ -94,7 +96,7 @@ class CurConvertQuantizer(HfQuantizer):  # type: ignore[misc]
             shared = Shared.of(matrix)
             new = _placeholder(old, matrix["form"], int(matrix["rank"]), shared)
             if shared and shared.matrices[0] != name:
-                del new.R  # stored once, under its owner's name
+                delattr(new, str(form_of(matrix["form"]).common))  # stored once, under its owner's name
             model.set_submodule(path, new)
         return model
 
@@ -104,9 +106,10 @@ class CurConvertQuantizer(HfQuantizer):  # type: ignore[misc]
             shared = Shared.of(matrix)
             if shared and shared.matrices[0] != name:
                 # Not as a parameter: it would be stored twice.
-                module.__dict__["R"] = model.get_submodule(shared.matrices[0].removesuffix(".weight")).R
+                common, owner = str(form_of(matrix["form"]).common), shared.matrices[0].removesuffix(".weight")
+                module.__dict__[common] = getattr(model.get_submodule(owner), common)
             for suffix, parameter in module.named_parameters(recurse=False):
-                parameter.requires_grad_(suffix == "U" and isinstance(module, CURLinear))
+                parameter.requires_grad_(isinstance(module, FactoredLinear) and suffix in module.tuned)
         return model
 
 
@@ -135,18 +138,18 @@ def _unfuse(layer: nn.Module, family: Family, config: Mapping[str, Any]) -> None
         setattr(parent, path.rpartition(".")[2], _Joined(parent, parts))
 
 
-def _placeholder(old: nn.Module, form: str, rank: int, shared: Shared | None) -> nn.Module:
+def _placeholder(old: nn.Module, name: str, rank: int, shared: Shared | None) -> nn.Module:
     """Return a form's module with tensors on the meta device, in the dtype of the one that it replaces."""
     assert isinstance(old, nn.Linear)
-    shape, dtype = (old.out_features, old.in_features), old.weight.dtype
-    tensors = {s: torch.empty(size, device="meta") for s, size in factor_shapes(form, shape, rank, shared).items()}
+    form, shape, dtype = form_of(name), (old.out_features, old.in_features), old.weight.dtype
+    tensors = {s: torch.empty(size, device="meta") for s, size in form.shapes(shape, rank, shared).items()}
     indices = {
         suffix: torch.empty(size, dtype=torch.int32, device="meta")
-        for suffix, size in index_lengths(form, shape, rank, shared).items()
+        for suffix, size in form.index_lengths(shape, rank, shared).items()
     }
-    size = rank if form == "modular_rows" else old.out_features
+    size = rank if form.cuts_outputs else old.out_features
     bias = None if old.bias is None else torch.empty(size, device="meta")
-    module = factored_linear(form, {**tensors, **indices}, bias).to(dtype)
+    module = factored_linear(name, {**tensors, **indices}, bias).to(dtype)
     for suffix, vector in indices.items():  # stored as they are, those that say where factors come from too
         module.register_buffer(suffix, vector)
     return module

@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from curconvert.base.forms import Form
 from curconvert.base.names import bias_of, linear_of
-from curconvert_runtime.format.forms import Shared, index_lengths, parameters
+from curconvert_runtime.format.forms import form_of
+from curconvert_runtime.format.forms.form import Form
+from curconvert_runtime.format.forms.shared import Shared
 
 
 @dataclass(frozen=True)
@@ -18,18 +19,34 @@ class MatrixPlan:
     Attributes:
         name: Canonical weight name.
         shape: (out_features, in_features).
-        form: What it becomes.
+        form: Name of what it becomes.
         rank: Of the factors; None when dense.
         reason: Why it stays dense; None when compressed.
         shared: Where its R is another layer's too.
+
+    Raises:
+        ValueError: The form is unknown.
     """
 
     name: str
     shape: tuple[int, int]
-    form: Form
+    form: str
     rank: int | None = None
     reason: str | None = None
     shared: Shared | None = None
+
+    def __post_init__(self) -> None:
+        form_of(self.form)
+
+    @property
+    def entry(self) -> Form:
+        """What the registry says of the form."""
+        return form_of(self.form)
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether it becomes anything else than it was."""
+        return self.entry.is_compressed
 
     @property
     def parameters_before(self) -> int:
@@ -41,16 +58,17 @@ class MatrixPlan:
         """Stored numbers of the form."""
         if self.rank is None:
             return self.parameters_before
-        return parameters(self.form, self.shape, self.rank, self.shared, self.name)
+        return self.entry.parameters(self.shape, self.rank, self.shared, self.name)
 
     @property
     def index_numbers(self) -> int:
         """Numbers in the form's index vectors."""
-        return sum(index_lengths(self.form, self.shape, self.rank, self.shared).values()) if self.rank else 0
+        return sum(self.entry.index_lengths(self.shape, self.rank, self.shared).values()) if self.rank else 0
 
     def stores(self, suffix: str) -> bool:
-        """Tell whether a factor is stored under this matrix's name: a common R is only under its owner's."""
-        return suffix.split(".", maxsplit=1)[0] != "R" or self.shared is None or self.shared.matrices[0] == self.name
+        """Tell whether a factor is stored under this matrix's name: a common one is only under its owner's."""
+        mine = self.shared is None or self.shared.matrices[0] == self.name
+        return mine or suffix.split(".", maxsplit=1)[0] != self.entry.common
 
 
 @dataclass(frozen=True)
@@ -74,7 +92,7 @@ class Plan:
     @property
     def cut_biases(self) -> dict[str, int]:
         """New length of each bias that loses the entries of dropped rows, by name."""
-        cut = {bias_of(m.name): m.rank for m in self.matrices if m.form == "modular_rows"}
+        cut = {bias_of(m.name): m.rank for m in self.matrices if m.entry.cuts_outputs}
         return {name: rank for name, rank in cut.items() if rank is not None and name in self.biases}
 
     @property

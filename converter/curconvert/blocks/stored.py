@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from curconvert.base.errors import IntegrityError
 from curconvert.base.names import bias_of
-from curconvert.blocks.modules import factored_linear
+from curconvert.blocks.linears import factored_linear
 from curconvert.families.skeleton import EMBEDDING, HEAD, build_skeleton, canonical_parameters, set_tensor
 from curconvert_runtime.format.artifact import Artifact
-from curconvert_runtime.format.forms import PROVENANCE, Shared, tensor_names
+from curconvert_runtime.format.forms import form_of
+from curconvert_runtime.format.forms.names import PROVENANCE
+from curconvert_runtime.format.forms.shared import Shared
 from curconvert_runtime.format.quantized import PARTS, part_name
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I32": torch.int32, "I64": torch.int64}
@@ -40,7 +42,7 @@ def build_torch_model(artifact: Artifact) -> nn.Module:
     parts = {part_name(name, part) for name in artifact.quantised for part in PARTS}
     unused = {name for name in artifact.tensors if not name.endswith(PROVENANCE) and name not in parts}
     unused |= set(artifact.quantised)
-    factored = {m["name"]: m for m in artifact.manifest["matrices"] if m["form"] != "dense"}
+    factored = {m["name"]: m for m in artifact.manifest["matrices"] if form_of(m["form"]).is_compressed}
 
     def take(name: str) -> Tensor:
         if name not in artifact.tensors and name not in artifact.quantised:
@@ -103,9 +105,9 @@ def linear_of_artifact(artifact: Artifact, matrix: Mapping[str, Any]) -> nn.Modu
 
 
 def factor_names(matrix: Mapping[str, Any]) -> dict[str, str]:
-    """Return the names of a matrix's stored tensors, by suffix."""
+    """Return the names of a matrix's stored tensors, by suffix; `weight` of a dense one."""
     m, n = matrix["shape"]
-    return tensor_names(matrix["name"], matrix["form"], (m, n), matrix["rank"], Shared.of(matrix))
+    return form_of(matrix["form"]).tensor_names(matrix["name"], (m, n), matrix["rank"], Shared.of(matrix))
 
 
 def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 from transformers import DynamicCache
 
 from curconvert.base.device import products_in
-from curconvert.blocks.modules import ChunkedHead
+from curconvert.blocks.head import ChunkedHead
 from curconvert.blocks.quantised import Quantised
 from curconvert.checkpoint.safetensors_file import prefetch
 from curconvert.checkpoint.types import Checkpoint

@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from curconvert.base.packing import stored_types
+from curconvert_runtime.format.forms import form_of
 
 if TYPE_CHECKING:
     from curconvert.base.plan import Plan
@@ -308,7 +309,7 @@ def artifact(manifest: Mapping[str, Any]) -> None:
         console.print(_quantised(quantised))
     table = Table("matrix", "shape", "form", "rank", "output error", "Frobenius error", box=None)
     for m in manifest["matrices"]:
-        if m["form"] != "dense":
+        if form_of(m["form"]).is_compressed:
             # Nobody has measured those of factors that were trained, or cut.
             both = (m["relative_output_error"], m["relative_frobenius_error"])
             errors = ("unknown" if error is None else f"{error:.4f}" for error in both)

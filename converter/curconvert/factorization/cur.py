@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import scipy.linalg
 import torch
 from torch import Tensor
 
 from curconvert.base.device import CPU
-from curconvert.base.forms import Form
+from curconvert.base.forms import Basis
 from curconvert.base.types import Matrix
-from curconvert.factorization.interpolative import interpolative_from
+from curconvert.factorization.interpolative import spanned
 from curconvert.factorization.measured import deployed, measured
 from curconvert.factorization.types import ErrorBound, Factorization
 from curconvert.linalg.chunked import ChunkedMatrix
@@ -27,6 +28,7 @@ from curconvert.selection.indices import (
     select_rows_columns,
     tensor_rng,
 )
+from curconvert_runtime.format.forms import form_of
 
 _BOUND_MATRICES = {"wanda": "|W|∘a", "activation": "W∘a", "weight": "W"}
 
@@ -54,7 +56,7 @@ class CUROptions:
     seed: int
     exact_svd: bool = False
     device: str = CPU
-    form: Form = "cur"
+    form: str = "cur"
 
 
 def link_matrix(weight: ChunkedMatrix, C: Matrix, R: Matrix, metric: Metric | None) -> Matrix:
@@ -126,11 +128,34 @@ def factorize_cur(
     bound = None
     if chosen.eta_rows is not None and chosen.eta_columns is not None and chosen.sigma_next is not None:
         bound = ErrorBound(chosen.eta_rows, chosen.eta_columns, chosen.sigma_next, _BOUND_MATRICES[options.importance])
-    if options.form == "interpolative":
-        basis, triangle = scipy.linalg.qr(C.double().numpy() @ link, mode="economic", check_finite=False)
-        found = interpolative_from(weight, basis, triangle @ R.double().numpy(), statistics, dtype)
-        return replace(found, bound=bound)
-    tensors = {"C": C, "U": deployed(link, dtype), "R": R, "rows": rows, "cols": columns}
-    if options.form == "two_factor":
-        tensors = {"A": deployed(C.double().numpy() @ link, dtype), "B": R}
-    return measured(options.form, tensors, rank, weight, statistics, bound=bound)
+    tensors = _STORED[options.form](_Product(C, link, R, rows, columns), dtype)
+    basis: Basis | None = "subspace" if form_of(options.form).has_basis else None
+    return measured(options.form, tensors, rank, weight, statistics, bound=bound, basis=basis)
+
+
+class _Product(NamedTuple):
+    """C·U·R, C and R as deployed, and where they come from."""
+
+    C: Tensor
+    U: Matrix
+    R: Tensor
+    rows: Tensor
+    columns: Tensor
+
+
+def _as_it_is(product: _Product, dtype: torch.dtype) -> dict[str, Tensor]:
+    U = deployed(product.U, dtype)
+    return {"C": product.C, "U": U, "R": product.R, "rows": product.rows, "cols": product.columns}
+
+
+def _folded(product: _Product, dtype: torch.dtype) -> dict[str, Tensor]:
+    return {"A": deployed(product.C.double().numpy() @ product.U, dtype), "B": product.R}
+
+
+def _interpolated(product: _Product, dtype: torch.dtype) -> dict[str, Tensor]:
+    basis, triangle = scipy.linalg.qr(product.C.double().numpy() @ product.U, mode="economic", check_finite=False)
+    return spanned(basis, triangle @ product.R.double().numpy(), dtype)
+
+
+_STORED = {"cur": _as_it_is, "two_factor": _folded, "interpolative": _interpolated}
+"""What is stored of a product, by the form's name."""

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from curconvert.base.errors import InputError
-from curconvert.base.forms import Basis, Form
+from curconvert.base.forms import Basis
 from curconvert.base.types import Matrix
-from curconvert.factorization.types import ErrorBound, Factorization
+from curconvert.factorization.types import ErrorBound, Factorization, arrays
 from curconvert.linalg.chunked import ChunkedMatrix
 from curconvert.linalg.statistics import InputStatistics, squares
 
@@ -27,7 +27,7 @@ def check_rank(name: str, shape: tuple[int, ...], rank: int) -> None:
 
 
 def measured(
-    form: Form,
+    form: str,
     tensors: Mapping[str, Tensor],
     rank: int,
     weight: Tensor,
@@ -69,7 +69,7 @@ def _errors(
     factors: Factorization, weight: ChunkedMatrix, statistics: InputStatistics
 ) -> Iterator[tuple[float, float, float, float]]:
     """Yield of some rows at a time: squared output error and output, squared error and weight."""
-    thin = _thin(factors)
+    thin = factors.entry.thin(arrays(factors.tensors))
     if thin is None:
         whole = factors.product().numpy()
         for rows, part in weight.chunks():
@@ -83,19 +83,6 @@ def _errors(
         error, images = part - left[rows] @ right, statistics.images(part)
         missed = images - left[rows].astype(common.dtype, copy=False) @ common
         yield statistics.energy(error, missed), statistics.energy(part, images), squares(error), squares(part)
-
-
-def _thin(factors: Factorization) -> tuple[Matrix, Matrix] | None:
-    """Return two factors, (m, r) and (r, n), of which a matrix is the product; None for the forms that keep a part."""
-    wide = {suffix: tensor.to(torch.float64).numpy() for suffix, tensor in factors.tensors.items()}
-    if factors.form == "cur":
-        return wide["C"], wide["U"] @ wide["R"]
-    if factors.form == "two_factor":
-        return wide["A"], wide["B"]
-    if factors.form == "interpolative":
-        left = np.concatenate([np.eye(factors.rank), wide["T"]])[factors.tensors["order"].numpy()]
-        return left, wide["R"]
-    return None
 
 
 def deployed(matrix: Matrix, dtype: torch.dtype) -> Tensor:

@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from curconvert.base.forms import Basis, Form
-from curconvert_runtime.format.forms import multiply
+from curconvert.base.forms import Basis
+from curconvert_runtime.format.forms import form_of
+from curconvert_runtime.format.forms.form import Form
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Factorization:
     """A compressed matrix.
 
     Attributes:
-        form: How the factors combine.
+        form: Name of how the factors combine.
         shape: (m, n) of the matrix.
         tensors: Stored tensors by suffix, as `curconvert_runtime.format.forms` lists them: factors in the
             deployed dtype, index vectors in int32; and `bias` where it is another than the layer's.
@@ -55,7 +57,7 @@ class Factorization:
             the difference the factors make up for, see `curconvert.factorization.targets`.
     """
 
-    form: Form
+    form: str
     shape: tuple[int, int]
     tensors: Mapping[str, Tensor]
     rank: int
@@ -77,10 +79,19 @@ class Factorization:
         bound = value["bound"]
         return cls(**{**value, "shape": (m, n), "bound": None if bound is None else ErrorBound(**bound)})
 
+    @property
+    def entry(self) -> Form:
+        """What the registry says of the form."""
+        return form_of(self.form)
+
     def product(self) -> Tensor:
         """Multiply the stored factors out, (m, n) float64."""
-        wide = {
-            suffix: (tensor.to(torch.float64) if tensor.is_floating_point() else tensor).numpy()
-            for suffix, tensor in self.tensors.items()
-        }
-        return torch.from_numpy(multiply(self.form, self.shape, wide))
+        return torch.from_numpy(self.entry.multiply(self.shape, arrays(self.tensors)))
+
+
+def arrays(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
+    """Return tensors as arrays: float64, and index vectors as they are."""
+    return {
+        suffix: (tensor.to(torch.float64) if tensor.is_floating_point() else tensor).numpy()
+        for suffix, tensor in tensors.items()
+    }

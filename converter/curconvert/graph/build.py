@@ -58,7 +58,7 @@ def build_graphs(
         config: The Hugging Face config as a plain dict.
         tensors: Every stored tensor by canonical name, with its byte range. `.rows` and `.cols` are ignored; an absent
             `lm_head.weight` means tied to the embedding.
-        forms: Weight name to one of `curconvert_runtime.format.forms.FORMS`, for matrices that are stored as factors.
+        forms: Weight name to its form's, for matrices that are stored as factors.
         owners: Weight name to that of the matrix under whose name its R is stored, where R is common to two.
         quantised: Each matrix that is stored in parts, by the name that it would have as one tensor.
         arithmetic: What the fused graph computes in: float32, or float16 with float16 weights.

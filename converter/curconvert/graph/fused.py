@@ -39,7 +39,7 @@ class Fused(Portable):
         """Return MatMulNBits' bytes by rows and blocks."""
         return ir.DataType.UINT8, (shape[0], layout.blocks(shape[1]), layout.block_size * layout.bits // 8)
 
-    def _as_rows(self, x: ir.Value, width: int) -> ir.Value:
+    def as_rows(self, x: ir.Value, width: int) -> ir.Value:
         """Leave the axes as they are: FusedMatMul takes all of them."""
         return x
 
@@ -55,7 +55,7 @@ class Fused(Portable):
             return found
         return self.emit("Slice", found, self.emit.ints(0), self.emit.ints(columns), self.emit.ints(-1))
 
-    def _multiply(self, rows: ir.Value, weight: Weight) -> ir.Value:
+    def multiply(self, rows: ir.Value, weight: Weight) -> ir.Value:
         """Multiply by FusedMatMul(transB=1), or MatMulNBits: weights stay in torch's layout."""
         if isinstance(weight, Packed):
             parts = (rows, weight.integers, weight.scales, *([] if weight.zeros is None else [weight.zeros]))
@@ -66,7 +66,8 @@ class Fused(Portable):
             )  # fmt: skip
         return self.emit("FusedMatMul", rows, self.emit.exact(weight), transB=1, domain=MICROSOFT)
 
-    def _from_rows(self, rows: ir.Value, width: int) -> ir.Value:
+    def from_rows(self, rows: ir.Value, width: int) -> ir.Value:
+        """Leave the axes as they are."""
         return rows
 
     def rms_norm(self, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:

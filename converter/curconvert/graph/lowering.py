@@ -9,69 +9,24 @@ The template is float32, and so is everything here but stored weights: those of 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
 
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from curconvert.base.errors import InputError, UnsupportedError
 from curconvert.checkpoint.types import TensorInfo
-from curconvert.families.facts import AttentionFacts, ModelFacts
+from curconvert.families.facts import ModelFacts
 from curconvert.families.skeleton import EMBEDDING, HEAD
 from curconvert.graph.binding import INDEX_DTYPE, source_of
-from curconvert.graph.emit import Emitter
+from curconvert.graph.dialect import Dialect
+from curconvert.graph.forms import EMITTERS
+from curconvert.graph.forms.stored import Stored
 from curconvert.graph.weights import Packed, Weight
-from curconvert_runtime.format.forms import FORMS, factor_name, is_index
-from curconvert_runtime.format.quantized import Layout, Packing, part_name
+from curconvert_runtime.format.forms import form_of
+from curconvert_runtime.format.forms.names import factor_name, is_index
+from curconvert_runtime.format.quantized import Packing, part_name
 
 _FLOAT, _UINT8 = ir.DataType.FLOAT, ir.DataType.UINT8
-
-
-class Dialect(Protocol):
-    """The operators of one target."""
-
-    emit: Emitter
-    opset_imports: Mapping[str, int]
-
-    def integers(self, shape: tuple[int, int], layout: Layout) -> tuple[ir.DataType, tuple[int, ...]]:
-        """Return as what a product takes a matrix's integers: element type and shape, of the same bytes."""
-
-    def look_up(self, table: Packed, rows: ir.Value) -> ir.Value:
-        """Return some rows of a quantised matrix."""
-
-    def linear(self, x: ir.Value, weights: list[Weight]) -> ir.Value:
-        """Return x·W₁ᵀ·W₂ᵀ… for weights in torch's (out, in) layout."""
-
-    def interpolate(self, x: ir.Value, kept: Weight, others: Weight, order: ir.Value) -> ir.Value:
-        """Return y₀ = x·keptᵀ and y₀·othersᵀ, laid end to end, in the given order."""
-
-    def place(self, x: ir.Value, kept: Weight, order: ir.Value) -> ir.Value:
-        """Return x·keptᵀ with a zero behind it, in the given order."""
-
-    def pick(self, x: ir.Value, kept: Weight, order: ir.Value) -> ir.Value:
-        """Return x[order]·keptᵀ."""
-
-    def rms_norm(self, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
-        """Return the root-mean-square normalisation of the last axis, times a weight."""
-
-    def add_rms_norm(self, x: ir.Value, skip: ir.Value, weight: ir.Value, epsilon: float) -> tuple[ir.Value, ir.Value]:
-        """Return the normalisation of x + skip, and x + skip."""
-
-    def gelu(self, x: ir.Value, approximate: str) -> ir.Value:
-        """Return GELU, exact (`none`) or by its `tanh` approximation."""
-
-    def silu(self, x: ir.Value) -> ir.Value:
-        """Return SiLU, x·sigmoid(x)."""
-
-    def attention(
-        self,
-        facts: AttentionFacts,
-        query: ir.Value,
-        key: ir.Value,
-        value: ir.Value,
-        past: tuple[ir.Value, ir.Value],
-    ) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Return the attention output and the present key and value; applies the rotary embedding."""
 
 
 class Lowering:
@@ -204,10 +159,11 @@ class Lowering:
         if transpose is None or transpose.op_type != "Transpose":
             return None
         weight = _input(transpose, 0)
+        name = str(weight.name)
         product = self._product(_input(node, 0), weight)
-        bias = str(weight.name).removesuffix("weight") + "bias"
-        if self._forms.get(str(weight.name)) == "modular_rows":
-            _resize(node.outputs[0], self._rows(str(weight.name)))
+        bias = factor_name(name, "bias")
+        if name in self._forms and (form := form_of(self._forms[name])).cuts_outputs:
+            _resize(node.outputs[0], self._rows(factor_name(name, form.factors[-1])))
         if bias in self._tensors and bias not in self._graph.initializers:
             # mobius does not read `mlp_bias`; the biases that it knows are Add nodes of the template.
             product = self._dialect.emit("Add", product, self._dialect.emit.exact(self._stored(bias)))
@@ -217,30 +173,22 @@ class Lowering:
         """Return x·Wᵀ, in the form in which W is stored."""
         name = str(weight.name)
         self._formed.add(name)
-        form = self._forms.get(name, "dense")
+        if name not in self._forms:
+            return self._dialect.linear(x, [self._dense(name, weight)])
+        if self._forms[name] not in EMITTERS:
+            raise UnsupportedError(
+                f"tensor {name}: form {self._forms[name]!r} has no graph, expected one of {', '.join(EMITTERS)}"
+            )
+        form = form_of(self._forms[name])
 
-        def stored(suffix: str) -> Weight:
-            owner = self._owners.get(name, name) if suffix == "R" else name
-            return self._matrix(factor_name(owner, suffix), form)
+        def matrix(suffix: str) -> Weight:
+            owner = self._owners.get(name, name) if suffix == form.common else name
+            return self._matrix(factor_name(owner, suffix), form.name)
 
-        def order() -> ir.Value:
-            return self._stored(factor_name(name, "order"), form)
+        def index(suffix: str) -> ir.Value:
+            return self._stored(factor_name(name, suffix), form.name)
 
-        match form:
-            case "dense":
-                return self._dialect.linear(x, [self._dense(name, weight)])
-            case "cur":
-                return self._dialect.linear(x, [stored("R"), stored("U"), stored("C")])
-            case "two_factor":
-                return self._dialect.linear(x, [stored("B"), stored("A")])
-            case "interpolative":
-                return self._dialect.interpolate(x, stored("R"), stored("T"), order())
-            case "modular_rows" | "modular_columns":
-                return self._dialect.linear(x, [stored("weight")])
-            case "sparse_rows" | "sparse_columns":
-                sparse = self._dialect.place if form == "sparse_rows" else self._dialect.pick
-                return sparse(x, stored("weight"), order())
-        raise UnsupportedError(f"tensor {name}: form {form!r} has no graph, expected one of {', '.join(FORMS)}")
+        return EMITTERS[form.name](self._dialect, x, Stored(matrix, index))
 
     def _dense(self, name: str, weight: ir.Value) -> Weight:
         """Return a dense weight: the template's initialiser, the embedding for a tied head, or its parts."""

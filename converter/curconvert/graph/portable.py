@@ -60,33 +60,16 @@ class Portable:
             table, integers=self.emit("Gather", table.integers, rows), scales=self.emit("Gather", table.scales, rows),
             zeros=None if table.zeros is None else self.emit("Gather", table.zeros, rows),
         )  # fmt: skip
-        return self._from_rows(unpacked(self.emit, chosen), table.shape[1])
+        return self.from_rows(unpacked(self.emit, chosen), table.shape[1])
 
     def linear(self, x: ir.Value, weights: list[Weight]) -> ir.Value:
         """Multiply by one matrix after the other."""
-        rows = self._as_rows(x, width(weights[0], 1))
+        rows = self.as_rows(x, width(weights[0], 1))
         for weight in weights:
-            rows = self._multiply(rows, weight)
-        return self._from_rows(rows, width(weights[-1], 0))
+            rows = self.multiply(rows, weight)
+        return self.from_rows(rows, width(weights[-1], 0))
 
-    def interpolate(self, x: ir.Value, kept: Weight, others: Weight, order: ir.Value) -> ir.Value:
-        """Multiply twice, keeping both products, and put their columns in order."""
-        rows = self._multiply(self._as_rows(x, width(kept, 1)), kept)
-        both = self.emit("Concat", rows, self._multiply(rows, others), axis=-1)
-        computed = width(kept, 0) + width(others, 0)  # with a basis of two layers more than either takes
-        return self._ordered(self._from_rows(both, computed), order, whole=computed == width(order, 0))
-
-    def place(self, x: ir.Value, kept: Weight, order: ir.Value) -> ir.Value:
-        """Multiply, and let the outputs that are not computed share one zero."""
-        product = self.linear(x, [kept])
-        # One zero at the end of the last of three axes (batch, sequence, rank).
-        return self._ordered(self.emit("Pad", product, self.emit.ints(0, 0, 0, 0, 0, 1)), order)
-
-    def pick(self, x: ir.Value, kept: Weight, order: ir.Value) -> ir.Value:
-        """Multiply some inputs."""
-        return self.linear(self._ordered(x, order), [kept])
-
-    def _ordered(self, x: ir.Value, order: ir.Value, *, whole: bool = False) -> ir.Value:
+    def ordered(self, x: ir.Value, order: ir.Value, *, whole: bool = False) -> ir.Value:
         """Return x[:, :, order]; `whole` tells that the order is as long as the axis.
 
         onnxruntime's Gather copies a block for each index, and here every number is one; GatherElements, with the same
@@ -99,7 +82,7 @@ class Portable:
             shape = self.emit("Concat", self.emit("Shape", x, start=0, end=2), self.emit.ints(1), axis=0)
         return self.emit("GatherElements", x, self.emit("Expand", order, shape), axis=-1)
 
-    def _multiply(self, rows: ir.Value, weight: Weight) -> ir.Value:
+    def multiply(self, rows: ir.Value, weight: Weight) -> ir.Value:
         """Multiply by Gemm(transB=1): weights stay in torch's layout, and no transposed copy is made at load.
 
         Gemm is two-dimensional: the batch and sequence axes become rows and come back afterwards.
@@ -112,10 +95,12 @@ class Portable:
             return self.emit("Gemm", rows, self._unpacked[weight.scales], transB=1)
         return self.emit("Gemm", rows, self.emit.exact(weight), transB=1)
 
-    def _from_rows(self, rows: ir.Value, width: int) -> ir.Value:
+    def from_rows(self, rows: ir.Value, width: int) -> ir.Value:
+        """Reshape to (batch, sequence, width)."""
         return self.emit("Reshape", rows, self._shape(width))
 
-    def _as_rows(self, x: ir.Value, width: int) -> ir.Value:
+    def as_rows(self, x: ir.Value, width: int) -> ir.Value:
+        """Reshape to (batch · sequence, width), once for all products with x."""
         if x not in self._rows:
             self._rows[x] = self.emit("Reshape", x, self.emit.ints(-1, width))
         return self._rows[x]

@@ -30,7 +30,8 @@ from curconvert.methods.block import factors_of, install
 from curconvert.options.convert import ConvertOptions
 from curconvert.quantization.tensors import UNQUANTISED, Tables
 from curconvert_runtime.checks.fidelity import Progress
-from curconvert_runtime.format.forms import SPARSE, factor_name
+from curconvert_runtime.format.forms.names import factor_name
+from curconvert_runtime.format.modules import SPARSE
 from curconvert_runtime.format.probes import CompressedProbe
 from curconvert_runtime.format.quantized import part_name
 
@@ -71,10 +72,10 @@ def compress(
         probe.
     """
     stream = BlockStream(checkpoint, dtype, torch.device(options.device), tables.quantised)
-    matrices = {m.name: m for m in plan.matrices if m.form != "dense" or options.quantization}
+    matrices = {m.name: m for m in plan.matrices if m.is_compressed or options.quantization}
     later = set(matrices)
     if options.full_metric:
-        later |= {bias_of(name) for name, m in matrices.items() if m.form not in ("dense", *SPARSE.values())}
+        later |= {bias_of(name) for name, m in matrices.items() if m.entry.bias != "kept"}
     last_layer = max(layer_of(name) for name in matrices) if matrices else -1
     known = evidence.has_statistics(matrices) and not options.sequential
     calibration = tokens.calibration[:0] if known else tokens.calibration

@@ -35,6 +35,7 @@ from curconvert_runtime.checks.report import VerificationReport
 from curconvert_runtime.checks.verification import VerifyOptions
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.files import MANIFEST
+from curconvert_runtime.format.forms import form_of
 from curconvert_runtime.format.hashing import sha256
 from curconvert_runtime.format.probes import Probes
 
@@ -183,7 +184,7 @@ def _check_forms(artifact: Artifact, options: HealOptions) -> None:
     if artifact.quantised:
         raise UnsupportedError(f"{artifact.path}: its weights are quantised; heal an artifact made without --quantize")
     forms = {matrix["form"] for matrix in artifact.manifest["matrices"]}
-    if (options.train == "u" or options.start == "als") and not forms & {"cur", "interpolative"}:
+    if (options.train == "u" or options.start == "als") and not any(form_of(form).linking for form in forms):
         raise InputError(
             f"{artifact.path}: nothing to train in the forms {', '.join(sorted(forms)) or 'of an export'}: U belongs "
             "to cur, T to interpolative; --train u+norms trains the norms"

@@ -27,7 +27,7 @@ from curconvert_runtime.checks.parity import compare, compare_with_probe, teache
 from curconvert_runtime.checks.report import Check
 from curconvert_runtime.checks.verification import VerifyOptions, graph_answers
 from curconvert_runtime.format.artifact import Artifact
-from curconvert_runtime.format.forms import multiply
+from curconvert_runtime.format.forms import form_of
 from curconvert_runtime.format.hashing import sha256
 from curconvert_runtime.format.probes import Probes
 from curconvert_runtime.format.quantized import PARTS, part_name
@@ -153,11 +153,11 @@ def _quantised_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[st
         if row["relative_frobenius_error"] is not None:
             yield from _distance_faults(row, artifact.matrix(row["name"]), checkpoint)
     for row in artifact.manifest["matrices"]:
-        names = {"weight": row["name"]} if row["form"] == "dense" else factor_names(row)
+        names = factor_names(row)
         if artifact.quantised.keys() & set(names.values()):
             stored = {suffix: artifact.matrix(name) for suffix, name in names.items()}
             m, n = row["shape"]
-            yield from _distance_faults(row, multiply(row["form"], (m, n), stored), checkpoint)
+            yield from _distance_faults(row, form_of(row["form"]).multiply((m, n), stored), checkpoint)
 
 
 def _distance_faults(row: Mapping[str, Any], stored: NDArray[Any], checkpoint: Checkpoint) -> Iterator[str]:
@@ -175,14 +175,15 @@ def _distance_faults(row: Mapping[str, Any], stored: NDArray[Any], checkpoint: C
 
 def _slice_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[str]:
     for matrix in artifact.manifest["matrices"]:
-        if matrix["form"] == "dense":
+        form = form_of(matrix["form"])
+        if not form.is_compressed:
             continue
         name, stem = matrix["name"], matrix["name"].removesuffix(".weight")
         info = checkpoint.tensors.get(name)
         if info is None or info.shape != tuple(matrix["shape"]):
             yield f"{name}: the original has shape {info.shape if info else 'none'}, the manifest {matrix['shape']}"
             continue
-        slices = _slices(matrix)
+        slices = form.slices_of(matrix["basis"])
         weight = checkpoint.read(name) if slices else torch.empty(0)
         for part, (axis, indices) in slices.items():
             if f"{stem}.{part}" in artifact.quantised:
@@ -192,21 +193,11 @@ def _slice_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[str]:
                 yield f"{stem}.{part} is not made of the original's {'columns' if axis else 'rows'}"
 
 
-def _slices(matrix: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
-    """Return the factors that are slices of the original, with the axis and the index vector of each."""
-    if matrix["form"] == "cur":
-        return {"C": (1, "cols"), "R": (0, "rows")}
-    if matrix["form"] == "modular_rows":
-        return {"weight": (0, "rows")}
-    factor = "R" if matrix["form"] == "interpolative" else "weight"
-    return {factor: (0, "rows")} if matrix["basis"] == "rows" else {}
-
-
 def _other_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[str]:
-    rows = [m for m in artifact.manifest["matrices"] if m["form"] != "dense"]
+    rows = [m for m in artifact.manifest["matrices"] if form_of(m["form"]).is_compressed]
     factored = {m["name"] for m in rows}
     factors = {name for m in rows for name in factor_names(m).values()}
-    cut = {bias_of(m["name"]) for m in rows if m["form"] == "modular_rows"}
+    cut = {bias_of(m["name"]) for m in rows if form_of(m["form"]).cuts_outputs}
     corrected = {bias_of(m["name"]) for m in rows if m.get("corrected_bias")}
     trained = set(artifact.manifest.get("healing", {}).get("tensors", ()))
     parts = {part_name(name, part) for name in artifact.quantised for part in PARTS}

@@ -19,7 +19,7 @@ from curconvert.base.environment import environment
 from curconvert.base.names import bias_of
 from curconvert.base.plan import MatrixPlan, Plan
 from curconvert.base.progress import silent
-from curconvert.blocks.modules import factored_linear
+from curconvert.blocks.linears import factored_linear
 from curconvert.blocks.stored import stored_tensor
 from curconvert.blocks.stream import Block, BlockStream
 from curconvert.calibration.parity_probe import ParityProbe
@@ -37,7 +37,7 @@ from curconvert_runtime.checks.report import VerificationReport
 from curconvert_runtime.checks.verification import VerifyOptions
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.files import MANIFEST
-from curconvert_runtime.format.forms import factor_name
+from curconvert_runtime.format.forms.names import factor_name
 from curconvert_runtime.format.hashing import sha256
 from curconvert_runtime.format.probes import CompressedProbe, Probes
 
@@ -182,8 +182,8 @@ def _row(scored: Scored, matrix: MatrixPlan) -> dict[str, Any]:
         **UNKNOWN_ERRORS,
         "form": matrix.form,
         "rank": matrix.rank,
-        "basis": "subspace" if matrix.form == "interpolative" else None,
+        "basis": "subspace" if matrix.entry.has_basis else None,
         "parameters_after": matrix.parameters_after,
-        "corrected_bias": biased and matrix.form != "modular_rows",
+        "corrected_bias": biased and matrix.entry.bias == "corrected",
         "reason": None,
     }

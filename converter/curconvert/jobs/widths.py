@@ -35,7 +35,7 @@ from curconvert.quantization.rounding import quantise
 from curconvert.quantization.tensors import TABLES, quantised_shapes, relative_error
 from curconvert.quantization.widths import RoundingCost, RoundingTask, chosen_widths, weighted
 from curconvert_runtime.checks.fidelity import Progress
-from curconvert_runtime.format.forms import SPARSE
+from curconvert_runtime.format.modules import SPARSE
 from curconvert_runtime.format.quantized import BITS
 
 _STAGE = "widths"

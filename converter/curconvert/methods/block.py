@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from curconvert.base.plan import MatrixPlan
-from curconvert.blocks.modules import factored_linear
+from curconvert.blocks.linears import factored_linear
 from curconvert.blocks.stream import Block
 from curconvert.calibration.evidence import Evidence
 from curconvert.checkpoint.types import Checkpoint

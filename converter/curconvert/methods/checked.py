@@ -20,7 +20,7 @@ from curconvert.factorization.types import Factorization
 from curconvert.families.heads import Heads
 from curconvert.linalg.statistics import InputStatistics
 from curconvert.options.convert import ConvertOptions
-from curconvert_runtime.format.forms import MODULAR, SPARSE, keeps_part
+from curconvert_runtime.format.modules import MODULAR, SPARSE
 
 FactorTask = Task[dict[str, Factorization]]
 
@@ -134,7 +134,7 @@ def block_tasks(
         names = {linear: sparse[linear].name for linear in pair}
         both = {linear: parts[name] for linear, name in names.items()}
         yield HeadsTask(names, both, heads, kept, options.ridge, dtype)
-    for plan in _largest_first([plan for plan in plans if not keeps_part(plan.form)]):
+    for plan in _largest_first([plan for plan in plans if plan.entry.kept is None]):
         part = parts[plan.name]
         rows = evidence.fisher_rows(plan.name) if options.approximation == "fwsvd" else None
         yield MatrixTask(plan, part.weight, part.bias, part.statistics, options, dtype, rows)

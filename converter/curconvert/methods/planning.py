@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast
 
 from curconvert.allocation.plans import assemble
 from curconvert.base.errors import InputError
-from curconvert.base.forms import MIN_SAVING, Form, break_even_rank, rank_for_density
+from curconvert.base.forms import MIN_SAVING, rank_for_density
 from curconvert.base.names import layer_of, linear_of
 from curconvert.base.plan import MatrixPlan, Plan
 from curconvert.calibration.text import check_context
@@ -17,7 +16,8 @@ from curconvert.checkpoint.types import Checkpoint
 from curconvert.families.heads import Heads, attention_heads
 from curconvert.options.convert import STORED, ConvertOptions
 from curconvert.selection.layers import layer_count, score_of, select_layers
-from curconvert_runtime.format.forms import MODULAR, SPARSE, parameters
+from curconvert_runtime.format.forms import form_of
+from curconvert_runtime.format.modules import MODULAR, SPARSE
 
 
 def obstacle(name: str, heads: Heads | None) -> str | None:
@@ -47,7 +47,7 @@ def plan_matrix(name: str, shape: tuple[int, int], options: ConvertOptions, head
     """
     linear = linear_of(name)
     own = {"modular": MODULAR, "modules": MODULAR | SPARSE}.get(options.form, {})
-    forms = STORED[options.stored] if options.stored else (cast("Form", own.get(linear, options.form)),)
+    forms = STORED[options.stored] if options.stored else (own.get(linear, options.form),)
     plans = [_in_form(name, shape, form, options, heads) for form in forms]
     # Of one density the form of the highest rank is best, of one rank the smallest.
     return min(
@@ -56,7 +56,7 @@ def plan_matrix(name: str, shape: tuple[int, int], options: ConvertOptions, head
     )
 
 
-def _in_form(name: str, shape: tuple[int, int], form: Form, options: ConvertOptions, heads: Heads | None) -> MatrixPlan:
+def _in_form(name: str, shape: tuple[int, int], form: str, options: ConvertOptions, heads: Heads | None) -> MatrixPlan:
     linear = linear_of(name)
     reason = obstacle(name, heads)
     if reason is not None:
@@ -70,8 +70,8 @@ def _in_form(name: str, shape: tuple[int, int], form: Form, options: ConvertOpti
         rank, asked = rank_for_density(form, shape, options.density), f"density {options.density:g}"
     else:
         assert options.rank is not None
-        rank, asked = min(options.rank, break_even_rank(form, shape)), f"rank {options.rank}"
-    saving = 1 - parameters(form, shape, rank) / math.prod(shape) if rank else 0.0
+        rank, asked = min(options.rank, form_of(form).break_even_rank(shape)), f"rank {options.rank}"
+    saving = 1 - form_of(form).parameters(shape, rank) / math.prod(shape) if rank else 0.0
     if saving < MIN_SAVING:
         return MatrixPlan(name, shape, "dense", reason=f"{asked} would save less than {MIN_SAVING:.0%}")
     return MatrixPlan(name, shape, form, rank)

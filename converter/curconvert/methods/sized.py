@@ -11,7 +11,7 @@ from curconvert.checkpoint.types import Checkpoint
 from curconvert.families.heads import attention_heads
 from curconvert.methods.planning import obstacle
 from curconvert.options.convert import LINEARS, ConvertOptions
-from curconvert_runtime.format.forms import MODULAR
+from curconvert_runtime.format.modules import MODULAR
 
 
 def options_for_size(checkpoint: Checkpoint, method: str, target: int, **values: Any) -> ConvertOptions:

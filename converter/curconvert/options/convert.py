@@ -11,11 +11,11 @@ from typing import Any, Literal, get_args
 from curconvert.base.checks import at_least, check_device, one_of, proper_share, within
 from curconvert.base.device import CPU
 from curconvert.base.errors import InputError
-from curconvert.base.forms import Basis, Form
+from curconvert.base.forms import Basis
 from curconvert.options.calibration import BUILTIN, CalibrationOptions
 from curconvert.options.choices import APPROXIMATIONS, BASIS_SELECTORS, IMPORTANCES, LINKS, SELECTORS
 from curconvert.options.quantization import Quantization
-from curconvert_runtime.format.forms import MODULAR
+from curconvert_runtime.format.modules import MODULAR
 
 DType = Literal["float32", "float16", "bfloat16"]
 Method = Literal[
@@ -47,7 +47,7 @@ _PRESETS: Mapping[str, Mapping[str, Any]] = {
     "dense": {"form": "dense", "layers": "all", "targets": LINEARS},
 }
 _APPROXIMATIONS = {"interpolative": get_args(Basis), "two_factor": APPROXIMATIONS}
-STORED: Mapping[str, tuple[Form, ...]] = {
+STORED: Mapping[str, tuple[str, ...]] = {
     "cur": ("cur",),
     "folded": ("two_factor",),
     "interpolative": ("interpolative",),

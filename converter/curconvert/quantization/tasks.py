@@ -3,12 +3,12 @@
 Factors are settled one after the other. What rounding one of them changes, those that are not settled yet make up for:
 X·Z is nearest to it in the metric of the inputs as (X·M)·Ẑ with `M = Z H Ẑᵀ (Ẑ H Ẑᵀ)⁺`, whatever X is. So a factor is
 refitted to those before it by one r × r matrix, and aims at what the float factors give, not at the original: a method
-stays what it is. U of C·U·R, where it stays float, comes last and makes up for C as well.
+stays what it is. What stays float, U of C·U·R, comes last and makes up for what follows it as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,31 +20,14 @@ from curconvert.factorization.interpolative import interpolation
 from curconvert.factorization.measured import deployed, measured
 from curconvert.factorization.projection import Projection, with_bias
 from curconvert.factorization.tasks import lapack
-from curconvert.factorization.types import Factorization
+from curconvert.factorization.types import Factorization, arrays
 from curconvert.linalg.chunked import ChunkedMatrix
 from curconvert.linalg.gram import least_squares
 from curconvert.linalg.metrics import FullMetric
 from curconvert.options.quantization import Quantization
 from curconvert.quantization.rounding import quantise
-from curconvert_runtime.format.forms import factor_name
+from curconvert_runtime.format.forms.names import INDICES, factor_name
 from curconvert_runtime.format.quantized import part_name
-
-FLOAT_LINK_RANK = 128
-"""Largest rank at which U of C·U·R stays float: it is small then, and has the largest entries of the three."""
-# Factors in the order in which an input meets them.
-_CHAINS: Mapping[str, tuple[str, ...]] = {
-    "cur": ("R", "U", "C"), "interpolative": ("R", "T"), "two_factor": ("B", "A"),
-}  # fmt: skip
-
-
-def quantised_factors(form: str, rank: int) -> tuple[str, ...]:
-    """Return the suffixes of a form's tensors that are quantised, in the order in which an input meets them.
-
-    Args:
-        form: One of `curconvert_runtime.format.forms.FORMS`, or `dense`.
-        rank: r.
-    """
-    return tuple(suffix for suffix in _chain(form) if suffix != "U" or rank > FLOAT_LINK_RANK)
 
 
 @dataclass(frozen=True)
@@ -79,7 +62,7 @@ class QuantisationTask:
             BackendError: A LAPACK routine did not converge.
         """
         factors, tensors = self.factors, dict(self.factors.tensors)
-        chosen = quantised_factors(factors.form, factors.rank)
+        chosen = factors.entry.quantised(factors.rank)
         with lapack(self.name):
             for suffix in self._order():
                 tensors[suffix] = self._refitted(suffix, tensors)
@@ -101,47 +84,43 @@ class QuantisationTask:
 
     def _order(self) -> tuple[str, ...]:
         """Return the factors in the order in which they are settled: what stays float last."""
-        chosen = quantised_factors(self.factors.form, self.factors.rank)
-        return (*chosen, *(suffix for suffix in _chain(self.factors.form) if suffix not in chosen))
+        form = self.factors.entry
+        chosen = form.quantised(self.factors.rank)
+        return (*chosen, *(suffix for suffix in form.factors if suffix not in chosen))
 
     def _refitted(self, suffix: str, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return a factor that makes up for what rounding has changed in those settled before it."""
-        own, linked = tensors[suffix], self._order()[-1] == "U"
-        first = suffix == _chain(self.factors.form)[0]
-        if first or (suffix == "C" and linked) or not self.quantization.uses_statistics:
-            return own  # columns of the weight stay such where U is to come
-        wanted, stored = _before(suffix, self.factors), _before(suffix, replace(self.factors, tensors=tensors))
+        chain, last = self.factors.entry.factors, self._order()[-1]
+        place, own = chain.index(suffix), tensors[suffix]
+        # What follows a factor that stays float stays as it is: columns of the weight stay such where U is to come.
+        if place == 0 or place > chain.index(last) or not self.quantization.uses_statistics:
+            return own
+        before, after, original = chain[:place], chain[place + 1 :], self.factors.tensors
         metric = FullMetric(self.projection.metric, self.ridge)
-        found = _wide(own) @ interpolation(ChunkedMatrix(torch.from_numpy(wanted)), stored, metric)
-        if not linked:
+        wanted = ChunkedMatrix(torch.from_numpy(_multiplied(before, original)))
+        found = _wide(own) @ interpolation(wanted, _multiplied(before, tensors), metric)
+        if last == chain[-1]:
             return torch.from_numpy(found)  # in float64 until it is rounded
-        return deployed(least_squares(_wide(tensors["C"]), _wide(self.factors.tensors["C"]) @ found), self.dtype)
+        return deployed(least_squares(_multiplied(after, tensors), _multiplied(after, original) @ found), self.dtype)
 
     def _gram(self, suffix: str, tensors: Mapping[str, Tensor]) -> Matrix | None:
         """Return the Gram matrix of a factor's input, which has passed through those before it as they are stored."""
-        factors = self.factors
-        if not self.quantization.uses_statistics or factors.form == "sparse_columns":
-            # The input of a smaller o_proj are new combinations of the values: nothing was seen of them.
+        if not self.quantization.uses_statistics:
             return None
-        gram = self.projection.metric.gram
-        if factors.form == "modular_columns":
-            kept = factors.tensors["cols"].numpy()
-            return np.asarray(gram[np.ix_(kept, kept)])
-        if suffix == _chain(factors.form)[0]:
-            common = self.partner if suffix == "R" else None
-            return gram if common is None else (gram + common) / 2
-        stored = _before(suffix, replace(factors, tensors=tensors))
+        form, indices = self.factors.entry, {s: t for s, t in self.factors.tensors.items() if s in INDICES}
+        gram = form.seen(self.projection.metric.gram, arrays(indices))
+        before = form.factors[: form.factors.index(suffix)]
+        if gram is None:
+            return None
+        if not before:
+            return gram if self.partner is None else (gram + self.partner) / 2
+        stored = _multiplied(before, tensors)
         return np.asarray(stored @ gram @ stored.T)
 
 
-def _chain(form: str) -> tuple[str, ...]:
-    return _CHAINS.get(form, ("weight",))
-
-
-def _before(suffix: str, factors: Factorization) -> Matrix:
-    """Multiply the factors out that an input meets before one of them, which is not the first."""
-    chain = _chain(factors.form)
-    first, *others = (_wide(factors.tensors[earlier]) for earlier in chain[: chain.index(suffix)])
+def _multiplied(suffixes: Sequence[str], tensors: Mapping[str, Tensor]) -> Matrix:
+    """Multiply some factors out, which an input meets in this order."""
+    first, *others = (_wide(tensors[suffix]) for suffix in suffixes)
     for matrix in others:
         first = matrix @ first
     return first

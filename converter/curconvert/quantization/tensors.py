@@ -17,9 +17,8 @@ from curconvert.families.skeleton import EMBEDDING, HEAD
 from curconvert.linalg.statistics import InputStatistics
 from curconvert.options.quantization import Quantization
 from curconvert.quantization.rounding import quantise
-from curconvert.quantization.tasks import quantised_factors
 from curconvert.quantization.widths import RoundingCost
-from curconvert_runtime.format.forms import factor_name, factor_shapes
+from curconvert_runtime.format.forms.names import factor_name
 from curconvert_runtime.format.quantized import Packing
 
 TABLES = (EMBEDDING, HEAD)
@@ -55,8 +54,8 @@ def quantised_shapes(checkpoint: Checkpoint, decided: Plan | None) -> dict[str, 
         if plan is None or plan.rank is None:
             found[name] = {name: shape}
             continue
-        shapes = factor_shapes(plan.form, shape, plan.rank, plan.shared)
-        stored = [suffix for suffix in quantised_factors(plan.form, plan.rank) if plan.stores(suffix)]
+        shapes = plan.entry.shapes(shape, plan.rank, plan.shared)
+        stored = [suffix for suffix in plan.entry.quantised(plan.rank) if plan.stores(suffix)]
         found[name] = {factor_name(name, suffix): shapes[suffix] for suffix in stored}
     return found
 

@@ -17,8 +17,8 @@ from curconvert.factorization.interpolative import spanned
 from curconvert.factorization.measured import deployed
 from curconvert.factorization.nested import eliminated, truncated
 from curconvert.factorization.tasks import check_fit, lapack
+from curconvert.factorization.types import arrays
 from curconvert.resizing.scored import Scored
-from curconvert_runtime.format.forms import MODULAR, multiply
 
 Tensors = dict[str, dict[str, Tensor]]
 """Stored tensors by weight name and suffix; `bias` among them where it is another than the artifact's."""
@@ -56,8 +56,7 @@ class MatrixCut:
         with lapack(name):
             found = spanned(*truncated(self.product, self.basis, rank), self.dtype)
         if self.bias is not None and self.mean is not None:
-            arrays = {s: (t.to(torch.float64) if t.is_floating_point() else t).numpy() for s, t in found.items()}
-            lost = (self.product - multiply("interpolative", self.plan.shape, arrays)) @ self.mean
+            lost = (self.product - self.plan.entry.multiply(self.plan.shape, arrays(found))) @ self.mean
             found["bias"] = deployed(self.bias.to(torch.float64).numpy() + lost, self.dtype)
         check_fit(name, found, self.dtype)
         return {name: found}
@@ -128,7 +127,7 @@ def cuts(plans: Sequence[MatrixPlan], scored: Scored, dtype: torch.dtype) -> Ite
     Raises:
         IntegrityError: A component is damaged.
     """
-    mlp = {linear_of(plan.name): plan for plan in plans if plan.form in MODULAR.values()}
+    mlp = {linear_of(plan.name): plan for plan in plans if plan.entry.joint}
     source = scored.source
     if mlp:
         names = {linear: plan.name for linear, plan in mlp.items()}
@@ -141,7 +140,7 @@ def cuts(plans: Sequence[MatrixPlan], scored: Scored, dtype: torch.dtype) -> Ite
         yield MLPCut(
             names, weights, biases, np.sort(order), order, factor, scored.mean(down), rank, dtype
         )  # fmt: skip
-    for plan in sorted((p for p in plans if p.form == "interpolative"), key=lambda plan: -plan.parameters_before):
+    for plan in sorted((p for p in plans if p.entry.nested), key=lambda plan: -plan.parameters_before):
         name = plan.name
         yield MatrixCut(
             plan, source.product(name), scored.basis(name), source.bias(name), scored.mean(name), dtype

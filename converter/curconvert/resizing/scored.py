@@ -23,7 +23,9 @@ from curconvert.resizing.source import ArtifactSource
 from curconvert_runtime.format import strict_json
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.files import COMPONENTS, SCORES
-from curconvert_runtime.format.forms import MODULAR, factor_name
+from curconvert_runtime.format.forms import form_of
+from curconvert_runtime.format.forms.names import factor_name
+from curconvert_runtime.format.modules import MODULAR
 from curconvert_runtime.format.tensor_file import TensorHeader, read_headers, read_tensor
 from curconvert_schemas import SchemaError, validate
 
@@ -171,7 +173,8 @@ def _fault(modules: list[dict[str, Any]], plan: Plan) -> str | None:
         name = stored_under(forms)
         found = {linear_of(part): form for part, form in forms.items()}
         places = {part.rsplit(".", 2)[0] for part in forms}
-        if found not in (MODULAR, {linear_of(name): "interpolative"}) or len(places) > 1:
+        alone = len(forms) == 1 and form_of(forms[name]).nested
+        if not (found == MODULAR or alone) or len(places) > 1:
             return f"{name[:200]!r} belongs to neither one interpolative matrix nor one modular MLP"
         whole = matrices[name].shape[1] if len(forms) > 1 else min(matrices[name].shape)
         if len(set(sizes)) != len(module["costs"]) or len(set(sizes)) != len(sizes) or max(sizes, default=0) >= whole:

@@ -16,8 +16,9 @@ from curconvert.base.types import Matrix
 from curconvert.blocks.stored import factor_names, stored_tensor
 from curconvert.checkpoint.companions import COMPANION_NAMES
 from curconvert.checkpoint.types import ByteRange, Checkpoint, Companions, SourceKind, TensorInfo
+from curconvert.factorization.types import arrays
 from curconvert_runtime.format.artifact import Artifact
-from curconvert_runtime.format.forms import multiply
+from curconvert_runtime.format.forms import form_of
 from curconvert_runtime.format.tensor_file import STORED_DTYPE
 
 Row = Mapping[str, Any]
@@ -43,9 +44,9 @@ class ArtifactSource(Checkpoint):
         self.tensors: Mapping[str, TensorInfo] = self._described()
 
     def _described(self) -> dict[str, TensorInfo]:
-        factored = {name: row for name, row in self.rows.items() if row["form"] != "dense"}
+        factored = {name: row for name, row in self.rows.items() if form_of(row["form"]).is_compressed}
         factors = {part for row in factored.values() for part in factor_names(row).values()}
-        cut = {bias_of(name): row["shape"][0] for name, row in factored.items() if row["form"] == "modular_rows"}
+        cut = {bias_of(name): row["shape"][0] for name, row in factored.items() if form_of(row["form"]).cuts_outputs}
         found = {}
         for name, header in self._artifact.tensors.items():
             if name not in factors:
@@ -71,19 +72,13 @@ class ArtifactSource(Checkpoint):
 
     def stored(self, name: str) -> dict[str, Tensor]:
         """Return the stored tensors of a matrix by suffix; `weight` of a dense one."""
-        row = self.rows[name]
-        names = {"weight": name} if row["form"] == "dense" else factor_names(row)
-        return {suffix: stored_tensor(self._artifact, part) for suffix, part in names.items()}
+        return {suffix: stored_tensor(self._artifact, part) for suffix, part in factor_names(self.rows[name]).items()}
 
     def product(self, name: str) -> Matrix:
         """Return a matrix multiplied out, (m, n); zeros where a smaller MLP has dropped something."""
         row = self.rows[name]
         m, n = row["shape"]
-        wide = {
-            suffix: (tensor.to(torch.float64) if tensor.is_floating_point() else tensor).numpy()
-            for suffix, tensor in self.stored(name).items()
-        }
-        return multiply(row["form"], (m, n), wide)
+        return form_of(row["form"]).multiply((m, n), arrays(self.stored(name)))
 
     def bias(self, name: str) -> Tensor | None:
         """Return the stored bias beside a weight."""

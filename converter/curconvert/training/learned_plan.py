@@ -70,7 +70,7 @@ def learned_plan(
             linear = linears[name]
             evidence.save_components(name, (linear.A[:, part] * learned.scales[name]).numpy(), linear.B[part].numpy())
     matrices = [_sized(matrix, learned.kept) for matrix in plan.matrices]
-    layers = sorted({layer_of(matrix.name) for matrix in matrices if matrix.form != "dense"})
+    layers = sorted({layer_of(matrix.name) for matrix in matrices if matrix.is_compressed})
     return replace(plan, matrices=tuple(matrices), layers=tuple(layers), layer_total=len(layers))
 
 

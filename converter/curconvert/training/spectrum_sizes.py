@@ -8,17 +8,16 @@ import torch
 from torch import Tensor
 
 from curconvert.base.forms import MIN_SAVING
-from curconvert_runtime.format.forms import parameters
+from curconvert_runtime.format.forms import interpolative
 
 Shapes = Mapping[str, tuple[int, int]]
 Kept = Mapping[str, Tensor | None]
 """Components that are kept of each matrix, ascending, by weight name; None where it stays dense."""
-_FORM = "interpolative"
 
 
 def numbers(shape: tuple[int, int], rank: int | None) -> int:
     """Return the stored numbers of one matrix; None is dense."""
-    return shape[0] * shape[1] if rank is None else parameters(_FORM, shape, rank)
+    return shape[0] * shape[1] if rank is None else interpolative.FORM.parameters(shape, rank)
 
 
 def choose(scores: Mapping[str, Tensor], shapes: Shapes, budget: float, multiple: int) -> Kept:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from curconvert.base.types import Matrix
-from curconvert.blocks.modules import CURLinear, InterpolativeLinear
+from curconvert.blocks.linears.factored import FactoredLinear
 from curconvert.blocks.stream import Block
+from curconvert.factorization.types import arrays
 from curconvert.linalg.gram import least_squares, ridge_solve
+from curconvert_runtime.format.forms.names import factor_name
 
-Linking = CURLinear | InterpolativeLinear
 RIDGE = 1e-2
 """λ of `G + λ diag(G)`, G the Gram matrix of `R x`: that of a conversion's metric. It holds to the factor that was."""
 
@@ -25,7 +26,7 @@ def solve_block(teacher: Block, student: Block, theirs: Tensor, ours: Tensor) ->
 
     Args:
         teacher: The original's block.
-        student: The compressed model's; its U and T are changed.
+        student: The compressed model's; its linking factors are changed.
         theirs: What enters the former, (sequences, tokens, hidden_size); one sequence must have gone through `embed`.
         ours: What enters the latter, the same shape.
 
@@ -34,33 +35,42 @@ def solve_block(teacher: Block, student: Block, theirs: Tensor, ours: Tensor) ->
     """
     found = {}
     for name, linear in student.linears.items():
-        if not isinstance(linear, Linking):
+        if not isinstance(linear, FactoredLinear) or linear.form.linking is None:
             continue
-        factor = linear.U if isinstance(linear, CURLinear) else linear.T
-        gram: Matrix = np.zeros((linear.R.shape[0],) * 2)
+        factor, before = linear.get_parameter(linear.form.linking), _before(linear)
+        gram: Matrix = np.zeros((factor.shape[1],) * 2)
         cross: Matrix = np.zeros((teacher.linears[name].get_parameter("weight").shape[0], len(gram)))
         with torch.no_grad():
             for mine, wanted in zip(torch.split(ours, 1), torch.split(theirs, 1), strict=True):
                 x = student.input_of(name, mine).flatten(0, 1)
                 missed = teacher.linears[name](teacher.input_of(name, wanted)).flatten(0, 1) - linear(x)
-                z = torch.nn.functional.linear(x, linear.R).double()
+                z = x
+                for matrix in before:
+                    z = torch.nn.functional.linear(z, matrix)
+                z = z.double()
                 gram += (z.T @ z).numpy()
                 cross += (missed.double().T @ z).numpy()
             factor.add_(torch.from_numpy(change(linear, cross, gram)))
-        suffix = "U" if isinstance(linear, CURLinear) else "T"
-        found[f"{name.removesuffix('weight')}{suffix}"] = factor.detach().clone()
+        found[factor_name(name, linear.form.linking)] = factor.detach().clone()
     return found
 
 
-def change(linear: Linking, cross: Matrix, gram: Matrix) -> Matrix:
-    """Return what must be added to U, or to T, to miss the least: `min_Δ E‖e − L Δ z‖²`, z = R x, L = C or the others.
+def _before(linear: FactoredLinear) -> list[Tensor]:
+    """Return the factors that an input meets before the linking one."""
+    form = linear.form
+    assert form.linking is not None
+    return [linear.get_parameter(suffix) for suffix in form.factors[: form.factors.index(form.linking)]]
+
+
+def change(linear: FactoredLinear, cross: Matrix, gram: Matrix) -> Matrix:
+    """Return what must be added to the linking factor to miss the least: `min_Δ E‖e − L Δ z‖²`.
 
     Args:
-        linear: The student's.
+        linear: The student's; L is what the linking factor's outputs become, and z what it multiplies.
         cross: `Σ e zᵀ`, (out_features, rank), of what the linear misses.
         gram: `Σ z zᵀ`, (rank, rank).
     """
-    if isinstance(linear, CURLinear):
-        return least_squares(linear.C.detach().double().numpy(), ridge_solve(cross, gram, RIDGE))
-    computed = np.argsort(linear.order.numpy())[len(gram) :]  # outputs that are rows of T, in its order
-    return ridge_solve(cross[computed], gram, RIDGE)
+    outputs = linear.form.link_outputs(arrays(linear.state_dict()))
+    if outputs.ndim == 1:  # outputs of the linear itself
+        return ridge_solve(cross[outputs], gram, RIDGE)
+    return least_squares(outputs, ridge_solve(cross, gram, RIDGE))

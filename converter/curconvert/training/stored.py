@@ -14,6 +14,7 @@ from curconvert.blocks.stream import LAYERS, Block
 from curconvert.checkpoint.types import Checkpoint, Companions, SourceKind, TensorInfo
 from curconvert.families.skeleton import canonical_parameters, set_tensor
 from curconvert_runtime.format.artifact import Artifact
+from curconvert_runtime.format.forms import form_of
 
 
 class Stored(Checkpoint):
@@ -48,7 +49,7 @@ class Stored(Checkpoint):
 def install(block: Block, artifact: Artifact) -> None:
     """Give a block of the original the weights of an artifact, in float32."""
     for matrix in artifact.manifest["matrices"]:
-        if matrix["name"] in block.linears and matrix["form"] != "dense":
+        if matrix["name"] in block.linears and form_of(matrix["form"]).is_compressed:
             block.replace(matrix["name"], linear_of_artifact(artifact, matrix))
     for name, owner, attribute in list(canonical_parameters(block.layer, f"{LAYERS}.{block.index}.")):
         if name in artifact.tensors:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from curconvert.base.device import products_in
 from curconvert.base.types import Ids
-from curconvert.blocks.modules import CURLinear, InterpolativeLinear
+from curconvert.blocks.linears.factored import FactoredLinear
 from curconvert.families.skeleton import canonical_parameters
 from curconvert.options.heal import HealOptions, Trained
 from curconvert.training.examples import IGNORED, Examples
@@ -33,9 +33,7 @@ def trainable(module: nn.Module, train: Trained, prefix: str = "") -> dict[str, 
     module.requires_grad_(False)
     found = {}
     for name, owner, attribute in canonical_parameters(module, prefix):
-        linking = (attribute == "U" and isinstance(owner, CURLinear)) or (
-            attribute == "T" and isinstance(owner, InterpolativeLinear)
-        )
+        linking = isinstance(owner, FactoredLinear) and attribute == owner.form.linking
         parameter = getattr(owner, attribute)
         if linking or (train == "u+norms" and attribute == "weight" and parameter.ndim == 1):
             found[name] = parameter.requires_grad_()

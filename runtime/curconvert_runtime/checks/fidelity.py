@@ -20,6 +20,7 @@ from curconvert_runtime.errors import InputError
 from curconvert_runtime.format import strict_json
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.files import TOKENIZER
+from curconvert_runtime.format.forms import form_of
 from curconvert_runtime.format.probes import OriginalProbe
 from curconvert_runtime.serve.text import Tokenizer
 
@@ -122,7 +123,7 @@ def check_reference(artifact: Artifact, reference: Artifact) -> None:
     where = f"--against {reference.path}"
     if weights(artifact) == weights(reference):
         raise InputError(f"{where}: holds the same weights as {artifact.path}; give the original model's export")
-    if reference.quantised or any(matrix["form"] != "dense" for matrix in reference.manifest["matrices"]):
+    if reference.quantised or any(form_of(matrix["form"]).is_compressed for matrix in reference.manifest["matrices"]):
         raise InputError(f"{where}: is a compressed model too; give the original model's export")
     ours, theirs = artifact.model["vocab_size"], reference.model["vocab_size"]
     if ours != theirs:

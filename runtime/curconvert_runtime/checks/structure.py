@@ -25,7 +25,9 @@ from curconvert_runtime.checks.report import Check
 from curconvert_runtime.checks.rotary import rotary_check
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.contract import unsliced_name
-from curconvert_runtime.format.forms import Shared, is_index, parameters
+from curconvert_runtime.format.forms import form_of
+from curconvert_runtime.format.forms.names import factor_name, is_index
+from curconvert_runtime.format.forms.shared import Shared
 from curconvert_runtime.format.onnx_external import ExternalTensor, external_tensors
 from curconvert_runtime.format.probes import CompressedProbe
 from curconvert_runtime.format.quantized import part_name
@@ -70,19 +72,21 @@ def _config(artifact: Artifact) -> Check:
 
 
 def _factors(artifact: Artifact) -> Check:
-    """C and R must agree where they overlap."""
-    stems = [m["name"].removesuffix(".weight") for m in artifact.manifest["matrices"] if m["form"] == "cur"]
-    stems = [stem for stem in stems if f"{stem}.C" not in artifact.quantised]  # rounded one by one, they differ
-    faults = []
-    for stem in stems:
-        rows, cols = artifact.tensor(f"{stem}.rows"), artifact.tensor(f"{stem}.cols")
+    """Columns and rows of one matrix, C and R, must agree where they cross."""
+    faults, count = [], 0
+    for matrix in artifact.manifest["matrices"]:
+        name, crossing = matrix["name"], form_of(matrix["form"]).crossing
+        if crossing is None or factor_name(name, crossing[0][0]) in artifact.quantised:
+            continue  # quantised factors are rounded one by one, and differ
+        count += 1
+        (C, cols), (R, rows) = crossing
+        stored = {suffix: artifact.tensor(factor_name(name, suffix)) for suffix in (C, cols, R, rows)}
         # Copies: indexing a memory map otherwise keeps its type and its file.
-        ours = np.array(artifact.tensor(f"{stem}.C")[rows])
-        theirs = np.array(artifact.tensor(f"{stem}.R")[:, cols])
-        wrong = int(np.sum(ours != theirs))
-        if wrong:
-            faults.append(f"{stem}: C[rows] and R[:, cols] differ in {wrong} of {ours.size} numbers")
-    return _verdict("structure.factors", faults, len(stems), "CUR matrices: C[rows] equals R[:, cols]")
+        ours, theirs = np.array(stored[C][stored[rows]]), np.array(stored[R][:, stored[cols]])
+        if wrong := int(np.sum(ours != theirs)):
+            stem = name.removesuffix(".weight")
+            faults.append(f"{stem}: {C}[{rows}] and {R}[:, {cols}] differ in {wrong} of {ours.size} numbers")
+    return _verdict("structure.factors", faults, count, "CUR matrices: C[rows] equals R[:, cols]")
 
 
 def _counts(artifact: Artifact) -> Check:
@@ -91,9 +95,7 @@ def _counts(artifact: Artifact) -> Check:
     faults = []
     for row in rows:
         m, n = row["shape"]
-        after = m * n
-        if row["form"] != "dense":
-            after = parameters(row["form"], (m, n), row["rank"], Shared.of(row), row["name"])
+        after = form_of(row["form"]).parameters((m, n), row["rank"], Shared.of(row), row["name"])
         if (row["parameters_before"], row["parameters_after"]) != (m * n, after):
             faults.append(f"{row['name'][:200]}: {m * n} parameters became {after}, the manifest says otherwise")
     quantised = artifact.quantised

@@ -16,7 +16,9 @@ from typing import Any
 from curconvert_runtime.errors import InputError, IntegrityError, UnsupportedError
 from curconvert_runtime.format import strict_json
 from curconvert_runtime.format.files import MANIFEST, WEIGHTS, WEIGHTS_INDEX
-from curconvert_runtime.format.forms import Shared, factor_shapes, index_lengths, largest_rank, tensor_names
+from curconvert_runtime.format.forms import form_of
+from curconvert_runtime.format.forms.names import factor_name
+from curconvert_runtime.format.forms.shared import Shared
 from curconvert_runtime.format.hashing import cached_sha256, check_once, sha256
 from curconvert_runtime.format.onnx_external import external_tensors
 from curconvert_runtime.format.quantized import PARTS, Packing, packings, part_name
@@ -165,27 +167,26 @@ def _check_quantised(manifest: Mapping[str, Any], tensors: Mapping[str, TensorHe
 
 
 def _check_matrix(
-    matrix: Mapping[str, Any], tensors: Mapping[str, TensorHeader], dtype: str, quantised: Mapping[str, Packing]
+    matrix: Mapping[str, Any],
+    tensors: Mapping[str, TensorHeader],
+    dtype: str,
+    quantised: Mapping[str, Packing],
 ) -> None:
     """Compare one manifest row with the stored tensors' names, shapes and dtypes."""
-    name, (m, n) = matrix["name"], matrix["shape"]
+    name, (m, n), form = matrix["name"], matrix["shape"], form_of(matrix["form"])
+    r, shared = matrix["rank"], Shared.of(matrix)
+    if not form.fits((m, n), r, shared):
+        raise IntegrityError(f"{MANIFEST}: {name!r} of shape {[m, n]} cannot be {form.name} of rank {r}")
+    names = form.tensor_names(name, (m, n), r, shared)
+    of_factors = dtype if form.is_compressed else None  # a dense matrix may have kept a dtype of its own
     expected: dict[str, tuple[tuple[int, ...], str | None]]
-    if matrix["form"] == "dense":
-        expected = {name: ((m, n), None)}
-    else:
-        stem, form, r, shared = name.removesuffix(".weight"), matrix["form"], matrix["rank"], Shared.of(matrix)
-        if r > largest_rank(form, (m, n), shared) or (shared and not 0 < shared.rows < min(m, r)):
-            raise IntegrityError(f"{MANIFEST}: {name!r} of shape {[m, n]} cannot be {form} of rank {r}")
-        shapes, lengths = factor_shapes(form, (m, n), r, shared), index_lengths(form, (m, n), r, shared)
-        names = tensor_names(name, form, (m, n), r, shared)
-        expected = {names[suffix]: (shape, dtype) for suffix, shape in shapes.items()}
-        expected |= {names[suffix]: ((length,), "I32") for suffix, length in lengths.items()}
-        if form == "modular_rows" and f"{stem}.bias" in tensors:
-            expected[f"{stem}.bias"] = ((r,), dtype)
-        if name in tensors and name not in expected:
-            raise IntegrityError(
-                f"{tensors[name].file}: {name!r} is stored beside its factors; convert the model again"
-            )
+    expected = {names[suffix]: (shape, of_factors) for suffix, shape in form.shapes((m, n), r, shared).items()}
+    expected |= {names[suffix]: ((size,), "I32") for suffix, size in form.index_lengths((m, n), r, shared).items()}
+    bias = factor_name(name, "bias")
+    if form.cuts_outputs and bias in tensors:
+        expected[bias] = ((r,), dtype)
+    if name in tensors and name not in expected:
+        raise IntegrityError(f"{tensors[name].file}: {name!r} is stored beside its factors; convert the model again")
     for tensor, (shape, stored) in expected.items():
         if tensor in quantised:
             found = quantised[tensor].shape

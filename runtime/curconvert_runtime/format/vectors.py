@@ -9,7 +9,9 @@ import numpy as np
 
 from curconvert_runtime.errors import IntegrityError
 from curconvert_runtime.format.files import MANIFEST
-from curconvert_runtime.format.forms import MODULAR, Shared, index_fault, index_lengths
+from curconvert_runtime.format.forms import form_of
+from curconvert_runtime.format.forms.shared import Shared
+from curconvert_runtime.format.modules import MODULAR
 from curconvert_runtime.format.tensor_file import TensorHeader, read_tensor
 
 Matrices = Sequence[Mapping[str, Any]]
@@ -34,12 +36,10 @@ def check_vectors(matrices: Matrices, tensors: Tensors) -> None:
 def _check_indices(matrices: Matrices, tensors: Tensors) -> None:
     """Index vectors must be what their form asks for."""
     for matrix in matrices:
-        if matrix["form"] == "dense":
-            continue
-        stem, form, (m, n) = matrix["name"].removesuffix(".weight"), matrix["form"], matrix["shape"]
+        stem, form, (m, n) = matrix["name"].removesuffix(".weight"), form_of(matrix["form"]), matrix["shape"]
         rank, shared = matrix["rank"], Shared.of(matrix)
-        indices = {s: read_tensor(tensors[f"{stem}.{s}"]) for s in index_lengths(form, (m, n), rank, shared)}
-        fault = index_fault(form, (m, n), rank, indices, shared)
+        indices = {s: read_tensor(tensors[f"{stem}.{s}"]) for s in form.index_lengths((m, n), rank, shared)}
+        fault = form.index_fault((m, n), rank, indices, shared)
         if fault is not None:
             name, what = f"{stem}.{fault[0]}", fault[1]
             raise IntegrityError(f"{tensors[name].file}: {name!r} {what}; convert the model again")
@@ -49,16 +49,16 @@ def _check_modules(matrices: Matrices, tensors: Tensors) -> None:
     """The three linears of a smaller MLP must be there, and keep the same neurons, ascending."""
     modules: dict[str, dict[str, Mapping[str, Any]]] = {}
     for matrix in matrices:
-        if matrix["form"].startswith("modular_"):
+        if form_of(matrix["form"]).joint:
             module, linear = matrix["name"].removesuffix(".weight").rpartition(".")[::2]
             modules.setdefault(module, {})[linear] = matrix
     for module, linears in modules.items():
         if {linear: matrix["form"] for linear, matrix in linears.items()} != MODULAR:
             forms = ", ".join(f"{linear} {form}" for linear, form in MODULAR.items())
             raise IntegrityError(f"{MANIFEST}: {module[:200]!r} is modular in parts; expected {forms}")
-        down = f"{module}.down_proj.cols"
+        *others, down = (f"{module}.{linear}.{form_of(form).kept}" for linear, form in MODULAR.items())
         kept = read_tensor(tensors[down])
-        for name in (f"{module}.gate_proj.rows", f"{module}.up_proj.rows"):
+        for name in others:
             if not np.array_equal(read_tensor(tensors[name]), kept):
                 raise IntegrityError(
                     f"{tensors[name].file}: {name!r} and {down!r} keep different neurons; convert the model again"

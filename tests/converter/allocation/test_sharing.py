@@ -22,7 +22,8 @@ from curconvert.options.execution import ExecutionOptions
 from curconvert.options.source import SourceOptions
 from curconvert_runtime import Artifact
 from curconvert_runtime.checks.verification import VerifyOptions
-from curconvert_runtime.format.forms import Shared, multiply, parameters, tensor_names
+from curconvert_runtime.format.forms import form_of
+from curconvert_runtime.format.forms.shared import Shared
 from curconvert_runtime.format.onnx_external import external_tensors
 from support.checkpoints import make_layers_alike
 from support.families import make_checkpoint
@@ -107,12 +108,12 @@ def test_the_errors_in_the_manifest_are_those_of_what_is_stored(tmp_path: Path) 
     assert len(rows) >= 4
     for row in rows:
         shape, shared = (row["shape"][0], row["shape"][1]), Shared.of(row)
-        names = tensor_names(row["name"], row["form"], shape, row["rank"], shared)
-        product = multiply(row["form"], shape, {s: artifact.tensor(name) for s, name in names.items()})
+        names = form_of(row["form"]).tensor_names(row["name"], shape, row["rank"], shared)
+        product = form_of(row["form"]).multiply(shape, {s: artifact.tensor(name) for s, name in names.items()})
         W = original[row["name"]].double().numpy()
         error = np.linalg.norm(W - product) / np.linalg.norm(W)
         assert row["relative_frobenius_error"] == pytest.approx(error, rel=1e-6)
-        assert row["parameters_after"] == parameters("interpolative", shape, row["rank"], shared, row["name"])
+        assert row["parameters_after"] == form_of("interpolative").parameters(shape, row["rank"], shared, row["name"])
 
 
 def test_sharing_keeps_the_budget_and_lowers_the_divergence(tmp_path: Path) -> None:

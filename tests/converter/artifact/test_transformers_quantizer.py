@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from curconvert.base.errors import InputError, UnsupportedError
-from curconvert.blocks.modules import CURLinear
+from curconvert.blocks.linears.cur import CURLinear
 from curconvert.blocks.stored import build_torch_model
 from curconvert.jobs.convert import convert
 from curconvert.jobs.export import export

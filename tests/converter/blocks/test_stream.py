@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from curconvert.blocks.modules import CURLinear, factored_linear
+from curconvert.blocks.linears import factored_linear
+from curconvert.blocks.linears.cur import CURLinear
 from curconvert.blocks.stream import BlockStream
 from curconvert.checkpoint import open_checkpoint
 from curconvert.families.split import SplitLinear
@@ -182,9 +183,9 @@ def test_a_replaced_linear_is_used_and_put_back(tiny: Callable[[str], TinyModel]
         original = block.forward(hidden)
         rows = linear.weight.shape[0]
         eye, zero = torch.eye(rows), torch.zeros(rows, rows)
-        block.replace(name, CURLinear(eye, eye, linear.weight.clone(), linear.bias))
+        block.replace(name, CURLinear({"C": eye, "U": eye, "R": linear.weight.clone()}, linear.bias))
         assert_close(block.forward(hidden), original)
-        block.replace(name, CURLinear(eye, zero, linear.weight.clone(), linear.bias))
+        block.replace(name, CURLinear({"C": eye, "U": zero, "R": linear.weight.clone()}, linear.bias))
         assert not torch.allclose(block.forward(hidden), original, atol=1e-3)
     with stream.block(0) as block:
         assert block.linears[name] is linear
@@ -196,8 +197,8 @@ def test_factors_multiply_from_the_right() -> None:
     """y = C(U(R x)) + b."""
     generator = torch.Generator().manual_seed(0)
     c, u, r, b, x = (torch.randn(s, generator=generator) for s in ((7, 3), (3, 3), (3, 5), (7,), (2, 4, 5)))
-    torch.testing.assert_close(CURLinear(c, u, r, b)(x), x @ (c @ u @ r).T + b)
-    torch.testing.assert_close(CURLinear(c, u, r)(x), x @ (c @ u @ r).T)
+    torch.testing.assert_close(CURLinear({"C": c, "U": u, "R": r}, b)(x), x @ (c @ u @ r).T + b)
+    torch.testing.assert_close(CURLinear({"C": c, "U": u, "R": r})(x), x @ (c @ u @ r).T)
 
 
 @pytest.mark.parametrize("biased", [True, False])

@@ -23,7 +23,7 @@ from curconvert.linalg.statistics import InputStatistics
 from curconvert.methods.checked import allocated_tasks
 from curconvert.options.convert import LINEARS
 from curconvert_runtime.checks.verification import VerifyOptions
-from curconvert_runtime.format.forms import multiply
+from curconvert_runtime.format.forms import form_of
 from support.families import TinyModel, make_checkpoint
 from support.tiny_runs import manifest_of, stored_tensors, tiny_options
 
@@ -80,7 +80,7 @@ def changed_biases(model: TinyModel, out: Path, means: dict[str, np.ndarray]) ->
             np.testing.assert_array_equal(stored[f"{stem}.bias"].numpy(), bias.astype(np.float32))
             continue
         parts = {suffix: stored[f"{stem}.{suffix}"].numpy() for suffix in _SUFFIXES[row["form"]]}
-        product = multiply(row["form"], tuple(row["shape"]), parts)
+        product = form_of(row["form"]).multiply(tuple(row["shape"]), parts)
         expected = bias + (source[row["name"]].double().numpy() - product) @ means[stem]
         np.testing.assert_allclose(stored[f"{stem}.bias"].numpy(), expected, rtol=1e-4, atol=1e-5)
         assert np.abs(expected - bias).max() > 1e-3

@@ -24,7 +24,7 @@ from curconvert.methods.sized import options_for_size
 from curconvert.options.convert import LINEARS, ConvertOptions
 from curconvert.options.source import SourceOptions
 from curconvert_runtime.checks.verification import VerifyOptions
-from curconvert_runtime.format.forms import SPARSE
+from curconvert_runtime.format.modules import SPARSE
 from support.families import make_checkpoint
 from support.tiny_runs import manifest_of, stored_tensors, tiny_options
 

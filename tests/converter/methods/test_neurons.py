@@ -23,7 +23,7 @@ from curconvert.methods.planning import make_plan
 from curconvert.options.convert import ConvertOptions
 from curconvert.options.source import SourceOptions
 from curconvert_runtime.checks.verification import VerifyOptions
-from curconvert_runtime.format.forms import MODULAR
+from curconvert_runtime.format.modules import MODULAR
 from support.families import make_checkpoint
 from support.tiny_runs import manifest_of, stored_tensors, tiny_options
 

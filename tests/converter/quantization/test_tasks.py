@@ -9,16 +9,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from curconvert.base.forms import Form
 from curconvert.factorization.measured import deployed
 from curconvert.factorization.projection import Projection, with_bias
 from curconvert.factorization.types import Factorization
 from curconvert.linalg.statistics import InputStatistics
 from curconvert.options.quantization import Quantization
-from curconvert.quantization import tasks
 from curconvert.quantization.rounding import quantise
-from curconvert.quantization.tasks import QuantisationTask, quantised_factors
-from curconvert_runtime.format.forms import FORMS
+from curconvert.quantization.tasks import QuantisationTask
+from curconvert_runtime.format.forms import FORMS, cur
 
 M, N, R = 40, 48, 36
 FLOAT = torch.float32
@@ -39,7 +37,7 @@ def statistics(inputs: NDArray[np.float64]) -> InputStatistics:
     return InputStatistics(inputs.T @ inputs / len(inputs), len(inputs), inputs.mean(axis=0))
 
 
-def factors_of(form: Form, rank: int = R) -> Factorization:
+def factors_of(form: str, rank: int = R) -> Factorization:
     """Draw factors."""
     rng = np.random.default_rng(1)
     shapes = {
@@ -86,7 +84,7 @@ LAST = {"two_factor": ("B", "A"), "interpolative": ("R", "T")}
 
 
 @pytest.mark.parametrize("form", LAST)
-def test_the_second_factor_makes_up_for_the_first(form: Form, statistics: InputStatistics) -> None:
+def test_the_second_factor_makes_up_for_the_first(form: str, statistics: InputStatistics) -> None:
     """It is refitted to the first one as it is stored, rounded in the metric that gives, and errors get smaller."""
     (one, two), rank = LAST[form], 20
     factors = factors_of(form, rank)
@@ -131,7 +129,7 @@ def test_past_the_limit_the_link_is_quantised_and_c_makes_up_for_it(
     statistics: InputStatistics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each by what those before it give as they are stored."""
-    monkeypatch.setattr(tasks, "FLOAT_LINK_RANK", 19)
+    monkeypatch.setattr(cur, "FLOAT_LINK_RANK", 19)
     factors = factors_of("cur", 20)
     found = run(factors, Projection(factors.product(), statistics)).tensors
     link = wide(factors.tensors["U"]) @ changed(wide(factors.tensors["R"]), wide(found["R"]), statistics)
@@ -147,7 +145,7 @@ def test_past_the_limit_the_link_is_quantised_and_c_makes_up_for_it(
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_has_factors_to_quantise(form: str) -> None:
     """At a large rank all of its matrices, and each by its own name."""
-    chosen = quantised_factors(form, 10**6)
+    chosen = FORMS[form].quantised(10**6)
     assert chosen
     assert len(set(chosen)) == len(chosen)
 

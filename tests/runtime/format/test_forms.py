@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from curconvert_runtime.format.forms import (
-    FORMS,
-    factor_shapes,
-    index_lengths,
-    is_index,
-    largest_rank,
-    multiply,
-    parameters,
-)
+from curconvert_runtime.format.forms import FORMS, form_of
+from curconvert_runtime.format.forms.names import INDICES, PROVENANCE, is_index
 
 M, N, R = 7, 5, 3
 
@@ -32,17 +27,62 @@ COUNTS = {
 @pytest.mark.parametrize(("form", "count"), COUNTS.items())
 def test_parameters_are_those_of_the_formula(form: str, count: int) -> None:
     """r(m + n) + r², r(m + n − r), r(m + n), rn and mr; index vectors do not count."""
-    assert parameters(form, (M, N), R) == count
+    assert form_of(form).parameters((M, N), R) == count
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_product_has_the_matrix_shape(form: str) -> None:
     """Tensors of the stated shapes multiply to (m, n), whatever the values."""
-    tensors = {suffix: np.ones(shape, np.float16) for suffix, shape in factor_shapes(form, (M, N), R).items()}
-    indices = {suffix: np.arange(size, dtype=np.int32) for suffix, size in index_lengths(form, (M, N), R).items()}
-    product = multiply(form, (M, N), tensors | indices)
+    tensors = {suffix: np.ones(shape, np.float16) for suffix, shape in FORMS[form].shapes((M, N), R).items()}
+    indices = {suffix: np.arange(size, dtype=np.int32) for suffix, size in FORMS[form].index_lengths((M, N), R).items()}
+    product = form_of(form).multiply((M, N), tensors | indices)
     assert product.shape == (M, N)
     assert product.dtype == np.float64
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_the_product_reads_is_no_provenance(form: str) -> None:
+    """Endings tell: what a graph takes from a form is every stored tensor but its provenance."""
+    entry = FORMS[form]
+    indices = set(entry.index_lengths((M, N), R))
+    assert indices <= set(INDICES)
+    assert set(entry.read) == {suffix for suffix in indices if f".{suffix}" not in PROVENANCE}
+    assert set(entry.factors) == set(entry.shapes((M, N), R))
+
+
+def test_thin_factors_are_the_product() -> None:
+    """Of each form that has them."""
+    rng = np.random.default_rng(0)
+    found = set()
+    for form in FORMS.values():
+        tensors: dict[str, Any] = {s: rng.standard_normal(size) for s, size in form.shapes((M, N), R).items()}
+        tensors |= {suffix: rng.permutation(size) for suffix, size in form.index_lengths((M, N), R).items()}
+        if (thin := form.thin(tensors)) is not None:
+            found.add(form.name)
+            assert thin[0].shape == (M, R)
+            np.testing.assert_allclose(thin[0] @ thin[1], form.multiply((M, N), tensors), atol=1e-12)
+    assert found == {"cur", "interpolative", "two_factor"}
+
+
+@pytest.mark.parametrize(("form", "linking"), [("cur", "U"), ("interpolative", "T")])
+def test_the_linking_factors_outputs_are_outputs_of_the_matrix(form: str, linking: str) -> None:
+    """A change of the factor changes the product by what it is multiplied by, or in these rows."""
+    rng = np.random.default_rng(0)
+    entry = FORMS[form]
+    tensors: dict[str, Any] = {suffix: rng.standard_normal(size) for suffix, size in entry.shapes((M, N), R).items()}
+    tensors |= {suffix: rng.permutation(size) for suffix, size in entry.index_lengths((M, N), R).items()}
+    assert entry.linking == linking
+    outputs = entry.link_outputs(tensors)
+    change = rng.standard_normal(tensors[linking].shape)
+    before, after = (
+        entry.multiply((M, N), tensors | {linking: factor}) for factor in (tensors[linking], tensors[linking] + change)
+    )
+    expected = np.zeros((M, N))
+    if outputs.ndim == 1:
+        expected[outputs] = change @ tensors["R"]
+    else:
+        expected = outputs @ change @ tensors["R"]
+    np.testing.assert_allclose(after - before, expected, atol=1e-12)
 
 
 def test_interpolated_rows_lie_where_the_order_says() -> None:
@@ -51,7 +91,7 @@ def test_interpolated_rows_lie_where_the_order_says() -> None:
     r, t = rng.standard_normal((2, 3)), rng.standard_normal((2, 2))
     rows, order = np.array([3, 1], np.int32), np.array([2, 1, 3, 0], np.int32)
     expected = [t[0, 0] * r[0] + t[0, 1] * r[1], r[1], t[1, 0] * r[0] + t[1, 1] * r[1], r[0]]
-    found = multiply("interpolative", (4, 3), {"R": r, "T": t, "rows": rows, "order": order})
+    found = form_of("interpolative").multiply((4, 3), {"R": r, "T": t, "rows": rows, "order": order})
     np.testing.assert_allclose(found, expected, rtol=1e-14)
     np.testing.assert_array_equal(found[rows], r)
 
@@ -60,9 +100,9 @@ def test_factors_multiply_in_order() -> None:
     """C·U·R and A·B."""
     rng = np.random.default_rng(0)
     c, u, r = rng.standard_normal((4, 2)), rng.standard_normal((2, 2)), rng.standard_normal((2, 3))
-    found = multiply("cur", (4, 3), {"C": c, "U": u, "R": r})
+    found = form_of("cur").multiply((4, 3), {"C": c, "U": u, "R": r})
     np.testing.assert_allclose(found, np.einsum("ij,jk,kl", c, u, r), rtol=1e-12)
-    found = multiply("two_factor", (4, 3), {"A": c, "B": r})
+    found = form_of("two_factor").multiply((4, 3), {"A": c, "B": r})
     np.testing.assert_allclose(found, np.einsum("ij,jl", c, r), rtol=1e-12)
 
 
@@ -72,16 +112,16 @@ SPREAD = np.array([[1, 0, 0], [0, 0, 1]])
 def test_kept_rows_and_columns_lie_where_they_were() -> None:
     """Zeros elsewhere; a bias that is stored beside them is no part of the matrix."""
     weight, kept = np.array([[1, 2], [3, 4]], np.float16), np.array([0, 2], np.int32)
-    rows = multiply("modular_rows", (4, 2), {"weight": weight, "rows": kept, "bias": np.ones(2)})
+    rows = form_of("modular_rows").multiply((4, 2), {"weight": weight, "rows": kept, "bias": np.ones(2)})
     np.testing.assert_array_equal(rows, [[1, 2], [0, 0], [3, 4], [0, 0]])
     order = np.array([0, 2, 1, 2], np.int32)
     np.testing.assert_array_equal(
-        multiply("sparse_rows", (4, 2), {"weight": weight, "rows": kept, "order": order}), rows
+        form_of("sparse_rows").multiply((4, 2), {"weight": weight, "rows": kept, "order": order}), rows
     )
     np.testing.assert_array_equal(
-        multiply("sparse_columns", (2, 3), {"weight": weight, "order": kept}), weight @ SPREAD
+        form_of("sparse_columns").multiply((2, 3), {"weight": weight, "order": kept}), weight @ SPREAD
     )
-    columns = multiply("modular_columns", (2, 3), {"weight": weight, "cols": kept})
+    columns = form_of("modular_columns").multiply((2, 3), {"weight": weight, "cols": kept})
     np.testing.assert_array_equal(columns, [[1, 0, 2], [3, 0, 4]])
 
 
@@ -99,14 +139,14 @@ def test_kept_rows_and_columns_lie_where_they_were() -> None:
 )
 def test_the_largest_rank_is_the_forms_own(form: str, tall: int, wide: int) -> None:
     """A modular or sparse form may keep every row, or every column."""
-    assert largest_rank(form, (7, 5)) == tall
-    assert largest_rank(form, (5, 7)) == wide
+    assert form_of(form).largest_rank((7, 5)) == tall
+    assert form_of(form).largest_rank((5, 7)) == wide
 
 
 def test_an_unknown_form_is_refused() -> None:
     """The message lists those that exist."""
     with pytest.raises(ValueError, match="'tucker': expected one of cur, interpolative, two_factor"):
-        factor_shapes("tucker", (M, N), R)
+        form_of("tucker")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import pytest
 
 from curconvert_runtime import Artifact, IntegrityError
 from curconvert_runtime.checks.structure import structure_checks
-from curconvert_runtime.format.forms import Shared, factor_shapes, index_lengths, multiply, parameters, tensor_names
+from curconvert_runtime.format.forms import form_of
+from curconvert_runtime.format.forms.shared import Shared
 from curconvert_runtime.format.probes import Probes
 from support.safetensors_files import save_file
 from support.tiny_artifact import MATRIX, STEM, manifest_of, reseal, toy_tensors, write_toy
@@ -20,6 +21,7 @@ from support.toy_probes import original_tensors, toy_probe_tensors
 OTHER = MATRIX.replace("layers.0", "layers.1")
 OTHER_STEM = OTHER.removesuffix(".weight")
 M, N, R = 6, 5, 3
+INTERPOLATIVE = form_of("interpolative")
 OWN = {STEM: 2, OTHER_STEM: 1}
 NAMES = (MATRIX, OTHER)
 
@@ -46,7 +48,7 @@ def pair(folder: Path, changed: dict[str, Any] | None = None, edit: Callable[[li
         rows = []
         for name, own in zip(NAMES, OWN.values(), strict=True):
             shared = {"matrices": list(NAMES), "rows": own}
-            after = parameters("interpolative", (M, N), R, Shared(NAMES, own), name)
+            after = INTERPOLATIVE.parameters((M, N), R, Shared(NAMES, own), name)
             form = {"form": "interpolative", "basis": "subspace", "rank": R, "parameters_after": after}
             rows.append({**row, "name": name, **form, "shared": shared})
         manifest["matrices"] = rows
@@ -63,11 +65,11 @@ def pair(folder: Path, changed: dict[str, Any] | None = None, edit: Callable[[li
 def test_numbers_and_names() -> None:
     """r(n + m₁ + m₂ − r) in all; R once, under the first one's name."""
     first, second = (Shared(NAMES, own) for own in OWN.values())
-    assert factor_shapes("interpolative", (M, N), R, second) == {"R": (3, 5), "T": (5, 3)}
-    assert index_lengths("interpolative", (M, N), R, second) == {"rows": 1, "order": 6}
-    assert parameters("interpolative", (M, N), R, first, MATRIX) == 3 * 5 + 4 * 3
-    assert parameters("interpolative", (M, N), R, second, OTHER) == 5 * 3
-    assert tensor_names(OTHER, "interpolative", (M, N), R, second) == {
+    assert INTERPOLATIVE.shapes((M, N), R, second) == {"R": (3, 5), "T": (5, 3)}
+    assert INTERPOLATIVE.index_lengths((M, N), R, second) == {"rows": 1, "order": 6}
+    assert INTERPOLATIVE.parameters((M, N), R, first, MATRIX) == 3 * 5 + 4 * 3
+    assert INTERPOLATIVE.parameters((M, N), R, second, OTHER) == 5 * 3
+    assert INTERPOLATIVE.tensor_names(OTHER, (M, N), R, second) == {
         "R": f"{STEM}.R",
         "T": f"{OTHER_STEM}.T",
         "rows": f"{OTHER_STEM}.rows",
@@ -79,10 +81,10 @@ def test_a_pair_opens_and_multiplies_out(tmp_path: Path) -> None:
     """Each row is one of R's, or a combination of all of them."""
     artifact = Artifact.open(pair(tmp_path / "out"))
     for matrix in artifact.manifest["matrices"]:
-        names = tensor_names(matrix["name"], "interpolative", (M, N), R, Shared.of(matrix))
+        names = INTERPOLATIVE.tensor_names(matrix["name"], (M, N), R, Shared.of(matrix))
         tensors = {suffix: np.asarray(artifact.tensor(name), np.float64) for suffix, name in names.items()}
         indices = {suffix: tensors[suffix].astype(int) for suffix in ("rows", "order")}
-        product = multiply("interpolative", (M, N), tensors | indices)
+        product = INTERPOLATIVE.multiply((M, N), tensors | indices)
         common = FACTORS[f"{STEM}.R"].astype(np.float64)
         stem = matrix["name"].removesuffix(".weight")
         first = 0 if matrix["name"] == MATRIX else 2

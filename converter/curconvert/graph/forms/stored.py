@@ -1,0 +1,29 @@
+"""What an emitter gets: the dialect, the input, and the stored tensors of one matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import onnx_ir as ir
+
+from curconvert.graph.dialect import Dialect
+from curconvert.graph.weights import Weight
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The initialisers of one matrix; each is made when it is first asked for.
+
+    Attributes:
+        matrix: From a factor's suffix.
+        index: From an index vector's.
+    """
+
+    matrix: Callable[[str], Weight]
+    index: Callable[[str], ir.Value]
+
+
+FormEmitter: TypeAlias = Callable[[Dialect, ir.Value, Stored], ir.Value]
+"""Emits x·Wᵀ for x (batch, sequence, in_features), without the bias."""
