@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from common import MODEL, MODEL_NAME, machine, publish, table
+from curconvert.jobs.stages import measure, prepare
 from numpy.typing import NDArray
 
 from curconvert import CalibrationOptions, ConvertOptions
@@ -21,10 +22,9 @@ from curconvert.base.names import layer_of
 from curconvert.base.progress import silent
 from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.linears import decoder_linears
-from curconvert.jobs.stages import measure, prepare
 from curconvert.linalg.gram import output_norm, square_root
 from curconvert.linalg.statistics import InputStatistics
-from curconvert.options.convert import LINEARS
+from curconvert.options.settings import LINEARS
 from curconvert.quantization.rounding import quantise
 from curconvert_runtime.format.quantized import Layout
 

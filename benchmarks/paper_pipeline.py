@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 from common import MODEL, MODEL_NAME, machine, publish, table
+from curconvert.jobs.stages import measure, prepare
+from curconvert.methods.planning import make_plan
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -33,11 +35,9 @@ from curconvert.execution.local import LocalExecutor
 from curconvert.factorization.measured import measured
 from curconvert.factorization.tasks import MatrixTask
 from curconvert.factorization.types import Factorization
-from curconvert.jobs.stages import measure, prepare
 from curconvert.linalg.bases import exact_bases, krylov_bases, leading_bases
 from curconvert.linalg.chunked import ChunkedMatrix
 from curconvert.linalg.statistics import InputStatistics
-from curconvert.methods.planning import make_plan
 from curconvert.selection.indices import deim, tensor_rng
 
 STAGES = ("full SVD", "DEIM", "two pseudo-inverses")

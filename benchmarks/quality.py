@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import tasks
 from common import MODEL, MODEL_NAME, ROOT, machine, publish, table
+from curconvert.jobs.stages import decide, measure, prepare, produce, sampled
 from numpy.typing import NDArray
 
 from curconvert import CalibrationOptions, ConvertOptions, SourceOptions, export
@@ -35,8 +36,7 @@ from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.linears import total_parameters
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.execution.local import LocalExecutor
-from curconvert.jobs.stages import decide, measure, prepare, produce, sampled
-from curconvert.methods.sized import options_for_size
+from curconvert.methods.core.options import options_for_size
 from curconvert_runtime import load
 from curconvert_runtime.checks.fidelity import exact_fidelity, text_windows
 from curconvert_runtime.format.artifact import Artifact

@@ -20,16 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from common import MODEL, MODEL_NAME, ROOT, machine, publish, table
+from curconvert.jobs.stages import decide, measure, prepare, produce
 from quality import Recorded, Results
 
 from curconvert import CalibrationOptions, ConvertOptions, SourceOptions, export
 from curconvert.base.progress import silent
 from curconvert.checkpoint import open_checkpoint
 from curconvert.execution.executor import executing
-from curconvert.jobs.stages import decide, measure, prepare, produce
-from curconvert.options.convert import LINEARS
 from curconvert.options.execution import ExecutionOptions
 from curconvert.options.quantization import Quantization
+from curconvert.options.settings import LINEARS
 from curconvert.quantization.tensors import UNQUANTISED, quantised_tables
 from curconvert_runtime import load
 from curconvert_runtime.checks.fidelity import exact_fidelity, text_windows

@@ -21,7 +21,7 @@ from quality import Recorded, Results
 from curconvert import CalibrationOptions, ConvertOptions, SourceOptions, convert, export
 from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.linears import total_parameters
-from curconvert.methods.sized import options_for_size
+from curconvert.methods.core.options import options_for_size
 from curconvert_runtime import load
 from curconvert_runtime.checks.fidelity import exact_fidelity, text_windows
 from curconvert_runtime.format.artifact import Artifact

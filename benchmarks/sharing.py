@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from common import MODEL, MODEL_NAME, machine, publish, table
+from curconvert.jobs.stages import measure, prepare, sampled
 from numpy.typing import NDArray
 
 from curconvert import CalibrationOptions, ConvertOptions
@@ -25,7 +26,6 @@ from curconvert.base.progress import silent
 from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.linears import decoder_linears
 from curconvert.factorization.shared import Metric, SharedBasis, shared_basis
-from curconvert.jobs.stages import measure, prepare, sampled
 
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj")
 DENSITIES = (0.9, 0.7, 0.5)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from curconvert.base.forms import Basis, Form
+from curconvert.execution.task import Task
+from curconvert.linalg.statistics import InputStatistics
 from curconvert_runtime.format.forms import multiply
 
 
@@ -33,6 +35,34 @@ class ErrorBound:
     def value(self) -> float:
         """The bound itself."""
         return (self.eta_rows + self.eta_columns) * self.sigma_next
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One matrix to factorize.
+
+    Attributes:
+        name: Tensor name, for messages and seeds.
+        weight: W, (m, n), any float dtype.
+        statistics: Of the layer's input: the metric in which errors count.
+        rank: 1 ≤ r ≤ min(m, n).
+        dtype: Deployed dtype of the factors.
+        form: How they are to be stored.
+        target: What the product shall be near, (m, n), any float dtype; None is the weight.
+    """
+
+    name: str
+    weight: Tensor
+    statistics: InputStatistics
+    rank: int
+    dtype: torch.dtype
+    form: Form
+    target: Tensor | None = None
+
+    @property
+    def wanted(self) -> Tensor:
+        """What the product shall be near, (m, n), any float dtype."""
+        return self.weight if self.target is None else self.target
 
 
 @dataclass(frozen=True)
@@ -84,3 +114,7 @@ class Factorization:
             for suffix, tensor in self.tensors.items()
         }
         return torch.from_numpy(multiply(self.form, self.shape, wide))
+
+
+FactorTask = Task[dict[str, Factorization]]
+"""A task that gives factors by weight name."""

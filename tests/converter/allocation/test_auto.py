@@ -15,8 +15,8 @@ from curconvert import convert, plan
 from curconvert.base.errors import InputError
 from curconvert.blocks.stream import BlockStream
 from curconvert.checkpoint import open_checkpoint
+from curconvert.methods.core.options import ConvertOptions
 from curconvert.options.calibration import CalibrationOptions
-from curconvert.options.convert import ConvertOptions
 from curconvert.options.source import SourceOptions
 from curconvert_runtime.checks.verification import VerifyOptions
 from support.families import VOCABULARY, make_checkpoint

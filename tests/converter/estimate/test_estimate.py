@@ -15,9 +15,9 @@ from curconvert.estimate.rates import Machine, measure_machine
 from curconvert.estimate.total import Estimate, estimate
 from curconvert.jobs.convert import convert
 from curconvert.jobs.plan import predict
-from curconvert.jobs.stages import first_plan
+from curconvert.jobs.prepare import first_plan
+from curconvert.methods.core.options import ConvertOptions
 from curconvert.options.calibration import CalibrationOptions
-from curconvert.options.convert import ConvertOptions
 from curconvert.options.source import SourceOptions
 from support.families import make_checkpoint
 from support.tiny_runs import tiny_options, token_file

@@ -7,6 +7,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from curconvert.methods.checked import block_tasks
 from numpy.typing import NDArray
 
 from curconvert.base.errors import InputError
@@ -15,8 +16,7 @@ from curconvert.factorization.cur import CUROptions, factorize_cur, link_matrix
 from curconvert.factorization.types import Factorization
 from curconvert.linalg.chunked import ChunkedMatrix
 from curconvert.linalg.statistics import InputStatistics
-from curconvert.methods.checked import block_tasks
-from curconvert.options.convert import ConvertOptions
+from curconvert.methods.core.options import ConvertOptions
 from support.matrices import Stored, correlated, metric_of, statistics_of
 
 Matrix = NDArray[np.float64]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from curconvert.methods.checked import allocated_tasks, block_tasks
 from numpy.typing import NDArray
 
 from curconvert.base.errors import InputError
@@ -17,8 +18,7 @@ from curconvert.calibration.evidence import Evidence
 from curconvert.factorization.modular import ModularOptions, factorize_mlp
 from curconvert.factorization.projection import Projection
 from curconvert.factorization.types import Factorization
-from curconvert.methods.checked import allocated_tasks, block_tasks
-from curconvert.options.convert import ConvertOptions
+from curconvert.methods.core.options import ConvertOptions
 from support.matrices import Stored, random_weight, statistics_of
 
 Matrix = NDArray[np.float64]

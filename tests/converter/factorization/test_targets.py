@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from curconvert.methods.checked import block_tasks
 from numpy.typing import NDArray
 
 from curconvert.base.plan import MatrixPlan
@@ -14,8 +15,7 @@ from curconvert.factorization.projection import Projection
 from curconvert.factorization.targets import aimed, correction, held_out_share
 from curconvert.factorization.types import Factorization
 from curconvert.linalg.statistics import Drift, InputStatistics
-from curconvert.methods.checked import block_tasks
-from curconvert.options.convert import ConvertOptions
+from curconvert.methods.core.options import ConvertOptions
 from support.matrices import Stored, random_weight, statistics_of
 
 Matrix = NDArray[np.float64]

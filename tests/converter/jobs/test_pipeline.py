@@ -26,8 +26,9 @@ from curconvert.jobs.convert import convert
 from curconvert.jobs.export import export
 from curconvert.jobs.parity import check_slices, torch_parity
 from curconvert.jobs.plan import plan
+from curconvert.methods.core.options import ConvertOptions
 from curconvert.options.calibration import CalibrationOptions
-from curconvert.options.convert import LINEARS, ConvertOptions
+from curconvert.options.settings import LINEARS
 from curconvert.options.source import SourceOptions
 from curconvert_runtime import Artifact
 from curconvert_runtime.checks.verification import VerifyOptions

@@ -22,12 +22,12 @@ from curconvert.artifact.workspace import workspace_of
 from curconvert.base.durable import is_full, save_array
 from curconvert.base.errors import BackendError, InputError
 from curconvert.checkpoint import open_checkpoint
-from curconvert.estimate.disk import needed_bytes
 from curconvert.estimate import disk as space
+from curconvert.estimate.disk import needed_bytes
 from curconvert.jobs.convert import convert
-from curconvert.jobs.stages import first_plan
+from curconvert.jobs.prepare import first_plan
 from curconvert.journal.store import State
-from curconvert.options.convert import ConvertOptions
+from curconvert.methods.core.options import ConvertOptions
 from curconvert.options.quantization import Quantization
 from curconvert.options.source import SourceOptions
 from support.checkpoints import edit_config, edit_tensors

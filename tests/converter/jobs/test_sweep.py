@@ -21,11 +21,11 @@ from curconvert.checkpoint.linears import total_parameters
 from curconvert.cli import main
 from curconvert.jobs import stages as production
 from curconvert.jobs.sweep import run
+from curconvert.jobs.sweep.options import SweepOptions
 from curconvert.jobs.sweep.run import sweep
-from curconvert.methods.sized import options_for_size
+from curconvert.methods.core.options import ConvertOptions, options_for_size
 from curconvert.options.calibration import CalibrationOptions
-from curconvert.options.convert import DEFAULT_SELF_TEXT, ConvertOptions
-from curconvert.options.sweep import SweepOptions
+from curconvert.options.settings import DEFAULT_SELF_TEXT
 from curconvert_runtime import Artifact, VerifyOptions, verify
 from curconvert_schemas import validate
 from support.families import VOCABULARY, make_checkpoint

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from curconvert.methods.checked import allocated_tasks
 from safetensors.torch import load_file, save_file
 
 from curconvert import ConvertOptions, SourceOptions, convert
@@ -20,8 +21,7 @@ from curconvert.calibration.text import load_tokens
 from curconvert.checkpoint import open_checkpoint
 from curconvert.jobs.parity import check_slices, torch_parity
 from curconvert.linalg.statistics import InputStatistics
-from curconvert.methods.checked import allocated_tasks
-from curconvert.options.convert import LINEARS
+from curconvert.options.settings import LINEARS
 from curconvert_runtime.checks.verification import VerifyOptions
 from curconvert_runtime.format.forms import multiply
 from support.families import TinyModel, make_checkpoint

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from curconvert.methods.planning import make_plan
 from safetensors.torch import load_file, save_file
 
 from curconvert.base.errors import InputError
@@ -19,9 +20,8 @@ from curconvert.families.heads import Heads, attention_heads
 from curconvert.jobs import stages as production
 from curconvert.jobs.convert import convert
 from curconvert.jobs.parity import check_slices, torch_parity
-from curconvert.methods.planning import make_plan
-from curconvert.methods.sized import options_for_size
-from curconvert.options.convert import LINEARS, ConvertOptions
+from curconvert.methods.core.options import ConvertOptions, options_for_size
+from curconvert.options.settings import LINEARS
 from curconvert.options.source import SourceOptions
 from curconvert_runtime.checks.verification import VerifyOptions
 from curconvert_runtime.format.forms import SPARSE

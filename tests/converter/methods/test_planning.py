@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from curconvert.methods.planning import make_plan, plan_matrix
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -14,9 +15,9 @@ from curconvert.base.errors import InputError
 from curconvert.base.forms import break_even_rank, rank_for_density
 from curconvert.base.plan import MatrixPlan, by_input
 from curconvert.checkpoint import Checkpoint, open_checkpoint
-from curconvert.methods.planning import make_plan, plan_matrix
+from curconvert.methods.core.options import ConvertOptions
 from curconvert.options.calibration import CalibrationOptions
-from curconvert.options.convert import LINEARS, ConvertOptions
+from curconvert.options.settings import LINEARS
 from support.families import make_checkpoint
 from support.tiny_runs import tiny_options
 

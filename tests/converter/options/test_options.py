@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from curconvert.base.errors import InputError
+from curconvert.methods.core.options import ConvertOptions
 from curconvert.options.calibration import CalibrationOptions
-from curconvert.options.convert import DEFAULT_TARGETS, LINEARS, ConvertOptions, parse_targets
+from curconvert.options.settings import DEFAULT_TARGETS, LINEARS, parse_targets
 
 
 def test_curing_is_the_papers_preset() -> None:
