@@ -57,7 +57,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def estimated(folder: Path, options: ConvertOptions) -> int:
     """Return the memory that a conversion with one worker is estimated to take."""
     checkpoint, machine = open_checkpoint(folder), Machine(*[1e11] * 10, workers=1)
-    return estimate(checkpoint, first_plan(checkpoint, options), options, 4, machine).peak_memory_bytes
+    return estimate(checkpoint, first_plan(checkpoint, options), options, machine).peak_memory_bytes
 
 
 def on_the_disk(monkeypatch: pytest.MonkeyPatch) -> ExecutionOptions:

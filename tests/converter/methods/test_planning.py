@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from curconvert.methods.planning import make_plan, plan_matrix
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from curconvert.base.errors import InputError
 from curconvert.base.forms import break_even_rank, rank_for_density
-from curconvert.base.plan import MatrixPlan, by_input
+from curconvert.base.plan import MatrixPlan, Plan, by_input
 from curconvert.checkpoint import Checkpoint, open_checkpoint
 from curconvert.methods.core.options import ConvertOptions
+from curconvert.methods.core.sized import Sized
 from curconvert.options.calibration import CalibrationOptions
 from curconvert.options.settings import LINEARS
 from support.families import make_checkpoint
@@ -32,6 +32,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """A Llama of five layers."""
     model = make_checkpoint(tmp_path_factory.mktemp("plan") / "model", "llama", num_hidden_layers=5)
     return open_checkpoint(model.folder)
+
+
+def make_plan(checkpoint: Checkpoint, options: ConvertOptions, layers: tuple[int, ...] | None = None) -> Plan:
+    return options.method.plan(checkpoint, options, layers)
+
+
+def plan_matrix(name: str, shape: tuple[int, int], options: ConvertOptions) -> MatrixPlan:
+    assert isinstance(options.method, Sized)
+    return options.method.plan_matrix(name, shape)
 
 
 def stored(form: str, m: int, n: int, r: int) -> int:
