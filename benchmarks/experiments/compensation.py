@@ -24,10 +24,12 @@ from curconvert.base.names import layer_of
 from curconvert.base.progress import silent
 from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.linears import decoder_linears
-from curconvert.jobs.stages import measure, prepare
+from curconvert.execution.local import LocalExecutor
+from curconvert.jobs.measure import measure
+from curconvert.jobs.prepare import prepare
 from curconvert.linalg.gram import output_norm, square_root
 from curconvert.linalg.statistics import InputStatistics
-from curconvert.options.convert import LINEARS
+from curconvert.options.settings import LINEARS
 from curconvert.quantization.rounding import quantise
 from curconvert_runtime.format.quantized import Layout
 
@@ -102,8 +104,9 @@ def main() -> None:
     options = ConvertOptions.for_method("pifa", density=0.8, layers="all", targets=LINEARS, calibration=calibration)
     losses = []
     with tempfile.TemporaryDirectory() as folder:
-        prepared = prepare(checkpoint, options)
-        evidence = measure(prepared, [options, options], Path(folder), silent).evidence  # two: so all are gathered
+        context = prepare(checkpoint, options).context(options, Path(folder), LocalExecutor(1), silent)
+        measure(context, [options, options])  # two: so all are gathered
+        evidence = context.evidence
         for name in decoder_linears(checkpoint):
             if layer_of(name) % given.every:
                 continue

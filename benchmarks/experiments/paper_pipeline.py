@@ -34,13 +34,13 @@ from curconvert.checkpoint.linears import decoder_linears
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.execution.local import LocalExecutor
 from curconvert.factorization.measured import measured
-from curconvert.factorization.tasks import MatrixTask
 from curconvert.factorization.types import Factorization
-from curconvert.jobs.stages import measure, prepare
+from curconvert.jobs.measure import measure
+from curconvert.jobs.prepare import prepare
 from curconvert.linalg.bases import exact_bases, krylov_bases, leading_bases
 from curconvert.linalg.chunked import ChunkedMatrix
 from curconvert.linalg.statistics import InputStatistics
-from curconvert.methods.planning import make_plan
+from curconvert.methods.core.matrixwise import MatrixTask, Matrixwise
 from curconvert.selection.indices import deim, tensor_rng
 
 STAGES = ("full SVD", "DEIM", "two pseudo-inverses")
@@ -164,19 +164,23 @@ def main() -> None:
     checkpoint = open_checkpoint(str(given.model))
     calibration = CalibrationOptions(sequences=32)
     options = ConvertOptions.for_method("curing", rank=given.rank, layers="all", calibration=calibration)
-    plans = [matrix for matrix in make_plan(checkpoint, options).matrices if matrix.rank is not None]
+    plans = [matrix for matrix in options.method.plan(checkpoint, options).matrices if matrix.rank is not None]
     with tempfile.TemporaryDirectory() as folder:
         # Two conversions of one model: so the statistics of all layers are gathered.
-        evidence = measure(prepare(checkpoint, options), [options, options], Path(folder), silent).evidence
-        inputs: dict[str, InputStatistics] = {plan.name: evidence.statistics(plan.name) for plan in plans}
+        context = prepare(checkpoint, options).context(options, Path(folder), LocalExecutor(1), silent)
+        measure(context, [options, options])
+        inputs: dict[str, InputStatistics] = {plan.name: context.evidence.statistics(plan.name) for plan in plans}
     weights = {plan.name: checkpoint.read(plan.name) for plan in plans}
     cores = len(os.sched_getaffinity(0))
     ours = [Ours({}), Ours({"selector": "lu", "link": "full"})]
     theirs: list[dict[str, float]] = []
     for _ in range(given.rounds):
         for own in ours:
-            chosen = replace(options, **own.given)
-            tasks = [MatrixTask(p, weights[p.name], None, inputs[p.name], chosen, torch.float32) for p in plans]
+            chosen = replace(options.method, **own.given)
+            assert isinstance(chosen, Matrixwise)
+            tasks = [
+                MatrixTask(p, weights[p.name], None, inputs[p.name], chosen, options, torch.float32) for p in plans
+            ]
             own.run(tasks, LocalExecutor(cores))
         theirs.append({})
         baseline = {p.name: paper(weights[p.name], inputs[p.name].rms, p.rank or 0, theirs[-1]) for p in plans}

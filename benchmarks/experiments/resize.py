@@ -22,7 +22,7 @@ from curconvert import CalibrationOptions, ConvertOptions, SourceOptions, conver
 from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.linears import total_parameters
 from curconvert.jobs.resize import resize
-from curconvert.methods.sized import options_for_size
+from curconvert.methods.core.options import options_for_size
 from curconvert.options.resize import ResizeOptions
 from curconvert_runtime import load
 

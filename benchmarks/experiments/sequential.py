@@ -22,7 +22,7 @@ from benchmarks.fidelity import Yardstick, text_arguments, text_setting
 from curconvert import CalibrationOptions, ConvertOptions, SourceOptions, convert
 from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.linears import total_parameters
-from curconvert.methods.sized import options_for_size
+from curconvert.methods.core.options import options_for_size
 from curconvert_runtime import load
 from curconvert_runtime.checks.fidelity import exact_fidelity
 from curconvert_runtime.serve.session import Session

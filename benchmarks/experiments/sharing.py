@@ -27,8 +27,10 @@ from curconvert.base.names import layer_of, linear_of
 from curconvert.base.progress import silent
 from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.linears import decoder_linears
+from curconvert.execution.local import LocalExecutor
 from curconvert.factorization.shared import Metric, SharedBasis, shared_basis
-from curconvert.jobs.stages import measure, prepare, sampled
+from curconvert.jobs.measure import measure
+from curconvert.jobs.prepare import prepare, sampled
 
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj")
 DENSITIES = (0.9, 0.7, 0.5)
@@ -68,7 +70,9 @@ def main() -> None:
     result = Result(given.out, setting, torch_threads())
     with tempfile.TemporaryDirectory() as folder:
         prepared = sampled(prepare(checkpoint, options), options, silent)
-        evidence = measure(prepared, [options], Path(folder), silent).evidence
+        context = prepared.context(options, Path(folder), LocalExecutor(1), silent)
+        measure(context, [options])
+        evidence = context.evidence
         names = {(linear_of(name), layer_of(name)): name for name in decoder_linears(checkpoint)}
         layers = int(checkpoint.config["num_hidden_layers"])
         for kind in KINDS:

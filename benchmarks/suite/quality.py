@@ -28,8 +28,10 @@ from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.linears import total_parameters
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.execution.local import LocalExecutor
-from curconvert.jobs.stages import decide, measure, prepare, produce, sampled
-from curconvert.methods.sized import options_for_size
+from curconvert.jobs.measure import measure
+from curconvert.jobs.prepare import prepare, sampled
+from curconvert.jobs.produce import produce
+from curconvert.methods.core.options import options_for_size
 from curconvert_runtime import load
 from curconvert_runtime.checks.fidelity import text_windows
 
@@ -102,17 +104,19 @@ class Bench:
         scratch, asked = Path(tempfile.mkdtemp(dir=self._folder)), list(wanted.values())
         start = time.perf_counter()
         prepared = sampled(prepare(self._checkpoint, asked[0]), asked[0], silent)
-        measured, executor = measure(prepared, asked, scratch, silent), LocalExecutor(len(os.sched_getaffinity(0)))
+        context = prepared.context(asked[0], scratch, LocalExecutor(len(os.sched_getaffinity(0))), silent)
+        measured = measure(context, asked)
         passes = time.perf_counter() - start
         for point, options in wanted.items():
             start, out = time.perf_counter(), self._folder / "out"
             try:
-                plan = decide(prepared, measured, options, executor, silent)
+                through = replace(context, settings=options)
+                plan = options.method.decide(through, measured)
             except InputError as error:
                 print(f"{point}: {error}")
                 continue
             out.mkdir()
-            produce(out, prepared, measured, plan, options, executor, None, silent)
+            produce(out, through, prepared.companions, measured, plan, options, None)
             seconds = {"passes": passes, "seconds": time.perf_counter() - start}
             self._add(out, point, {"parameters": plan.parameters_after, **seconds})
             shutil.rmtree(out)

@@ -8,6 +8,7 @@ What stands in the results of the same setting is not measured again.
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import time
@@ -22,11 +23,12 @@ from benchmarks.fidelity import Yardstick, figures, text_arguments, text_setting
 from curconvert import CalibrationOptions, ConvertOptions
 from curconvert.base.progress import silent
 from curconvert.checkpoint import open_checkpoint
-from curconvert.execution.executor import executing
-from curconvert.jobs.stages import decide, measure, prepare, produce
-from curconvert.options.convert import LINEARS
-from curconvert.options.execution import ExecutionOptions
+from curconvert.execution.local import LocalExecutor
+from curconvert.jobs.measure import measure
+from curconvert.jobs.prepare import prepare
+from curconvert.jobs.produce import produce
 from curconvert.options.quantization import Quantization
+from curconvert.options.settings import LINEARS
 from curconvert.quantization.tensors import UNQUANTISED, quantised_tables
 from curconvert_runtime import load
 
@@ -111,7 +113,9 @@ def measured_points(
     mixed = [
         replace(wanted[p.model], quantization=p.quantization) for p in points if p.quantization and p.quantization.mixed
     ]
-    measured = measure(prepared, [*wanted.values(), *mixed], scratch, silent)
+    executor = LocalExecutor(len(os.sched_getaffinity(0)))
+    context = prepared.context(wanted["dense"], scratch, executor, silent)
+    measured = measure(context, [*wanted.values(), *mixed])
     for point in points:
         start = time.perf_counter()
         asked = point.quantization
@@ -121,10 +125,9 @@ def measured_points(
         tables = quantised_tables(checkpoint, asked, head) if asked and not asked.mixed else UNQUANTISED
         out = folder / "artifact"
         out.mkdir()
-        with executing(ExecutionOptions()) as executor:
-            own = replace(measured, tables=tables)
-            plan = decide(prepared, own, options, executor, silent)
-            produce(out, prepared, own, plan, options, executor, None, silent)
+        own, through = replace(measured, tables=tables), replace(context, settings=options)
+        plan = options.method.decide(through, own)
+        produce(out, through, prepared.companions, own, plan, options, None)
         seconds = time.perf_counter() - start
         found = figures(yardstick.fidelity(load(out, graph="fused")))
         size = (out / "model.safetensors").stat().st_size

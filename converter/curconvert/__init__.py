@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from curconvert.jobs.convert import convert
     from curconvert.jobs.export import export
     from curconvert.jobs.plan import plan
+    from curconvert.methods.core.options import ConvertOptions
     from curconvert.options.calibration import CalibrationOptions
-    from curconvert.options.convert import ConvertOptions
     from curconvert.options.execution import ExecutionOptions
     from curconvert.options.source import SourceOptions
 
@@ -30,7 +30,7 @@ __all__ = [
 _HOMES = {
     "CalibrationOptions": "curconvert.options.calibration",
     "Conversion": "curconvert.jobs.conversion",
-    "ConvertOptions": "curconvert.options.convert",
+    "ConvertOptions": "curconvert.methods.core.options",
     "ExecutionOptions": "curconvert.options.execution",
     "SourceOptions": "curconvert.options.source",
     "convert": "curconvert.jobs.convert",

@@ -9,8 +9,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from curconvert.jobs.convert import convert
+from curconvert.methods.core.options import ConvertOptions
 from curconvert.options.calibration import CalibrationOptions
-from curconvert.options.convert import ConvertOptions
 from curconvert.options.source import SourceOptions
 from support.families import VOCABULARY, make_checkpoint
 

@@ -15,7 +15,7 @@ import torch
 
 from curconvert.cli import main
 from curconvert.jobs.convert import convert
-from curconvert.options.convert import ConvertOptions
+from curconvert.methods.core.options import ConvertOptions
 from curconvert.options.source import SourceOptions
 
 _CALLS = ("fsync", "pwrite", "replace", "unlink", "rename", "rmdir", "mkdir")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from curconvert.base.plan import MatrixPlan
+from curconvert.factorization.types import FactorTask
 from curconvert.linalg.metrics import FullMetric
 from curconvert.linalg.statistics import InputStatistics
+from curconvert.methods.core.context import Context
+from curconvert.methods.core.options import ConvertOptions
 
 Matrix = NDArray[np.float64]
 
@@ -22,6 +27,19 @@ class Stored:
 
     def read(self, name: str) -> torch.Tensor:
         return self.tensors[name]
+
+
+def tasks_of(
+    options: ConvertOptions,
+    plans: Sequence[MatrixPlan],
+    statistics: Mapping[str, InputStatistics],
+    stored: Any,
+    dtype: torch.dtype,
+    evidence: Any = None,
+) -> list[FactorTask]:
+    """The tasks of a conversion that has planned these matrices; `stored` stands for its checkpoint."""
+    nothing: Any = None
+    return list(options.method.tasks(plans, statistics, Context(stored, options, nothing, dtype, evidence, nothing)))
 
 
 def random_weight(seed: int, m: int = 24, n: int = 18, dtype: torch.dtype = torch.float64) -> torch.Tensor:

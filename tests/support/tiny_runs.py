@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from curconvert.methods.core.options import ConvertOptions
 from curconvert.options.calibration import CalibrationOptions
-from curconvert.options.convert import ConvertOptions
 from support.families import VOCABULARY
 
 LENGTH = 24

@@ -7,6 +7,7 @@ Forwards, `gathering` keeps the Gram matrix of every linear's input. Backwards, 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,6 @@ from curconvert.factorization.two_sided import DAMPING, damped, two_sided
 from curconvert.journal.store import UNRECORDED, Journal
 from curconvert.linalg.gram import ridged
 from curconvert.linalg.statistics import InputStatistics
-from curconvert.options.convert import ConvertOptions
 from curconvert_runtime.checks.fidelity import Progress
 from curconvert_runtime.format.forms import form_of
 from curconvert_runtime.format.modules import MODULAR
@@ -39,13 +39,28 @@ _TYPICAL = 0.75  # share of the neurons that stays where the ridge is chosen
 _STEPS = 32  # neurons are dropped in so many steps, those of a step together
 
 
+@dataclass(frozen=True)
+class Grid:
+    """Which sizes are priced, and how.
+
+    Attributes:
+        ridge: λ of `H + λ diag(H)`.
+        multiple: Sizes are multiples of it.
+        seed: Of the sampled gradients.
+    """
+
+    ridge: float
+    multiple: int
+    seed: int
+
+
 class Sensitivity(BackwardPass):
     """Watches a pass over the original model, then goes back through it and prices every module.
 
     Args:
         checkpoint: The original.
         targets: Weight names that may be compressed.
-        options: Ridge, seed and multiples.
+        grid: The sizes to price, and how.
         evidence: Receives what the compression needs later.
         progress: Called after each block of the way back.
         rows: Weight names whose rows' Fisher information is wanted as well.
@@ -59,14 +74,14 @@ class Sensitivity(BackwardPass):
         self,
         checkpoint: Checkpoint,
         targets: Collection[str],
-        options: ConvertOptions,
+        grid: Grid,
         evidence: Evidence,
         progress: Progress,
         rows: Collection[str] = (),
         journal: Journal = UNRECORDED,
     ) -> None:
-        super().__init__(rows, options.seed, evidence, progress, journal)
-        self._checkpoint, self._targets, self._options = checkpoint, frozenset(targets), options
+        super().__init__(rows, grid.seed, evidence, progress, journal)
+        self._checkpoint, self._targets, self._grid = checkpoint, frozenset(targets), grid
         self._priced = frozenset(name for name in targets if not _is_wide(name))
         self.curves: list[Curve] = []
 
@@ -108,9 +123,9 @@ class Sensitivity(BackwardPass):
 
     def _matrix_curve(self, name: str, samples: GradientSamples, gram: Matrix) -> Curve:
         weight = self._checkpoint.read(name).to(torch.float64).numpy()
-        gram = ridged(gram, self._options.ridge)
+        gram = ridged(gram, self._grid.ridge)
         costs = two_sided(weight, gram, damped(samples.fisher, DAMPING)).costs(samples.inputs, samples.gradients)
-        multiple = self._options.rank_multiple
+        multiple = self._grid.multiple
         shape = (weight.shape[0], weight.shape[1])
         sizes = range(multiple, min(shape), multiple)
         return Curve.of({name: "interpolative"}, [shape], {size: float(costs[size]) for size in sizes})
@@ -121,9 +136,9 @@ class Sensitivity(BackwardPass):
         """Price an MLP with fewer neurons, and keep the order in which they are dropped."""
         down = names["down_proj"]
         weight = self._checkpoint.read(down).to(torch.float64).numpy()
-        total, multiple = weight.shape[1], self._options.rank_multiple
+        total, multiple = weight.shape[1], self._grid.multiple
         fisher = damped(samples.fisher, DAMPING)
-        usual = ModularOptions(self._options.ridge, self._options.ridge)
+        usual = ModularOptions(self._grid.ridge, self._grid.ridge)
         typical = max(1, int(_TYPICAL * total))
         ridge = held_out_ridge(weight, statistics, typical, usual)
         self._evidence.save_ridge(down, ridge)

@@ -25,7 +25,6 @@ from curconvert.execution.task import Executor
 from curconvert.factorization.projection import Projection
 from curconvert.factorization.shared import Metric, shared_basis, shared_pivots
 from curconvert.factorization.tasks import lapack
-from curconvert.options.convert import ConvertOptions
 from curconvert_runtime.format.forms.shared import Shared
 
 
@@ -49,8 +48,10 @@ def with_sharing(
     curves: Sequence[Curve],
     checkpoint: Checkpoint,
     evidence: Evidence,
-    options: ConvertOptions,
     executor: Executor,
+    *,
+    ridge: float,
+    multiple: int,
 ) -> Plan:
     """Let neighbouring layers share where it pays, and allocate again.
 
@@ -59,15 +60,16 @@ def with_sharing(
         curves: Of every module that may be compressed.
         checkpoint: The original.
         evidence: Statistics of the original.
-        options: Ridge and multiples.
         executor: Prices pairs.
+        ridge: λ of `H + λ diag(H)`.
+        multiple: Ranks are multiples of it.
 
     Returns:
         The plan as it is where nothing is gained.
     """
 
     def read(names: tuple[str, str]) -> tuple[Metric, Metric]:
-        first, second = (metric_of(name, checkpoint, evidence, options.ridge) for name in names)
+        first, second = (metric_of(name, checkpoint, evidence, ridge) for name in names)
         return first, second
 
     size = separate.parameters_after
@@ -75,7 +77,7 @@ def with_sharing(
     single = {next(iter(curve.forms)): curve for curve in curves if len(curve.forms) == 1}
     chains = [[*itertools.pairwise(chain)] for chain in _chains([m for m in separate.matrices if m.name in single])]
     offered = executor.map(
-        OfferTask(names, read(names), (single[names[0]], single[names[1]]), price, options.rank_multiple)
+        OfferTask(names, read(names), (single[names[0]], single[names[1]]), price, multiple)
         for chain in chains
         for names in chain
     )

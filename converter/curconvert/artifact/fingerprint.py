@@ -11,13 +11,12 @@ from curconvert.artifact.manifest import FORMAT_VERSION, source_files
 from curconvert.base.environment import environment
 from curconvert.calibration.text import CalibrationTokens
 from curconvert.checkpoint.types import Checkpoint, Companions
-from curconvert.options.convert import ConvertOptions
 from curconvert_runtime import __version__
 from curconvert_runtime.format.hashing import sha256
 
 
 def fingerprint(
-    checkpoint: Checkpoint, companions: Companions, tokens: CalibrationTokens, options: ConvertOptions
+    checkpoint: Checkpoint, companions: Companions, tokens: CalibrationTokens, options: Mapping[str, Any]
 ) -> dict[str, str]:
     """Return versions, hashes, options and environment of a conversion.
 
@@ -25,7 +24,7 @@ def fingerprint(
         checkpoint: The original, whose files are hashed.
         companions: Its other files.
         tokens: The calibration text, as it is before the model writes some of it.
-        options: All of them count.
+        options: As JSON; all of them count.
 
     Returns:
         By names that are meant for messages.
@@ -35,7 +34,7 @@ def fingerprint(
         f"source file {name}": hashlib.sha256(content).hexdigest() for name, content in companions.written.items()
     }
     return {
-        **common(source_files(checkpoint), tokens.sha256, options.to_json()),
+        **common(source_files(checkpoint), tokens.sha256, options),
         **copied,
         **written,
         "model config": hashlib.sha256(json.dumps(checkpoint.config, sort_keys=True).encode()).hexdigest(),

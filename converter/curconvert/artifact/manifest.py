@@ -13,7 +13,6 @@ from curconvert.calibration.text import CalibrationTokens
 from curconvert.checkpoint.linears import total_parameters
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.factorization.types import Factorization
-from curconvert.options.convert import ConvertOptions
 from curconvert_runtime import __version__
 from curconvert_runtime.format.files import MANIFEST
 from curconvert_runtime.format.hashing import cached_sha256, sha256
@@ -31,7 +30,7 @@ def build_manifest(
     dtype: str,
     plan: Plan | None = None,
     reports: Mapping[str, Factorization] | None = None,
-    options: ConvertOptions | None = None,
+    options: Mapping[str, Any] | None = None,
     tokens: CalibrationTokens | None = None,
     quantization: Mapping[str, Any] | None = None,
     arithmetic: str = "float32",
@@ -63,7 +62,7 @@ def build_manifest(
             "head_dim": config["head_dim"],
             "max_position_embeddings": config["max_position_embeddings"],
         },
-        "options": {} if options is None else options.to_json(),
+        "options": dict(options or {}),
         "calibration": None
         if tokens is None
         else {

@@ -7,8 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from curconvert.base.errors import BackendError
-
-CPU = "cpu"
+from curconvert.base.names import CPU
 
 
 def find_device(name: str) -> torch.device:

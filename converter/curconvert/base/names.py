@@ -19,3 +19,7 @@ def linear_of(name: str) -> str:
 
 
 QUANT_METHOD = "curconvert"
+
+
+CPU = "cpu"
+"""The device that every machine has."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from curconvert.base.device import CPU
 from curconvert.base.dtypes import dtype_name, torch_dtype
+from curconvert.base.names import CPU
 from curconvert.base.progress import silent
 from curconvert.base.types import Ids, Vector
 from curconvert.blocks.precision import calibration_dtype
@@ -51,14 +51,31 @@ class OriginalPass:
     head: InputStatistics | None = None
 
 
+@dataclass(frozen=True)
+class Watched:
+    """What is wanted of the calibration tokens.
+
+    Attributes:
+        scores: Names of layer scores to measure, see `curconvert.selection.scores`.
+        gathering: Keeps the statistics of linears' inputs.
+        backward: Goes back through the model afterwards.
+        head: Whether to keep statistics of the head's input.
+    """
+
+    scores: Collection[str] = ()
+    gathering: Gathering | None = None
+    backward: BackwardPass | None = None
+    head: bool = False
+
+
+_NOTHING = Watched()
+
+
 def run_original(
     checkpoint: Checkpoint,
     tokens: CalibrationTokens,
+    watched: Watched = _NOTHING,
     *,
-    scores: Collection[str] = (),
-    gathering: Gathering | None = None,
-    backward: BackwardPass | None = None,
-    head: bool = False,
     device: str = CPU,
     keeping: Keeping = list,
     progress: Progress = silent,
@@ -69,20 +86,18 @@ def run_original(
     Args:
         checkpoint: The original.
         tokens: Calibration and probe sequences.
-        scores: Names of layer scores to measure, see `curconvert.selection.scores`.
-        gathering: Keeps the statistics of linears' inputs.
-        backward: Goes back through the model afterwards.
-        head: Whether to keep statistics of the head's input.
+        watched: What is wanted of the calibration tokens.
         device: Where blocks run.
         keeping: Where hidden states on the calibration tokens are kept.
         progress: Called after each block.
         journal: Keeps each block.
     """
+    gathering, backward = watched.gathering, watched.backward
     stream = BlockStream(checkpoint, device=torch.device(device))
     probes = embedded(stream, tokens.probes)  # also what a resumed pass needs: masks and positions
-    wanted = bool(scores or gathering or backward or head)
+    wanted = bool(watched.scores or watched.gathering or watched.backward or watched.head)
     hidden = embedded(stream, tokens.calibration if wanted else tokens.calibration[:0], keeping)
-    scorers = {name: LayerScorer(name) for name in sorted(scores)}
+    scorers = {name: LayerScorer(name) for name in sorted(watched.scores)}
     done, dtype = 0, torch.float32
     if state := journal.recall("original"):
         done, probes = state.data["blocks"], state.restored("probes")
@@ -111,7 +126,7 @@ def run_original(
         journal.record("original", State(data, carried), durable)
         progress("original", index + 1, stream.num_layers)
     outputs = _probe_outputs(stream, probes, tokens.probes)
-    seen = _head_statistics(stream, hidden) if head else None
+    seen = _head_statistics(stream, hidden) if watched.head else None
     if backward:
         backward.finish(stream, hidden)
     stream.release_table()  # the stream lives on in reference cycles until Python looks for these

@@ -1,4 +1,4 @@
-"""The calibration sequences on their way through the blocks, by the method's rule of what a block is calibrated on."""
+"""The calibration sequences on their way through the blocks: the original's states, or the compressed model's."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from curconvert.base.dtypes import dtype_name, torch_dtype
 from curconvert.base.plan import MatrixPlan, by_input
+from curconvert.blocks.precision import calibration_dtype
 from curconvert.blocks.stream import Block
 from curconvert.calibration.batches import Batches, Keeping
 from curconvert.calibration.statistics import HELD_OUT, StatisticsCollector, moments_of
+from curconvert.checkpoint.types import Checkpoint
 from curconvert.journal.store import State
 from curconvert.linalg.statistics import InputStatistics
-from curconvert.options.convert import ConvertOptions
 
 Stage = tuple[Sequence[MatrixPlan], Mapping[str, InputStatistics]]
 
@@ -21,27 +23,28 @@ Stage = tuple[Sequence[MatrixPlan], Mapping[str, InputStatistics]]
 class CalibrationStates:
     """Hidden states that enter the next block.
 
-    With the sequential rule these are the compressed model's. Where targets are mixed (`ConvertOptions.mixes_targets`)
-    the original's are carried beside them from the first compressed block on: until then they are the same.
+    Where inputs are compared, the original's states are carried beside the compressed model's from the first compressed
+    block on: until then they are the same.
 
     Args:
         hidden: Batches of (sequences, tokens, hidden_size), which enter the first block; empty where nothing is needed.
-        options: The rule.
+        sequential: They are to be the compressed model's.
+        compared: The original's are carried beside them, and each input is compared with its own.
         keeping: Where other batches are kept.
-
-    Attributes:
-        products: Dtype of the blocks' products.
     """
 
-    def __init__(self, hidden: Batches, options: ConvertOptions, keeping: Keeping = list) -> None:
-        self._hidden, self._options, self._keeping = hidden, options, keeping
+    def __init__(
+        self, hidden: Batches, *, sequential: bool = False, compared: bool = False, keeping: Keeping = list
+    ) -> None:
+        self._hidden, self._keeping = hidden, keeping
+        self._sequential, self._is_compared = sequential, compared
         self._originals: Batches = []
-        self.products = torch.float32
+        self._products = torch.float32
 
-    @property
-    def first(self) -> Tensor | None:
-        """The first batch."""
-        return self._hidden[0] if self._hidden else None
+    def choose_dtype(self, checkpoint: Checkpoint, block: Block) -> None:
+        """Let the first block decide the dtype of all blocks' products; see `calibration_dtype`."""
+        if self._hidden:
+            self._products = calibration_dtype(checkpoint, block, self._hidden[0])
 
     def stages(self, block: Block, targets: Sequence[MatrixPlan]) -> Iterator[Stage]:
         """Run a block that is to be compressed.
@@ -51,10 +54,10 @@ class CalibrationStates:
             targets: Linears that are to be compressed.
 
         Yields:
-            Some of them, with the statistics of their inputs by weight name. They are to be compressed before the next
-            ones are asked for: where targets are mixed, later inputs are those that these linears then lead to.
+            Some of them, with the statistics of their inputs by weight name. Compress them before the next ones
+            are asked for: where inputs are compared, later ones see the outputs of these linears.
         """
-        if self._options.mixes_targets:
+        if self._is_compared:
             yield from self._compared(block, targets)
         else:
             yield targets, self._collected(block, targets)
@@ -64,9 +67,9 @@ class CalibrationStates:
         linears = {target.name: block.linears[target.name] for target in targets}
         collector = StatisticsCollector(linears, tokens=self._tokens)
         with collector.collecting():
-            if self._options.sequential:
+            if self._sequential:
                 for batch in self._hidden:
-                    block.forward(batch, dtype=self.products)
+                    block.forward(batch, dtype=self._products)
             else:
                 self._advance(block, self._hidden)
         return {name: statistics for names, statistics in collector.groups() for name in names}
@@ -88,7 +91,7 @@ class CalibrationStates:
             moments = moments_of(size, block.device, tokens=self._tokens, every=parts)
             for number, batch in enumerate(self._hidden):
                 moments.add(
-                    block.input_of(name, batch, dtype=self.products),
+                    block.input_of(name, batch, dtype=self._products),
                     compared[number] if compared else None,
                 )
             statistics = moments.result()
@@ -114,7 +117,7 @@ class CalibrationStates:
 
     def leave_compressed(self, block: Block) -> None:
         """Go on from a block that `stages` has run and that is compressed now."""
-        if self._options.sequential:
+        if self._sequential:
             self._advance(block, self._hidden)
 
     def leave_dense(self, block: Block) -> None:
@@ -127,12 +130,18 @@ class CalibrationStates:
         self._hidden.clear()
         self._originals.clear()
 
+    @property
+    def products(self) -> str:
+        """Name of the dtype of blocks' products."""
+        return dtype_name(self._products)
+
     def tensors(self) -> dict[str, Batches]:
         """Return what it carries, by name."""
         return {"hidden": self._hidden, "originals": self._originals}
 
     def restore(self, state: State) -> None:
-        """Take over what `tensors` has returned."""
+        """Take over what `tensors` has returned, and `products` among the state's data."""
+        self._products = torch_dtype(state.data["products"])
         self._hidden = self._keeping(state.tensors.get("hidden", ()))
         self._originals = self._keeping(state.tensors.get("originals", ()))
 
@@ -141,4 +150,4 @@ class CalibrationStates:
         return sum(batch.shape[0] * batch.shape[1] for batch in self._hidden)
 
     def _advance(self, block: Block, batches: Batches) -> None:
-        block.advance(batches, dtype=self.products)
+        block.advance(batches, dtype=self._products)

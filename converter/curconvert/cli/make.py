@@ -56,10 +56,10 @@ def convert(
 ) -> None:  # fmt: skip
     """Compress MODEL into a verified artifact: a .safetensors or .gguf file, a Hugging Face folder, or a hub id."""
     require_converter()
+    options = to_options(method, max_kl)  # refused, where they are wrong, before torch is imported
     from curconvert.jobs.convert import convert as run
     from curconvert_runtime.checks.verification import VerifyOptions
 
-    options = to_options(method, max_kl)
     gates = None if no_verify else VerifyOptions(max_kl, min_top1, max_ppl_ratio, max_parity)
     with resumable(out, quiet) as progress:
         result = run(
@@ -119,8 +119,8 @@ def sweep(
     """Measure MODEL at many sizes from one calibration: a table and a plot of quality, bytes and decode speed."""
     require_converter("matplotlib")
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it speaks of its font cache, in its own time
+    from curconvert.jobs.sweep.options import SweepOptions
     from curconvert.jobs.sweep.run import sweep as run
-    from curconvert.options.sweep import SweepOptions
 
     settings = {"calibration": to_calibration(values), **{k: v for k, v in values.items() if v is not None}}
     options = SweepOptions(keep, methods, text, window, max_tokens, keep_artifacts, settings)
@@ -152,10 +152,10 @@ def plan(
     Reads one matrix, to time it; measures this machine for a second or two.
     """
     require_converter()
+    source, options = to_source(model, config, config_set, revision), to_options(method)
     from curconvert.jobs.plan import plan as run
     from curconvert.jobs.plan import predict
 
-    source, options = to_source(model, config, config_set, revision), to_options(method)
     result = run(source, options)
     expected = predict(source, options, out)
     if as_json:

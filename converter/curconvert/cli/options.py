@@ -220,7 +220,8 @@ def to_quantization(values: dict[str, Any]) -> Any:
 
 def to_options(values: dict[str, Any], max_kl: float | None = None) -> Any:
     """Make a conversion's options of those of a command; `max_kl` counts where no size is given."""
-    from curconvert.options.convert import ConvertOptions, parse_targets
+    from curconvert.methods.core.options import ConvertOptions
+    from curconvert.options.settings import parse_targets
 
     targets = values.pop("targets")
     sizes = ("rank", "density", "keep", "target_parameters", "target_bytes")

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from curconvert.allocation.plans import targets_of
 from curconvert.artifact.workspace import workspace_of
 from curconvert.base.errors import BackendError
 from curconvert.base.names import linear_of
@@ -15,8 +16,8 @@ from curconvert.calibration.probes import TOP_TOKENS
 from curconvert.checkpoint.linears import decoder_linears
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.families.skeleton import EMBEDDING
-from curconvert.methods.planning import keeps_inputs
-from curconvert.options.convert import ConvertOptions
+from curconvert.methods.core.options import ConvertOptions
+from curconvert.methods.core.planning import bytes_per_number, keeps_inputs
 from curconvert.resizing.components import components_bytes
 
 _REST = 64 * 10**6  # graphs, reports, index vectors: far less for any model seen
@@ -26,8 +27,6 @@ def needed_bytes(
     checkpoint: Checkpoint,
     plan: Plan,
     options: ConvertOptions,
-    itemsize: float,
-    targets: Mapping[str, tuple[int, int]],
 ) -> int:
     """Estimate the most bytes that a conversion has on the disk at once, the artifact included.
 
@@ -35,8 +34,6 @@ def needed_bytes(
         checkpoint: The original.
         plan: What shapes alone can tell.
         options: Method and calibration.
-        itemsize: Bytes of a deployed number.
-        targets: Shapes of the weights that may be compressed, by name.
     """
     hidden, layers = int(checkpoint.config["hidden_size"]), int(checkpoint.config["num_hidden_layers"])
     length = options.calibration.tokens_per_sequence
@@ -44,21 +41,31 @@ def needed_bytes(
     calibration = options.calibration.sequences * length
     # While a record replaces the one before it, both are there; another stage's last one stays.
     records = 3 * (4 * hidden * probes + states_bytes(checkpoint, options))
-    stored = plan.parameters_before if options.max_kl is not None else plan.parameters_after
+    method, targets = options.method, targets_of(checkpoint, options.targets)
+    stored = plan.parameters_before if method.searches else plan.parameters_after
     answers = probes * 8 * min(TOP_TOKENS, checkpoint.tensors[EMBEDDING].shape[0])
-    states = 4 * hidden * layers * min(calibration, GRADIENT_TOKENS + 8 * length) if options.goes_back else 0
-    matrices = _auto_bytes(targets) if options.form == "auto" else 0
+    states = 4 * hidden * layers * min(calibration, GRADIENT_TOKENS + 8 * length) if options.needs.gradients else 0
+    matrices = _auto_bytes(targets) if options.needs.curves else 0
     if options.mixes_widths and not matrices:
         matrices = 8 * sum(n * n for n in distinct_inputs(decoder_linears(checkpoint)).values())
     inputs = 4 * calibration * sum(distinct_inputs(targets).values()) if keeps_inputs(checkpoint, options) else 0
-    components = components_bytes(targets) if options.scored else 0
-    return int(stored * itemsize) + records + answers + states + matrices + inputs + components + _REST
+    components = components_bytes(targets) if method.writes_components else 0
+    return (
+        int(stored * bytes_per_number(checkpoint, options))
+        + records
+        + answers
+        + states
+        + matrices
+        + inputs
+        + components
+        + _REST
+    )
 
 
 def states_bytes(checkpoint: Checkpoint, options: ConvertOptions) -> int:
     """Return the bytes of the hidden states on the calibration tokens."""
     text = options.calibration
-    tokens = text.sequences * text.tokens_per_sequence * (2 if options.mixes_targets else 1)
+    tokens = text.sequences * text.tokens_per_sequence * (2 if options.compares_inputs else 1)
     return 4 * int(checkpoint.config["hidden_size"]) * tokens
 
 

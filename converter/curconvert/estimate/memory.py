@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from curconvert.base.names import layer_of
-from curconvert.base.plan import MatrixPlan
 from curconvert.calibration.backward import GRADIENT_ROWS, GRADIENT_TOKENS
 from curconvert.calibration.original import BATCH, LOGIT_ROWS, LOGITS
 from curconvert.calibration.probes import PARITY_LENGTHS
 from curconvert.estimate.workload import Workload
-from curconvert.linalg.bases import krylov_size
-from curconvert.linalg.chunked import CHUNK
 from curconvert.options.calibration import BUILTIN
 from curconvert.training.spectrum import SEQUENCES_AT_ONCE
 
@@ -17,7 +14,6 @@ _START = 465e6  # torch, transformers and the interpreter with a model opened, m
 _LIBRARIES = 60e6  # what BLAS libraries and threads hold for themselves once matrices are factorized, likewise
 _TOKEN = 1000  # bytes of a tokenizer for each token that it knows
 _ACTIVATIONS = 6  # tensors of a linear's input or output that a block holds at once as it runs
-_SUMS = 5  # matrices of a weight's size, but at most of a chunk's, that the measuring of an error holds
 _ARENAS = 1.6  # what threads' allocators hold after some blocks, over what is in use; measured with glibc
 _LOGITS = 6  # copies of logits that a divergence and its gradient hold
 _ANSWERS = 5  # copies of logits on the parity sequences that a verification holds
@@ -33,9 +29,9 @@ def peak(work: Workload, workers: int, *, spilled: bool = False) -> float:
     """
     kept = min(BATCH * work.length, work.tokens) if spilled else work.tokens
     stages = [_answering(work, kept), _gathering(work, kept), _compressing(work, kept, workers)]
-    if work.options.goes_back:
+    if work.options.needs.gradients:
         stages.append(_going_back(work))
-    if work.learned:
+    if work.options.needs.resident:
         stages.append(_learning(work))
     return _START + _tokenizer(work) + max(*stages, work.resident + work.cache)
 
@@ -84,7 +80,7 @@ def _going_back(work: Workload) -> float:
     """The gradients of a batch's logits, and inputs and gradients of a block's linears."""
     logits = 4 * 4.0 * BATCH * GRADIENT_ROWS * work.vocabulary
     tokens = min(GRADIENT_TOKENS, work.tokens)
-    priced = 6 * 8.0 * work.widest**2 if work.auto else 0.0
+    priced = 6 * 8.0 * work.widest**2 if work.options.needs.curves else 0.0
     samples = 4.0 * tokens * sum(sum(m.shape) for m in work.compressed) / max(1, len(work.changed_layers))
     return _states(work, tokens) + max(work.table + logits, 4.0 * work.block + 2 * samples + priced) + _LIBRARIES
 
@@ -102,7 +98,7 @@ def _compressing(work: Workload, kept: int, workers: int) -> float:
     states = _states(work, 0 if work.knows_statistics else kept) + 4.0 * work.hidden * work.probes
     held = max((_together(work, layer, workers) for layer in work.changed_layers), default=0.0)
     grams = _grams(work)
-    if work.options.mixes_targets:  # one input at a time, with its drift and a part held out
+    if work.options.compares_inputs:  # one input at a time, with its drift and a part held out
         states += 4.0 * (kept * work.hidden + work.tokens * sum(work.grams) / layers)
         grams = 4 * 8.0 * max(work.grams, default=0) ** 2
     # A block's weights are read once more to be factorized; where products are bfloat16 they are copied for that.
@@ -125,18 +121,6 @@ def _inputs(work: Workload) -> float:
 
 def _together(work: Workload, layer: int, workers: int) -> float:
     """Bytes that the factorizations of a layer hold that may run at the same time."""
-    held = (_held(m, work) for m in work.changed if layer_of(m.name) == layer)
+    method = work.options.method
+    held = (method.cost(m, work.tokens).held for m in work.changed if layer_of(m.name) == layer)
     return sum(sorted(held, reverse=True)[:workers])
-
-
-def _held(matrix: MatrixPlan, work: Workload) -> float:
-    """Bytes that one factorization holds: thin factors, or float64 copies where the method needs the whole."""
-    (m, n), rank, options = matrix.shape, matrix.rank or 0, work.options
-    sums = _SUMS * 8.0 * min(m * n, CHUNK)
-    if matrix.form == "cur" and options.selector in ("qr", "lu"):
-        return sums + 8.0 * 4 * (m + n) * rank
-    if matrix.form == "cur" and (size := krylov_size(matrix.shape, rank)):
-        return max(sums, 8.0 * (m + n) * size + 4.0 * m * n)
-    if matrix.form == "modular_columns":  # the Gram matrix scaled, inverted, and of the kept columns
-        return 8.0 * (4 * n**2 + 4 * m * n)
-    return max(sums + 8.0 * m * n, 8.0 * (4 * m * n + 2 * min(m, n) ** 2))

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 
 from curconvert.base.plan import MatrixPlan
 from curconvert.calibration.backward import GRADIENT_TOKENS
 from curconvert.calibration.probes import PARITY_LENGTHS
 from curconvert.estimate.rates import Machine
 from curconvert.estimate.workload import Workload
-from curconvert.linalg.bases import krylov_size
-from curconvert.selection.indices import EXACT_OUTPUTS
+from curconvert.methods.core.costs import LAPACK
 from curconvert.training.spectrum import BATCH
 from curconvert_runtime.format.probes import DECODE_STEPS
 
 _START = 3.0  # seconds until Python has imported torch, transformers and onnx
 _GRAPH = 0.02  # seconds to build both graphs, for each decoder block
 _ALONE = 0.4  # share of the speed of a batch that one short sequence reaches
-_LAPACK = 0.5  # share of the speed of large products that QR, Cholesky and updates of low rank reach
 _AS_FAR = 0.5  # share of a block that comes before one of its inputs, on average
 _SOFTMAX = 60.0  # bytes moved for each logit that becomes a probability in float64: some dozen passes
 _BATCHED = 0.7  # share of the speed of whole sequences that single tokens of many reach
@@ -40,11 +38,11 @@ def seconds(work: Workload, machine: Machine, opening: float, source: int, outpu
     reading = (_WEIGHTS * work.whole + _TABLES * work.head) / machine.load
     found = _START + opening + reading + _GRAPH * work.layers
     found += _answers(work, machine) + _calibration(work, machine) + _journal(work, machine)
-    if work.options.goes_back:
+    if work.options.needs.gradients:
         found += _way_back(work, machine)
-    if work.auto:
+    if work.options.needs.curves:
         found += _writing(work, machine) + sum(_pricing(m.name, m.shape, machine) for m in work.compressed)
-    if work.learned:
+    if work.options.needs.resident:
         found += _learning(work, machine)
     found += factorizations(work, machine)
     return found + (source + output) / machine.digest + output * (1 / machine.write + 1 / machine.copy)
@@ -82,11 +80,11 @@ def _calibration(work: Workload, machine: Machine) -> float:
     """Runs of the calibration text, and the Gram matrices of what enters linears."""
     options, flops = work.options, 2.0 * work.whole * work.tokens
     runs = 0.0 if work.knows_statistics else _block_runs(work) / work.layers
-    exact = options.goes_back or not work.sixteen_bits
+    exact = options.needs.gradients or not work.sixteen_bits
     first = flops * work.calibrates_first / (machine.block if exact else machine.half)
     second = flops * runs / (machine.half if work.sixteen_bits else machine.block)
-    grams = 2.0 * work.tokens * sum(n**2 for n in work.grams) * (2 if options.mixes_targets else 1)
-    return first + second + grams / (machine.single if work.auto else machine.double)
+    grams = 2.0 * work.tokens * sum(n**2 for n in work.grams) * (2 if options.compares_inputs else 1)
+    return first + second + grams / (machine.single if work.options.needs.curves else machine.double)
 
 
 def _block_runs(work: Workload) -> float:
@@ -94,18 +92,18 @@ def _block_runs(work: Workload) -> float:
     if not work.changed_layers:
         return 0.0
     whole = 1.0 + max(work.changed_layers)
-    if work.options.mixes_targets:  # the original too, and a compressed block as far as each of its inputs
+    if work.options.compares_inputs:  # the original too, and a compressed block as far as each of its inputs
         return 2 * whole - min(work.changed_layers) + _AS_FAR * len(work.grams)
     return whole + (len(work.changed_layers) if work.options.sequential else 0)
 
 
 def _journal(work: Workload, machine: Machine) -> float:
     """Hidden states, recorded after each block: written, and read twice for a sum and a digest."""
-    row, tokens = 4.0 * work.hidden, work.tokens * (2 if work.options.mixes_targets else 1)
+    row, tokens = 4.0 * work.hidden, work.tokens * (2 if work.options.compares_inputs else 1)
     written = row * work.layers * (work.probes + (work.tokens if work.calibrates_first else 0))
     if not work.knows_statistics and work.changed_layers:
         written += row * tokens * (1 + max(work.changed_layers))
-    if work.options.goes_back:  # what enters each block, and the gradients at it
+    if work.options.needs.gradients:  # what enters each block, and the gradients at it
         written += 2 * row * work.layers * min(GRADIENT_TOKENS, work.tokens)
     if work.knows_statistics:
         written += 8.0 * sum(n**2 for n in work.grams)
@@ -120,7 +118,7 @@ def _way_back(work: Workload, machine: Machine) -> float:
 
 def _learning(work: Workload, machine: Machine) -> float:
     """Steps of the original forwards, and of its components forwards and back."""
-    tokens = (work.options.steps or 0) * BATCH * work.length
+    tokens = work.options.method.learning_steps * BATCH * work.length
     linears = 2.0 * tokens * (work.whole + _BACK * work.components)
     return linears / machine.half + 2.0 * tokens * work.head * (1 + _BACK) / machine.half
 
@@ -138,7 +136,7 @@ def factorizations(work: Workload, machine: Machine) -> float:
     rounding = sum(_products(_rounding(m, work), machine) for m in work.changed)
     # To choose widths, everything is rounded at both of them beforehand.
     found = 2 * once + 3 * rounding if work.options.mixes_widths else once + rounding
-    if work.options.mixes_targets:  # the teacher's target twice, and its error on what is held out
+    if work.options.compares_inputs:  # the teacher's target twice, and its error on what is held out
         shapes = (m.shape for m in work.compressed if work.tokens >= m.shape[1])
         found += sum(_products(14.0 * m * n**2 + n**3, machine) for m, n in shapes)
     return found
@@ -162,50 +160,16 @@ def _rounding(matrix: MatrixPlan, work: Workload) -> float:
 
 def _factorization(matrix: MatrixPlan, work: Workload, machine: Machine) -> float:
     """Seconds of one matrix, its error in the metric of its inputs included."""
-    (m, n), rank, options = matrix.shape, matrix.rank or 0, work.options
-    # Images of the weight's rows: through the Gram matrix, or in float32 through the inputs themselves.
-    error = float(m * n * work.tokens) if work.tokens < n else 2.0 * m * n**2
-    outputs = error + 2.0 * m**2 * n  # W H Wᵀ
-    thin = 4.0 * (m + n) * rank**2 / _LAPACK
-    if matrix.form == "cur":
-        flops, sizes = error + 8.0 * m * n * rank + 2 * thin, [float(rank)]
-        if options.selector in ("qr", "lu"):
-            flops += 4.0 * m * n * rank + (outputs if m <= EXACT_OUTPUTS else 2.0 * m * n * rank)
-        elif options.selector != "random":
-            size = krylov_size(matrix.shape, rank)  # twice as many products, but in float32
-            flops += 2.0 * m * n * size if size else 1.0 * m * n * min(m, n)
-            sizes.append(size or min(m, n) / 2 ** (1 / 3))  # in float32
-        return _products(flops, machine) + _eigen(sizes, machine)
-    if matrix.form in _KEPT:
-        return _products(2 * error + _KEPT[matrix.form](m, n, rank), machine)
-    if (
-        m > n and not work.auto and options.approximation != "rows"
-    ):  # through a root of H, or W itself, and its smaller Gram matrix
-        outputs = 4.0 * m * n**2
-    flops = error + outputs + 4.0 * m * n * rank + 2 * thin
-    if work.auto:
-        return _products(flops + 8.0 * m**3, machine) + _eigen([m, m], machine)
-    if options.approximation == "rows":
-        return _products(flops, machine) + _eigen([rank], machine)
-    return _products(flops, machine) + _eigen([m] if m <= n else [n, n], machine)
+    cost = work.options.method.cost(matrix, work.tokens)
+    return _products(cost.flops, machine) + _eigen(cost.eigen, machine)
 
 
 def _pricing(name: str, shape: tuple[int, int], machine: Machine) -> float:
     """Seconds in which `auto` prices the sizes of a matrix, or of the MLP that it ends."""
     (m, n), tokens = shape, GRADIENT_TOKENS
     if name.endswith("down_proj.weight"):  # an inverse, updated as neurons are dropped, and ridges compared
-        return _products((4.0 * n**3 + 30.0 * m**2 * n) / _LAPACK, machine) + 16.0 * tokens * m * n / machine.single
+        return _products((4.0 * n**3 + 30.0 * m**2 * n) / LAPACK, machine) + 16.0 * tokens * m * n / machine.single
     if name.endswith(("gate_proj.weight", "up_proj.weight")):
         return 0.0
     flops = 2.0 * m * n**2 + 4.0 * m**2 * n + 6.0 * m**3
     return _products(flops, machine) + _eigen([m, m], machine) + 2.0 * tokens * m * (2 * m + n) / machine.single
-
-
-_KEPT: Mapping[str, Callable[[int, int, int], float]] = {
-    "modular_rows": lambda m, n, rank: 0.0,
-    # Leverage scores by an inverse, and the correction of the kept columns.
-    "modular_columns": lambda m, n, rank: 0.7 * n**3 + 2.0 * m * n * rank + rank**3 / 3 + 2.0 * m * rank**2,
-    "sparse_rows": lambda m, n, rank: 2.0 * m * n**2,
-    "sparse_columns": lambda m, n, rank: 0.0,
-}
-"""Flops of the forms that keep a part of the weight, besides their errors."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from curconvert.allocation.plans import targets_of
 from curconvert.base.errors import InputError
 from curconvert.base.plan import Plan
 from curconvert.calibration.batches import FileBatches, Keeping
@@ -15,7 +14,8 @@ from curconvert.estimate import time as estimate_time
 from curconvert.estimate.disk import needed_bytes
 from curconvert.estimate.rates import Machine
 from curconvert.estimate.workload import Workload
-from curconvert.options.convert import ConvertOptions
+from curconvert.methods.core.options import ConvertOptions
+from curconvert.methods.core.planning import bytes_per_number
 from curconvert.options.execution import ExecutionOptions
 
 
@@ -73,7 +73,6 @@ def estimate(
     checkpoint: Checkpoint,
     plan: Plan,
     options: ConvertOptions,
-    itemsize: float,
     machine: Machine,
     opening: float = 0.0,
 ) -> Estimate:
@@ -83,17 +82,19 @@ def estimate(
         checkpoint: The opened model.
         plan: What shapes alone can tell.
         options: Method, numerics and calibration.
-        itemsize: Bytes of a deployed number.
         machine: Its rates.
         opening: Seconds that opening the checkpoint took.
     """
-    work, output = Workload(checkpoint, plan, options), int(plan.parameters_after * itemsize)
+    work, output = (
+        Workload(checkpoint, plan, options),
+        int(plan.parameters_after * bytes_per_number(checkpoint, options)),
+    )
     source = sum(file.stat().st_size for file in checkpoint.files)
     return Estimate(
         seconds=estimate_time.seconds(work, machine, opening, source, output),
         peak_memory_bytes=int(estimate_memory.peak(work, machine.workers)),
         verification_seconds=estimate_time.verification(work, machine, output),
         verification_memory_bytes=int(estimate_memory.verification(work, plan.parameters_after)),
-        temporary_bytes=needed_bytes(checkpoint, plan, options, itemsize, targets_of(checkpoint, options)),
+        temporary_bytes=needed_bytes(checkpoint, plan, options),
         output_bytes=output,
     )

@@ -11,8 +11,8 @@ from curconvert.calibration.sampled import RESIDENT_BYTES
 from curconvert.checkpoint.linears import decoder_linears, total_parameters
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.families.skeleton import EMBEDDING
-from curconvert.methods.planning import keeps_inputs
-from curconvert.options.convert import ConvertOptions
+from curconvert.methods.core.options import ConvertOptions
+from curconvert.methods.core.planning import keeps_inputs
 from curconvert.selection.layers import score_of
 
 
@@ -55,20 +55,10 @@ class Workload:
         self.changed_layers = {layer_of(m.name) for m in self.changed}
         self.sixteen_bits = checkpoint.tensors[EMBEDDING].dtype != "F32"
 
-    @property
-    def auto(self) -> bool:
-        """Whether sizes are allocated."""
-        return self.options.form == "auto"
-
-    @property
-    def learned(self) -> bool:
-        """Whether sizes are learned."""
-        return self.options.form == "learned"
-
     @cached_property
     def components(self) -> int:
         """Numbers of the factors that a learned model consists of before anything is dropped."""
-        return sum(min(m.shape) * sum(m.shape) for m in self.compressed) if self.learned else 0
+        return sum(min(m.shape) * sum(m.shape) for m in self.compressed) if self.options.needs.resident else 0
 
     @property
     def scored(self) -> bool:
@@ -83,7 +73,7 @@ class Workload:
     @property
     def calibrates_first(self) -> bool:
         """Whether the calibration text runs through the original as a whole."""
-        return self.auto or self.learned or self.scored or self.options.mixes_widths or self._reads_head
+        return self.options.needs.statistics or self.scored or self._reads_head
 
     @property
     def _reads_head(self) -> bool:
@@ -93,7 +83,7 @@ class Workload:
     @property
     def knows_statistics(self) -> bool:
         """Whether nothing is left to calibrate when blocks are compressed."""
-        return self.auto or self.learned or self.known or self.options.mixes_widths
+        return self.options.needs.statistics or self.known
 
     @cached_property
     def grams(self) -> list[int]:
@@ -122,7 +112,7 @@ class Workload:
     @property
     def learning(self) -> float:
         """Bytes of the original and of its copy in components while sizes are learned; 0 where none are."""
-        return 4.0 * (2 * total_parameters(self._checkpoint) + self.components) if self.learned else 0.0
+        return 4.0 * (2 * total_parameters(self._checkpoint) + self.components) if self.options.needs.resident else 0.0
 
     @property
     def written_tokens(self) -> float:

@@ -9,12 +9,12 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from curconvert.base.device import CPU
 from curconvert.base.forms import Basis
+from curconvert.base.names import CPU
 from curconvert.base.types import Matrix
 from curconvert.factorization.interpolative import spanned
 from curconvert.factorization.measured import deployed, measured
-from curconvert.factorization.types import ErrorBound, Factorization
+from curconvert.factorization.types import ErrorBound, Factorization, Problem
 from curconvert.linalg.chunked import ChunkedMatrix
 from curconvert.linalg.gram import least_squares, right_inverse, solve_right
 from curconvert.linalg.metrics import DiagonalMetric, FullMetric
@@ -45,8 +45,6 @@ class CUROptions:
         seed: With the tensor's name, seeds everything random.
         exact_svd: See `select_rows_columns`.
         device: Where products with the weight are computed.
-        form: How the product is stored: `cur`; `two_factor` with A = C·U and B = R; `interpolative`, which any matrix
-            of this rank can be stored in.
     """
 
     selector: Selector
@@ -56,7 +54,6 @@ class CUROptions:
     seed: int
     exact_svd: bool = False
     device: str = CPU
-    form: str = "cur"
 
 
 def link_matrix(weight: ChunkedMatrix, C: Matrix, R: Matrix, metric: Metric | None) -> Matrix:
@@ -96,41 +93,32 @@ def _select(name: str, weight: Tensor, statistics: InputStatistics, rank: int, o
     return replace(chosen, rows=rows)
 
 
-def factorize_cur(
-    name: str,
-    weight: Tensor,
-    statistics: InputStatistics,
-    rank: int,
-    options: CUROptions,
-    dtype: torch.dtype,
-    target: Tensor | None = None,
-) -> Factorization:
+def factorize_cur(problem: Problem, options: CUROptions) -> Factorization:
     """Factorize one linear layer's weight.
 
     C and R are exact copies of the weight's columns and rows in the deployed dtype; U is solved in float64 for the
     factors as they are deployed. In another form than `cur` their product is stored, and U is not rounded before.
 
     Args:
-        name: Tensor name; seeds the random parts.
-        weight: W, (m, n), any float dtype.
-        statistics: Of the layer's input.
-        rank: r ≤ min(m, n).
-        options: Selection, link and form.
-        dtype: Deployed dtype of the factors.
-        target: What C·U·R shall be near, (m, n), any float dtype; None is the weight.
+        problem: The matrix and its form: `cur`; `two_factor` with A = C·U and B = R; `interpolative`, which any matrix
+            of this rank can be stored in.
+        options: Selection and link.
     """
+    name, weight, statistics, rank, dtype = (
+        problem.name, problem.weight, problem.statistics, problem.rank, problem.dtype,
+    )  # fmt: skip
     stored, placed = weight.to(dtype), weight.to(options.device)
     chosen = _select(name, placed, statistics, rank, options)
     rows, columns = torch.from_numpy(chosen.rows), torch.from_numpy(chosen.columns)
     C, R = stored[:, columns.long()].contiguous(), stored[rows.long()].contiguous()
-    wanted = ChunkedMatrix(placed if target is None else target.to(options.device))
+    wanted = ChunkedMatrix(placed if problem.target is None else problem.target.to(options.device))
     link = link_matrix(wanted, C.double().numpy(), R.double().numpy(), _metric(statistics, options))
     bound = None
     if chosen.eta_rows is not None and chosen.eta_columns is not None and chosen.sigma_next is not None:
         bound = ErrorBound(chosen.eta_rows, chosen.eta_columns, chosen.sigma_next, _BOUND_MATRICES[options.importance])
-    tensors = _STORED[options.form](_Product(C, link, R, rows, columns), dtype)
-    basis: Basis | None = "subspace" if form_of(options.form).has_basis else None
-    return measured(options.form, tensors, rank, weight, statistics, bound=bound, basis=basis)
+    tensors = _STORED[problem.form](_Product(C, link, R, rows, columns), dtype)
+    basis: Basis | None = "subspace" if form_of(problem.form).has_basis else None
+    return measured(problem.form, tensors, rank, weight, statistics, bound=bound, basis=basis)
 
 
 class _Product(NamedTuple):

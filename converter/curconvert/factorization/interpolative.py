@@ -8,11 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from curconvert.base.forms import Basis
 from curconvert.base.types import Indices, Matrix
 from curconvert.factorization.low_rank import svd_llm
 from curconvert.factorization.measured import check_rank, deployed, measured
-from curconvert.factorization.types import Factorization
+from curconvert.factorization.types import Factorization, Problem
 from curconvert.linalg.chunked import ChunkedMatrix
 from curconvert.linalg.gram import solve_right
 from curconvert.linalg.metrics import FullMetric
@@ -22,44 +21,43 @@ from curconvert.selection.indices import Metric, leading_rows, pivoted_qr, tenso
 _LARGEST = 2.0  # |T|; every swap more than doubles |det A[I]|, so there are few
 
 
-def factorize_interpolative(
-    name: str,
-    weight: Tensor,
-    statistics: InputStatistics,
-    rank: int,
-    basis: Basis,
-    ridge: float,
-    dtype: torch.dtype,
-    seed: int = 0,
-    target: Tensor | None = None,
-) -> Factorization:
-    """Factorize one linear layer's weight into r rows and the coefficients that make the other rows of them.
+def factorize_rows(problem: Problem, ridge: float, seed: int) -> Factorization:
+    """Factorize a weight into r of its rows and the coefficients that make the other rows of them.
+
+    R is r rows of W, bit for bit in the deployed dtype, and T is solved for them as deployed.
 
     Args:
-        name: Tensor name.
-        weight: W, (m, n), any float dtype.
-        statistics: Of the layer's input.
-        rank: 1 ≤ r ≤ min(m, n).
-        basis: `rows`: R is r rows of W, bit for bit in the deployed dtype, and T is solved for them as deployed.
-            `subspace`: R is r rows of the best rank-r approximation (SVD-LLM's), which R and T store without loss
-            (PIFA, arXiv 2501.19090).
+        problem: The matrix; the rows stay W's where the target is another.
         ridge: λ of `H + λ diag(H)`.
-        dtype: Deployed dtype of R and T.
         seed: With the name, seeds the sketch of very many outputs.
-        target: What the product shall be near, (m, n), any float dtype; None is the weight. The `rows` stay W's.
 
     Raises:
         InputError: No (m, n) matrix has this rank.
     """
-    check_rank(name, weight.shape, rank)
-    wanted, metric = weight if target is None else target, FullMetric(statistics, ridge)
-    if basis == "subspace":
-        return interpolative_from(weight, *svd_llm(wanted.to(torch.float64).numpy(), metric, rank), statistics, dtype)
-    rows = leading_rows(ChunkedMatrix(weight), metric, rank, tensor_rng(seed, name))
-    R = weight.to(dtype)[torch.from_numpy(rows).long()]
+    weight, rank = problem.weight, problem.rank
+    check_rank(problem.name, weight.shape, rank)
+    metric = FullMetric(problem.statistics, ridge)
+    rows = leading_rows(ChunkedMatrix(weight), metric, rank, tensor_rng(seed, problem.name))
+    R = weight.to(problem.dtype)[torch.from_numpy(rows).long()]
     others = torch.from_numpy(_others(rows, len(weight)))
-    T = interpolation(ChunkedMatrix(wanted[others]), R.to(torch.float64).numpy(), metric)
-    return measured("interpolative", _tensors(rows, R, T), rank, weight, statistics, basis=basis)
+    T = interpolation(ChunkedMatrix(problem.wanted[others]), R.to(torch.float64).numpy(), metric)
+    return measured("interpolative", _tensors(rows, R, T), rank, weight, problem.statistics, basis="rows")
+
+
+def factorize_subspace(problem: Problem, ridge: float) -> Factorization:
+    """Store the best rank-r approximation (SVD-LLM's) as r of its rows and coefficients (PIFA, arXiv 2501.19090).
+
+    Args:
+        problem: The matrix.
+        ridge: λ of `H + λ diag(H)`.
+
+    Raises:
+        InputError: No (m, n) matrix has this rank.
+    """
+    check_rank(problem.name, problem.weight.shape, problem.rank)
+    metric = FullMetric(problem.statistics, ridge)
+    best = svd_llm(problem.wanted.to(torch.float64).numpy(), metric, problem.rank)
+    return interpolative_from(problem.weight, *best, problem.statistics, problem.dtype)
 
 
 def interpolative_from(

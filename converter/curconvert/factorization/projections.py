@@ -9,6 +9,7 @@ import torch
 from curconvert.base.errors import InputError
 from curconvert.base.finite import all_finite, not_finite
 from curconvert.base.names import bias_of
+from curconvert.base.plan import MatrixPlan
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.factorization.projection import Projection
 from curconvert.linalg.statistics import InputStatistics
@@ -39,3 +40,8 @@ def read_projections(
             )
         found[name] = Projection(parts[name], statistics[name], parts.get(bias_of(name)) if corrected else None)
     return found
+
+
+def largest_first(plans: Sequence[MatrixPlan]) -> list[MatrixPlan]:
+    """Return matrices in the order in which tasks of theirs start: the last ones are short."""
+    return sorted(plans, key=lambda plan: -plan.parameters_before)

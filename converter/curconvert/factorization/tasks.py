@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import cast
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
@@ -16,87 +15,20 @@ from torch import Tensor
 from curconvert.base.dtypes import dtype_name
 from curconvert.base.errors import BackendError, InputError
 from curconvert.base.finite import all_finite
-from curconvert.base.forms import Basis
+from curconvert.base.names import linear_of
 from curconvert.base.plan import MatrixPlan
-from curconvert.base.types import Indices, Matrix, Vector
+from curconvert.base.types import Indices, Matrix
 from curconvert.factorization.attention_modules import factorize_query_key, factorize_value_output
-from curconvert.factorization.cur import CUROptions, factorize_cur
-from curconvert.factorization.interpolative import factorize_interpolative, interpolative_from
+from curconvert.factorization.interpolative import interpolative_from
 from curconvert.factorization.modular import ModularOptions, factorize_mlp
 from curconvert.factorization.projection import Projection, with_bias
 from curconvert.factorization.shared import factorize_shared
-from curconvert.factorization.targets import aimed
-from curconvert.factorization.two_factor import factorize_two_factor
 from curconvert.factorization.two_sided import DAMPING, TwoSided, damped, two_sided
 from curconvert.factorization.types import Factorization
 from curconvert.families.heads import Heads
 from curconvert.linalg.gram import ridged
 from curconvert.linalg.statistics import InputStatistics
-from curconvert.options.choices import Approximation, Importance, Link, Selector
-from curconvert.options.convert import ConvertOptions
-
-
-@dataclass(frozen=True)
-class MatrixTask:
-    """One matrix by a method's own rule.
-
-    Attributes:
-        plan: With its rank.
-        weight: W, (out_features, in_features), any float dtype.
-        bias: To be corrected, (out_features,); None where there is none, or it shall stay as it is.
-        statistics: Of the input.
-        options: Method and numerics.
-        dtype: Deployed dtype.
-        fisher_rows: Fisher information of each row, (out_features,); `fwsvd` only.
-    """
-
-    plan: MatrixPlan
-    weight: Tensor
-    bias: Tensor | None
-    statistics: InputStatistics
-    options: ConvertOptions
-    dtype: torch.dtype
-    fisher_rows: Vector | None = None
-
-    def run(self) -> dict[str, Factorization]:
-        """Return the factors, with their bias, by the weight's name.
-
-        Raises:
-            InputError: A factor does not fit the deployed dtype.
-            BackendError: A LAPACK routine did not converge.
-        """
-        with lapack(self.plan.name):
-            own = Projection(self.weight, self.statistics, self.bias)
-            projection, target = aimed(own, self.options.ridge)
-            factors = self._factorize(projection.metric, target)
-        factors = replace(factors, teacher_share=projection.teacher_share)
-        return {self.plan.name: _stored(self.plan.name, factors, projection, self.dtype)}
-
-    def _factorize(self, metric: InputStatistics, target: Tensor) -> Factorization:
-        """Dispatch on the form; ConvertOptions has checked that the choices belong to it."""
-        name, rank, weight, options, dtype = self.plan.name, self.plan.rank, self.weight, self.options, self.dtype
-        assert rank is not None
-        if options.form == "interpolative":
-            basis = cast("Basis", options.approximation)
-            return factorize_interpolative(
-                name, weight, metric, rank, basis, options.ridge, dtype, options.seed, target
-            )
-        if options.form == "two_factor":
-            approximation = cast("Approximation", options.approximation)
-            return factorize_two_factor(
-                name, weight, metric, rank, approximation, options.ridge, dtype, self.fisher_rows, target
-            )  # fmt: skip
-        cur = CUROptions(
-            selector=cast("Selector", options.selector),
-            importance=cast("Importance", options.importance),
-            link=cast("Link", options.link),
-            ridge=options.ridge,
-            seed=options.seed,
-            exact_svd=options.exact_svd,
-            device=options.device,
-            form=self.plan.form,
-        )
-        return factorize_cur(name, weight, metric, rank, cur, dtype, target)
+from curconvert_runtime.format.modules import MODULAR
 
 
 @dataclass(frozen=True)
@@ -122,13 +54,18 @@ class AllocatedTask:
     dtype: torch.dtype
 
     def run(self) -> dict[str, Factorization]:
-        """Return the factors, with their bias, by the weight's name; raises as `MatrixTask.run`."""
+        """Return the factors, with their bias, by the weight's name.
+
+        Raises:
+            InputError: A factor does not fit the deployed dtype.
+            BackendError: A LAPACK routine did not converge.
+        """
         assert self.plan.rank is not None
         projection = Projection(self.weight, self.statistics, self.bias)
         with lapack(self.plan.name):
             best = best_approximations(projection, self.fisher, self.ridge).factors(self.plan.rank)
             factors = interpolative_from(self.weight, *best, projection.metric, self.dtype)
-        return {self.plan.name: _stored(self.plan.name, factors, projection, self.dtype)}
+        return {self.plan.name: stored(self.plan.name, factors, projection, self.dtype)}
 
 
 @dataclass(frozen=True)
@@ -152,13 +89,13 @@ class LearnedTask:
     dtype: torch.dtype
 
     def run(self) -> dict[str, Factorization]:
-        """Return the factors, with their bias, by the weight's name; raises as `MatrixTask.run`."""
+        """Return the factors, with their bias, by the weight's name; raises as `AllocatedTask.run`."""
         projection = Projection(self.weight, self.statistics, self.bias)
         left, right = (factor.astype(np.float64) for factor in self.factors)
         with lapack(self.plan.name):
             basis, triangle = scipy.linalg.qr(left, mode="economic", check_finite=False)
             found = interpolative_from(self.weight, basis, triangle @ right, projection.metric, self.dtype)
-        return {self.plan.name: _stored(self.plan.name, found, projection, self.dtype)}
+        return {self.plan.name: stored(self.plan.name, found, projection, self.dtype)}
 
 
 @dataclass(frozen=True)
@@ -180,14 +117,14 @@ class SharedTask:
     dtype: torch.dtype
 
     def run(self) -> dict[str, Factorization]:
-        """Return the wanted one's factors, with their bias, by its name; raises as `MatrixTask.run`."""
+        """Return the wanted one's factors, with their bias, by its name; raises as `AllocatedTask.run`."""
         name, rank, shared = self.plan.name, self.plan.rank, self.plan.shared
         assert rank is not None
         assert shared is not None
         with lapack(name):
             pair = factorize_shared(self.projections, self.fishers, rank, self.ridge, self.dtype)
         own = shared.matrices.index(name)
-        return {name: _stored(name, pair[own], self.projections[own], self.dtype)}
+        return {name: stored(name, pair[own], self.projections[own], self.dtype)}
 
 
 @dataclass(frozen=True)
@@ -211,7 +148,7 @@ class MLPTask:
     kept: Indices | None = None
 
     def run(self) -> dict[str, Factorization]:
-        """Return the three factorizations by weight name; raises as `MatrixTask.run`."""
+        """Return the three factorizations by weight name; raises as `AllocatedTask.run`."""
         ridges = ModularOptions(leverage_ridge=self.ridge, ridge=self.ridge)
         with lapack(self.names["down_proj"]):
             found = factorize_mlp(self.projections, self.rank, ridges, self.dtype, self.kept)
@@ -239,13 +176,40 @@ class HeadsTask:
     dtype: torch.dtype
 
     def run(self) -> dict[str, Factorization]:
-        """Return the two factorizations by weight name; raises as `MatrixTask.run`."""
+        """Return the two factorizations by weight name; raises as `AllocatedTask.run`."""
         with lapack(next(iter(self.names.values()))):
             if "q_proj" in self.names:
                 found = factorize_query_key(self.projections, self.heads, self.kept, self.dtype)
             else:
                 found = factorize_value_output(self.projections, self.heads, self.kept, self.ridge, self.dtype)
         return _named(found, self.names, self.dtype)
+
+
+def mlp_task(
+    plans: Sequence[MatrixPlan],
+    parts: Mapping[str, Projection],
+    ridge: float,
+    dtype: torch.dtype,
+    kept: Indices | None = None,
+) -> MLPTask:
+    """Bring the three linears of one MLP together.
+
+    Args:
+        plans: Of these linears.
+        parts: The linears by weight name.
+        ridge: λ, see `ModularOptions`.
+        dtype: Deployed dtype.
+        kept: Neurons to keep, ascending; None decides by ridge leverage.
+
+    Raises:
+        InputError: A linear is missing, or they are planned with different sizes.
+    """
+    names = {linear_of(plan.name): plan.name for plan in plans}
+    ranks = {plan.rank for plan in plans if plan.rank is not None}
+    if {linear_of(plan.name): plan.form for plan in plans} != MODULAR or len(ranks) != 1:
+        raise InputError(f"{plans[0].name}: a smaller MLP needs {', '.join(MODULAR)}, all planned with one rank")
+    three = {linear: parts[name] for linear, name in names.items()}
+    return MLPTask(names, three, ranks.pop(), ridge, dtype, kept)
 
 
 def best_approximations(projection: Projection, fisher: Matrix, ridge: float) -> TwoSided:
@@ -260,7 +224,7 @@ def best_approximations(projection: Projection, fisher: Matrix, ridge: float) ->
     return two_sided(weight, gram, damped(fisher, DAMPING))
 
 
-def _stored(name: str, factors: Factorization, projection: Projection, dtype: torch.dtype) -> Factorization:
+def stored(name: str, factors: Factorization, projection: Projection, dtype: torch.dtype) -> Factorization:
     """Complete factors with their bias, refusing values that do not fit the deployed dtype."""
     factors = with_bias(factors, projection, dtype)
     check_fit(name, factors.tensors, dtype)

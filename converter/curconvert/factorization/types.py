@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from curconvert.base.forms import Basis
+from curconvert.execution.task import Task
+from curconvert.linalg.statistics import InputStatistics
 from curconvert_runtime.format.forms import form_of
 from curconvert_runtime.format.forms.form import Form
 
@@ -35,6 +37,34 @@ class ErrorBound:
     def value(self) -> float:
         """The bound itself."""
         return (self.eta_rows + self.eta_columns) * self.sigma_next
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One matrix to factorize.
+
+    Attributes:
+        name: Tensor name, for messages and seeds.
+        weight: W, (m, n), any float dtype.
+        statistics: Of the layer's input: the metric in which errors count.
+        rank: 1 ≤ r ≤ min(m, n).
+        dtype: Deployed dtype of the factors.
+        form: How they are to be stored.
+        target: What the product shall be near, (m, n), any float dtype; None is the weight.
+    """
+
+    name: str
+    weight: Tensor
+    statistics: InputStatistics
+    rank: int
+    dtype: torch.dtype
+    form: str
+    target: Tensor | None = None
+
+    @property
+    def wanted(self) -> Tensor:
+        """What the product shall be near, (m, n), any float dtype."""
+        return self.weight if self.target is None else self.target
 
 
 @dataclass(frozen=True)
@@ -95,3 +125,7 @@ def arrays(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
         suffix: (tensor.to(torch.float64) if tensor.is_floating_point() else tensor).numpy()
         for suffix, tensor in tensors.items()
     }
+
+
+FactorTask = Task[dict[str, Factorization]]
+"""A task that gives factors by weight name."""

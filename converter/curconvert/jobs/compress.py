@@ -8,86 +8,60 @@ from dataclasses import replace
 import torch
 
 from curconvert.artifact.safetensors_writer import SafetensorsWriter
-from curconvert.base.dtypes import dtype_name, torch_dtype
 from curconvert.base.names import bias_of, layer_of
 from curconvert.base.plan import MatrixPlan, Plan
-from curconvert.base.progress import silent
-from curconvert.blocks.precision import calibration_dtype
 from curconvert.blocks.stream import BlockStream
-from curconvert.calibration.batches import Keeping
-from curconvert.calibration.evidence import Evidence
 from curconvert.calibration.original import embedded
 from curconvert.calibration.parity_probe import ParityProbe
 from curconvert.calibration.probes import parity_batch
 from curconvert.calibration.states import CalibrationStates
-from curconvert.calibration.text import CalibrationTokens
 from curconvert.checkpoint.types import Checkpoint
-from curconvert.execution.task import Executor
 from curconvert.factorization.types import Factorization
-from curconvert.families.heads import attention_heads
-from curconvert.journal.store import UNRECORDED, Journal, State
-from curconvert.methods.block import factors_of, install
-from curconvert.options.convert import ConvertOptions
-from curconvert.quantization.tensors import UNQUANTISED, Tables
-from curconvert_runtime.checks.fidelity import Progress
+from curconvert.journal.store import State
+from curconvert.methods.core.block import compressed, install
+from curconvert.methods.core.context import Context
+from curconvert.methods.core.options import ConvertOptions
+from curconvert.quantization.tensors import Tables
 from curconvert_runtime.format.forms.names import factor_name
-from curconvert_runtime.format.modules import SPARSE
 from curconvert_runtime.format.probes import CompressedProbe
 from curconvert_runtime.format.quantized import part_name
 
 
 def compress(
-    checkpoint: Checkpoint,
-    plan: Plan,
-    tokens: CalibrationTokens,
-    options: ConvertOptions,
-    dtype: torch.dtype,
-    writer: SafetensorsWriter,
-    evidence: Evidence,
-    executor: Executor,
-    progress: Progress = silent,
-    journal: Journal = UNRECORDED,
-    tables: Tables = UNQUANTISED,
-    keeping: Keeping = list,
+    options: ConvertOptions, plan: Plan, context: Context, writer: SafetensorsWriter, tables: Tables
 ) -> tuple[dict[str, Factorization], CompressedProbe]:
     """Factorize the planned matrices block by block and write every tensor of the artifact's decoder blocks.
 
     Args:
-        checkpoint: The original.
+        options: Method and settings.
         plan: With its layers decided.
-        tokens: Calibration and probe sequences.
-        options: Method and numerics.
-        dtype: Deployed dtype.
-        writer: Receives each tensor as soon as it is final.
-        evidence: What the original gave. Statistics that it does not hold are collected here, and so are those of
+        context: The conversion. Statistics that its evidence does not hold are collected here, and so are those of
             inputs that come from compressed blocks.
-        executor: Factorizes.
-        progress: Called after each block.
-        journal: Keeps each block.
+        writer: Receives each tensor as soon as it is final.
         tables: Embedding and head where they are quantised.
-        keeping: Where hidden states on the calibration tokens are kept.
 
     Returns:
         Reports of the factorized and quantised matrices (their tensors released), and the compressed model's parity
         probe.
     """
-    stream = BlockStream(checkpoint, dtype, torch.device(options.device), tables.quantised)
+    method, checkpoint, tokens, journal = options.method, context.checkpoint, context.tokens, context.journal
+    stream = BlockStream(checkpoint, context.dtype, torch.device(options.device), tables.quantised)
     matrices = {m.name: m for m in plan.matrices if m.is_compressed or options.quantization}
     later = set(matrices)
-    if options.full_metric:
+    if method.full_metric:
         later |= {bias_of(name) for name, m in matrices.items() if m.entry.bias != "kept"}
     last_layer = max(layer_of(name) for name in matrices) if matrices else -1
-    known = evidence.has_statistics(matrices) and not options.sequential
-    calibration = tokens.calibration[:0] if known else tokens.calibration
-    states = CalibrationStates(embedded(stream, calibration, keeping), options, keeping)
+    known = context.evidence.has_statistics(matrices) and not options.sequential
+    hidden = embedded(stream, tokens.calibration[:0] if known else tokens.calibration, context.keeping)
+    states = CalibrationStates(
+        hidden, sequential=options.sequential, compared=options.compares_inputs, keeping=context.keeping
+    )
     probe = ParityProbe(stream, *parity_batch(tokens.probes))
-    heads = attention_heads(checkpoint.config) if any(m.form in SPARSE.values() for m in plan.matrices) else None
     reports: dict[str, Factorization] = {}
     done = 0
     if state := journal.recall("compress"):
         done = state.data["blocks"]
         states.restore(state)
-        states.products = torch_dtype(state.data["products"])
         reports = {name: Factorization.from_json(report) for name, report in state.data["reports"].items()}
         probe.restore(state)
         writer.resume(state.data["written"])
@@ -97,13 +71,12 @@ def compress(
     _write_all_but(later.union(writer.written, tables.quantised), checkpoint, writer)
     for index in range(done, stream.num_layers):
         with stream.block(index) as block:
-            if index == 0 and states.first is not None:
-                states.products = calibration_dtype(checkpoint, block, states.first)
+            if index == 0:
+                states.choose_dtype(checkpoint, block)
             targets = [matrices[name] for name in block.linears if name in matrices]
             if targets:
-                own = heads[index] if heads else None
                 for part, inputs in [(targets, None)] if known else states.stages(block, targets):
-                    found = factors_of(executor, part, inputs, checkpoint, own, options, dtype, evidence)
+                    found = compressed(method, part, inputs, context)
                     install(block, found)
                     for name, factors in found.items():
                         _write_factors(matrices[name], factors, writer)
@@ -115,14 +88,9 @@ def compress(
                 states.release()
             probe.advance(block, stream.num_layers)
         rows = {name: report.to_json() for name, report in reports.items()}
-        data = {
-            "blocks": index + 1,
-            "reports": rows,
-            "written": writer.written,
-            "products": dtype_name(states.products),
-        }
+        data = {"blocks": index + 1, "reports": rows, "written": writer.written, "products": states.products}
         journal.record("compress", State(data, {**states.tensors(), **probe.state()}), [writer.flush])
-        progress("compress", index + 1, stream.num_layers)
+        context.progress("compress", index + 1, stream.num_layers)
     return reports, probe.result(stream)
 
 

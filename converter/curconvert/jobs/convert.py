@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from curconvert.allocation.plans import targets_of
 from curconvert.artifact.fingerprint import fingerprint
 from curconvert.artifact.folder import check_output, publish
 from curconvert.artifact.workspace import workspace, workspace_of
@@ -14,18 +13,11 @@ from curconvert.estimate.disk import check_space, needed_bytes, states_bytes
 from curconvert.estimate.total import keeping_within
 from curconvert.execution.executor import executing
 from curconvert.jobs.conversion import Conversion
+from curconvert.jobs.measure import measure
+from curconvert.jobs.prepare import first_plan, inputs, prepare, sampled
+from curconvert.jobs.produce import produce
 from curconvert.jobs.source import open_source
-from curconvert.jobs.stages import (
-    bytes_per_number,
-    decide,
-    first_plan,
-    inputs,
-    measure,
-    prepare,
-    produce,
-    sampled,
-)
-from curconvert.options.convert import ConvertOptions
+from curconvert.methods.core.options import ConvertOptions
 from curconvert.options.execution import ExecutionOptions
 from curconvert.options.source import SourceOptions
 from curconvert_runtime.checks.fidelity import Progress
@@ -67,17 +59,17 @@ def convert(
     check_output(out, overwrite, inputs(checkpoint, options))
     first = first_plan(checkpoint, options)  # refuses what cannot work before any tensor is read
     given = prepare(checkpoint, options)
-    targets = targets_of(checkpoint, options)
     keeping = keeping_within(checkpoint, first, options, execution, workspace_of(out))
-    needed = needed_bytes(checkpoint, first, options, bytes_per_number(checkpoint, options), targets)
-    check_space(out, needed + (states_bytes(checkpoint, options) if keeping is not list else 0))
-    identity = fingerprint(checkpoint, given.companions, given.tokens, options)
+    states = states_bytes(checkpoint, options) if keeping is not list else 0
+    check_space(out, needed_bytes(checkpoint, first, options) + states)
+    identity = fingerprint(checkpoint, given.companions, given.tokens, options.to_json())
     with workspace(out, identity, resume=resume) as space, executing(execution) as executor:
         prepared = replace(sampled(given, options, progress, space.journal), keeping=keeping)
-        measured = measure(prepared, [options], space.evidence, progress, space.journal)
-        decided = decide(prepared, measured, options, executor, progress, space.journal)
+        context = prepared.context(options, space.evidence, executor, progress, space.journal)
+        measured = measure(context, [options])
+        decided = options.method.decide(context, measured)
         report, peak = produce(
-            space.artifact, prepared, measured, decided, options, executor, verification, progress, space.journal
+            space.artifact, context, prepared.companions, measured, decided, options, verification
         )  # fmt: skip
         publish(space.artifact, out, overwrite)
     return Conversion(out, decided, prepared.tokens.notices, report, peak)

@@ -19,8 +19,8 @@ from curconvert.checkpoint.dtypes import deployed_dtype
 from curconvert.jobs.conversion import Conversion
 from curconvert.jobs.source import open_source
 from curconvert.jobs.widths import check_widths, exported_costs, with_widths
-from curconvert.options.convert import DTYPES, arithmetic_of
 from curconvert.options.quantization import Quantization
+from curconvert.options.settings import DTYPES, arithmetic_of
 from curconvert.options.source import SourceOptions
 from curconvert.quantization.tensors import quantised_tensors, quantization_json
 from curconvert.quantization.widths import RoundingCost

@@ -8,12 +8,9 @@ from pathlib import Path
 from curconvert.base.plan import Plan
 from curconvert.estimate.rates import measure_machine
 from curconvert.estimate.total import Estimate, estimate
+from curconvert.jobs.prepare import first_plan
 from curconvert.jobs.source import open_source
-from curconvert.jobs.stages import (
-    bytes_per_number,
-    first_plan,
-)
-from curconvert.options.convert import ConvertOptions
+from curconvert.methods.core.options import ConvertOptions
 from curconvert.options.execution import ExecutionOptions
 from curconvert.options.source import SourceOptions
 
@@ -46,7 +43,7 @@ def predict(
     start = time.perf_counter()
     checkpoint = open_source(source)
     opening = time.perf_counter() - start
-    planned, itemsize = first_plan(checkpoint, options), bytes_per_number(checkpoint, options)
+    planned = first_plan(checkpoint, options)
     length = options.calibration.tokens_per_sequence
     machine = measure_machine(checkpoint, length, folder, execution.tasks_at_once)
-    return estimate(checkpoint, planned, options, itemsize, machine, opening)
+    return estimate(checkpoint, planned, options, machine, opening)

@@ -19,23 +19,20 @@ import torch
 from curconvert.base.names import layer_of
 from curconvert.base.plan import MatrixPlan, Plan
 from curconvert.base.types import Vector
-from curconvert.calibration.evidence import Evidence
 from curconvert.calibration.text import CalibrationTokens
 from curconvert.checkpoint.types import Checkpoint
-from curconvert.execution.task import Executor
-from curconvert.families.heads import attention_heads
 from curconvert.families.skeleton import EMBEDDING, HEAD
-from curconvert.journal.store import UNRECORDED, Journal, State
+from curconvert.journal.store import State
 from curconvert.linalg.statistics import InputStatistics
-from curconvert.methods.block import factorized
-from curconvert.methods.quantised import quantisation_tasks
-from curconvert.options.convert import ConvertOptions
+from curconvert.methods.core.block import factorized
+from curconvert.methods.core.context import Context
+from curconvert.methods.core.method import Method
+from curconvert.methods.core.quantised import quantisation_tasks
 from curconvert.options.quantization import Quantization
 from curconvert.quantization.rounding import quantise
 from curconvert.quantization.tensors import TABLES, quantised_shapes, relative_error
 from curconvert.quantization.widths import RoundingCost, RoundingTask, chosen_widths, weighted
 from curconvert_runtime.checks.fidelity import Progress
-from curconvert_runtime.format.modules import SPARSE
 from curconvert_runtime.format.quantized import BITS
 
 _STAGE = "widths"
@@ -86,32 +83,18 @@ def with_widths(
 
 
 def measured_costs(
-    checkpoint: Checkpoint,
-    decided: Plan,
-    tokens: CalibrationTokens,
-    head: InputStatistics,
-    options: ConvertOptions,
-    dtype: torch.dtype,
-    evidence: Evidence,
-    executor: Executor,
-    progress: Progress,
-    journal: Journal = UNRECORDED,
+    method: Method, decided: Plan, head: InputStatistics, quantization: Quantization, context: Context
 ) -> list[RoundingCost]:
     """Round every matrix at each width, as it would be stored, factors included, and measure.
 
     Args:
-        checkpoint: The original.
+        method: Of compression.
         decided: Form and rank of every matrix.
-        tokens: The calibration text.
         head: Statistics of the head's input.
-        options: Method, numerics and quantisation.
-        dtype: Deployed dtype.
-        evidence: Statistics and Fisher information of every linear of the original.
-        executor: Factorizes and quantises.
-        progress: Called after each block.
-        journal: Keeps each block.
+        quantization: What is asked for.
+        context: The conversion; its evidence has statistics and Fisher information of every linear of the original.
     """
-    assert options.quantization is not None
+    checkpoint, journal = context.checkpoint, context.journal
     layers = int(checkpoint.config["num_hidden_layers"])
     found: list[RoundingCost] = []
     done = 0
@@ -120,33 +103,25 @@ def measured_costs(
         found = [RoundingCost.from_json(row) for row in state.data["found"]]
     for layer in range(done, layers):
         plans = [plan for plan in decided.matrices if layer_of(plan.name) == layer]
-        found += _block_costs(plans, checkpoint, options, dtype, evidence, executor)
+        found += _block_costs(method, plans, quantization, context)
         journal.record(_STAGE, State({"blocks": layer + 1, "found": [row.to_json() for row in found]}))
-        progress(_STAGE, layer + 1, layers)
-    return [*_table_costs(checkpoint, tokens, head, options.quantization), *found]
+        context.progress(_STAGE, layer + 1, layers)
+    return [*_table_costs(checkpoint, context.tokens, head, quantization), *found]
 
 
 def _block_costs(
-    plans: Sequence[MatrixPlan],
-    checkpoint: Checkpoint,
-    options: ConvertOptions,
-    dtype: torch.dtype,
-    evidence: Evidence,
-    executor: Executor,
+    method: Method, plans: Sequence[MatrixPlan], quantization: Quantization, context: Context
 ) -> list[RoundingCost]:
-    assert options.quantization is not None
+    evidence = context.evidence
     collected = evidence.statistics_of(plan.name for plan in plans)
-    sparse = any(plan.form in SPARSE.values() for plan in plans)
-    heads = attention_heads(checkpoint.config)[layer_of(plans[0].name)] if sparse else None
-    factors = factorized(executor, plans, collected, checkpoint, heads, options, dtype, evidence)
-    alone = [replace(options, quantization=options.quantization.single(bits)) for bits in BITS]
-    widths = (quantisation_tasks(plans, factors, collected, checkpoint, own, dtype, evidence) for own in alone)
+    factors = factorized(method, plans, collected, context)
+    widths = (quantisation_tasks(quantization.single(bits), plans, factors, collected, context) for bits in BITS)
     tasks = (
         RoundingTask(same, evidence.fisher_rows(name) / max(2 * float(collected[name].diagonal.sum()), 1e-300))
         for same in zip(*widths, strict=True)
         for name in [same[0].name]
     )
-    return executor.map(tasks)
+    return context.executor.map(tasks)
 
 
 def _table_costs(

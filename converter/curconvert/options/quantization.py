@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-import torch
-
 from curconvert.base.checks import one_of
 from curconvert.base.errors import InputError
 from curconvert.base.packing import bits_per_number
@@ -20,10 +18,10 @@ ROUNDINGS = ("nearest", "gptq")
 _BLOCK_SIZES = {4: 64, 8: 32}
 
 
-def stored_bytes(dtype: torch.dtype, quantization: Quantization | None) -> float:
-    """Return the bytes of a stored number: of the deployed dtype, or of a quantised matrix."""
+def stored_bytes(itemsize: int, quantization: Quantization | None) -> float:
+    """Return the bytes of a stored number: `itemsize` in the deployed dtype, or those of a quantised matrix."""
     if quantization is None:
-        return dtype.itemsize
+        return itemsize
     return (quantization.bits_per_weight or bits_per_number(quantization.layout)) / 8
 
 

@@ -10,7 +10,7 @@ spectrum) would change the columns' order and the curves, and no reader.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,10 @@ from curconvert.base.names import bias_of, layer_of, linear_of
 from curconvert.base.plan import Plan
 from curconvert.base.types import Indices, Matrix
 from curconvert.calibration.evidence import Evidence
-from curconvert.checkpoint.types import Checkpoint
 from curconvert.execution.task import Executor
 from curconvert.factorization.nested import elimination, nested_basis, packed
 from curconvert.factorization.projection import Projection
-from curconvert.factorization.projections import read_projections
 from curconvert.factorization.tasks import best_approximations, lapack
-from curconvert.options.convert import ConvertOptions
 from curconvert_runtime.checks.fidelity import Progress
 from curconvert_runtime.format.files import COMPONENTS, SCORES
 from curconvert_runtime.format.forms.names import factor_name
@@ -41,6 +38,7 @@ from curconvert_schemas import validate
 SCHEMA = "components-1.0"
 STORED = torch.bfloat16
 """Errors of a basis only turn what a cut keeps a little, and what it loses is least there: they count squared."""
+Read = Callable[[Sequence[str]], Mapping[str, Projection]]
 _WHOLE = 2**62  # bytes: one file, whatever its size
 
 
@@ -104,12 +102,11 @@ class EliminationTask:
 
 def write_components(
     work: Path,
-    checkpoint: Checkpoint,
     plan: Plan,
     curves: Sequence[Curve],
     evidence: Evidence,
-    options: ConvertOptions,
-    dtype: torch.dtype,
+    read: Read,
+    ridge: float,
     executor: Executor,
     progress: Progress,
 ) -> None:
@@ -117,12 +114,11 @@ def write_components(
 
     Args:
         work: Its folder.
-        checkpoint: The original.
         plan: The sizes that the artifact has: nothing is kept of what is beyond them.
         curves: Of every module that may be compressed.
         evidence: Statistics of the original.
-        options: Their ridge.
-        dtype: Deployed dtype of the weights.
+        read: Returns linears of the original by weight name, with the statistics of their inputs.
+        ridge: λ of `H + λ diag(H)`.
         executor: Decomposes.
         progress: Called after each layer.
 
@@ -146,7 +142,7 @@ def write_components(
         layers.setdefault(layer_of(name), []).append(name)
     with SafetensorsWriter(work, specs, Path(COMPONENTS).stem, _WHOLE) as writer:
         for done, names in enumerate(layers.values(), 1):
-            tasks = _tasks(names, sizes, evidence, checkpoint, options, dtype)
+            tasks = _tasks(names, sizes, evidence, read, ridge)
             for name, found in zip(names, executor.map(tasks), strict=True):
                 for suffix, tensor in found.items():
                     writer.write(factor_name(name, suffix), tensor)
@@ -218,16 +214,11 @@ def _described(curve: Curve) -> dict[str, Any]:
 
 
 def _tasks(
-    names: Sequence[str],
-    sizes: Mapping[str, int],
-    evidence: Evidence,
-    checkpoint: Checkpoint,
-    options: ConvertOptions,
-    dtype: torch.dtype,
+    names: Sequence[str], sizes: Mapping[str, int], evidence: Evidence, read: Read, ridge: float
 ) -> Iterator[BasisTask | EliminationTask]:
-    parts = read_projections(names, evidence.statistics_of(names), checkpoint, dtype)
+    parts = read(names)
     for name in names:
         if linear_of(name) == "down_proj":
             yield EliminationTask(name, parts[name], evidence.leading(name, sizes[name]), evidence.ridge(name))
         else:
-            yield BasisTask(name, parts[name], evidence.fisher(name), sizes[name], options.ridge)
+            yield BasisTask(name, parts[name], evidence.fisher(name), sizes[name], ridge)

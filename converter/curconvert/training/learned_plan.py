@@ -8,23 +8,20 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from curconvert.allocation.plans import target_parameters, targets_of
 from curconvert.base.errors import InputError
 from curconvert.base.names import layer_of
 from curconvert.base.plan import MatrixPlan, Plan
+from curconvert.base.types import Ids
 from curconvert.blocks.precision import multiplies_bfloat16
 from curconvert.calibration.evidence import Evidence
 from curconvert.calibration.sampled import RESIDENT_BYTES, resident_model
-from curconvert.calibration.text import CalibrationTokens
 from curconvert.checkpoint.linears import total_parameters
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.families.skeleton import canonical_parameters
 from curconvert.journal.store import Journal
 from curconvert.linalg.gram import ridged
-from curconvert.options.convert import ConvertOptions
-from curconvert.options.quantization import stored_bytes
 from curconvert.training.spectral_linear import SpectralLinear, components
-from curconvert.training.spectrum import Learner
+from curconvert.training.spectrum import Learner, Learning
 from curconvert.training.spectrum_sizes import Kept
 from curconvert_runtime.checks.fidelity import Progress
 
@@ -32,9 +29,8 @@ from curconvert_runtime.checks.fidelity import Progress
 def learned_plan(
     checkpoint: Checkpoint,
     plan: Plan,
-    tokens: CalibrationTokens,
-    options: ConvertOptions,
-    dtype: torch.dtype,
+    ids: Ids,
+    learning: Learning,
     evidence: Evidence,
     progress: Progress,
     journal: Journal,
@@ -43,10 +39,9 @@ def learned_plan(
 
     Args:
         checkpoint: The original; it is held in memory twice, once in components.
-        plan: What is known from shapes alone.
-        tokens: The calibration sequences are learned from.
-        options: Budget, steps and seed.
-        dtype: Deployed dtype.
+        plan: What is known from shapes alone; the matrices that it makes smaller are learned.
+        ids: Token ids to learn from, (sequences, tokens).
+        learning: Budget, steps and seed.
         evidence: Statistics of the original; gets the components.
         progress: Called after each step.
         journal: Keeps the state of learning.
@@ -54,15 +49,13 @@ def learned_plan(
     Raises:
         InputError: The budget cannot be had.
     """
-    shapes = targets_of(checkpoint, options)
-    target = target_parameters(checkpoint, options, stored_bytes(dtype, options.quantization))
-    budget = target - (plan.parameters_before - sum(m * n for m, n in shapes.values()))
-    assert options.steps is not None
+    shapes = {matrix.name: matrix.shape for matrix in plan.matrices if matrix.rank is not None}
+    budget = learning.parameters - (plan.parameters_before - sum(m * n for m, n in shapes.values()))
     student = resident_model(checkpoint)
-    linears = _split(student, list(shapes), evidence, options.ridge)
+    linears = _split(student, list(shapes), evidence, learning.ridge)
     learner = Learner(
-        student, linears, resident_model(checkpoint), tokens.calibration, shapes, budget, options.rank_multiple,
-        options.steps, options.seed, torch.bfloat16 if multiplies_bfloat16() else torch.float32,
+        student, linears, resident_model(checkpoint), ids, shapes, budget, learning,
+        torch.bfloat16 if multiplies_bfloat16() else torch.float32,
     )  # fmt: skip
     learned = learner.run(journal, progress)
     for name, part in learned.kept.items():

@@ -51,6 +51,25 @@ class Learned:
     scales: Mapping[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Learning:
+    """What is learned, and how.
+
+    Attributes:
+        parameters: Of the whole model, at most.
+        steps: Of the optimiser, over all stages.
+        ridge: λ of `H + λ diag(H)`.
+        multiple: Ranks are multiples of it.
+        seed: Of the order of the sequences.
+    """
+
+    parameters: int
+    steps: int
+    ridge: float
+    multiple: int
+    seed: int
+
+
 class Learner:
     """The three stages.
 
@@ -61,9 +80,7 @@ class Learner:
         ids: Token ids to learn from, (sequences, tokens).
         shapes: (m, n) of each linear.
         budget: Numbers that they may store together.
-        multiple: Of ranks.
-        steps: Of the optimiser, over all stages.
-        seed: Of the order of the sequences.
+        learning: Steps, multiple and seed.
         dtype: Of products.
     """
 
@@ -75,16 +92,14 @@ class Learner:
         ids: Ids,
         shapes: Shapes,
         budget: float,
-        multiple: int,
-        steps: int,
-        seed: int,
+        learning: Learning,
         dtype: torch.dtype,
     ) -> None:
         self._student, self._linears, self._teacher = student, linears, teacher
-        self._ids, self._shapes, self._budget, self._multiple = ids, shapes, budget, multiple
-        self._steps, self._seed, self._dtype = steps, seed, dtype
-        self._coarse = max(1, round(_COARSE * steps))
-        self._faded = self._coarse + max(1, round(_SPARSIFY * steps))
+        self._ids, self._shapes, self._budget, self._multiple = ids, shapes, budget, learning.multiple
+        self._steps, self._seed, self._dtype = learning.steps, learning.seed, dtype
+        self._coarse = max(1, round(_COARSE * self._steps))
+        self._faded = self._coarse + max(1, round(_SPARSIFY * self._steps))
         self._weights = [linear.s for linear in linears.values()]
         student.requires_grad_(False)
         for weight in self._weights:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ from curconvert import convert, plan
 from curconvert.base.errors import InputError
 from curconvert.blocks.stream import BlockStream
 from curconvert.checkpoint import open_checkpoint
+from curconvert.methods.auto import Auto
+from curconvert.methods.core.options import ConvertOptions
 from curconvert.options.calibration import CalibrationOptions
-from curconvert.options.convert import ConvertOptions
 from curconvert.options.source import SourceOptions
 from curconvert_runtime.checks.verification import VerifyOptions
 from support.families import VOCABULARY, make_checkpoint
@@ -144,6 +144,6 @@ def test_a_size_of_the_model_does_not_go_with_another_method() -> None:
     for method, values in (("cur", {"keep": 0.9}), ("auto", {"rank": 8})):
         with pytest.raises(InputError, match="takes one size"):
             ConvertOptions.for_method(method, **values)  # type: ignore[arg-type]
-    assert ConvertOptions.for_method().method == "cur"
-    assert ConvertOptions.for_method(keep=0.5).method == "auto"
-    assert math.isclose(ConvertOptions.for_method("auto").keep or 0, 0.9)
+    assert ConvertOptions.for_method().method.name == "cur"
+    assert ConvertOptions.for_method(keep=0.5).method.name == "auto"
+    assert ConvertOptions.for_method("auto").method == Auto(keep=0.9)

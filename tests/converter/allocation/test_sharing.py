@@ -17,7 +17,7 @@ from curconvert.base.errors import InputError
 from curconvert.jobs.conversion import Conversion
 from curconvert.jobs.convert import convert
 from curconvert.jobs.parity import check_slices, torch_parity
-from curconvert.options.convert import ConvertOptions
+from curconvert.methods.core.options import ConvertOptions
 from curconvert.options.execution import ExecutionOptions
 from curconvert.options.source import SourceOptions
 from curconvert_runtime import Artifact

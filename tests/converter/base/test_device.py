@@ -15,7 +15,7 @@ from curconvert.blocks.stream import BlockStream, placed
 from curconvert.checkpoint import open_checkpoint
 from curconvert.jobs.convert import convert
 from curconvert.linalg.chunked import ChunkedMatrix, product
-from curconvert.options.convert import ConvertOptions
+from curconvert.methods.core.options import ConvertOptions
 from curconvert.options.source import SourceOptions
 from support.families import make_checkpoint
 from support.tiny_runs import tiny_options, token_file

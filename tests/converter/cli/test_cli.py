@@ -18,7 +18,7 @@ from click.testing import Result
 
 from curconvert.cli import main
 from curconvert.jobs import convert as pipeline
-from curconvert.jobs import stages as production
+from curconvert.jobs import produce
 from curconvert_runtime.checks.verification import VerifyOptions
 from curconvert_schemas import validate
 from support.checkpoints import edit_config, edit_tensors
@@ -269,7 +269,7 @@ def test_a_full_disk_is_one_line(model: Path, tmp_path: Path, monkeypatch: pytes
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(production, "compress", full)
+    monkeypatch.setattr(produce, "compress", full)
     refused(convert(model, tmp_path / "out"), 6, "no space left on the disk", "run the same command again")
 
 

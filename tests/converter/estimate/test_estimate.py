@@ -15,9 +15,9 @@ from curconvert.estimate.rates import Machine, measure_machine
 from curconvert.estimate.total import Estimate, estimate
 from curconvert.jobs.convert import convert
 from curconvert.jobs.plan import predict
-from curconvert.jobs.stages import first_plan
+from curconvert.jobs.prepare import first_plan
+from curconvert.methods.core.options import ConvertOptions
 from curconvert.options.calibration import CalibrationOptions
-from curconvert.options.convert import ConvertOptions
 from curconvert.options.source import SourceOptions
 from support.families import make_checkpoint
 from support.tiny_runs import tiny_options, token_file
@@ -41,7 +41,7 @@ LARGE = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8
 
 def of(folder: Path, options: ConvertOptions, machine: Machine = MACHINE, **config: int) -> Estimate:
     checkpoint = open_checkpoint(make_checkpoint(folder, "llama", **config).folder)
-    return estimate(checkpoint, first_plan(checkpoint, options), options, 4, machine)
+    return estimate(checkpoint, first_plan(checkpoint, options), options, machine)
 
 
 def test_memory_does_not_depend_on_the_number_of_layers(tmp_path: Path) -> None:
@@ -152,7 +152,10 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
 def test_learning_is_counted(tmp_path: Path) -> None:
     """Twice the steps take twice as much longer; the model is in memory twice, and once more in components."""
     options = tiny_options(TOKENS, "soco", rank=None, keep=0.7, rank_multiple=4, steps=100)
-    found = [of(tmp_path / f"{steps}", replace(options, steps=steps)) for steps in (100, 200, 300)]
+    found = [
+        of(tmp_path / f"{steps}", replace(options, method=replace(options.method, steps=steps)))
+        for steps in (100, 200, 300)
+    ]
     first, second = (more.seconds - fewer.seconds for fewer, more in itertools.pairwise(found))
     assert 0 < first == pytest.approx(second)
     uniform = of(tmp_path / "pifa", tiny_options(TOKENS, "pifa", rank=None, density=0.6))

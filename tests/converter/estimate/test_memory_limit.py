@@ -20,13 +20,12 @@ from curconvert.estimate import memory as estimate_memory
 from curconvert.estimate.rates import Machine
 from curconvert.estimate.total import estimate, keeping_within
 from curconvert.jobs.convert import convert
-from curconvert.jobs.stages import first_plan
+from curconvert.jobs.prepare import first_plan
+from curconvert.jobs.sweep.options import SweepOptions
 from curconvert.jobs.sweep.run import sweep
-from curconvert.methods.sized import options_for_size
-from curconvert.options.convert import ConvertOptions
+from curconvert.methods.core.options import ConvertOptions, options_for_size
 from curconvert.options.execution import ExecutionOptions
 from curconvert.options.source import SourceOptions
-from curconvert.options.sweep import SweepOptions
 from support.families import make_checkpoint
 from support.tiny_runs import LENGTH, add_tokenizer, tiny_options
 
@@ -58,7 +57,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def estimated(folder: Path, options: ConvertOptions) -> int:
     """Return the memory that a conversion with one worker is estimated to take."""
     checkpoint, machine = open_checkpoint(folder), Machine(*[1e11] * 10, workers=1)
-    return estimate(checkpoint, first_plan(checkpoint, options), options, 4, machine).peak_memory_bytes
+    return estimate(checkpoint, first_plan(checkpoint, options), options, machine).peak_memory_bytes
 
 
 def on_the_disk(monkeypatch: pytest.MonkeyPatch) -> ExecutionOptions:

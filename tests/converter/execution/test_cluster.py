@@ -23,9 +23,9 @@ from curconvert.base.errors import BackendError, InputError
 from curconvert.execution import cluster as cluster_module
 from curconvert.execution.executor import executing
 from curconvert.execution.task import Executor
-from curconvert.jobs import compress
 from curconvert.jobs import convert as pipeline
 from curconvert.jobs.convert import convert
+from curconvert.methods.cur import CUR
 from curconvert.options.execution import ExecutionOptions
 from curconvert.options.source import SourceOptions
 from support.families import TinyModel, make_checkpoint
@@ -111,14 +111,14 @@ def test_a_worker_that_is_killed_changes_no_byte(
 ) -> None:
     """SIGKILL in the middle of a matrix: it is factorized again, elsewhere."""
     options, source, pid_file = tiny_options(tokens), SourceOptions(str(model.folder)), tmp_path / "pid"
-    real = compress.block_tasks
+    real = CUR.tasks
 
     def tasks(*arguments: Any) -> Iterator[Any]:
         for number, task in enumerate(real(*arguments)):
             yield WaitsForItsDeath(task, pid_file) if number == 1 else task
 
     with ThreadPoolExecutor(1) as killer, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compress, "block_tasks", tasks)
+        patch.setattr(CUR, "tasks", tasks)
         killed = killer.submit(kill_the_first, pid_file)
         convert(source, tmp_path / "ray", options, execution=on_the_cluster)
         assert killed.result() != os.getpid()

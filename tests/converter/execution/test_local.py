@@ -18,7 +18,7 @@ from curconvert.execution.executor import executing
 from curconvert.execution.local import LocalExecutor
 from curconvert.execution.task import Task
 from curconvert.jobs.convert import convert
-from curconvert.options.convert import ConvertOptions
+from curconvert.methods.core.options import ConvertOptions
 from curconvert.options.execution import ExecutionOptions
 from curconvert.options.source import SourceOptions
 from support.command_line import call, refused

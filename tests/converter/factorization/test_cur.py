@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,14 +10,14 @@ import torch
 from numpy.typing import NDArray
 
 from curconvert.base.errors import InputError
+from curconvert.base.forms import Form
 from curconvert.base.plan import MatrixPlan
 from curconvert.factorization.cur import CUROptions, factorize_cur, link_matrix
-from curconvert.factorization.types import Factorization
+from curconvert.factorization.types import Factorization, Problem
 from curconvert.linalg.chunked import ChunkedMatrix
 from curconvert.linalg.statistics import InputStatistics
-from curconvert.methods.checked import block_tasks
-from curconvert.options.convert import ConvertOptions
-from support.matrices import Stored, correlated, metric_of, statistics_of
+from curconvert.methods.core.options import ConvertOptions
+from support.matrices import Stored, correlated, metric_of, statistics_of, tasks_of
 
 Matrix = NDArray[np.float64]
 
@@ -28,6 +28,17 @@ def problem(seed: int, m: int = 9, n: int = 11, r: int = 4) -> tuple[Matrix, Mat
     W = rng.standard_normal((m, n))
     inputs = rng.standard_normal((5 * n, n)) * rng.uniform(0.2, 3, n)
     return W, W[:, rng.permutation(n)[:r]], W[rng.permutation(m)[:r]], inputs.T @ inputs / len(inputs)
+
+
+def factorized(
+    weight: torch.Tensor,
+    statistics: InputStatistics,
+    rank: int,
+    options: CUROptions,
+    dtype: torch.dtype,
+    form: Form = "cur",
+) -> Factorization:
+    return factorize_cur(Problem("x.weight", weight, statistics, rank, dtype, form), options)
 
 
 def square_root(gram: Matrix) -> Matrix:
@@ -63,7 +74,7 @@ def test_output_importance_takes_the_rows_that_predict_the_others(seed: int) -> 
     """Rows are chosen greedily: each time the one that those before it leave with the largest output error."""
     weight, stats = random_weight(seed, 24, 18, torch.float64).numpy(), correlated(seed)
     options = CUROptions(selector="qr", importance="output", link="full", ridge=1e-2, seed=0)
-    factors = factorize_cur("x.weight", torch.from_numpy(weight), stats, 7, options, torch.float64)
+    factors = factorized(torch.from_numpy(weight), stats, 7, options, torch.float64)
     left = weight @ np.linalg.cholesky(stats.gram + 1e-2 * np.diag(np.diag(stats.gram)))
     expected: list[int] = []
     for _ in range(7):
@@ -156,7 +167,7 @@ def dense_product(factors: Factorization) -> Matrix:
 def test_reported_errors_equal_their_definitions(link: str, dtype: torch.dtype) -> None:
     """Both errors are those of the factors as stored, rounding included."""
     weight, stats = random_weight(0), statistics(0, 18)
-    factors = factorize_cur("x.weight", weight, stats, 6, options(link=link), dtype)
+    factors = factorized(weight, stats, 6, options(link=link), dtype)
     W, root = weight.double().numpy(), square_root(stats.gram)
     error = W - dense_product(factors)
     assert factors.relative_frobenius_error == pytest.approx(np.linalg.norm(error) / np.linalg.norm(W), rel=1e-9)
@@ -168,7 +179,7 @@ def test_the_full_link_has_the_smallest_output_error() -> None:
     """Same rows and columns: the better the metric, the smaller the error that matters."""
     weight, stats = random_weight(1), statistics(1, 18)
     errors = [
-        factorize_cur("x.weight", weight, stats, 6, options(link=link, ridge=0.0), torch.float64).relative_output_error
+        factorized(weight, stats, 6, options(link=link, ridge=0.0), torch.float64).relative_output_error
         for link in ("full", "diagonal", "plain")
     ]
     assert errors[0] < min(errors[1:])
@@ -177,7 +188,7 @@ def test_the_full_link_has_the_smallest_output_error() -> None:
 def test_the_ridge_weighs_the_diagonal_of_the_gram_matrix() -> None:
     """`full` minimises in H + λ diag(H)."""
     weight, stats = random_weight(2), statistics(2, 18)
-    factors = factorize_cur("x.weight", weight, stats, 5, options(link="full", ridge=0.3), torch.float64)
+    factors = factorized(weight, stats, 5, options(link="full", ridge=0.3), torch.float64)
     W, C, R = (t.double().numpy() for t in (weight, factors.tensors["C"], factors.tensors["R"]))
     expected = vectorised(W, C, R, stats.gram + 0.3 * np.diag(np.diag(stats.gram)))
     np.testing.assert_allclose(factors.tensors["U"].numpy(), expected, rtol=1e-6, atol=1e-8)
@@ -187,7 +198,7 @@ def test_the_ridge_weighs_the_diagonal_of_the_gram_matrix() -> None:
 def test_the_certificate_holds_for_deim_on_the_weight_itself(seed: int) -> None:
     """‖W − CUR‖₂ ≤ (η_p + η_q) σ_{r+1}, with the plain link."""
     weight = random_weight(seed, 30, 20)
-    factors = factorize_cur("x.weight", weight, statistics(seed, 20), 8, options(), torch.float64)
+    factors = factorized(weight, statistics(seed, 20), 8, options(), torch.float64)
     assert factors.bound is not None
     assert factors.bound.matrix == "W"
     assert np.linalg.norm(weight.double().numpy() - dense_product(factors), 2) <= factors.bound.value
@@ -196,18 +207,16 @@ def test_the_certificate_holds_for_deim_on_the_weight_itself(seed: int) -> None:
 @pytest.mark.parametrize("selector", ["qdeim", "qr", "lu", "leverage", "random"])
 def test_only_exact_deim_certifies(selector: str) -> None:
     """The theorem is about DEIM points."""
-    factors = factorize_cur(
-        "x.weight", random_weight(0), statistics(0, 18), 5, options(selector=selector), torch.float32
-    )
+    factors = factorized(random_weight(0), statistics(0, 18), 5, options(selector=selector), torch.float32)
     assert factors.bound is None
 
 
 @pytest.mark.parametrize("form", ["two_factor", "interpolative"])
-def test_another_form_stores_the_same_product(form: str) -> None:
+def test_another_form_stores_the_same_product(form: Form) -> None:
     """Up to rounding in float64; folded keeps the real rows, and both the certificate."""
     weight = random_weight(4, 30, 20)
-    found = factorize_cur("x.weight", weight, statistics(4, 20), 8, options(form=form), torch.float64)
-    same = factorize_cur("x.weight", weight, statistics(4, 20), 8, options(), torch.float64)
+    found = factorized(weight, statistics(4, 20), 8, options(), torch.float64, form)
+    same = factorized(weight, statistics(4, 20), 8, options(), torch.float64)
     np.testing.assert_allclose(found.product().numpy(), same.product().numpy(), atol=1e-10)
     assert (found.form, found.bound) == (form, same.bound)
     assert found.relative_output_error == pytest.approx(same.relative_output_error, rel=1e-6)
@@ -220,7 +229,7 @@ def test_another_form_stores_the_same_product(form: str) -> None:
 def test_c_and_r_are_slices_of_the_source_bit_for_bit(stored: torch.dtype, dtype: torch.dtype) -> None:
     """After the cast to the deployed dtype nothing but selection happens to them."""
     weight = random_weight(3, dtype=stored)
-    factors = factorize_cur("x.weight", weight, statistics(3, 18), 6, options(selector="qr"), dtype)
+    factors = factorized(weight, statistics(3, 18), 6, options(selector="qr"), dtype)
     rows, columns = (factors.tensors[key].tolist() for key in ("rows", "cols"))
     assert {factors.tensors[key].dtype for key in "CUR"} == {dtype}
     assert torch.equal(
@@ -232,15 +241,13 @@ def test_c_and_r_are_slices_of_the_source_bit_for_bit(stored: torch.dtype, dtype
 def test_full_rank_factors_of_a_low_rank_matrix_are_exact() -> None:
     """A rank-5 matrix is C U R at rank 5, whatever the inputs."""
     weight = random_weight(4, 24, 5, torch.float64) @ random_weight(5, 5, 18, torch.float64)
-    factors = factorize_cur(
-        "x.weight", weight, statistics(4, 18), 5, options(selector="qr", link="full"), torch.float64
-    )
+    factors = factorized(weight, statistics(4, 18), 5, options(selector="qr", link="full"), torch.float64)
     assert factors.relative_frobenius_error < 1e-10
 
 
 def test_a_zero_weight_has_zero_error() -> None:
     """No division by its norm."""
-    factors = factorize_cur("x.weight", torch.zeros(24, 18), statistics(0, 18), 5, options(), torch.float32)
+    factors = factorized(torch.zeros(24, 18), statistics(0, 18), 5, options(), torch.float32)
     assert (factors.relative_frobenius_error, factors.relative_output_error) == (0.0, 0.0)
 
 
@@ -248,8 +255,7 @@ def checked(weight: torch.Tensor, statistics: InputStatistics, dtype: torch.dtyp
     """Factorize as a conversion by `curing` does."""
     plan = MatrixPlan("x.weight", (24, 18), "cur", 5)
     stored: Any = Stored({"x.weight": weight})
-    options, nothing = ConvertOptions.for_method("curing"), cast("Any", None)
-    (task,) = block_tasks([plan], {"x.weight": statistics}, stored, None, options, dtype, nothing)
+    (task,) = tasks_of(ConvertOptions.for_method("curing"), [plan], {"x.weight": statistics}, stored, dtype)
     return task.run()["x.weight"]
 
 

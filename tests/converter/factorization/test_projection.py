@@ -17,9 +17,8 @@ from curconvert.calibration.evidence import Evidence
 from curconvert.factorization.modular import ModularOptions, factorize_mlp
 from curconvert.factorization.projection import Projection
 from curconvert.factorization.types import Factorization
-from curconvert.methods.checked import allocated_tasks, block_tasks
-from curconvert.options.convert import ConvertOptions
-from support.matrices import Stored, random_weight, statistics_of
+from curconvert.methods.core.options import ConvertOptions
+from support.matrices import Stored, random_weight, statistics_of, tasks_of
 
 Matrix = NDArray[np.float64]
 RANK = 6
@@ -46,7 +45,7 @@ def factorize(
     plan = MatrixPlan("x.weight", (24, 18), FORMS.get(method, "two_factor"), RANK)  # type: ignore[arg-type]
     options = ConvertOptions.for_method(method, rank=RANK, ridge=0.0)
     evidence: Any = SimpleNamespace(fisher_rows=lambda _: np.ones(24))
-    (task,) = block_tasks([plan], {"x.weight": statistics_of(x)}, stored, None, options, dtype, evidence)
+    (task,) = tasks_of(options, [plan], {"x.weight": statistics_of(x)}, stored, dtype, evidence)
     return task.run()["x.weight"]
 
 
@@ -151,7 +150,7 @@ def test_the_two_sided_optimum_is_centred_too(tmp_path: Path) -> None:
     stored: Any = Stored({"x.weight": weight, "x.bias": bias})
     plan = MatrixPlan("x.weight", (24, 18), "interpolative", RANK)
     options = ConvertOptions.for_method("auto", keep=0.5, ridge=0.0)
-    (task,) = allocated_tasks([plan], evidence, stored, options, torch.float64)
+    (task,) = tasks_of(options, [plan], {}, stored, torch.float64, evidence)
     found = task.run()["x.weight"]
     metric = np.linalg.cholesky(fisher + 0.1 * np.mean(np.diag(fisher)) * np.eye(24))
     y = x @ weight.numpy().T

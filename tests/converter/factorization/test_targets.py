@@ -14,9 +14,8 @@ from curconvert.factorization.projection import Projection
 from curconvert.factorization.targets import aimed, correction, held_out_share
 from curconvert.factorization.types import Factorization
 from curconvert.linalg.statistics import Drift, InputStatistics
-from curconvert.methods.checked import block_tasks
-from curconvert.options.convert import ConvertOptions
-from support.matrices import Stored, random_weight, statistics_of
+from curconvert.methods.core.options import ConvertOptions
+from support.matrices import Stored, random_weight, statistics_of, tasks_of
 
 Matrix = NDArray[np.float64]
 M, N, RANK = 24, 18, 6
@@ -55,8 +54,8 @@ def factorize(method: str, weight: torch.Tensor, bias: torch.Tensor | None, inpu
     """Factorize as a conversion does."""
     stored: Any = Stored({"x.weight": weight} if bias is None else {"x.weight": weight, "x.bias": bias})
     plan = MatrixPlan("x.weight", (M, N), FORMS.get(method, "cur"), RANK)  # type: ignore[arg-type]
-    options, nothing = ConvertOptions.for_method(method, rank=RANK, ridge=1e-3, sequential=True), stored
-    (task,) = block_tasks([plan], {"x.weight": inputs}, stored, None, options, torch.float64, nothing)
+    options = ConvertOptions.for_method(method, rank=RANK, ridge=1e-3, sequential=True)
+    (task,) = tasks_of(options, [plan], {"x.weight": inputs}, stored, torch.float64)
     return task.run()["x.weight"]
 
 

@@ -7,18 +7,32 @@ import pytest
 import torch
 
 from curconvert.base.errors import InputError
-from curconvert.factorization.two_factor import balanced, factorize_two_factor
-from curconvert.options.choices import APPROXIMATIONS, Approximation
+from curconvert.factorization.two_factor import balanced
+from curconvert.factorization.types import Factorization, Problem
+from curconvert.linalg.statistics import InputStatistics
+from curconvert.methods.core.registry import method_named
+from curconvert.methods.core.two_factor import TwoFactor
+from curconvert.options.settings import Settings
 from support.matrices import EDGES, best_error, correlated, edge_case, error_in, random_weight
 
 FISHER = np.random.default_rng(9).uniform(0.1, 5, 24)
+METHODS = ("svd-llm", "asvd", "fwsvd", "svd")
+
+
+def factorized(
+    weight: torch.Tensor, statistics: InputStatistics, rank: int, name: str, ridge: float, dtype: torch.dtype
+) -> Factorization:
+    method = method_named(name).of({"rank": rank})
+    assert isinstance(method, TwoFactor)
+    problem = Problem("x.weight", weight, statistics, rank, dtype, "two_factor")
+    return method.factorize(problem, Settings(ridge=ridge), FISHER if name == "fwsvd" else None)
 
 
 def test_svd_llm_reports_the_least_output_error() -> None:
     """Relative to the norm of the layer's output."""
     weight, stats = random_weight(0), correlated(0)
     W, H = weight.numpy(), stats.gram
-    found = factorize_two_factor("x.weight", weight, stats, 6, "svd_llm", 0.0, torch.float64)
+    found = factorized(weight, stats, 6, "svd-llm", 0.0, torch.float64)
     assert found.relative_output_error == pytest.approx(best_error(W, H, 6) / error_in(H, W), rel=1e-6)
 
 
@@ -26,7 +40,7 @@ def test_the_ridge_moves_the_optimum_to_the_regularised_metric() -> None:
     """The product is the best in H + λ diag(H)."""
     weight, stats = random_weight(1), correlated(1)
     W, H = weight.numpy(), stats.gram + 0.5 * np.diag(np.diag(stats.gram))
-    found = factorize_two_factor("x.weight", weight, stats, 6, "svd_llm", 0.5, torch.float64)
+    found = factorized(weight, stats, 6, "svd-llm", 0.5, torch.float64)
     assert error_in(H, W - found.product().numpy()) == pytest.approx(best_error(W, H, 6), rel=1e-9)
 
 
@@ -34,22 +48,20 @@ def test_the_ridge_moves_the_optimum_to_the_regularised_metric() -> None:
 def test_each_approximation_is_the_best_in_its_own_measure(seed: int) -> None:
     """SVD-LLM has the least output error of the three, the plain SVD the least Frobenius error."""
     found = {
-        approximation: factorize_two_factor(
-            "x.weight", random_weight(seed), correlated(seed), 6, approximation, 0.0, torch.float64
-        )
-        for approximation in ("svd_llm", "asvd", "svd")
+        method: factorized(random_weight(seed), correlated(seed), 6, method, 0.0, torch.float64)
+        for method in ("svd-llm", "asvd", "svd")
     }
-    assert min(found, key=lambda key: found[key].relative_output_error) == "svd_llm"
+    assert min(found, key=lambda key: found[key].relative_output_error) == "svd-llm"
     assert min(found, key=lambda key: found[key].relative_frobenius_error) == "svd"
 
 
 def test_fwsvd_has_the_least_error_weighted_by_the_rows_information() -> None:
     """What a generic SVD of diag(f)^½ W discards; no rank-6 matrix does better."""
     weight, root = random_weight(8), np.sqrt(FISHER)[:, None]
-    found = factorize_two_factor("x.weight", weight, correlated(8), 6, "fwsvd", 1e-2, torch.float64, FISHER)
+    found = factorized(weight, correlated(8), 6, "fwsvd", 1e-2, torch.float64)
     error = np.linalg.norm(root * (weight.numpy() - found.product().numpy()))
     assert error == pytest.approx(np.linalg.norm(np.linalg.svd(root * weight.numpy(), compute_uv=False)[6:]), rel=1e-9)
-    plain = factorize_two_factor("x.weight", weight, correlated(8), 6, "svd", 1e-2, torch.float64)
+    plain = factorized(weight, correlated(8), 6, "svd", 1e-2, torch.float64)
     assert error < 0.99 * np.linalg.norm(root * (weight.numpy() - plain.product().numpy()))
 
 
@@ -67,16 +79,16 @@ def test_balancing_keeps_the_product_and_evens_the_norms(scale: float) -> None:
 def test_large_weights_fit_half_precision() -> None:
     """Entries near float16's largest value are stored as finite factors with float16's accuracy."""
     weight = torch.full((24, 18), 6e4, dtype=torch.float16)
-    found = factorize_two_factor("x.weight", weight, correlated(4), 2, "svd_llm", 0.0, torch.float16)
+    found = factorized(weight, correlated(4), 2, "svd-llm", 0.0, torch.float16)
     assert found.relative_frobenius_error < 1e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("approximation", APPROXIMATIONS)
-def test_factors_have_the_deployed_dtype_and_size(approximation: Approximation, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_factors_have_the_deployed_dtype_and_size(method: str, dtype: torch.dtype) -> None:
     """A (m, r) and B (r, n), nothing else."""
     weight = random_weight(5, dtype=torch.bfloat16)
-    found = factorize_two_factor("x.weight", weight, correlated(5), 6, approximation, 1e-2, dtype, FISHER)
+    found = factorized(weight, correlated(5), 6, method, 1e-2, dtype)
     assert (found.form, found.rank, found.basis) == ("two_factor", 6, None)
     assert {suffix: (tensor.dtype, tuple(tensor.shape)) for suffix, tensor in found.tensors.items()} == {
         "A": (dtype, (24, 6)),
@@ -85,26 +97,23 @@ def test_factors_have_the_deployed_dtype_and_size(approximation: Approximation, 
 
 
 @pytest.mark.parametrize("edge", EDGES)
-@pytest.mark.parametrize("approximation", APPROXIMATIONS)
-def test_edge_cases_are_finite_in_half_precision(approximation: Approximation, edge: str) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_edge_cases_are_finite_in_half_precision(method: str, edge: str) -> None:
     """Singular weights and inputs, at full rank too."""
     weight, stats = edge_case(edge)
     for rank in (5, 18):
-        found = factorize_two_factor("x.weight", weight, stats, rank, approximation, 1e-2, torch.float16, FISHER)
+        found = factorized(weight, stats, rank, method, 1e-2, torch.float16)
         assert all(torch.isfinite(tensor).all() for tensor in found.tensors.values())
         assert np.isfinite(found.relative_output_error)
 
 
 def test_a_second_run_gives_the_same_bytes() -> None:
     """Nothing is random."""
-    first, second = (
-        factorize_two_factor("x.weight", random_weight(6), correlated(6), 6, "svd_llm", 1e-2, torch.float32)
-        for _ in range(2)
-    )
+    first, second = (factorized(random_weight(6), correlated(6), 6, "svd-llm", 1e-2, torch.float32) for _ in range(2))
     assert all(torch.equal(first.tensors[suffix], second.tensors[suffix]) for suffix in "AB")
 
 
 def test_an_impossible_rank_is_refused() -> None:
     """Before LAPACK sees it."""
     with pytest.raises(InputError, match=r"x\.weight: rank 19"):
-        factorize_two_factor("x.weight", random_weight(7), correlated(7), 19, "svd", 1e-2, torch.float32)
+        factorized(random_weight(7), correlated(7), 19, "svd", 1e-2, torch.float32)

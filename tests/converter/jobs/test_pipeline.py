@@ -20,14 +20,15 @@ from curconvert.base.errors import InputError, VerificationError
 from curconvert.base.names import layer_of
 from curconvert.calibration.text import load_tokens
 from curconvert.checkpoint import open_checkpoint
-from curconvert.jobs import stages as production
+from curconvert.jobs import measure, produce
 from curconvert.jobs.conversion import Conversion
 from curconvert.jobs.convert import convert
 from curconvert.jobs.export import export
 from curconvert.jobs.parity import check_slices, torch_parity
 from curconvert.jobs.plan import plan
+from curconvert.methods.core.options import ConvertOptions
 from curconvert.options.calibration import CalibrationOptions
-from curconvert.options.convert import LINEARS, ConvertOptions
+from curconvert.options.settings import LINEARS
 from curconvert.options.source import SourceOptions
 from curconvert_runtime import Artifact
 from curconvert_runtime.checks.verification import VerifyOptions
@@ -387,7 +388,7 @@ def test_a_sharded_artifact_is_the_same_model(
     """Past the shard size the graphs point into several files; it verifies, and its tensors are the single file's."""
     source, options = SourceOptions(str(deep.folder)), tiny_options(tokens, layers="1-4")
     run(deep, tmp_path / "single", options)
-    monkeypatch.setattr(production, "SafetensorsWriter", functools.partial(SafetensorsWriter, shard_bytes=30_000))
+    monkeypatch.setattr(produce, "SafetensorsWriter", functools.partial(SafetensorsWriter, shard_bytes=30_000))
     done = convert(source, tmp_path / "out", options, verification=VerifyOptions())
     assert done.report is not None
     assert done.report.passed
@@ -515,7 +516,7 @@ def test_inputs_that_the_first_pass_keeps_give_the_same_factors(
     assert int(open_checkpoint(deep.folder).config["hidden_size"]) > LENGTH
     kept = run(deep, tmp_path / "kept", options)
     calls = []
-    monkeypatch.setattr(production, "keeps_inputs", lambda *_: calls.append(1))
+    monkeypatch.setattr(measure, "keeps_inputs", lambda *_: calls.append(1))
     again = run(deep, tmp_path / "again", options)
     assert calls
     assert kept.plan == again.plan

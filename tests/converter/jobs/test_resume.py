@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 
-from curconvert.allocation.plans import targets_of
 from curconvert.artifact import fingerprint
 from curconvert.artifact.workspace import workspace_of
 from curconvert.base.durable import is_full, save_array
@@ -25,9 +24,9 @@ from curconvert.checkpoint import open_checkpoint
 from curconvert.estimate import disk as space
 from curconvert.estimate.disk import needed_bytes
 from curconvert.jobs.convert import convert
-from curconvert.jobs.stages import first_plan
+from curconvert.jobs.prepare import first_plan
 from curconvert.journal.store import State
-from curconvert.options.convert import ConvertOptions
+from curconvert.methods.core.options import ConvertOptions
 from curconvert.options.quantization import Quantization
 from curconvert.options.source import SourceOptions
 from support.checkpoints import edit_config, edit_tensors
@@ -349,7 +348,7 @@ def test_the_room_that_is_asked_for_is_about_what_is_taken(
     """Never less, and not many times more; graphs and reports have a share of their own."""
     monkeypatch.setattr(space, "_REST", 0)
     checkpoint, options, out = open_checkpoint(model.folder), asked(kind, tokens), tmp_path / "out"
-    needed = needed_bytes(checkpoint, first_plan(checkpoint, options), options, 4, targets_of(checkpoint, options))
+    needed = needed_bytes(checkpoint, first_plan(checkpoint, options), options)
     taken = []
 
     def progress(*_: Any) -> None:

@@ -19,13 +19,13 @@ from curconvert.base.errors import InputError, VerificationError
 from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.linears import total_parameters
 from curconvert.cli import main
-from curconvert.jobs import stages as production
+from curconvert.jobs import produce as production
 from curconvert.jobs.sweep import run
+from curconvert.jobs.sweep.options import SweepOptions
 from curconvert.jobs.sweep.run import sweep
-from curconvert.methods.sized import options_for_size
+from curconvert.methods.auto import Auto
+from curconvert.methods.core.options import ConvertOptions, options_for_size
 from curconvert.options.calibration import CalibrationOptions
-from curconvert.options.convert import DEFAULT_SELF_TEXT, ConvertOptions
-from curconvert.options.sweep import SweepOptions
 from curconvert_runtime import Artifact, VerifyOptions, verify
 from curconvert_schemas import validate
 from support.families import VOCABULARY, make_checkpoint
@@ -102,7 +102,7 @@ def test_one_calibration_serves_every_point(home: Path, tmp_path: Path) -> None:
 def converted_alone(home: Path, tmp_path: Path, method: str) -> bytes:
     """Return the weights that `convert` makes at 0.8, on the calibration text of a sweep."""
     size = int(0.8 * total_parameters(open_checkpoint(home / "model")))
-    settings = {"self_text": DEFAULT_SELF_TEXT, **options(home).settings}
+    settings = {"self_text": Auto.defaults["self_text"], **options(home).settings}
     chosen = options_for_size(open_checkpoint(home / "model"), method, size, **settings)
     convert(SourceOptions(str(home / "model")), tmp_path / method, chosen)
     return (tmp_path / method / "model.safetensors").read_bytes()
@@ -177,14 +177,14 @@ def test_an_impossible_point_is_a_row_with_its_reason(home: Path, tmp_path: Path
 
 def test_a_size_that_allocation_refuses_is_a_row(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What only the passes can tell does not end the sweep either, and costs no exit code."""
-    real = run.decide
+    real = Auto.decide
 
-    def decide(prepared: Any, measured: Any, asked: ConvertOptions, executor: Any, progress: Any) -> Any:
-        if asked.keep == 0.8:
+    def decide(method: Auto, context: Any, measured: Any) -> Any:
+        if method.keep == 0.8:
             raise InputError("the smallest sizes store more; keep more")
-        return real(prepared, measured, asked, executor, progress)
+        return real(method, context, measured)
 
-    monkeypatch.setattr(run, "decide", decide)
+    monkeypatch.setattr(Auto, "decide", decide)
     result = sweep(SourceOptions(str(home / "model")), tmp_path / "out", options(home, methods=("auto",)))
     assert [(p.status, p.reason) for p in result.points] == [
         ("ok", None), ("impossible", "the smallest sizes store more; keep more"),

@@ -15,8 +15,8 @@ from curconvert.base.errors import InputError
 from curconvert.jobs.bench.speed import step_bytes
 from curconvert.jobs.export import export
 from curconvert.jobs.parity import check_slices, torch_parity
+from curconvert.methods.core.options import ConvertOptions
 from curconvert.options.bench import Workload
-from curconvert.options.convert import ConvertOptions
 from curconvert.options.quantization import Quantization
 from curconvert.options.source import SourceOptions
 from curconvert_runtime import GenerationOptions, load

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from curconvert.factorization.cur import CUROptions, factorize_cur
-from curconvert.factorization.types import Factorization
+from curconvert.factorization.types import Factorization, Problem
 from curconvert.linalg.chunked import ChunkedMatrix
 from curconvert.linalg.metrics import DiagonalMetric, FullMetric
 from curconvert.linalg.statistics import InputStatistics
@@ -75,7 +75,7 @@ def test_factors_are_the_same_from_samples_and_from_their_gram_matrix(selector: 
     """Same rows and columns, the same link up to rounding, the same errors."""
     options = CUROptions(selector=selector, importance=importance, link="full", ridge=1e-2, seed=0)  # type: ignore[arg-type]
     weight = random_weight(0, 40, 50, torch.float32)
-    one, other = (factorize_cur("x", weight, found, 6, options, torch.float64) for found in both())
+    one, other = (factorize_cur(Problem("x", weight, found, 6, torch.float64, "cur"), options) for found in both())
     assert isinstance(one, Factorization)
     for suffix in ("rows", "cols", "C", "R"):
         assert torch.equal(one.tensors[suffix], other.tensors[suffix]), suffix

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from curconvert import ConvertOptions, SourceOptions, convert
-from curconvert.allocation.sensitivity import Sensitivity
+from curconvert.allocation.sensitivity import Grid, Sensitivity
 from curconvert.base.plan import MatrixPlan
 from curconvert.base.progress import silent
 from curconvert.calibration.evidence import Evidence
@@ -20,11 +20,11 @@ from curconvert.calibration.text import load_tokens
 from curconvert.checkpoint import open_checkpoint
 from curconvert.jobs.parity import check_slices, torch_parity
 from curconvert.linalg.statistics import InputStatistics
-from curconvert.methods.checked import allocated_tasks
-from curconvert.options.convert import LINEARS
+from curconvert.options.settings import LINEARS
 from curconvert_runtime.checks.verification import VerifyOptions
 from curconvert_runtime.format.forms import form_of
 from support.families import TinyModel, make_checkpoint
+from support.matrices import tasks_of
 from support.tiny_runs import manifest_of, stored_tensors, tiny_options
 
 BIASED = ("q_proj", "k_proj", "v_proj")
@@ -168,11 +168,13 @@ def test_the_price_of_a_rank_is_that_of_factors_and_bias(tmp_path: Path, qwen2: 
     wide = x.astype(np.float64)
     evidence.save_statistics([name], InputStatistics(wide.T @ wide / 300, 300, wide.mean(axis=0)))
     options = asked(tokens, "auto")
-    sensitivity = Sensitivity(checkpoint, [name], options, evidence, silent)
+    sensitivity = Sensitivity(
+        checkpoint, [name], Grid(options.ridge, options.rank_multiple, options.seed), evidence, silent
+    )
     sensitivity.take(name, GradientSamples(x, g))
     (curve,) = sensitivity.curves
     plan = MatrixPlan(name, (32, 32), "interpolative", 12)
-    (task,) = allocated_tasks([plan], evidence, checkpoint, options, torch.float32)
+    (task,) = tasks_of(options, [plan], {}, checkpoint, torch.float32, evidence)
     found = task.run()[name]
     weight, bias = (checkpoint.read(part).double().numpy() for part in (name, name.replace("weight", "bias")))
     difference = wide @ (weight - found.product().numpy()).T + bias - found.tensors["bias"].double().numpy()

@@ -12,16 +12,15 @@ from safetensors.torch import load_file, save_file
 
 from curconvert.base.errors import InputError
 from curconvert.base.names import linear_of
-from curconvert.base.plan import MatrixPlan
-from curconvert.checkpoint import open_checkpoint
+from curconvert.base.plan import MatrixPlan, Plan
+from curconvert.checkpoint import Checkpoint, open_checkpoint
 from curconvert.checkpoint.linears import total_parameters
 from curconvert.families.heads import Heads, attention_heads
-from curconvert.jobs import stages as production
 from curconvert.jobs.convert import convert
 from curconvert.jobs.parity import check_slices, torch_parity
-from curconvert.methods.planning import make_plan
-from curconvert.methods.sized import options_for_size
-from curconvert.options.convert import LINEARS, ConvertOptions
+from curconvert.methods.core.options import ConvertOptions, options_for_size
+from curconvert.methods.modegpt import MoDeGPT
+from curconvert.options.settings import LINEARS
 from curconvert.options.source import SourceOptions
 from curconvert_runtime.checks.verification import VerifyOptions
 from curconvert_runtime.format.modules import SPARSE
@@ -35,6 +34,10 @@ NORMED = ("qwen3", "gemma3_text", "olmo2", "olmo3")
 
 def modegpt(tokens: Path, density: float = 0.6, **values: Any) -> ConvertOptions:
     return tiny_options(tokens, "modegpt", rank=None, density=density, **values)
+
+
+def make_plan(checkpoint: Checkpoint, options: ConvertOptions) -> Plan:
+    return options.method.plan(checkpoint, options)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +140,7 @@ def test_what_modegpt_does_not_take_is_refused(values: dict[str, Any], message: 
 def test_the_default_is_a_share_of_everything() -> None:
     """Three quarters of all seven linears."""
     options = ConvertOptions.for_method("modegpt")
-    assert (options.form, options.density, options.rank, options.targets) == ("modules", 0.75, None, LINEARS)
+    assert (options.method, options.targets) == (MoDeGPT(density=0.75), LINEARS)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
@@ -179,8 +182,10 @@ def test_a_plan_in_parts_is_refused(
     """Both of two that belong together, with as many dimensions of each head."""
     model = make_checkpoint(tmp_path / "model", "llama")
 
-    def planned(*arguments: Any) -> Any:
-        plan = make_plan(*arguments)
+    real = MoDeGPT.plan
+
+    def planned(*arguments: Any) -> Plan:
+        plan = real(*arguments)
         for matrix in plan.matrices:
             if linear_of(matrix.name) in change:
                 rank = change[linear_of(matrix.name)]
@@ -189,7 +194,7 @@ def test_a_plan_in_parts_is_refused(
                 object.__setattr__(matrix, "form", form)
         return plan
 
-    monkeypatch.setattr(production, "make_plan", planned)
+    monkeypatch.setattr(MoDeGPT, "plan", planned)
     with pytest.raises(InputError, match="q_proj and k_proj must keep as many dimensions of each head"):
         convert(SourceOptions(str(model.folder)), tmp_path / "out", modegpt(tokens))
     assert not (tmp_path / "out").exists()

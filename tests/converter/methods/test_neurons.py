@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,15 @@ from curconvert.base.names import linear_of
 from curconvert.base.plan import MatrixPlan, Plan
 from curconvert.calibration.text import load_tokens
 from curconvert.checkpoint import Checkpoint
-from curconvert.jobs import stages as production
+from curconvert.factorization.types import FactorTask
 from curconvert.jobs.convert import convert
 from curconvert.jobs.parity import check_slices, torch_parity
-from curconvert.methods.planning import make_plan
-from curconvert.options.convert import ConvertOptions
+from curconvert.linalg.statistics import InputStatistics
+from curconvert.methods.core.context import Context
+from curconvert.methods.core.options import ConvertOptions
+from curconvert.methods.cur import CUR
+from curconvert.methods.neurons import Neurons
+from curconvert.options.settings import Settings
 from curconvert.options.source import SourceOptions
 from curconvert_runtime.checks.verification import VerifyOptions
 from curconvert_runtime.format.modules import MODULAR
@@ -98,27 +103,42 @@ def test_the_reported_error_is_the_modules(tmp_path: Path, tokens: Path) -> None
     assert reported == pytest.approx(float((whole - smaller).norm() / whole.norm()), rel=1e-4)
 
 
-def planned(monkeypatch: pytest.MonkeyPatch, change: dict[str, MatrixPlan | None]) -> None:
-    """Make the pipeline's plan one in which some matrices are planned by hand."""
+@dataclass(frozen=True)
+class Mixed(CUR):
+    """CUR, but some linears of MLPs are planned by hand, and get smaller together."""
 
-    def make(checkpoint: Checkpoint, options: ConvertOptions, layers: tuple[int, ...] | None = None) -> Plan:
-        plan = make_plan(checkpoint, options, layers)
-        return replace(plan, matrices=tuple(change.get(m.name) or m for m in plan.matrices))
+    by_hand: Mapping[str, MatrixPlan] = field(default_factory=dict)
 
-    monkeypatch.setattr(production, "make_plan", make)
+    def plan(self, checkpoint: Checkpoint, settings: Settings, layers: tuple[int, ...] | None = None) -> Plan:
+        plan = super().plan(checkpoint, settings, layers)
+        return replace(plan, matrices=tuple(self.by_hand.get(m.name, m) for m in plan.matrices))
+
+    def tasks(
+        self, plans: Sequence[MatrixPlan], statistics: Mapping[str, InputStatistics], context: Context
+    ) -> Iterator[FactorTask]:
+        mlp = [plan for plan in plans if plan.name in self.by_hand]
+        yield from Neurons(rank=1).tasks(mlp, statistics, context) if mlp else ()
+        yield from super().tasks([plan for plan in plans if plan not in mlp], statistics, context)
+
+    def record(self) -> dict[str, Any]:
+        return CUR(rank=self.rank).record()
 
 
-def modular(layer: int, rank: int, *linears: str) -> dict[str, MatrixPlan | None]:
+def mixed(options: ConvertOptions, by_hand: Mapping[str, MatrixPlan]) -> ConvertOptions:
+    assert isinstance(options.method, CUR)
+    return replace(options, method=Mixed(rank=options.method.rank, by_hand=by_hand))
+
+
+def modular(layer: int, rank: int, *linears: str) -> dict[str, MatrixPlan]:
     shapes = {"gate_proj": (48, 32), "up_proj": (48, 32), "down_proj": (32, 48)}
     names = {linear: f"model.layers.{layer}.mlp.{linear}.weight" for linear in linears or shapes}
     return {name: MatrixPlan(name, shapes[linear], MODULAR[linear], rank) for linear, name in names.items()}  # type: ignore[arg-type]
 
 
-def test_a_plan_may_mix_forms_and_sizes(tmp_path: Path, tokens: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_may_mix_forms_and_sizes(tmp_path: Path, tokens: Path) -> None:
     """CUR in the attention, and another number of neurons in each layer."""
     model = make_checkpoint(tmp_path / "model", "llama", mlp_bias=True)
-    planned(monkeypatch, modular(0, 11) | modular(1, 37))
-    options = tiny_options(tokens, targets=("q_proj", "o_proj"))
+    options = mixed(tiny_options(tokens, targets=("q_proj", "o_proj")), modular(0, 11) | modular(1, 37))
     convert(SourceOptions(str(model.folder)), tmp_path / "out", options, verification=VerifyOptions())
     assert failed(tmp_path / "out", model.folder) == set()
     rows = manifest_of(tmp_path / "out")["matrices"]
@@ -130,14 +150,12 @@ def test_a_plan_may_mix_forms_and_sizes(tmp_path: Path, tokens: Path, monkeypatc
 @pytest.mark.parametrize(
     "change", [modular(0, 11, "gate_proj", "up_proj"), modular(0, 11) | modular(0, 12, "down_proj")]
 )
-def test_a_plan_in_parts_is_refused(
-    tmp_path: Path, tokens: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, MatrixPlan | None]
-) -> None:
+def test_a_plan_in_parts_is_refused(tmp_path: Path, tokens: Path, change: dict[str, MatrixPlan]) -> None:
     """All three linears, one number of neurons."""
     model = make_checkpoint(tmp_path / "model", "llama")
-    planned(monkeypatch, change)
+    options = mixed(tiny_options(tokens, targets=("q_proj",)), change)
     with pytest.raises(InputError, match=r"layers\.0\.mlp\..*: a smaller MLP needs gate_proj, up_proj, down_proj"):
-        convert(SourceOptions(str(model.folder)), tmp_path / "out", tiny_options(tokens, targets=("q_proj",)))
+        convert(SourceOptions(str(model.folder)), tmp_path / "out", options)
     assert not (tmp_path / "out").exists()
 
 

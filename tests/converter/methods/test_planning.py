@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from curconvert.options.convert import LINEARS, ConvertOptions
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from curconvert.base.errors import InputError
 from curconvert.base.forms import rank_for_density
-from curconvert.base.plan import MatrixPlan, by_input
+from curconvert.base.plan import MatrixPlan, Plan, by_input
 from curconvert.checkpoint import Checkpoint, open_checkpoint
-from curconvert.methods.planning import make_plan, plan_matrix
+from curconvert.methods.core.options import ConvertOptions
+from curconvert.methods.core.sized import Sized
 from curconvert.options.calibration import CalibrationOptions
-from curconvert.options.convert import LINEARS, ConvertOptions
+from curconvert.options.settings import LINEARS
 from curconvert_runtime.format.forms import form_of
 from support.families import make_checkpoint
 from support.tiny_runs import tiny_options
@@ -32,6 +34,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """A Llama of five layers."""
     model = make_checkpoint(tmp_path_factory.mktemp("plan") / "model", "llama", num_hidden_layers=5)
     return open_checkpoint(model.folder)
+
+
+def make_plan(checkpoint: Checkpoint, options: ConvertOptions, layers: tuple[int, ...] | None = None) -> Plan:
+    return options.method.plan(checkpoint, options, layers)
+
+
+def plan_matrix(name: str, shape: tuple[int, int], options: ConvertOptions) -> MatrixPlan:
+    assert isinstance(options.method, Sized)
+    return options.method.plan_matrix(name, shape)
 
 
 def stored(form: str, m: int, n: int, r: int) -> int:

@@ -15,8 +15,9 @@ from curconvert.base.names import layer_of, linear_of
 from curconvert.calibration.text import load_tokens
 from curconvert.jobs.convert import convert
 from curconvert.jobs.parity import check_slices
+from curconvert.methods.core.options import ConvertOptions
 from curconvert.options.calibration import CalibrationOptions
-from curconvert.options.convert import LINEARS, ConvertOptions
+from curconvert.options.settings import LINEARS
 from curconvert.options.source import SourceOptions
 from curconvert_runtime import load
 from curconvert_runtime.checks.verification import VerifyOptions

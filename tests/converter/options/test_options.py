@@ -9,14 +9,19 @@ from typing import Any
 import pytest
 
 from curconvert.base.errors import InputError
+from curconvert.methods.core.options import ConvertOptions
+from curconvert.methods.cur import CUR
+from curconvert.methods.curing import CURing
+from curconvert.methods.neurons import Neurons
 from curconvert.options.calibration import CalibrationOptions
-from curconvert.options.convert import DEFAULT_TARGETS, LINEARS, ConvertOptions, parse_targets
+from curconvert.options.settings import DEFAULT_TARGETS, LINEARS, parse_targets
 
 
 def test_curing_is_the_papers_preset() -> None:
     """DEIM on |W|∘a, plain U, every block calibrated on the original model."""
     options = ConvertOptions.for_method("curing")
-    assert (options.selector, options.importance, options.link, options.sequential) == ("deim", "wanda", "plain", False)
+    assert options.method == CURing(rank=128, selector="deim", importance="wanda", link="plain")
+    assert not options.sequential
     assert options.targets == ("q_proj", "k_proj", "gate_proj")
 
 
@@ -24,23 +29,27 @@ def test_cur_is_the_default() -> None:
     """Rows by the outputs' Gram matrix, columns by the activations, full U, every block on the original's inputs."""
     assert ConvertOptions.for_method() == ConvertOptions.for_method("cur")
     options = ConvertOptions.for_method()
-    assert (options.importance, options.link, options.sequential) == ("output", "full", False)
+    assert isinstance(options.method, CUR)
+    assert (options.method.importance, options.method.link, options.sequential) == ("output", "full", False)
 
 
 def test_single_values_override_a_preset() -> None:
     """None means not given; False is given."""
     options = ConvertOptions.for_method("cur", selector="deim", sequential=False, link=None, rank=7)
-    assert (options.selector, options.sequential, options.link, options.rank) == ("deim", False, "full", 7)
-    assert options.importance == "activation"  # output goes with qr
+    # output goes with qr
+    assert options.method == CUR(selector="deim", link="full", rank=7, importance="activation")
+    assert not options.sequential
 
 
 def test_neurons_takes_the_whole_mlp() -> None:
     """Three quarters of the neurons unless a number or a share is given; the order of targets does not matter."""
     options = ConvertOptions.for_method("neurons")
-    assert (options.form, options.density, options.rank) == ("modular", 0.75, None)
+    assert options.method == Neurons(density=0.75, rank=None)
+    assert options.to_json()["form"] == "modular"
     assert options.targets == ("gate_proj", "up_proj", "down_proj")
-    assert ConvertOptions.for_method("neurons", rank=100).density is None
-    assert ConvertOptions.for_method("neurons", targets=("down_proj", "gate_proj", "up_proj"), density=0.5).rank is None
+    assert ConvertOptions.for_method("neurons", rank=100).method == Neurons(rank=100, density=None)
+    mixed = ConvertOptions.for_method("neurons", targets=("down_proj", "gate_proj", "up_proj"), density=0.5)
+    assert mixed.method == Neurons(rank=None, density=0.5)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +61,6 @@ def test_neurons_takes_the_whole_mlp() -> None:
         ({"density": 0.5, "rank": 8}, "found --rank, --density"),
         ({"method": "pifa", "selector": "deim"}, "--select deim: belongs to --method cur and curing, not to pifa"),
         ({"method": "svd-llm", "link": "full"}, "--link full: belongs to"),
-        ({"method": "row-id", "approximation": "svd"}, "approximation 'svd': expected one of rows, subspace"),
         ({"selector": "deim", "importance": "output"}, "--importance output goes with --select qr, not deim"),
         (
             {"method": "neurons", "selector": "deim"},
@@ -60,7 +68,6 @@ def test_neurons_takes_the_whole_mlp() -> None:
         ),
         ({"method": "neurons", "targets": ("gate_proj",)}, "--targets gate_proj: --method neurons takes gate_proj,up_"),
         ({"method": "neurons", "targets": LINEARS}, "o_proj,gate_proj,up_proj,down_proj: --method neurons takes"),
-        ({"form": "modular_rows"}, "form 'modular_rows': expected one of cur, interpolative, two_factor, modular"),
         ({"rank": 0}, "--rank 0: expected an integer of at least 1"),
         ({"rank": -3}, "--rank -3"),
         ({"rank": 2.5}, "--rank 2.5"),
@@ -74,6 +81,9 @@ def test_neurons_takes_the_whole_mlp() -> None:
         ({"importance": ""}, "--importance ''"),
         ({"stored": "svd"}, "--form 'svd': expected one of cur, folded, interpolative, auto"),
         ({"method": "pifa", "stored": "folded"}, "--form folded: belongs to --method cur and curing, not to pifa"),
+        ({"steps": 3}, "--steps 3: belongs to --method soco, not to cur"),
+        ({"scored": True}, "--scored: belongs to --method auto, not to cur"),
+        ({"method": "pifa", "exact_svd": True}, "--exact-svd: belongs to --method cur and curing, not to pifa"),
         ({"link": "half"}, "--link 'half': expected one of plain, diagonal, full"),
         ({"dtype": "int8"}, "--dtype 'int8': expected one of float32, float16, bfloat16"),
         ({"targets": ()}, "--targets is empty"),
@@ -89,14 +99,28 @@ def test_unsound_values_are_refused(values: dict[str, Any], message: str) -> Non
 
 def test_an_unknown_method_is_refused() -> None:
     """With the list of those there are."""
-    with pytest.raises(InputError, match="--method 'qr': expected one of cur, curing"):
+    with pytest.raises(InputError) as error:
         ConvertOptions.for_method("qr")
+    assert str(error.value) == (
+        "--method 'qr': expected one of asvd, auto, cur, curing, dense, fwsvd, modegpt, neurons, pifa, row-id, soco, "
+        "svd, svd-llm"
+    )
+
+
+@pytest.mark.parametrize("name", ["form", "approximation", "rnak"])
+def test_what_no_method_knows_is_a_mistake_of_the_program(name: str) -> None:
+    """The command line cannot give it, so it is no error of input."""
+    with pytest.raises(TypeError, match=f"'{name}' is no option of a conversion"):
+        ConvertOptions.for_method("row-id", **{name: "svd"})
 
 
 def test_options_are_frozen() -> None:
     """What was validated stays."""
+    options = ConvertOptions.for_method()
     with pytest.raises(dataclasses.FrozenInstanceError):
-        ConvertOptions.for_method().rank = 0  # type: ignore[misc]
+        options.method = CUR(rank=1)  # type: ignore[misc]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        options.method.rank = 0  # type: ignore[attr-defined]
 
 
 def test_options_become_json_without_paths() -> None:

@@ -9,10 +9,10 @@ import pytest
 
 from curconvert.base.errors import InputError
 from curconvert.jobs.export import export
-from curconvert.options.convert import ConvertOptions
+from curconvert.jobs.sweep.options import SweepOptions
+from curconvert.methods.core.options import ConvertOptions
 from curconvert.options.quantization import Quantization
 from curconvert.options.source import SourceOptions
-from curconvert.options.sweep import SweepOptions
 from curconvert_runtime.format.quantized import Layout
 from support.command_line import call, refused
 from support.families import make_checkpoint

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from curconvert import SourceOptions, convert
-from curconvert.calibration.original import run_original
+from curconvert.calibration.original import Watched, run_original
 from curconvert.calibration.text import load_tokens
 from curconvert.checkpoint import open_checkpoint
 from curconvert.selection.scores import SCORES, LayerScorer, angular_distances, effective_rank, influences
@@ -71,7 +71,7 @@ def test_scores_of_a_model_are_those_of_transformers(tmp_path: Path, score: str)
     model = make_checkpoint(tmp_path / "model", "llama", num_hidden_layers=5)
     options = tiny_options(token_file(tmp_path / "ids.safetensors"), layers=f"{score}:2")
     tokens = load_tokens(options.calibration, None)
-    found = run_original(open_checkpoint(model.folder), tokens, scores=[score]).scores
+    found = run_original(open_checkpoint(model.folder), tokens, Watched(scores=[score])).scores
     expected: list[float] = []
 
     def hook(_layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: Any) -> None:

@@ -15,8 +15,7 @@ from curconvert import SourceOptions, convert
 from curconvert.base.errors import InputError
 from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.linears import total_parameters
-from curconvert.methods.sized import options_for_size
-from curconvert.options.convert import ConvertOptions
+from curconvert.methods.core.options import ConvertOptions, options_for_size
 from curconvert.training import learned_plan as spectrum_plan
 from curconvert.training.spectral_linear import SpectralLinear, components
 from curconvert.training.spectrum_sizes import Kept, choose, numbers

@@ -7,6 +7,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from curconvert.artifact.folder import SWEEP, atomic_folder, check_output
 from curconvert.base.environment import environment
@@ -17,28 +18,19 @@ from curconvert.checkpoint.linears import total_parameters
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.estimate.total import keeping_within
 from curconvert.execution.executor import executing
-from curconvert.execution.task import Executor
 from curconvert.jobs.export import export
+from curconvert.jobs.measure import measure
+from curconvert.jobs.prepare import Prepared, first_plan, inputs, prepare, sampled
+from curconvert.jobs.produce import produce
 from curconvert.jobs.source import open_source
-from curconvert.jobs.stages import (
-    Measured,
-    Prepared,
-    decide,
-    first_plan,
-    inputs,
-    measure,
-    prepare,
-    produce,
-    sampled,
-    scratch_beside,
-)
+from curconvert.jobs.sweep.options import SweepOptions
 from curconvert.jobs.sweep.speed import DecodeSetup, decode_speed
 from curconvert.jobs.sweep.table import PLOT, Point, Sweep, fidelity_fields, write_tables
-from curconvert.methods.sized import options_for_size
-from curconvert.options.convert import ConvertOptions
+from curconvert.methods.core.context import Context, Measured
+from curconvert.methods.core.options import ConvertOptions
+from curconvert.methods.core.registry import method_named
 from curconvert.options.execution import ExecutionOptions
 from curconvert.options.source import SourceOptions
-from curconvert.options.sweep import SweepOptions
 from curconvert_runtime import __version__
 from curconvert_runtime.checks.fidelity import Progress, exact_fidelity, text_windows
 from curconvert_runtime.checks.metrics import Fidelity
@@ -97,15 +89,17 @@ def sweep(
     prepared = replace(sampled(prepare(checkpoint, common), common, progress), keeping=keeping)
     with (
         atomic_folder(out, overwrite, SWEEP) as work,
-        scratch_beside(work) as scratch,
+        TemporaryDirectory(prefix=f"{work.name}.", dir=work.parent) as beside,
         executing(execution) as executor,
     ):
+        scratch = Path(beside)
         original = Artifact.open(export(source, scratch / "original", progress=progress).path)
         windows = None if text is None else text_windows(original, text, options.window, options.max_tokens)
         (scratch / "evidence").mkdir()
-        measured = measure(prepared, possible, scratch / "evidence", progress)
+        context = prepared.context(common, scratch / "evidence", executor, progress)
+        measured = measure(context, possible)
         home = work if options.keep_artifacts else scratch
-        runner = _Runner(prepared, measured, original, windows, home, executor, progress)
+        runner = _Runner(prepared, context, measured, original, windows, home)
         points = []
         for done, (point, asked) in enumerate(wanted, 1):
             points.append(point if asked is None else runner.point(point, asked))
@@ -134,41 +128,39 @@ class _Runner:
 
     Args:
         prepared: The model and its calibration text.
+        context: The same, on its way through a conversion.
         measured: What the passes over the original gave.
         original: Its export.
         windows: Token ids to measure fidelity on; None takes what the verification found.
         home: Gets the artifacts.
-        executor: Factorizes.
-        progress: Called as work goes on.
     """
 
     def __init__(
         self,
         prepared: Prepared,
+        context: Context,
         measured: Measured,
         original: Artifact,
         windows: Ids | None,
         home: Path,
-        executor: Executor,
-        progress: Progress,
     ) -> None:
-        self._prepared, self._measured, self._original = prepared, measured, original
-        self._windows, self._home, self._executor, self._progress = windows, home, executor, progress
+        self._prepared, self._context, self._measured, self._original = prepared, context, measured, original
+        self._windows, self._home = windows, home
         self.setup = DecodeSetup.of(original)
 
     def point(self, point: Point, options: ConvertOptions) -> Point:
         """Return the point with its numbers, or with the reason why it has none."""
+        context = replace(self._context, settings=options)
         try:
-            decided = decide(self._prepared, self._measured, options, self._executor, self._progress)
+            decided = options.method.decide(context, self._measured)
         except (InputError, UnsupportedError) as error:
             return replace(point, status="impossible", reason=str(error))
         folder = self._home / point.folder
         try:
             with atomic_folder(folder) as work:
                 report, _ = produce(
-                    work, self._prepared, self._measured, decided, options, self._executor, VerifyOptions(),
-                    self._progress,
-                )  # fmt: skip
+                    work, context, self._prepared.companions, self._measured, decided, options, VerifyOptions()
+                )
             assert report is not None
             measured = report.fidelity if self._windows is None else self._exact(folder, self._windows)
             assert measured is not None
@@ -192,7 +184,7 @@ class _Runner:
     def _exact(self, folder: Path, windows: Ids) -> Fidelity:
         # The graph that `verify` compares.
         compressed, original = load(folder, graph="portable"), load(self._original.path, graph="portable")
-        return exact_fidelity(compressed, original, windows, self._progress)
+        return exact_fidelity(compressed, original, windows, self._context.progress)
 
     def _without_place(self, message: str, point: Point) -> str:
         """Take the passing name of a point's folder out of a message."""
@@ -206,11 +198,8 @@ def _asked(
     """Return a point and its options, or the reason why there are none; shapes alone decide."""
     point = Point(method, keep)
     try:
-        if method == "auto":
-            asked = ConvertOptions.for_method(method, keep=keep, **options.settings)
-        else:
-            target = int(keep * total_parameters(checkpoint))
-            asked = options_for_size(checkpoint, method, target, **options.settings)
+        size = method_named(method).for_share(checkpoint, keep)
+        asked = ConvertOptions.for_method(method, **size, **options.settings)
         first_plan(checkpoint, asked)
     except (InputError, UnsupportedError) as error:
         return replace(point, status="impossible", reason=str(error)), None

@@ -9,7 +9,7 @@ from typing import Any
 
 from curconvert.base.checks import at_least, one_of
 from curconvert.base.errors import InputError
-from curconvert.options.convert import METHODS
+from curconvert.methods.core.registry import methods
 
 DEFAULT_KEEP = (0.95, 0.9, 0.8, 0.7)
 
@@ -47,7 +47,8 @@ class SweepOptions:
         for share in self.keep:
             if not 0 < share < 1:
                 raise InputError(f"--keep {share:g}: expected shares above 0 and below 1")
+        sized = tuple(name for name, method in methods().items() if method.sizes)
         for method in self.methods:
-            one_of("--methods", method, tuple(name for name in METHODS if name != "dense"))
+            one_of("--methods", method, sized)
         at_least("--window", self.window, 2)
         at_least("--max-tokens", self.max_tokens, 2)

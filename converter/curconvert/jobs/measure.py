@@ -1,0 +1,88 @@
+"""The passes over the original: once for a conversion, and once for all the sizes of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from curconvert.allocation.plans import targets_of
+from curconvert.allocation.sensitivity import Grid, Sensitivity
+from curconvert.base.names import layer_of, linear_of
+from curconvert.calibration.backward import BackwardPass
+from curconvert.calibration.gathering import Gathering
+from curconvert.calibration.original import Watched, run_original
+from curconvert.checkpoint.linears import decoder_linears
+from curconvert.checkpoint.types import Checkpoint
+from curconvert.methods.core.context import Context, Measured
+from curconvert.methods.core.options import ConvertOptions
+from curconvert.methods.core.planning import keeps_inputs
+from curconvert.quantization.tensors import UNQUANTISED, quantised_tables
+from curconvert.selection.layers import score_of, select_layers
+
+
+def measure(context: Context, wanted: Sequence[ConvertOptions]) -> Measured:
+    """Run the original model once forwards and, where gradients are needed, once back.
+
+    Args:
+        context: The model and its text; its evidence receives the statistics.
+        wanted: Options of every conversion that the result is to serve; their sizes do not matter.
+    """
+    checkpoint, settings = context.checkpoint, context.settings
+    scores = {score for score in (score_of(options.layers) for options in wanted) if score}
+    backward = _backward(context, wanted)
+    quantization = settings.quantization
+    feedback = quantization is not None and (quantization.uses_statistics or quantization.mixed)
+    watched = Watched(scores, _gathering(context, wanted), backward, head=feedback)
+    original = run_original(
+        checkpoint, context.tokens, watched, device=settings.device, keeping=context.keeping,
+        progress=context.progress, journal=context.journal,
+    )  # fmt: skip
+    tables = UNQUANTISED
+    if quantization and not quantization.mixed:  # mixed widths are chosen when the plan is known
+        tables = quantised_tables(checkpoint, quantization, original.head)
+    return Measured(original, backward.curves if isinstance(backward, Sensitivity) else (), tables)
+
+
+def _backward(context: Context, wanted: Sequence[ConvertOptions]) -> BackwardPass | None:
+    """Return the way back through the model that some conversions need, or None."""
+    checkpoint, evidence, progress, journal = context.checkpoint, context.evidence, context.progress, context.journal
+    rows = {name for options in wanted for name in _fisher_targets(checkpoint, options)}
+    priced = [options for options in wanted if options.needs.curves]
+    if priced:
+        targets = targets_of(checkpoint, priced[0].targets)
+        grid = Grid(priced[0].ridge, priced[0].rank_multiple, priced[0].seed)
+        return Sensitivity(checkpoint, targets, grid, evidence, progress, rows, journal)
+    return BackwardPass(rows, context.settings.seed, evidence, progress, journal) if rows else None
+
+
+def _gathering(context: Context, wanted: Sequence[ConvertOptions]) -> Gathering | None:
+    """Return what keeps the statistics of linears' inputs, where some conversions need them beforehand, or None.
+
+    One conversion calibrates while it compresses, because only some layers may be its targets. Where the inputs
+    themselves are kept, that is cheaper than to run the model again.
+    """
+    checkpoint = context.checkpoint
+    served = [options for options in wanted if not options.sequential]
+    alone = [options for options in served if not options.needs.curves]
+    first = any(options.needs.statistics for options in wanted) or len(alone) > 1
+    if not first and not (alone and keeps_inputs(checkpoint, alone[0])):
+        return None
+    targets = {name for options in served for name in targets_of(checkpoint, options.targets)}
+    if any(options.quantization for options in wanted if options in served or options.mixes_widths):
+        targets |= decoder_linears(checkpoint).keys()  # what is not compressed is quantised by its inputs, too
+    prices = len(alone) < len(served)
+    # Pricing alone needs no exact products: each of its solves has a ridge, far above the rounding.
+    ends = {name for name in targets if linear_of(name) == "down_proj"} if prices else set()
+    return Gathering(
+        targets, context.evidence, exact=not prices or bool(alone), tokens=context.tokens.calibration.size, split=ends
+    )
+
+
+def _fisher_targets(checkpoint: Checkpoint, options: ConvertOptions) -> set[str]:
+    """Return the weights whose rows' Fisher information is needed; all layers' where a score will choose some."""
+    if options.mixes_widths:
+        return set(decoder_linears(checkpoint))
+    if not options.needs.fisher_rows:
+        return set()
+    num_layers = int(checkpoint.config["num_hidden_layers"])
+    layers = select_layers("all" if score_of(options.layers) else options.layers, num_layers)
+    return {name for name in targets_of(checkpoint, options.targets) if layer_of(name) in layers}

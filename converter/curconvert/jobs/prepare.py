@@ -1,0 +1,132 @@
+"""What comes before a conversion's first pass: its plan from shapes alone, the calibration text, the context."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from curconvert.base.device import find_device
+from curconvert.base.dtypes import torch_dtype
+from curconvert.base.plan import Plan
+from curconvert.calibration.batches import Keeping
+from curconvert.calibration.evidence import Evidence
+from curconvert.calibration.probes import parity_batch
+from curconvert.calibration.sampled import partly_sampled
+from curconvert.calibration.text import CalibrationTokens, digest, load_tokens
+from curconvert.checkpoint.dtypes import deployed_dtype
+from curconvert.checkpoint.types import Checkpoint, Companions
+from curconvert.execution.task import Executor
+from curconvert.families.skeleton import EMBEDDING
+from curconvert.jobs.widths import check_widths
+from curconvert.journal.store import UNRECORDED, Journal, State
+from curconvert.methods.core.context import Context
+from curconvert.methods.core.options import ConvertOptions
+from curconvert.options.calibration import BUILTIN
+from curconvert.options.settings import Settings
+from curconvert.selection.layers import score_of
+from curconvert_runtime.checks.fidelity import Progress
+from curconvert_runtime.format.files import TOKENIZER
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What every conversion of one model on one calibration text starts from.
+
+    Attributes:
+        checkpoint: The original.
+        companions: Its files that are passed on.
+        tokens: Calibration and probe sequences.
+        dtype: Name of the deployed dtype.
+        keeping: Where hidden states on the calibration tokens are kept.
+    """
+
+    checkpoint: Checkpoint
+    companions: Companions
+    tokens: CalibrationTokens
+    dtype: str
+    keeping: Keeping = list
+
+    def context(
+        self, settings: Settings, scratch: Path, executor: Executor, progress: Progress, journal: Journal = UNRECORDED
+    ) -> Context:
+        """Return what travels through a conversion.
+
+        Args:
+            settings: Of the conversion.
+            scratch: A folder for what the passes over the original find: empty, or as an interrupted run has left it.
+            executor: Works on matrices side by side.
+            progress: Called as work goes on.
+            journal: Keeps each step.
+        """
+        return Context(
+            checkpoint=self.checkpoint,
+            settings=settings,
+            tokens=self.tokens,
+            dtype=torch_dtype(self.dtype),
+            evidence=Evidence(scratch),
+            executor=executor,
+            keeping=self.keeping,
+            progress=progress,
+            journal=journal,
+        )
+
+
+def first_plan(checkpoint: Checkpoint, options: ConvertOptions) -> Plan:
+    """Plan what shapes alone can tell.
+
+    Raises:
+        InputError: The size cannot be had.
+    """
+    plan = options.method.plan(checkpoint, options)
+    chosen = options.method.sizes_whole or score_of(options.layers)  # what is compressed is known later
+    if options.quantization and options.mixes_widths and not chosen:
+        check_widths(options.quantization, checkpoint, plan)
+    return plan
+
+
+def prepare(checkpoint: Checkpoint, settings: Settings) -> Prepared:
+    """Read the calibration text.
+
+    Args:
+        checkpoint: The original.
+        settings: Name the text, the deployed dtype and the device.
+
+    Raises:
+        CurConvertError: The text, or the model's tokenizer, does not do, or the device is not there.
+    """
+    find_device(settings.device)
+    companions = checkpoint.companions()
+    tokenizer = companions.written.get(TOKENIZER) or companions.copied.get(TOKENIZER)
+    tokens = load_tokens(settings.calibration, tokenizer, vocab_size=checkpoint.tensors[EMBEDDING].shape[0])
+    parity_batch(tokens.probes)  # refuses sequences too short to verify on
+    return Prepared(checkpoint, companions, tokens, deployed_dtype(checkpoint, settings.dtype, settings.arithmetic))
+
+
+def sampled(prepared: Prepared, settings: Settings, progress: Progress, journal: Journal = UNRECORDED) -> Prepared:
+    """Let the model write its share of the calibration text.
+
+    Args:
+        prepared: The model and the given text.
+        settings: The share, and the seed of the sampling.
+        progress: Called after each token that is written.
+        journal: Keeps the text.
+    """
+    if state := journal.recall("sample"):
+        calibration, probes = (ids.numpy() for ids in state.restored("ids"))
+        tokens = replace(
+            prepared.tokens, calibration=calibration, probes=probes, sha256=digest(calibration, probes),
+            notices=tuple(state.data["notices"]),
+        )  # fmt: skip
+    else:
+        tokens = partly_sampled(prepared.checkpoint, prepared.tokens, settings.self_text, settings.seed, progress)
+        ids = [torch.from_numpy(part) for part in (tokens.calibration, tokens.probes)]
+        journal.record("sample", State({"notices": tokens.notices}, {"ids": ids}))
+    return replace(prepared, tokens=tokens)
+
+
+def inputs(checkpoint: Checkpoint, settings: Settings) -> tuple[Path, ...]:
+    """Return every path that a conversion reads, so that its output can keep away from them."""
+    text = () if settings.calibration.source == BUILTIN else (Path(settings.calibration.source),)
+    return (checkpoint.path, *checkpoint.files, *text)

@@ -1,0 +1,137 @@
+"""Options of a conversion: the command line builds them, and they are the Python API."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from curconvert.base.errors import InputError
+from curconvert.base.names import CPU
+from curconvert.methods.core.method import SIZES, Method, Needs
+from curconvert.methods.core.registry import method_named, methods
+from curconvert.options.calibration import BUILTIN
+from curconvert.options.settings import Settings
+
+if TYPE_CHECKING:
+    from curconvert.checkpoint.types import Checkpoint
+
+_WHOLE_SIZES = ("keep", "target_parameters", "target_bytes", "max_kl")
+
+
+@dataclass(frozen=True)
+class ConvertOptions(Settings):
+    """Everything that decides a conversion's result: a method with its own options, and the settings of all methods.
+
+    Build it with `ConvertOptions.for_method`, which fills the method's defaults in.
+
+    Attributes:
+        method: With its options.
+    """
+
+    method: Method = field(kw_only=True)
+
+    @classmethod
+    def for_method(cls, method: str | None = None, **values: Any) -> ConvertOptions:
+        """Return the options of a method; None means its default.
+
+        Without a method it is `auto` where a size of the whole model is given, or `max_kl`, and `cur` otherwise.
+
+        Args:
+            method: Its name.
+            values: Options of the method, and settings.
+
+        Raises:
+            InputError: A value that no method takes, or an option that belongs to another method.
+        """
+        given = {name: value for name, value in values.items() if value is not None}
+        if method is None:
+            method = "auto" if given.keys() & set(_WHOLE_SIZES) and not given.keys() & {"rank", "density"} else "cur"
+        entry = method_named(method)
+        settings = {part.name for part in fields(Settings)}
+        own = {name: value for name, value in given.items() if name not in settings}
+        return cls(
+            method=entry.of(_without_foreign(entry, own)),
+            **{**entry.defaults, **{name: value for name, value in given.items() if name in settings}},
+        )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.method.check(self)
+        needs = self.needs
+        if self.device != CPU and (needs.gradients or needs.resident or self.self_text):
+            raise InputError(
+                f"--device {self.device}: --method auto, soco, fwsvd, --bits-per-weight and --self-text run on the "
+                "CPU only"
+            )
+        if self.method.sizes_whole and (self.layers != "all" or self.sequential):
+            raise InputError(
+                f"--layers and --sequential: --method {self.method.name} chooses among all layers by itself"
+            )
+
+    @property
+    def needs(self) -> Needs:
+        """What has to be known of the original: by the method, and for widths that are chosen."""
+        return self.method.needs | Needs(fisher_rows=self.mixes_widths, statistics=self.mixes_widths)
+
+    @property
+    def compares_inputs(self) -> bool:
+        """Whether factors make up for a share of what the compressed blocks before theirs have lost."""
+        return self.sequential and self.method.compares_inputs
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the options as plain JSON, without anything that names this machine."""
+        values: dict[str, Any] = {part.name: getattr(self, part.name) for part in fields(Settings)}
+        values["targets"] = list(self.targets)
+        values["quantization"] = None if self.quantization is None else self.quantization.to_json()
+        values["calibration"] = asdict(self.calibration)
+        if self.calibration.source != BUILTIN:
+            values["calibration"]["source"] = Path(self.calibration.source).name
+        return {**_absent(), **values, **self.method.record()}
+
+
+def options_for_size(checkpoint: Checkpoint, method: str, target: int, **values: Any) -> ConvertOptions:
+    """Return a method's options for a size of the whole model, so that methods can be compared.
+
+    Args:
+        checkpoint: The opened model.
+        method: Name of a method.
+        target: Parameters of the whole model.
+        values: Further options.
+
+    Raises:
+        InputError: The method cannot make the model so small.
+    """
+    return ConvertOptions.for_method(method, **method_named(method).for_size(checkpoint, target), **values)
+
+
+def _without_foreign(entry: type[Method], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a method's own options, refusing those of other methods; a flag that is not set means nothing."""
+    own = {part.name for part in fields(entry)}
+    found = {}
+    for name, value in values.items():
+        if name in own or name in SIZES:
+            found[name] = value
+        elif value is not False:
+            flag, owners = _owners(name)
+            shown = f"{flag} {value}" if value is not True else flag
+            raise InputError(f"{shown}: belongs to --method {' and '.join(owners)}, not to {entry.name}")
+    return found
+
+
+def _owners(name: str) -> tuple[str, list[str]]:
+    """Return the flag of an option, and the methods that it belongs to."""
+    parts = {method.name: part for method in methods().values() for part in fields(method) if part.name == name}
+    if not parts:
+        raise TypeError(f"{name!r} is no option of a conversion")
+    return next(iter(parts.values())).metadata["flag"], list(parts)
+
+
+def _absent() -> dict[str, Any]:
+    """Return every method's options as they are recorded where they mean nothing."""
+    parts = [part for method in methods().values() for part in fields(method)]
+    return {
+        **dict.fromkeys(SIZES), "form": None, "approximation": None,
+        **{part.name: False if isinstance(part.default, bool) else None for part in parts},
+    }  # fmt: skip

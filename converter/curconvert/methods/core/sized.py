@@ -1,0 +1,117 @@
+"""Methods whose size is a rank or a density, one for every matrix."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from curconvert.base.checks import at_least, proper_share
+from curconvert.base.errors import InputError
+from curconvert.methods.core.method import Method, option
+from curconvert.methods.core.planning import Shape, planned
+from curconvert.options.settings import LINEARS, Settings
+
+if TYPE_CHECKING:
+    from curconvert.base.plan import MatrixPlan, Plan
+    from curconvert.checkpoint.types import Checkpoint
+
+
+@dataclass(frozen=True)
+class Sized(Method):
+    """A method with one size for every matrix.
+
+    Attributes:
+        rank: Largest rank of a compressed matrix, or number of neurons to keep.
+        density: Largest share of a compressed matrix's numbers to keep.
+    """
+
+    sizes: ClassVar[tuple[str, ...]] = ("rank", "density")
+    default_size: ClassVar[Mapping[str, float]] = {"rank": 128}
+
+    rank: int | None = option("--rank")
+    density: float | None = option("--density")
+
+    def __post_init__(self) -> None:
+        if self.rank is not None:
+            at_least("--rank", self.rank, 1)
+        if self.density is not None:
+            proper_share("--density", self.density)
+
+    @property
+    def asked(self) -> str:
+        """The size, as a sentence names it."""
+        return f"density {self.density:g}" if self.density is not None else f"rank {self.rank}"
+
+    @abstractmethod
+    def forms(self, linear: str) -> tuple[str, ...]:
+        """Return the forms that a linear may be stored in; the best of them for the size is taken."""
+
+    def plan(self, checkpoint: Checkpoint, settings: Settings, layers: tuple[int, ...] | None = None) -> Plan:
+        """Plan each matrix; see `Method.plan`."""
+        return planned(checkpoint, settings, self.plan_matrix, f"--{self.asked}", layers)
+
+    def plan_matrix(self, name: str, shape: Shape) -> MatrixPlan:
+        """Decide rank and form of one target matrix.
+
+        The rank is capped by the form's break-even rank (CURing, §3.2), which is at most the matrix's own; a matrix
+        that would shrink by less than 5 % stays dense. Linears that get smaller together have one size in common, so
+        they get one verdict.
+
+        Args:
+            name: Canonical weight name.
+            shape: (m, n).
+        """
+        from curconvert.base.names import linear_of
+
+        plans = [self._in_form(name, shape, form) for form in self.forms(linear_of(name))]
+        # Of one density the form of the highest rank is best, of one rank the smallest.
+        return min(
+            plans,
+            key=lambda plan: (-(plan.rank or 0) if self.density else 0, plan.parameters_after + plan.index_numbers),
+        )
+
+    def _in_form(self, name: str, shape: Shape, form: str) -> MatrixPlan:
+        from curconvert.base.forms import rank_for_density
+        from curconvert_runtime.format.forms import form_of
+
+        if self.density is not None:
+            return self.saving(name, shape, form, rank_for_density(form, shape, self.density))
+        assert self.rank is not None
+        return self.saving(name, shape, form, min(self.rank, form_of(form).break_even_rank(shape)))
+
+    def saving(self, name: str, shape: Shape, form: str, rank: int) -> MatrixPlan:
+        """Plan a form at a rank, or leave the matrix dense where it would hardly get smaller."""
+        from curconvert.base.forms import MIN_SAVING
+        from curconvert.base.plan import MatrixPlan
+        from curconvert_runtime.format.forms import form_of
+
+        saving = 1 - form_of(form).parameters(shape, rank) / math.prod(shape) if rank else 0.0
+        if saving < MIN_SAVING:
+            return MatrixPlan(name, shape, "dense", reason=f"{self.asked} would save less than {MIN_SAVING:.0%}")
+        return MatrixPlan(name, shape, form, rank)
+
+    @classmethod
+    def for_size(cls, checkpoint: Checkpoint, target: int) -> dict[str, Any]:
+        """Return the one density of all linears of every layer that gives the size; see `Method.for_size`."""
+        from curconvert.base.names import linear_of
+        from curconvert.checkpoint.linears import decoder_linears, total_parameters, uniform_density
+
+        targets = cls.defaults.get("targets", LINEARS)
+        linears = decoder_linears(checkpoint)
+        fixed = cls.fixed(checkpoint)
+        shapes = [shape for name, shape in linears.items() if linear_of(name) in targets and name not in fixed]
+        density = uniform_density(checkpoint, shapes, target)
+        if density <= 0:
+            rest = total_parameters(checkpoint) - sum(m * n for m, n in shapes)
+            raise InputError(
+                f"{target} parameters: all that {cls.name} does not compress has {rest} already; keep more"
+            )
+        return {"density": density, "layers": "all", "targets": targets}
+
+    @classmethod
+    def fixed(cls, checkpoint: Checkpoint) -> Mapping[str, str]:
+        """Return the targets that cannot get smaller in this model, each with the reason, by weight name."""
+        return {}

@@ -1,0 +1,49 @@
+"""Methods that store two thin factors."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from curconvert.methods.core.matrixwise import Matrixwise
+from curconvert.options.settings import Settings
+
+if TYPE_CHECKING:
+    from curconvert.base.types import Matrix, Vector
+    from curconvert.factorization.types import Factorization, Problem
+
+
+@dataclass(frozen=True)
+class TwoFactor(Matrixwise):
+    """A low-rank approximation A·B; methods differ in the measure in which it is the best."""
+
+    stores: ClassVar[str] = "two factors: r(m + n)"
+
+    @property
+    def full_metric(self) -> bool:
+        """See `Method.full_metric`."""
+        return False
+
+    def forms(self, linear: str) -> tuple[str, ...]:
+        """Return the one form."""
+        return ("two_factor",)
+
+    def factorize(self, problem: Problem, settings: Settings, fisher_rows: Vector | None) -> Factorization:
+        """Return the factors of one matrix; see `Matrixwise.factorize`."""
+        from curconvert.factorization.two_factor import factorize_two_factor
+
+        return factorize_two_factor(problem, lambda wanted: self.factors(wanted, problem, settings, fisher_rows))
+
+    @abstractmethod
+    def factors(
+        self, wanted: Matrix, problem: Problem, settings: Settings, fisher_rows: Vector | None
+    ) -> tuple[Matrix, Matrix]:
+        """Return A, (m, r), and B, (r, n), whose product is near a matrix.
+
+        Args:
+            wanted: The matrix, (m, n).
+            problem: Its rank, and the statistics of the input.
+            settings: The ridge.
+            fisher_rows: Fisher information of each row, (m,), where the method needs it.
+        """

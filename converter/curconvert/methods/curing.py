@@ -1,0 +1,24 @@
+"""`--method curing`: the paper's own choices (arXiv 2501.04211)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from curconvert.methods.core.method import option
+from curconvert.methods.cur import CUR
+
+
+@dataclass(frozen=True)
+class CURing(CUR):
+    """C·U·R with rows and columns by DEIM on WANDA's importance, and U best for the weights."""
+
+    name: ClassVar[str] = "curing"
+    summary: ClassVar[str] = "rows and columns by DEIM on |W|·diag(a), U best for the weights (arXiv 2501.04211)"
+
+    selector: str = option("--select", "deim")
+    importance: str = option("--importance", "wanda")
+    link: str = option("--link", "plain")
+
+
+METHOD = CURing

@@ -1,0 +1,61 @@
+"""`--method dense`: nothing gets smaller; matrices are quantised by their inputs on the calibration text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from curconvert.base.errors import InputError
+from curconvert.methods.core.method import Method
+from curconvert.methods.core.planning import NOT_SELECTED
+from curconvert.options.settings import LINEARS, Settings
+
+if TYPE_CHECKING:
+    from curconvert.base.plan import MatrixPlan, Plan
+    from curconvert.checkpoint.types import Checkpoint
+    from curconvert.factorization.types import FactorTask
+    from curconvert.linalg.statistics import InputStatistics
+    from curconvert.methods.core.context import Context
+
+
+@dataclass(frozen=True)
+class Dense(Method):
+    """Every matrix stays whole."""
+
+    name: ClassVar[str] = "dense"
+    stores: ClassVar[str] = "all numbers, quantised"
+    summary: ClassVar[str] = "nothing gets smaller; for --quantize and --bits-per-weight"
+    defaults: ClassVar[Mapping[str, Any]] = {"layers": "all", "targets": LINEARS}
+    recorded: ClassVar[Mapping[str, str]] = {"form": "dense"}
+
+    @property
+    def full_metric(self) -> bool:
+        """See `Method.full_metric`."""
+        return False
+
+    def check(self, settings: Settings) -> None:
+        """Refuse what would do nothing; see `Method.check`."""
+        if settings.quantization is None or settings.layers != "all":
+            raise InputError("--method dense compresses no layer, it only quantises: give --quantize, and no --layers")
+
+    def plan(self, checkpoint: Checkpoint, settings: Settings, layers: tuple[int, ...] | None = None) -> Plan:
+        """Leave every linear as it is; see `Method.plan`."""
+        from curconvert.allocation.plans import assemble
+        from curconvert.base.plan import MatrixPlan
+        from curconvert.calibration.text import check_context
+        from curconvert.checkpoint.linears import decoder_linears
+
+        check_context(checkpoint, settings.calibration)
+        linears = decoder_linears(checkpoint)
+        matrices = [MatrixPlan(name, shape, "dense", reason=NOT_SELECTED) for name, shape in linears.items()]
+        return assemble(checkpoint, matrices, (), 0)
+
+    def tasks(
+        self, plans: Sequence[MatrixPlan], statistics: Mapping[str, InputStatistics], context: Context
+    ) -> Iterator[FactorTask]:
+        """Yield nothing: no matrix gets smaller."""
+        yield from ()
+
+
+METHOD = Dense

@@ -1,0 +1,42 @@
+"""`--method pifa`: the best rank-r matrix on the calibration text, in the storage of PIFA (arXiv 2501.19090)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from curconvert.methods.core.matrixwise import Matrixwise
+from curconvert.options.settings import Settings
+
+if TYPE_CHECKING:
+    from curconvert.base.types import Vector
+    from curconvert.factorization.types import Factorization, Problem
+
+
+@dataclass(frozen=True)
+class PIFA(Matrixwise):
+    """SVD-LLM's optimum, stored as rows and coefficients."""
+
+    name: ClassVar[str] = "pifa"
+    stores: ClassVar[str] = "r rows and the coefficients of the others: r(m + n − r)"
+    summary: ClassVar[str] = "SVD-LLM's optimum in the storage of PIFA (arXiv 2501.19090), without loss"
+    recorded: ClassVar[Mapping[str, str]] = {"form": "interpolative", "approximation": "subspace"}
+
+    @property
+    def compares_inputs(self) -> bool:
+        """See `Method.compares_inputs`."""
+        return True
+
+    def forms(self, linear: str) -> tuple[str, ...]:
+        """Return the one form."""
+        return ("interpolative",)
+
+    def factorize(self, problem: Problem, settings: Settings, fisher_rows: Vector | None) -> Factorization:
+        """Return the factors of one matrix; see `Matrixwise.factorize`."""
+        from curconvert.factorization.interpolative import factorize_subspace
+
+        return factorize_subspace(problem, settings.ridge)
+
+
+METHOD = PIFA

@@ -1,0 +1,48 @@
+"""`--method row-id`: rows of W, and the coefficients that give the other outputs from theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from curconvert.methods.core.costs import Cost, of_rows
+from curconvert.methods.core.matrixwise import Matrixwise
+from curconvert.options.settings import Settings
+
+if TYPE_CHECKING:
+    from curconvert.base.plan import MatrixPlan
+    from curconvert.base.types import Vector
+    from curconvert.factorization.types import Factorization, Problem
+
+
+@dataclass(frozen=True)
+class RowID(Matrixwise):
+    """An interpolative decomposition by rows."""
+
+    name: ClassVar[str] = "row-id"
+    stores: ClassVar[str] = "r rows and the coefficients of the others: r(m + n − r)"
+    summary: ClassVar[str] = "rows of W itself, chosen for the outputs; the other outputs are combinations of theirs"
+    recorded: ClassVar[Mapping[str, str]] = {"form": "interpolative", "approximation": "rows"}
+
+    @property
+    def compares_inputs(self) -> bool:
+        """See `Method.compares_inputs`."""
+        return True
+
+    def forms(self, linear: str) -> tuple[str, ...]:
+        """Return the one form."""
+        return ("interpolative",)
+
+    def factorize(self, problem: Problem, settings: Settings, fisher_rows: Vector | None) -> Factorization:
+        """Return the factors of one matrix; see `Matrixwise.factorize`."""
+        from curconvert.factorization.interpolative import factorize_rows
+
+        return factorize_rows(problem, settings.ridge, settings.seed)
+
+    def cost(self, matrix: MatrixPlan, tokens: int) -> Cost:
+        """See `Method.cost`."""
+        return of_rows(matrix, tokens)
+
+
+METHOD = RowID

@@ -1,0 +1,107 @@
+"""The settings that every method of compression takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from curconvert.base.checks import at_least, check_device, one_of, within
+from curconvert.base.errors import InputError
+from curconvert.base.names import CPU
+from curconvert.options.calibration import CalibrationOptions
+from curconvert.options.quantization import Quantization
+
+DType = Literal["float32", "float16", "bfloat16"]
+DTYPES: tuple[str, ...] = get_args(DType)
+TARGETS = ("cpu", "cuda")
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+DEFAULT_TARGETS = ("q_proj", "k_proj", "gate_proj")  # CURing, §4
+
+_MAX_RIDGE = 1e6  # far beyond any use: the diagonal alone decides long before
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a conversion needs to know besides its method.
+
+    Attributes:
+        layers: `angular[:N]`, `influence[:N]`, `rank[:N]`, `all`, or numbers and ranges.
+        targets: Linears to compress within those layers.
+        ridge: λ of `H + λ diag(H)`, wherever the Gram matrix is solved with.
+        rank_multiple: Ranks and numbers of neurons are multiples of it, where the method chooses them.
+        sequential: Calibrate each block on the outputs of the compressed blocks before it.
+        self_text: Share of the calibration sequences that the model writes itself: `curconvert.calibration.sampled`.
+        dtype: Deployed dtype; None keeps the checkpoint's (float32 for quantised GGUF), or is float16 for `cuda`.
+        target: Where it will be served: `cpu`, or `cuda`, whose fused graph computes in float16.
+        quantization: How stored matrices are quantised; None leaves them float.
+        seed: Seeds every random choice, together with the tensor's name.
+        device: Where blocks run and products with large weights are computed: `cpu`, `cuda` or `cuda:N`. Solves and
+            decompositions of thin matrices stay on the CPU, in float64.
+        calibration: The text.
+    """
+
+    layers: str = "angular"
+    targets: tuple[str, ...] = DEFAULT_TARGETS
+    ridge: float = 1e-2
+    rank_multiple: int = 16
+    sequential: bool = False
+    self_text: float = 0.0
+    dtype: str | None = None
+    target: str = "cpu"
+    quantization: Quantization | None = None
+    seed: int = 0
+    device: str = CPU
+    calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
+
+    def __post_init__(self) -> None:
+        at_least("--rank-multiple", self.rank_multiple, 1)
+        at_least("--seed", self.seed, 0)
+        if self.dtype is not None:
+            one_of("--dtype", self.dtype, DTYPES)
+        arithmetic_of(self.target, self.dtype, self.quantization)
+        within("--ridge", self.ridge, 0, _MAX_RIDGE)
+        within("--self-text", self.self_text, 0, 1)
+        if not self.targets:
+            raise InputError(f"--targets is empty: expected all, or some of {', '.join(LINEARS)}")
+        for target in self.targets:
+            one_of("--targets", target, LINEARS)
+        check_device(self.device)
+
+    @property
+    def arithmetic(self) -> str:
+        """What the fused graph computes in."""
+        return arithmetic_of(self.target, self.dtype, self.quantization)
+
+    @property
+    def mixes_widths(self) -> bool:
+        """Whether each matrix is to be quantised with a width of its own."""
+        return self.quantization is not None and self.quantization.mixed
+
+
+def arithmetic_of(target: str, dtype: str | None, quantization: Quantization | None) -> str:
+    """Return what the fused graph computes in for a target.
+
+    Raises:
+        InputError: An unknown target, or one that cannot have this dtype or quantised weights.
+    """
+    one_of("--target", target, TARGETS)
+    if target == "cpu":
+        return "float32"
+    if dtype not in (None, "float16"):
+        raise InputError(f"--target cuda: its graph computes in float16, not {dtype}; leave --dtype out")
+    if quantization is not None:
+        raise InputError("--target cuda: computes with float16 weights; --quantize is for --target cpu")
+    return "float16"
+
+
+def parse_targets(text: str) -> tuple[str, ...]:
+    """Parse `all` or a comma-separated list of linears; order and repetition do not matter."""
+    if text.strip() == "all":
+        return LINEARS
+    names = {part.strip() for part in text.split(",") if part.strip()}
+    unknown = sorted(names - set(LINEARS))
+    if unknown:
+        raise InputError(
+            f"--targets: {', '.join(unknown)} matches nothing; expected all, or some of {', '.join(LINEARS)}"
+        )
+    return tuple(name for name in LINEARS if name in names)
