@@ -5,6 +5,10 @@ A message is one line: what, where (file, tensor), found and expected, and what 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class CurConvertError(Exception):
     """Root of all errors that curconvert raises on purpose."""
@@ -46,3 +50,17 @@ def check_integer(name: str, value: object, least: int) -> None:
     """Refuse an option that is no integer, or a smaller one."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InputError(f"{name} {value!r}: expected an integer of at least {least}")
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn a failure to read a file into an error that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise IntegrityError(f"{path}: cannot be read ({error.strerror}); restore the file") from None
+
+
+def unsound(where: object, what: str) -> IntegrityError:
+    """Return the error of an artifact that must be made again."""
+    return IntegrityError(f"{where}: {what}; convert the model again")

@@ -7,18 +7,19 @@ from importlib import metadata  # takes as long to import as the rest of this pa
 
 def version() -> str:
     """Return curconvert's version."""
-    try:
-        return metadata.version("curconvert")
-    except metadata.PackageNotFoundError:  # run from a source tree that was never installed
-        return "0+unknown"
+    return _installed("curconvert").get("curconvert", "0+unknown")  # run from a source tree that was never installed
 
 
 def installed_versions() -> dict[str, str]:
     """Return the versions of the packages that decide what a session computes, those that are installed."""
-    versions = {}
-    for name in ("onnxruntime", "onnxruntime-gpu", "numpy", "tokenizers"):
+    return _installed("onnxruntime", "onnxruntime-gpu", "numpy", "tokenizers")
+
+
+def _installed(*names: str) -> dict[str, str]:
+    found = {}
+    for name in names:
         try:
-            versions[name] = metadata.version(name)
+            found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return versions
+    return found

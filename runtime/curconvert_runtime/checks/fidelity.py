@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.files import TOKENIZER
 from curconvert_runtime.format.forms import form_of
 from curconvert_runtime.format.probes import OriginalProbe
+from curconvert_runtime.serve.runner import Runner
 from curconvert_runtime.serve.text import Tokenizer
 
 _BLOCK = 32  # positions widened to float64 at a time: bounds the memory at large vocabularies
@@ -30,32 +31,21 @@ Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
 
 
-class Scorer(Protocol):
-    """What fidelity needs of a session."""
-
-    def logits(self, ids: Any) -> Any:
-        """Return (tokens, vocabulary) logits of one sequence."""
-        ...
-
-
 def _next_log_probs(log_probs: NDArray[np.float64], ids: NDArray[np.integer], start: int) -> NDArray[np.float64]:
     """Return the log-probability of the token after each position from `start`; none after the last token."""
     following = ids[start + 1 : start + 1 + len(log_probs)].astype(np.int64)
     return np.take_along_axis(log_probs[: len(following)], following[:, None], axis=-1)[:, 0]
 
 
-def probe_fidelity(compressed: Scorer, probe: OriginalProbe, progress: Progress | None = None) -> Fidelity:
+def probe_fidelity(compressed: Runner, probe: OriginalProbe, progress: Progress | None = None) -> Fidelity:
     """Compare with the original's stored answers.
 
-    The stored answers are the original's most likely tokens and one bucket for all others, so the divergence is a
-    lower bound; top-1 agreement and perplexities are exact.
-
-    Raises:
-        InputError: The probe holds no tokens.
+    These are its most likely tokens and one bucket for all others, so the divergence is a lower bound; top-1 agreement
+    and perplexities are exact.
     """
     kl, same, following = _unmeasured(probe.ids.shape)
     for row, ids in enumerate(probe.ids):
-        logits = compressed.logits(ids)
+        logits = np.asarray(compressed.logits(ids))
         same[row] = np.argmax(logits, axis=-1) == probe.top_ids[row, :, 0]
         for span in _blocks(len(ids)):
             log_probs = log_softmax(logits[span])
@@ -69,16 +59,12 @@ def probe_fidelity(compressed: Scorer, probe: OriginalProbe, progress: Progress 
 
 
 def exact_fidelity(
-    compressed: Scorer, original: Scorer, ids: NDArray[np.integer], progress: Progress | None = None
+    compressed: Runner, original: Runner, ids: NDArray[np.integer], progress: Progress | None = None
 ) -> Fidelity:
-    """Run both models on the same sequences (sequences, tokens) and compare their whole distributions.
-
-    Raises:
-        InputError: There are no tokens, or the vocabularies differ in size.
-    """
+    """Run both models on the same sequences (sequences, tokens) and compare their whole distributions."""
     kl, same, following = _unmeasured(ids.shape)
     for row, sequence in enumerate(ids):
-        theirs, ours = original.logits(sequence), compressed.logits(sequence)
+        theirs, ours = (np.asarray(model.logits(sequence)) for model in (original, compressed))
         if theirs.shape != ours.shape:
             raise InputError(
                 f"--against: the original scores {theirs.shape[-1]} tokens, the compressed model {ours.shape[-1]}"

@@ -104,11 +104,7 @@ def standard_error(values: NDArray[np.floating]) -> float:
 
 
 def summarize(values: NDArray[np.floating]) -> Distribution:
-    """Summarise (sequences, positions) values.
-
-    Raises:
-        InputError: There are none.
-    """
+    """Summarise (sequences, positions) values."""
     wide = np.asarray(values, dtype=np.float64)
     if wide.ndim != 2 or wide.size == 0:
         raise InputError(f"metrics: no tokens to summarise (shape {wide.shape}); give a longer text")
@@ -167,12 +163,9 @@ def fidelity(
     Args:
         kl: Divergence per position, (sequences, positions).
         same_top1: Whether the most likely tokens agree, same shape.
-        original_next: Original's log-probability of the next token, (sequences, positions − 1).
-        compressed_next: Compressed model's, same shape.
+        original_next: The original's log-probability of the next token, (sequences, positions − 1).
+        compressed_next: The compressed model's.
         exact: Whether `kl` covers the whole vocabulary.
-
-    Raises:
-        InputError: There are no tokens.
     """
     with np.errstate(invalid="ignore", over="ignore"):
         loss_increase = np.asarray(original_next, np.float64) - np.asarray(compressed_next, np.float64)

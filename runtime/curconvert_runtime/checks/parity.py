@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,20 +20,6 @@ compute in float32 with the same stored weights, whatever the weights' dtype."""
 MAX_PARITY_FLOAT16 = 0.02
 """The same for a graph that computes in float16, |Δlogit| relative to the largest logit: float16 has 11 binary digits,
 and the roundings of all layers add up."""
-
-
-class Model(Protocol):
-    """What parity needs of a session, or of the torch model in its place."""
-
-    def allocate_cache(self, batch: int, capacity: int) -> Any:
-        """Return an empty cache."""
-        ...
-
-    def forward(
-        self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64], *, past: Any
-    ) -> tuple[NDArray[Any], Any]:
-        """Return logits (batch, new tokens, vocabulary) and the grown cache."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -56,7 +42,7 @@ def session_keys(cache: KeyValueCache) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def teacher_forced(
-    model: Model,
+    model: Any,
     ids: NDArray[np.integer],
     lengths: NDArray[np.integer],
     padding: str,
@@ -65,7 +51,7 @@ def teacher_forced(
     """Prefill all but the last 16 tokens of each row in one padded batch, then feed those 16 one by one.
 
     Args:
-        model: A session.
+        model: A session, or another model with its `allocate_cache` and `forward`.
         ids: Right-padded token ids, (B, T).
         lengths: Tokens per row, each more than 16.
         padding: `left` or `right`: where the model takes the padding of unequal prompts.

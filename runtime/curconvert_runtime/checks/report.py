@@ -36,16 +36,14 @@ class Check:
 
 def at_most(name: str, value: float, limit: float, detail: str) -> Check:
     """Check value ≤ limit; NaN and infinity fail whatever the limit."""
-    return Check(
-        name, math.isfinite(value) and value <= limit, f"{detail} {value:.3g}, limit {limit:g}", value, limit, "<="
-    )
+    passed = math.isfinite(value) and value <= limit
+    return Check(name, passed, f"{detail} {value:.3g}, limit {limit:g}", value, limit, "<=")
 
 
 def at_least(name: str, value: float, limit: float, detail: str) -> Check:
     """Check value ≥ limit; NaN and infinity fail whatever the limit."""
-    return Check(
-        name, math.isfinite(value) and value >= limit, f"{detail} {value:.6g}, limit {limit:g}", value, limit, ">="
-    )
+    passed = math.isfinite(value) and value >= limit
+    return Check(name, passed, f"{detail} {value:.6g}, limit {limit:g}", value, limit, ">=")
 
 
 @dataclass(frozen=True)
@@ -81,11 +79,7 @@ class VerificationReport:
         return replace(self, checks=(*self.checks, *checks))
 
     def raise_for_failures(self) -> None:
-        """Raise when the verification failed.
-
-        Raises:
-            VerificationError: Names every failed check.
-        """
+        """Raise a VerificationError that names every failed check, if there is one."""
         if not self.checks:
             raise VerificationError(f"{self.artifact}: nothing was checked")
         if self.failures:

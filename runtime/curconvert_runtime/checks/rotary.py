@@ -21,11 +21,10 @@ LIMIT = 1e-3
 
 
 def rotary_check(config: Mapping[str, Any], probe: CompressedProbe) -> Check | None:
-    """Check the config's rotary frequencies against the stored keys.
+    """Check the config's rotary frequencies against the stored keys; return None where nothing can be said.
 
-    Returns:
-        The check, or None where nothing can be said: no rotary embedding in the first layer, a scaling whose
-        frequencies depend on the length, or no token that occurs twice.
+    So it is without a rotary embedding in the first layer, with frequencies that depend on the length, or if no token
+    occurs twice.
     """
     keys = probe.first_key.astype(np.float64)
     try:

@@ -114,10 +114,8 @@ def _counts(artifact: Artifact) -> Check:
 
 
 def _finite_weights(artifact: Artifact) -> Check:
-    faults = []
-    for name, header in artifact.tensors.items():
-        if not _is_finite(header):
-            faults.append(f"tensor {name[:200]!r} holds NaN or infinity")
+    wrong = [name for name, header in artifact.tensors.items() if not _is_finite(header)]
+    faults = [f"tensor {name[:200]!r} holds NaN or infinity" for name in wrong]
     return _verdict("structure.finite", faults, len(artifact.tensors), "tensors hold neither NaN nor infinity")
 
 

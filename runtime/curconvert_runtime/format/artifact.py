@@ -10,7 +10,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from curconvert_runtime.errors import InputError, IntegrityError
+from curconvert_runtime.errors import InputError, unsound
 from curconvert_runtime.format import strict_json
 from curconvert_runtime.format.files import CONFIG
 from curconvert_runtime.format.integrity import read_checked
@@ -68,13 +68,9 @@ class Artifact:
         return name in self.manifest["files"]
 
     def file(self, name: str) -> Path:
-        """Return the path of a listed file.
-
-        Raises:
-            IntegrityError: The artifact has no such file.
-        """
+        """Return the path of a listed file."""
         if not self.has(name):
-            raise IntegrityError(f"{self.path / name}: the artifact has no such file; convert the model again")
+            raise unsound(self.path / name, "the artifact has no such file")
         return self.path / name
 
     def arithmetic(self, kind: str) -> str:
@@ -87,11 +83,7 @@ class Artifact:
         return packings(self.manifest)
 
     def matrix(self, name: str) -> NDArray[Any]:
-        """Return a tensor as `tensor` does, or what the parts of a quantised one stand for, float32.
-
-        Raises:
-            InputError: There is neither.
-        """
+        """Return a tensor as `tensor` does, or what the parts of a quantised one stand for, float32."""
         packing = self.quantised.get(name)
         if packing is None:
             return self.tensor(name)
@@ -99,11 +91,7 @@ class Artifact:
         return dequantise(parts, packing.shape[1], packing.layout)
 
     def tensor(self, name: str) -> NDArray[Any]:
-        """Return a stored tensor, memory-mapped read-only (bfloat16: a float32 copy).
-
-        Raises:
-            InputError: No tensor has this name.
-        """
+        """Return a stored tensor, memory-mapped read-only (bfloat16: a float32 copy)."""
         if name not in self.tensors:
             raise InputError(f"{self.path}: no tensor is called {name[:200]!r}")
         return read_tensor(self.tensors[name])

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from curconvert_runtime.errors import IntegrityError
+from curconvert_runtime.errors import unsound
 
 FIRST_LOGITS = "first_logits"
 _SLICE = ".slice."
@@ -45,13 +45,10 @@ def unsliced_name(name: str) -> str:
 
 
 def check_contract(session: Any, path: Path, model: Mapping[str, Any], arithmetic: str = "float32") -> bool:
-    """Compare a loaded graph with the contract, and with what the manifest says of its model and arithmetic.
+    """Refuse a loaded graph that differs from the contract, or from what the manifest says of model and arithmetic.
 
     Returns:
         Whether the graph takes `position_ids`.
-
-    Raises:
-        IntegrityError: A name, type or dimension differs.
     """
     try:
         inputs, outputs = (
@@ -59,7 +56,7 @@ def check_contract(session: Any, path: Path, model: Mapping[str, Any], arithmeti
             for entries in (session.get_inputs(), session.get_outputs())
         )
     except UnicodeDecodeError:
-        raise IntegrityError(f"{path}: a name in the graph is not UTF-8; convert the model again") from None
+        raise unsound(path, "a name in the graph is not UTF-8") from None
     # One name past what the graph can have is enough to name the missing one; the manifest's number may be absurd.
     past, present = cache_names(min(model["num_hidden_layers"], len(inputs)))
     for kind, found, expected in (
@@ -69,7 +66,7 @@ def check_contract(session: Any, path: Path, model: Mapping[str, Any], arithmeti
         if found != expected:
             name = sorted(found ^ expected)[0]
             state = "unexpected" if name in found else "missing"
-            raise IntegrityError(f"{path}: {kind} {name[:200]!r} is {state}; convert the model again")
+            raise unsound(path, f"{kind} {name[:200]!r} is {state}")
     heads, head_dim, vocabulary = model["num_key_value_heads"], model["head_dim"], model["vocab_size"]
     wanted: dict[str, tuple[str, list[int | None]]] = {
         **dict.fromkeys(("input_ids", "attention_mask", "position_ids"), (_INT64, [None, None])),
@@ -81,7 +78,5 @@ def check_contract(session: Any, path: Path, model: Mapping[str, Any], arithmeti
         fits = len(shape) == len(sizes) and all(size in (None, axis) for size, axis in zip(sizes, shape, strict=True))
         if kind != right or not fits:
             shown = [size or "any" for size in sizes]
-            raise IntegrityError(
-                f"{path}: {name!r} is {kind} {shape}, expected {right} {shown}; convert the model again"
-            )
+            raise unsound(path, f"{name!r} is {kind} {shape}, expected {right} {shown}")
     return "position_ids" in inputs

@@ -29,9 +29,14 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _cache_directory(kind: str) -> Path:
+def _entry(kind: str, key: bytes) -> Path | None:
+    """Return the file in the user's cache under a key; None where the user has no home directory."""
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "curconvert" / kind
+    try:
+        cache = Path(base) if base else Path.home() / ".cache"
+    except RuntimeError:
+        return None
+    return cache / "curconvert" / kind / hashlib.sha256(key).hexdigest()
 
 
 def _identity(path: Path) -> list[object]:
@@ -47,9 +52,11 @@ def _remembered(entry: Path, identity: list[object]) -> str | None:
     return None
 
 
-def _remember(entry: Path, found: object) -> None:
+def _remember(entry: Path | None, found: object) -> None:
     import tempfile  # noqa: PLC0415 - takes a while to import, and most starts have nothing to remember
 
+    if entry is None:
+        return
     # The cache only saves time: a read-only home or a full disk is no reason to fail.
     with contextlib.suppress(OSError):
         entry.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -71,11 +78,8 @@ def cached_sha256(path: Path, *, fresh: bool = False) -> str:
     before = _identity(path)
     if int(str(before[1])) < _MIN_CACHED_BYTES:
         return sha256(path)
-    try:
-        entry = _cache_directory("sha256") / hashlib.sha256(os.fsencode(path)).hexdigest()
-    except RuntimeError:  # no home directory
-        return sha256(path)
-    known = None if fresh else _remembered(entry, before)
+    entry = _entry("sha256", os.fsencode(path))
+    known = None if fresh or entry is None else _remembered(entry, before)
     if known is not None:
         return known
     digest = sha256(path)
@@ -87,20 +91,13 @@ def cached_sha256(path: Path, *, fresh: bool = False) -> str:
 
 
 def check_once(check: Callable[[], None], *parts: str, fresh: bool = False) -> None:
-    """Make a check, unless the same bytes have passed it before.
+    """Make a check, which raises, unless the same bytes have passed it before; `fresh` makes it in any case.
 
-    Args:
-        check: Raises when they do not pass.
-        parts: All that the verdict follows from: what is checked, by what rules.
-        fresh: Make it whatever the cache says.
+    The verdict follows from `parts` alone: what is checked, and by what rules.
     """
-    try:
-        entry = _cache_directory("passed") / hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-    except RuntimeError:  # no home directory
-        check()
-        return
+    entry = _entry("passed", json.dumps(parts).encode())
     with contextlib.suppress(OSError):
-        if not fresh and entry.is_file():
+        if not fresh and entry is not None and entry.is_file():
             return
     check()
     _remember(entry, "passed")

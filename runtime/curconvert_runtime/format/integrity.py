@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from curconvert_runtime.errors import InputError, IntegrityError, UnsupportedError
+from curconvert_runtime.errors import InputError, IntegrityError, UnsupportedError, reading, unsound
 from curconvert_runtime.format import strict_json
 from curconvert_runtime.format.files import MANIFEST, WEIGHTS, WEIGHTS_INDEX
 from curconvert_runtime.format.forms import form_of
@@ -34,24 +34,14 @@ _GRAPH_RULES, _VECTOR_RULES = "graph references 1", "index vectors 1"
 
 
 def read_checked(path: str | Path, full: bool) -> tuple[Path, dict[str, Any], dict[str, TensorHeader]]:
-    """Check a folder; return its absolute path, its manifest and the header of every weight tensor by name.
-
-    Args:
-        path: Folder that `curconvert convert` or `curconvert export` wrote.
-        full: Hash every file and make every check now, even if the same bytes passed before.
-
-    Raises:
-        InputError: There is no such folder.
-        UnsupportedError: A newer version of curconvert wrote it.
-        IntegrityError: Anything about the contents differs from the manifest; one line names file and remedy.
-    """
+    """Check a folder as `Artifact.open` says; return its absolute path, manifest, and headers of weights by name."""
     folder = _resolve(path)
     manifest, text = _read_manifest(folder / MANIFEST, full)
     _check_listing(folder, manifest["files"])
     tensors = _read_weights(folder, manifest["files"])
     names = [matrix["name"] for matrix in manifest["matrices"]]
     if len(set(names)) != len(names):
-        raise IntegrityError(f"{folder / MANIFEST}: a matrix is listed twice; convert the model again")
+        raise unsound(folder / MANIFEST, "a matrix is listed twice")
     quantised = _check_quantised(manifest, tensors)
     for matrix in manifest["matrices"]:
         _check_matrix(matrix, tensors, STORED_DTYPE[manifest["model"]["dtype"]], quantised)
@@ -91,7 +81,7 @@ def _read_manifest(path: Path, full: bool) -> tuple[dict[str, Any], str]:
         # The validator takes several times as long to import as everything else here.
         check_once(lambda: validate(manifest, _SCHEMA), schema_text(_SCHEMA), text, fresh=full)
     except SchemaError as error:
-        raise IntegrityError(f"{path}: {error}; convert the model again") from None
+        raise unsound(path, str(error)) from None
     return manifest, text
 
 
@@ -117,17 +107,17 @@ def _check_listing(folder: Path, files: Mapping[str, Any]) -> None:
 
 def _read_weights(folder: Path, files: Mapping[str, Any]) -> dict[str, TensorHeader]:
     if (WEIGHTS in files) == (WEIGHTS_INDEX in files):
-        raise IntegrityError(f"{folder}: expected either {WEIGHTS} or {WEIGHTS_INDEX}; convert the model again")
+        raise unsound(folder, f"expected either {WEIGHTS} or {WEIGHTS_INDEX}")
     if WEIGHTS in files:
         return read_headers(folder / WEIGHTS)
     index = folder / WEIGHTS_INDEX
     weight_map = strict_json.read(index, limit=2**28).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise IntegrityError(f"{index}: no weight_map; convert the model again")
+        raise unsound(index, "no weight_map")
     tensors: dict[str, TensorHeader] = {}
     for shard in sorted(set(map(str, weight_map.values()))):
         if shard not in files:
-            raise IntegrityError(f"{index}: shard {shard[:200]!r} is not listed in {MANIFEST}; convert the model again")
+            raise unsound(index, f"shard {shard[:200]!r} is not listed in {MANIFEST}")
         for name, header in read_headers(folder / shard).items():
             if weight_map.get(name) != shard:
                 raise IntegrityError(f"{folder / shard}: tensor {name[:200]!r} is not in the index for this shard")
@@ -144,12 +134,10 @@ def _check_quantised(manifest: Mapping[str, Any], tensors: Mapping[str, TensorHe
     if not found:
         return {}
     if len(found) != len(manifest["quantization"]["tensors"]):
-        raise IntegrityError(f"{MANIFEST}: a quantised tensor is listed twice; convert the model again")
+        raise unsound(MANIFEST, "a quantised tensor is listed twice")
     for name, packing in found.items():
         if name in tensors:
-            raise IntegrityError(
-                f"{tensors[name].file}: {name!r} is stored beside its quantised parts; convert the model again"
-            )
+            raise unsound(tensors[name].file, f"{name!r} is stored beside its quantised parts")
         parts = packing.parts
         for suffix in set(PARTS) - parts.keys():
             if part_name(name, suffix) in tensors:
@@ -159,10 +147,8 @@ def _check_quantised(manifest: Mapping[str, Any], tensors: Mapping[str, TensorHe
             if header is None:
                 raise IntegrityError(f"{MANIFEST}: {name!r} is quantised, but its part {suffix!r} is missing")
             if (header.dtype, header.shape) != expected:
-                raise IntegrityError(
-                    f"{header.file}: tensor {header.name!r} is {header.dtype} {list(header.shape)}, {MANIFEST} says "
-                    f"{expected[0]} {list(expected[1])}; convert the model again"
-                )
+                seen = f"tensor {header.name!r} is {header.dtype} {list(header.shape)}"
+                raise unsound(header.file, f"{seen}, {MANIFEST} says {expected[0]} {list(expected[1])}")
     return found
 
 
@@ -200,10 +186,7 @@ def _check_matrix(
             raise IntegrityError(f"{MANIFEST}: {name!r} is {matrix['form']}, but tensor {tensor!r} is missing")
         if header.shape != shape or (stored is not None and header.dtype != stored):
             seen = f"{header.dtype} {list(header.shape)}"
-            raise IntegrityError(
-                f"{header.file}: tensor {tensor!r} is {seen}, {MANIFEST} says {stored or ''} {list(shape)}; "
-                "convert the model again"
-            )
+            raise unsound(header.file, f"tensor {tensor!r} is {seen}, {MANIFEST} says {stored or ''} {list(shape)}")
 
 
 def _check_graph(
@@ -228,18 +211,13 @@ def _check_graph(
                 raise IntegrityError(f"{what} outside the tensors of {tensor.location!r}")
 
     # Its bytes as they are now, not as the manifest says, so that a damaged one is refused for its damage.
-    digest = _readable(sha256, path)
+    with reading(path):
+        digest = sha256(path)
     check_once(check, _GRAPH_RULES, digest, json.dumps(regions, sort_keys=True), fresh=full)
 
 
 def _check_hash(path: Path, expected: str, full: bool) -> None:
-    found = _readable(lambda file: cached_sha256(file, fresh=full), path)
+    with reading(path):
+        found = cached_sha256(path, fresh=full)
     if found != expected:
         raise IntegrityError(f"{path}: sha256 {found[:12]}…, {MANIFEST} says {expected[:12]}…; copy the file again")
-
-
-def _readable(digest: Callable[[Path], str], path: Path) -> str:
-    try:
-        return digest(path)
-    except OSError as error:
-        raise IntegrityError(f"{path}: cannot be read ({error.strerror}); restore the file") from None

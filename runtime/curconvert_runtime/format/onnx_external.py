@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from curconvert_runtime.errors import IntegrityError
+from curconvert_runtime.errors import IntegrityError, reading, unsound
 from curconvert_runtime.format.protobuf import MalformedError, fields, text, varint
 
 MAX_GRAPH_BYTES = 2**31 - 1  # protobuf's own limit
@@ -103,16 +103,12 @@ def _walk(data: memoryview, message: str, depth: int) -> Iterator[ExternalTensor
 
 
 def external_tensors(path: Path) -> list[ExternalTensor]:
-    """Return every externally stored tensor of a graph file, subgraphs and functions included.
-
-    Raises:
-        IntegrityError: The file is not an ONNX model, or a tensor's entries contradict its type and shape.
-    """
-    try:
+    """Return every externally stored tensor of a graph file, subgraphs and functions included."""
+    with reading(path):
         if path.stat().st_size > MAX_GRAPH_BYTES:
             raise IntegrityError(f"{path}: larger than a graph can be")
-        return list(_walk(memoryview(path.read_bytes()), "model", 0))
-    except OSError as error:
-        raise IntegrityError(f"{path}: cannot be read ({error.strerror}); restore the file") from None
+        data = memoryview(path.read_bytes())
+    try:
+        return list(_walk(data, "model", 0))
     except ValueError as error:
-        raise IntegrityError(f"{path}: not a sound ONNX graph ({error}); convert the model again") from None
+        raise unsound(path, f"not a sound ONNX graph ({error})") from None

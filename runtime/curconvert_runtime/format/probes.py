@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curconvert_runtime.errors import InputError, IntegrityError
+from curconvert_runtime.errors import InputError, unsound
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.files import PROBES
 from curconvert_runtime.format.tensor_file import read_headers, read_tensor
@@ -80,12 +80,7 @@ class Probes:
 
     @classmethod
     def load(cls, artifact: Artifact) -> Probes:
-        """Read and check the probe file of an artifact.
-
-        Raises:
-            InputError: The folder is an export: an uncompressed model has no answers to compare with.
-            IntegrityError: A tensor is missing, unexpected, or of the wrong type or shape.
-        """
+        """Read and check the probe file of an artifact."""
         if not artifact.has(PROBES) and not artifact.manifest["matrices"]:
             raise InputError(f"{artifact.path}: an exported, uncompressed model; verify the artifact made from it")
         path = artifact.file(PROBES)
@@ -93,9 +88,7 @@ class Probes:
         kinds: dict[str, type] = {"original": OriginalProbe, "compressed": CompressedProbe}
         wanted = {f"{prefix}.{f.name}" for prefix, kind in kinds.items() for f in fields(kind)}
         if set(stored) != wanted:
-            raise IntegrityError(
-                f"{path}: tensors {sorted(stored)}, expected {sorted(wanted)}; convert the model again"
-            )
+            raise unsound(path, f"tensors {sorted(stored)}, expected {sorted(wanted)}")
         probes = cls(
             *(
                 kind(**{f.name: read_tensor(stored[f"{prefix}.{f.name}"]) for f in fields(kind)})
@@ -105,7 +98,7 @@ class Probes:
         for part in (probes.original, probes.compressed):
             problem = probe_fault(part) or _outside(part, artifact.model["vocab_size"])
             if problem:
-                raise IntegrityError(f"{path}: {problem}; convert the model again")
+                raise unsound(path, f"{problem}")
         return probes
 
 

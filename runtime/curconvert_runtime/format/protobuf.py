@@ -24,26 +24,16 @@ def varint(data: memoryview, at: int) -> tuple[int, int]:
 
 
 def fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Yield (field number, varint value or bytes) of one message; fixed-width fields are skipped.
-
-    Raises:
-        MalformedError: These bytes are no message.
-    """
+    """Yield (field number, varint value or bytes) of one message; fixed-width fields are skipped."""
     at, end = 0, len(data)
     while at < end:
-        key = data[at]  # nearly all numbers have one byte, and there are tens of thousands of them
-        at += 1
-        if key >= 0x80:
-            key, at = varint(data, at - 1)
+        key, at = varint(data, at)
         number, wire = key >> 3, key & 7
         if wire == 0:
             value, at = varint(data, at)
             yield number, value
         elif wire == 2:
-            length = data[at] if at < end else 0x80
-            at += 1
-            if length >= 0x80:
-                length, at = varint(data, at - 1)
+            length, at = varint(data, at)
             if length > end - at:
                 raise MalformedError("a field runs past the end")
             yield number, data[at : at + length]

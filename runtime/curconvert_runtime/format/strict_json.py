@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from curconvert_runtime.errors import IntegrityError
+from curconvert_runtime.errors import IntegrityError, reading
 
 MAX_BYTES = 16 * 2**20
 MAX_DEPTH = 100  # far above any model file, and far below where copying or printing a value overflows the stack
@@ -82,11 +82,8 @@ def read(path: Path, limit: int = MAX_BYTES) -> dict[str, Any]:
     Raises:
         IntegrityError: Unreadable, larger than the limit, or refused by `parse`.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(limit + 1)
-    except OSError as error:
-        raise IntegrityError(f"{path}: cannot be read ({error.strerror}); restore the file") from None
+    with reading(path), path.open("rb") as file:
+        data = file.read(limit + 1)
     if len(data) > limit:
         raise IntegrityError(f"{path}: larger than the {limit} bytes allowed for this file")
     return parse(data, str(path))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curconvert_runtime.errors import IntegrityError
+from curconvert_runtime.errors import IntegrityError, reading
 from curconvert_runtime.format import strict_json
 
 # BF16 has no NumPy type: its bits are read as uint16 and widened.
@@ -84,19 +84,15 @@ def read_headers(path: Path, item_bits: Mapping[str, int] = ITEM_BITS) -> dict[s
     Raises:
         IntegrityError: The file breaks any rule of the format; nothing of the tensors' contents is looked at.
     """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            prefix = file.read(8)
-            header_length = int.from_bytes(prefix, "little")
-            if len(prefix) < 8 or header_length > min(size - 8, MAX_HEADER_BYTES):
-                raise IntegrityError(
-                    f"{path}: header length {header_length} does not fit a file of {size} bytes; "
-                    "the file is truncated or not safetensors"
-                )
-            raw = file.read(header_length)
-    except OSError as error:
-        raise IntegrityError(f"{path}: cannot be read ({error.strerror}); restore the file") from None
+    with reading(path), path.open("rb") as file:
+        size, prefix = path.stat().st_size, file.read(8)
+        header_length = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or header_length > min(size - 8, MAX_HEADER_BYTES):
+            raise IntegrityError(
+                f"{path}: header length {header_length} does not fit a file of {size} bytes; "
+                "the file is truncated or not safetensors"
+            )
+        raw = file.read(header_length)
     header = strict_json.parse(raw, f"{path}: safetensors header")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):

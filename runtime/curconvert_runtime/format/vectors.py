@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from curconvert_runtime.errors import IntegrityError
+from curconvert_runtime.errors import IntegrityError, unsound
 from curconvert_runtime.format.files import MANIFEST
 from curconvert_runtime.format.forms import form_of
 from curconvert_runtime.format.forms.shared import Shared
@@ -19,14 +19,9 @@ Tensors = Mapping[str, TensorHeader]
 
 
 def check_vectors(matrices: Matrices, tensors: Tensors) -> None:
-    """Look at every index vector of an artifact.
+    """Refuse an index vector that is not what its form, its module, or the matrix that it shares rows with asks for.
 
-    Args:
-        matrices: Rows of the manifest, which agree with the tensors' names and shapes.
-        tensors: Header of every stored tensor, by name.
-
-    Raises:
-        IntegrityError: One is not what its form, its module, or the matrix that it shares rows with asks for.
+    The manifest's rows agree with the tensors' names and shapes; tensors are by name.
     """
     _check_indices(matrices, tensors)
     _check_modules(matrices, tensors)
@@ -42,7 +37,7 @@ def _check_indices(matrices: Matrices, tensors: Tensors) -> None:
         fault = form.index_fault((m, n), rank, indices, shared)
         if fault is not None:
             name, what = f"{stem}.{fault[0]}", fault[1]
-            raise IntegrityError(f"{tensors[name].file}: {name!r} {what}; convert the model again")
+            raise unsound(tensors[name].file, f"{name!r} {what}")
 
 
 def _check_modules(matrices: Matrices, tensors: Tensors) -> None:
@@ -60,11 +55,9 @@ def _check_modules(matrices: Matrices, tensors: Tensors) -> None:
         kept = read_tensor(tensors[down])
         for name in others:
             if not np.array_equal(read_tensor(tensors[name]), kept):
-                raise IntegrityError(
-                    f"{tensors[name].file}: {name!r} and {down!r} keep different neurons; convert the model again"
-                )
+                raise unsound(tensors[name].file, f"{name!r} and {down!r} keep different neurons")
         if (np.diff(kept) < 0).any():
-            raise IntegrityError(f"{tensors[down].file}: {down!r} is not ascending; convert the model again")
+            raise unsound(tensors[down].file, f"{down!r} is not ascending")
 
 
 def _check_shared(matrices: Matrices, tensors: Tensors) -> None:

@@ -24,11 +24,7 @@ def one_line(error: BaseException, limit: int = 300) -> str:
 
 
 def import_onnxruntime(provider: str) -> ModuleType:
-    """Return the onnxruntime module.
-
-    Raises:
-        BackendError: Not installed, broken, or older than the graphs need.
-    """
+    """Return the onnxruntime module."""
     try:
         import onnxruntime  # noqa: PLC0415 - an extra; the package imports without it
     except ImportError as error:
@@ -55,12 +51,7 @@ def create_session(graph: Path, provider: str, threads: int | None = None, optio
         options: Settings of the provider.
 
     Returns:
-        An `onnxruntime.InferenceSession`; `FIRST_LOGITS` is an input with a default, where the graph can leave logits
-        out.
-
-    Raises:
-        InputError: Unknown provider or thread count, or options of another provider.
-        BackendError: onnxruntime or the provider is missing, or cannot run this graph.
+        An `onnxruntime.InferenceSession`; where the graph can leave logits out, `FIRST_LOGITS` is an input.
     """
     chosen = device_options(provider, options)
     if threads is not None:
@@ -81,15 +72,14 @@ def create_session(graph: Path, provider: str, threads: int | None = None, optio
     settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.parent))
     if threads is not None:
         settings.intra_op_num_threads = threads
-    for key, value in chosen.session_config().items():
-        settings.add_session_config_entry(key, value)
+    provider_options = chosen.configure(settings)
     try:
         content = with_first_logits(graph.read_bytes())
         if isinstance(chosen, CpuOptions) and not chosen.round_activations:
             content = keeping_activations(content)
         # Without the last argument the Python class prints a notice and tries other providers.
         session = onnxruntime.InferenceSession(
-            content, settings, providers=[(wanted, chosen.provider_options())], enable_fallback=0
+            content, settings, providers=[(wanted, provider_options)], enable_fallback=0
         )
     except Exception as error:  # noqa: BLE001 - onnxruntime's exception classes share no public base
         raise BackendError(

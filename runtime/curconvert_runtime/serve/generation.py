@@ -200,9 +200,6 @@ def stream(session: Runner, prompt: Any, options: GenerationOptions | None = Non
 
     Yields:
         One piece per row and step, in row order; the last piece of a row carries its `Completion`.
-
-    Raises:
-        InputError: The request is wrong.
     """
     options = options or GenerationOptions()
     tokenizer = session.tokenizer if session.artifact.has(TOKENIZER) else None

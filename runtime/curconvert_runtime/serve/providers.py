@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 from curconvert_runtime.errors import InputError, check_integer
 
@@ -42,16 +43,11 @@ class CpuOptions:
                 stacklevel=3,
             )
 
-    def session_config(self) -> dict[str, str]:
-        """Return onnxruntime's session settings."""
-        return {
-            "session.intra_op.allow_spinning": str(int(self.spinning)),
-            "session.disable_prepacking": str(int(not self.prepack)),
-            "session.prepack.enable_parallel": "1",  # since onnxruntime 1.31
-        }
-
-    def provider_options(self) -> dict[str, str]:
-        """Return the settings of onnxruntime's CPU provider: it has none."""
+    def configure(self, settings: Any) -> dict[str, str]:
+        """Write into onnxruntime's session settings; return those of its CPU provider."""
+        settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(self.spinning)))
+        settings.add_session_config_entry("session.disable_prepacking", str(int(not self.prepack)))
+        settings.add_session_config_entry("session.prepack.enable_parallel", "1")  # since onnxruntime 1.31
         return {}
 
 
@@ -74,12 +70,8 @@ class CudaOptions:
         if self.memory_limit is not None:
             check_integer("memory_limit", self.memory_limit, 1)
 
-    def session_config(self) -> dict[str, str]:
-        """Return onnxruntime's session settings: none of them is about a GPU."""
-        return {}
-
-    def provider_options(self) -> dict[str, str]:
-        """Return the settings of onnxruntime's CUDA provider."""
+    def configure(self, _settings: Any) -> dict[str, str]:
+        """Return the settings of onnxruntime's CUDA provider; those of the session stay."""
         settings = {**CUDA_PROVIDER, "device_id": str(self.device_id), "enable_cuda_graph": str(int(self.cuda_graph))}
         if self.memory_limit is not None:
             # Doubling would overshoot a limit that a caller chose.
@@ -91,11 +83,7 @@ DeviceOptions = CpuOptions | CudaOptions
 
 
 def device_options(provider: str, options: DeviceOptions | None) -> DeviceOptions:
-    """Return the options of a provider, its defaults for None.
-
-    Raises:
-        InputError: Unknown provider, or options of another one.
-    """
+    """Return the options of a provider, its defaults for None."""
     if provider not in PROVIDERS:
         raise InputError(f"provider {provider!r}: expected one of {', '.join(PROVIDERS)}")
     expected = CudaOptions if provider == "cuda" else CpuOptions

@@ -17,11 +17,7 @@ TokenRows: TypeAlias = TokenIds | Sequence[TokenIds]
 
 
 def integers(values: Any, what: str) -> Ids:
-    """Return `values` as a C-contiguous int64 array of the same shape.
-
-    Raises:
-        InputError: Ragged, or anything but integers that fit 64 bits.
-    """
+    """Return `values` as a C-contiguous int64 array of the same shape."""
     try:
         array = np.asarray(values)
     except (ValueError, OverflowError, TypeError):
@@ -51,11 +47,7 @@ def is_flat(ids: TokenRows) -> bool:
 
 
 def token_rows(ids: TokenRows, vocab_size: int, max_positions: int) -> list[Ids]:
-    """Return a request's sequences, one 1-D array each; a flat sequence is a batch of one.
-
-    Raises:
-        InputError: No sequence, an empty one, one longer than the context, or an id that is not in the vocabulary.
-    """
+    """Return a request's sequences, one 1-D array each; a flat sequence is a batch of one."""
     if isinstance(ids, str | bytes) or not isinstance(ids, Sequence | np.ndarray):
         raise InputError(f"token ids: expected a list or array of integers, found {type(ids).__name__}")
     if isinstance(ids, np.ndarray) and ids.ndim not in (1, 2):
@@ -94,12 +86,9 @@ def padded(rows: Sequence[Ids], side: str, fill: int = 0) -> tuple[Ids, Ids]:
 
 
 def check_mask(mask: Ids, shape: tuple[int, int], side: str) -> None:
-    """Refuse an attention mask that the graph would misread.
+    """Refuse an attention mask that is not of shape (batch, past + new tokens), or that the graph would misread.
 
-    Args:
-        mask: What the caller gave.
-        shape: Expected (batch, past + new tokens).
-        side: `right` graphs know a row only by its length, so its ones must come first; `left` graphs take any mask.
+    A graph with padding on the `right` knows a row only by its length, so its ones must come first.
     """
     if mask.shape != shape:
         raise InputError(f"attention mask {list(mask.shape)}: expected {list(shape)} (past and new tokens)")

@@ -185,9 +185,7 @@ class Runner:
     def run(self, binding: Any, captured_as: int | None = None) -> None:
         """Run the graph on what is bound.
 
-        Args:
-            binding: Inputs and outputs.
-            captured_as: With CUDA graphs: number of the graph to capture, or to replay; None runs without.
+        With CUDA graphs `captured_as` is the number of the graph to capture, or to replay; None runs without.
         """
         settings = None
         if self._captures:

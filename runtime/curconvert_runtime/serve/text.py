@@ -26,16 +26,15 @@ def _special_token(value: object) -> str:
 
 
 class Tokenizer:
-    """The tokenizer of an artifact, from `tokenizer.json`: its post-processor says which special tokens are added."""
+    """The tokenizer of an artifact, from `tokenizer.json`: its post-processor says which special tokens are added.
+
+    Raises:
+        UnsupportedError: The artifact has no `tokenizer.json`.
+        IntegrityError: A file of the tokenizer is malformed.
+        BackendError: The `tokenizers` package is missing.
+    """
 
     def __init__(self, artifact: Artifact) -> None:
-        """Read tokenizer, special tokens and chat template.
-
-        Raises:
-            UnsupportedError: The artifact has no `tokenizer.json`.
-            IntegrityError: A file of the tokenizer is malformed.
-            BackendError: The `tokenizers` package is missing.
-        """
         try:
             import tokenizers  # noqa: PLC0415 - requests by token id need no tokenizer
         except ImportError as error:
@@ -68,11 +67,7 @@ class Tokenizer:
             raise IntegrityError(f"{path}: tokenizers cannot use it ({one_line(error)}); convert again") from None
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Return the token ids of a text.
-
-        Raises:
-            InputError: Not a string, not encodable as UTF-8, or a text that gives no token.
-        """
+        """Return the token ids of a text."""
         if not isinstance(text, str):
             raise InputError(f"prompt: expected text, found {type(text).__name__}")
         try:
@@ -107,10 +102,6 @@ class Tokenizer:
         Args:
             messages: Mappings with `role` and `content`.
             **variables: Further names that the template may use (`tools`, `enable_thinking`, …).
-
-        Raises:
-            UnsupportedError: The model has no chat template.
-            InputError: The template refuses these messages.
         """
         source = self.chat_template()
         if source is None:
@@ -129,12 +120,7 @@ class Tokenizer:
 
 
 def render_template(source: str, variables: Mapping[str, Any]) -> str:
-    """Render a chat template in Jinja's immutable sandbox, with the helpers that Hugging Face templates expect.
-
-    Raises:
-        BackendError: jinja2 is missing.
-        InputError: The template is malformed, steps out of the sandbox, or refuses the messages.
-    """
+    """Render a chat template in Jinja's immutable sandbox, with the helpers that Hugging Face templates expect."""
     try:
         import jinja2  # noqa: PLC0415 - plain prompts need no template
         import jinja2.ext  # noqa: PLC0415

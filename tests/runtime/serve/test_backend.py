@@ -158,7 +158,7 @@ def test_huge_pages_are_no_option_any_more(sealed: Path, wanted: bool) -> None:
     with pytest.warns(DeprecationWarning, match="GLIBC_TUNABLES") as caught:
         options = CpuOptions(huge_pages=wanted)
     assert caught[0].filename == __file__
-    assert options.session_config() == CpuOptions().session_config()
+    assert options.prepack == CpuOptions().prepack
     np.testing.assert_array_equal(load(sealed, options=options).logits([5]), load(sealed).logits([5]))
 
 
