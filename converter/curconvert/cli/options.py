@@ -220,15 +220,17 @@ def to_quantization(values: dict[str, Any]) -> Any:
 
 def to_options(values: dict[str, Any], max_kl: float | None = None) -> Any:
     """Make a conversion's options of those of a command; `max_kl` counts where no size is given."""
+    from curconvert.methods.core.method import SIZES
     from curconvert.methods.core.options import ConvertOptions
+    from curconvert.methods.core.registry import method_named
     from curconvert.options.settings import parse_targets
 
-    targets = values.pop("targets")
-    sizes = ("rank", "density", "keep", "target_parameters", "target_bytes")
-    if values["method"] in (None, "auto") and all(values[name] is None for name in sizes):
+    targets, method = values.pop("targets"), values.pop("method")
+    searches = method is None or "max_kl" in method_named(method).sizes
+    if searches and all(values.get(size) is None for size in SIZES):
         values["max_kl"] = max_kl  # instead of a size: the smallest model within it
     return ConvertOptions.for_method(
-        values.pop("method"),
+        method,
         calibration=to_calibration(values),
         quantization=to_quantization(values),
         targets=None if targets is None else parse_targets(targets),

@@ -11,6 +11,7 @@ from curconvert.base.errors import InputError
 from curconvert.methods.core.costs import Cost, cost_of, of_selection
 from curconvert.methods.core.matrixwise import Matrixwise
 from curconvert.methods.core.method import option
+from curconvert.methods.core.sized import Sized
 from curconvert.options.choices import BASIS_SELECTORS, IMPORTANCES, LINKS, SELECTORS
 from curconvert.options.settings import Settings
 
@@ -31,7 +32,7 @@ _PIVOTING = ("qr", "lu")
 
 
 @dataclass(frozen=True)
-class CUR(Matrixwise):
+class CUR(Matrixwise, Sized):
     """CURing's form, with rows and columns chosen for the outputs.
 
     Attributes:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from curconvert.methods.core.matrixwise import Matrixwise
+from curconvert.methods.core.sized import Sized
 from curconvert.options.settings import Settings
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class PIFA(Matrixwise):
+class PIFA(Matrixwise, Sized):
     """SVD-LLM's optimum, stored as rows and coefficients."""
 
     name: ClassVar[str] = "pifa"

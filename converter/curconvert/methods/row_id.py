@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from curconvert.methods.core.costs import Cost, of_rows
 from curconvert.methods.core.matrixwise import Matrixwise
+from curconvert.methods.core.sized import Sized
 from curconvert.options.settings import Settings
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class RowID(Matrixwise):
+class RowID(Matrixwise, Sized):
     """An interpolative decomposition by rows."""
 
     name: ClassVar[str] = "row-id"

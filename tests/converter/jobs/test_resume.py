@@ -153,12 +153,13 @@ def test_another_conversion_is_not_continued(tmp_path: Path, model: TinyModel, t
     stop(source, out, options, 8)
     before = {path: path.read_bytes() for path in workspace_of(out).rglob("*") if path.is_file()}
     edit(source)
+    changed = replace(options, method=replace(options.method, **values))
     with pytest.raises(InputError, match=re.escape(words)) as error:
-        run(source, out, replace(options, **values))
+        run(source, out, changed)
     assert "--no-resume" in str(error.value)
     assert {path: path.read_bytes() for path in workspace_of(out).rglob("*") if path.is_file()} == before
-    run(source, tmp_path / "fresh", replace(options, **values))
-    run(source, out, replace(options, **values), resume=False)
+    run(source, tmp_path / "fresh", changed)
+    run(source, out, changed, resume=False)
     assert files_of(out) == files_of(tmp_path / "fresh")
     assert not workspace_of(out).exists()
 

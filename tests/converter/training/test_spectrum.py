@@ -126,7 +126,7 @@ def test_learning_does_better_than_one_density_of_the_same_size(source: Path, tm
         ({"max_kl": 0.1}, "takes one size"),
         ({"layers": "2"}, "--layers and --sequential: --method soco chooses among all layers by itself"),
         ({"device": "cuda"}, "--device cuda: --method auto, soco"),
-        ({"method": "pifa", "steps": 5}, "--steps: belongs to --method soco, not to pifa"),
+        ({"method": "pifa", "steps": 5}, "--steps 5: belongs to --method soco, not to pifa"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(values: dict[str, Any], message: str) -> None:

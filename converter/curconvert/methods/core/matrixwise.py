@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from curconvert.methods.core.sized import Sized
+from curconvert.methods.core.method import Method
 from curconvert.options.settings import Settings
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Matrixwise(Sized):
+class Matrixwise(Method):
     """A method that factorizes each matrix by itself."""
 
     def tasks(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from curconvert.methods.core.matrixwise import Matrixwise
+from curconvert.methods.core.sized import Sized
 from curconvert.options.settings import Settings
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TwoFactor(Matrixwise):
+class TwoFactor(Matrixwise, Sized):
     """A low-rank approximation A·B; methods differ in the measure in which it is the best."""
 
     stores: ClassVar[str] = "two factors: r(m + n)"
