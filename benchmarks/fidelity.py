@@ -60,7 +60,7 @@ class Yardstick:
 
     def fidelity(self, session: Session) -> Fidelity:
         """Compare a model with the original."""
-        return exact_fidelity(session, self.recorded, self.windows)
+        return exact_fidelity(session, self.recorded, self.windows)  # type: ignore[arg-type]  # it answers like a model
 
 
 def figures(fidelity: Fidelity) -> dict[str, float]:

@@ -72,7 +72,8 @@ def main() -> None:
 
 def measured(session: Session, yardstick: Yardstick) -> dict[str, Any]:
     """Return the mean KL, of each window and of all, and the perplexity."""
-    found = [exact_fidelity(session, yardstick.recorded, row[None]) for row in yardstick.windows]
+    original: Any = yardstick.recorded  # it answers like a model
+    found = [exact_fidelity(session, original, row[None]) for row in yardstick.windows]
     perplexity = np.exp(np.mean([np.log(f.perplexity_compressed) for f in found]))  # windows have one length
     windows = [f.kl.mean for f in found]
     return {"windows": windows, "kl": float(np.mean(windows)), "perplexity": float(perplexity)}
