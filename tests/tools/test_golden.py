@@ -11,7 +11,7 @@ import click
 import pytest
 
 from curconvert.cli import main
-from curconvert.options import METHODS
+from curconvert.methods.core.registry import methods
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 # No GPU, no cluster and no network here; the rest say how something is told or timed, not what it is.
@@ -49,7 +49,7 @@ def test_tells_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_runs_every_method_command_and_option() -> None:
     used = [shlex.split(line) for line in _module("golden_cases").tiny_cases().values()]
     given = {word for words in used for word in words}
-    assert {words[words.index("--method") + 1] for words in used if "--method" in words} >= set(METHODS)
+    assert {words[words.index("--method") + 1] for words in used if "--method" in words} >= set(methods())
     assert {words[0] for words in used} >= set(main.commands)
     for name, command in main.commands.items():
         for option in (part for part in command.params if isinstance(part, click.Option)):

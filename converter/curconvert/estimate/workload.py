@@ -50,7 +50,7 @@ class Workload:
         text = options.calibration
         self.length, self.sequences = text.tokens_per_sequence, text.sequences + text.probe_sequences
         self.tokens, self.probes = text.sequences * self.length, text.probe_sequences * self.length
-        self.compressed = [m for m in plan.matrices if m.form != "dense"]
+        self.compressed = [m for m in plan.matrices if m.is_compressed]
         self.changed: list[MatrixPlan] = list(plan.matrices) if options.quantization else self.compressed
         self.changed_layers = {layer_of(m.name) for m in self.changed}
         self.sixteen_bits = checkpoint.tensors[EMBEDDING].dtype != "F32"

@@ -17,11 +17,6 @@ from curconvert_runtime.format.modules import MODULAR, SPARSE
 ROOT = Path(__file__).parents[3]
 OWN = ("format/forms/", "blocks/linears/", "graph/forms/")
 """Rooms of the forms themselves."""
-NOT_YET = (
-    "curconvert/methods/", "curconvert/jobs/", "curconvert/estimate/", "curconvert/options/convert.py",
-    "curconvert/options/sweep.py", "curconvert/factorization/tasks.py",
-)  # fmt: skip
-"""Code that still tells methods apart by names, of which some are a form's too."""
 PARTS = ("modular_", "sparse_", "_rows", "_columns")
 MATCHES = ("startswith", "endswith", "removeprefix", "removesuffix")
 
@@ -89,7 +84,7 @@ def test_no_code_compares_with_a_forms_name() -> None:
     for root in ("converter", "runtime"):
         for path in sorted((ROOT / root).rglob("*.py")):
             place = path.relative_to(ROOT).as_posix()
-            if not any(part in place for part in (*OWN, *NOT_YET)):
+            if not any(part in place for part in OWN):
                 found += [f"{place}, {fault}" for fault in names_asked_for(path.read_text(encoding="utf-8"))]
     assert not found
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from curconvert.options.convert import LINEARS, ConvertOptions
 from hypothesis import example, given
 from hypothesis import strategies as st
 
