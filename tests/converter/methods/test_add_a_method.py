@@ -46,7 +46,7 @@ def added(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 
 def test_every_second_row_is_kept(tmp_path: Path, tokens: Path) -> None:
-    """As it was; the other outputs are 0. The artifact is verified before it is published."""
+    """As it was; the other outputs are 0."""
     model = make_checkpoint(tmp_path / "model", "llama").folder
     options = tiny_options(tokens, "second-rows", rank=None, targets=LINEARS)
     convert(SourceOptions(str(model)), tmp_path / "out", options, verification=VerifyOptions())
