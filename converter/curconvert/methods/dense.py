@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from curconvert.base.errors import InputError
-from curconvert.methods.core.method import Method
+from curconvert.methods.core.method import SIZES, Method
 from curconvert.methods.core.planning import NOT_SELECTED
 from curconvert.options.settings import LINEARS, Settings
 
@@ -28,6 +28,14 @@ class Dense(Method):
     summary: ClassVar[str] = "nothing gets smaller; for --quantize and --bits-per-weight"
     defaults: ClassVar[Mapping[str, Any]] = {"layers": "all", "targets": LINEARS}
     recorded: ClassVar[Mapping[str, str]] = {"form": "dense"}
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Return the method, which takes no size."""
+        given = [flag for size, flag in SIZES.items() if size in values]
+        if given:
+            raise InputError(f"{given[0]}: --method {cls.name} keeps every number; it takes no size")
+        return super().of(values)
 
     @property
     def full_metric(self) -> bool:

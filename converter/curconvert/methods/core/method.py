@@ -106,7 +106,7 @@ class Method(ABC):
             expected = ", ".join(SIZES[size] for size in cls.sizes)
             raise InputError(f"--method {cls.name} takes one size of {expected}; found {found}")
         if given and not cls.sizes:
-            raise InputError(f"{SIZES[given[0]]}: --method {cls.name} keeps every number; it takes no size")
+            raise InputError(f"{SIZES[given[0]]}: --method {cls.name} takes no size")
         return cls(**values)
 
     @property
