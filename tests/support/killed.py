@@ -82,7 +82,9 @@ def command_in_a_process(arguments: Sequence[str | Path], seconds: float = 0.0) 
     """
     context = _warm()
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_command, args=([str(argument) for argument in arguments], seconds, sender), daemon=True)
+    process = context.Process(
+        target=_command, args=([str(argument) for argument in arguments], seconds, sender), daemon=True
+    )
     process.start()
     process.join(HANG_SECONDS)
     assert process.exitcode in (0, -signal.SIGPROF), process.exitcode
