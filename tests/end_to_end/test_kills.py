@@ -22,7 +22,7 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def test_kills_at_random_instants_change_no_byte(tmp_path: Path) -> None:
-    """SIGKILL at 20 instants spread over a whole conversion, verification included; each time the same command again.
+    """Killed at 20 instants spread over a whole conversion, verification included; each time the same command again.
 
     A run that goes on with another one's journal may come to its end before its instant: then its files are compared,
     and the next run starts from nothing.
@@ -51,7 +51,7 @@ def test_kills_at_random_instants_change_no_byte(tmp_path: Path) -> None:
             resumed += not fresh
         elif fresh:  # it was faster than the one that was timed
             instants[-1] *= 0.9
-        if not instants and resumed < KILLS // 4 and more:  # on a busy machine most may have come too early
+        if not instants and resumed < KILLS // 4 and more:  # most may have come too early
             instants, more = [rng.uniform(0.5, 1.0) * whole], more - 1
     command_in_a_process([*command, "-o", out])
     assert hashes(out) == expected

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import set_external_data
@@ -97,7 +97,6 @@ def test_endless_nesting_is_refused(tmp_path: Path) -> None:
         external_tensors(save(tmp_path / "g.onnx", helper.make_model(graph)))
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=300), st.integers(0, 400))
 def test_damaged_graphs_never_escape_as_another_error(
     tmp_path_factory: pytest.TempPathFactory, noise: bytes, at: int

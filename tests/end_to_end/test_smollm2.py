@@ -26,6 +26,21 @@ PROMPTS = (
     "Water boils when",
 )
 NEW_TOKENS = 64
+# In an order drawn anew for each round, they make a text of any length.
+SENTENCES = (
+    "The ferry leaves the island at seven in the morning and comes back after dark.",
+    "A bridge carries its load to the ground, and the ground must not give way.",
+    "My grandmother kept bees behind the house, and every summer we had honey with our bread.",
+    "Water boils at a lower temperature in the mountains, so beans take longer to cook there.",
+    "The committee met twice in March, but it could not agree on the price of the new school.",
+    "To sharpen a knife, hold the blade at a small angle and draw it slowly across the stone.",
+    "In 1854 a doctor marked each death on a map of the city and found the well that caused them.",
+    "The library lends books, tools and musical instruments to everybody who lives in the valley.",
+    "When the wind turns north, the fishermen pull their boats far up on the beach.",
+    "A prime number has exactly two divisors: one, and the number itself.",
+    "She closed the door quietly, put her boots beside the stove, and read the letter again.",
+    "Rain fell for nine days, and on the tenth the river stood in the lower streets.",
+)
 
 pytestmark = pytest.mark.model
 
@@ -162,8 +177,10 @@ def test_runtime_generates_what_torch_generates(
 def test_eight_rows_and_a_long_context_are_torchs(artifact: Artifact, graph: Any) -> None:
     """Eight prompts of 10 to 220 tokens at once, and one of 2,000: every token is the likeliest that torch knows."""
     session = load(artifact.path, graph=graph)
-    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8") * 2
+    rng = np.random.default_rng(0)
+    text = " ".join(SENTENCES[number] for _ in range(10) for number in rng.permutation(len(SENTENCES)))
     ids = session.tokenizer.encode(text)
+    assert len(ids) >= 2000
     eight = [[int(token) for token in ids[100 * row : 100 * row + 10 + 30 * row]] for row in range(8)]
     long = [int(token) for token in ids[:2000]]
     options = GenerationOptions(max_new_tokens=NEW_TOKENS, ignore_eos=True)

@@ -72,7 +72,7 @@ class WaitsForItsDeath:
             return self.work.run()
         with file:
             file.write(f"{os.getpid()}\n")
-        time.sleep(60)
+        time.sleep(600)
         raise TimeoutError("nobody killed this process")
 
 
@@ -84,7 +84,7 @@ def library_threads() -> list[int]:
 
 def kill_the_first(pid_file: Path) -> int:
     """Wait for a process that tells its number, kill it, and return the number."""
-    for _ in range(600):
+    for _ in range(6000):
         text = pid_file.read_text() if pid_file.exists() else ""
         if text.endswith("\n"):
             os.kill(int(text), signal.SIGKILL)

@@ -30,7 +30,7 @@ def curves(draw: st.DrawFn) -> list[Curve]:
     return found
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(curves(), st.floats(0, 1))
 def test_it_fits_and_is_nearly_the_best(modules: list[Curve], share: float) -> None:
     """Never over the budget; worse than the best by at most one step of one module."""

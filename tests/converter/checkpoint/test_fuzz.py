@@ -57,7 +57,7 @@ def fuzz(folder: Path, file: str, damaged: st.SearchStrategy[bytes], examples: i
 
     # The modest number is the same cases each time; the large one looks for new ones.
     @settings(
-        max_examples=examples, derandomize=examples < 100, deadline=None, database=None,
+        max_examples=examples, derandomize=examples < 100, database=None,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(damaged)

@@ -65,7 +65,7 @@ def test_with_the_answers_the_config_is_complete(family: str, tiny: Callable[[st
     assert {key: checkpoint.config[key] for key in INFERRED if key != "head_dim"} == {
         key: getattr(truth, key) for key in INFERRED if key != "head_dim"
     }
-    assert checkpoint.config["head_dim"] == getattr(truth, "head_dim", None) or 8
+    assert checkpoint.config["head_dim"] == (getattr(truth, "head_dim", None) or 8)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -99,7 +99,7 @@ def test_results_are_in_the_order_of_the_tasks() -> None:
 
 def test_tasks_run_at_the_same_time() -> None:
     """As many as there are workers: each of these two waits for the other."""
-    barrier = threading.Barrier(2, timeout=10)
+    barrier = threading.Barrier(2, timeout=300)
 
     class Meets:
         def run(self) -> int:
@@ -150,13 +150,13 @@ def test_each_task_has_one_thread_and_the_rest_of_the_process_gets_its_own_back(
 
 
 def test_an_error_ends_the_work() -> None:
-    """It is the task's own, and what comes after it is not taken."""
+    """It is the task's own, and what comes after it is not taken: with one worker nothing, whoever is faster."""
     taken: list[Task[Any]] = []
     error = InputError("model.layers.0.mlp.up_proj.weight: bad")
     with pytest.raises(InputError) as raised:
-        LocalExecutor(2).map(counted([Fails(error), Sleeps(0.1), *[Sleeps(0.2)] * 8], taken))
+        LocalExecutor(1).map(counted([Sleeps(0.0), Fails(error), *[Sleeps(0.0)] * 8], taken))
     assert raised.value is error
-    assert len(taken) <= 3
+    assert len(taken) == 2
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_every_supported_family_is_in_the_parity_suite() -> None:
 
 
 def test_graphs_of_a_thirty_layer_model_are_small(tmp_path: Path) -> None:
-    """Both graphs of a compressed SmolLM2-135M together take less than 3 MB."""
+    """Both graphs of a compressed SmolLM2-135M together take less than 1 MB."""
     config, tensors, forms = smollm2()
     save_graphs(build_graphs(config.to_dict(), tensors, forms), tmp_path)
     assert sum((tmp_path / name).stat().st_size for name in FILES) < 1_000_000

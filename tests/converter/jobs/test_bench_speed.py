@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ import torch
 
 from curconvert.base.machine import MemoryReader, anonymous_memory, peak_memory, resident_memory
 from curconvert.graph import build_graphs, save_graphs
-from curconvert.jobs.bench.speed import measure, weight_bytes
+from curconvert.jobs.bench import speed
+from curconvert.jobs.bench.speed import Timing, measure, weight_bytes
 from curconvert.options.bench import Workload
 from curconvert_runtime import InputError, load
 from curconvert_runtime.format.artifact import Artifact
@@ -27,16 +28,19 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_toy(tmp_path_factory.mktemp("toy") / "out")
 
 
-def test_a_request_is_timed_in_two_parts(toy: Path) -> None:
-    """The first token, and the steps after it: one step for each token that is asked for."""
-    session = load(toy, threads=1)
-    steps: list[Any] = []
+def test_a_request_is_timed_in_two_parts(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first token, and the steps after it, one for each token that is asked for: by a clock of our own."""
+    session, clock, seconds = load(toy, threads=1), 0, iter([10, 1, 1, 1, 1])
     run = session.run
-    session.run = lambda *arguments, **options: steps.append(0) or run(*arguments, **options)  # type: ignore[method-assign]
-    begin = time.perf_counter()
-    timing = measure(session, Workload(2, 5, 4))
-    assert len(steps) == 1 + 4
-    assert 0 < timing.first_token + timing.decode <= time.perf_counter() - begin
+
+    def timed(*arguments: Any, **options: Any) -> Any:
+        nonlocal clock
+        clock += next(seconds)
+        return run(*arguments, **options)
+
+    monkeypatch.setattr(session, "run", timed)
+    monkeypatch.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: clock))
+    assert measure(session, Workload(2, 5, 4)) == Timing(first_token=10, decode=4)
 
 
 def test_the_whole_context_can_be_measured(toy: Path) -> None:

@@ -187,7 +187,7 @@ def test_random_choices_depend_on_seed_and_name_only(selector: str) -> None:
     selector=st.sampled_from(SELECTORS),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 def test_indices_are_distinct_and_in_range(
     shape: tuple[int, int], share: float, kind: str, selector: str, seed: int
 ) -> None:

@@ -56,7 +56,7 @@ def stored(kept: Kept) -> int:
 
 
 @given(seed=st.integers(0, 99), share=st.floats(0.25, 0.95), multiple=st.sampled_from([1, 4]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_is_kept_fits_and_is_the_best_of_one_order(seed: int, share: float, multiple: int) -> None:
     """Within the budget; of each matrix the highest scores; and the next level of the order would not fit."""
     generator = torch.Generator().manual_seed(seed)

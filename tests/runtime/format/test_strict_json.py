@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from curconvert_runtime import IntegrityError
@@ -19,7 +19,6 @@ VALUES = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.text(), VALUES, max_size=4))
 def test_sound_json_reads_as_usual(value: dict[str, object]) -> None:
     """Nothing is lost or changed."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from curconvert_runtime import IntegrityError
@@ -94,7 +94,6 @@ def test_a_file_shorter_than_its_prefix_is_refused(tmp_path: Path, size: int) ->
         read_headers(tmp_path / "f")
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_random_bytes_never_escape_as_another_error(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     """Whatever the bytes, the answer is headers or an IntegrityError."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from curconvert_runtime import Artifact, InputError, IntegrityError, UnsupportedError
@@ -77,7 +77,6 @@ def test_a_tokenizer_that_panics_is_named(toy: Path, part: dict[str, Any]) -> No
         Tokenizer(Artifact.open(toy)).encode("x")
 
 
-@settings(deadline=None)
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=30))
 def test_streamed_text_is_the_text(tokenizer: Tokenizer, text: str) -> None:
     """Byte by byte, the pieces join to the whole, and none ends in a broken character."""
