@@ -14,12 +14,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+_ROOT = Path(__file__).resolve().parent.parent
 _ENVIRONMENT = {
+    # The packages beside this script, whatever is installed.
+    "PYTHONPATH": os.pathsep.join(str(_ROOT / name) for name in ("converter", "runtime", "schemas")),
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -50,10 +54,11 @@ def take(pattern: str, model: Path | None, work: Path) -> tuple[str, int]:
     return target.read_text(encoding="utf-8"), found.returncode
 
 
-def compare(old: Path, new: Path) -> int:
-    """Print the names whose lines differ, case by case; returns the exit code."""
+def compare(old: Path, new: Path, pattern: str = "") -> int:
+    """Print the names that match a pattern and whose lines differ, case by case; returns the exit code."""
     before, after = (dict(line.split("  ") for line in path.read_text("utf-8").splitlines()) for path in (old, new))
-    differing = [name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
+    names = sorted(name for name in before.keys() | after.keys() if re.search(pattern, name))
+    differing = [name for name in names if before.get(name) != after.get(name)]
     case = ""
     for name in differing:
         if (group := name.replace("!", "/").partition("/")[0]) != case:
@@ -61,7 +66,7 @@ def compare(old: Path, new: Path) -> int:
             print(case)
         word = "only before" if name not in after else "only after" if name not in before else "changed"
         print(f"  {word:11}  {name}")
-    print(f"{len(differing)} of {len(before.keys() | after.keys())} lines differ")
+    print(f"{len(differing)} of {len(names)} lines differ")
     return 1 if differing else 0
 
 
@@ -69,13 +74,13 @@ def main() -> int:
     """Parse the options; make a list or compare two."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, help="write the list to this file instead of standard output")
-    parser.add_argument("-k", "--pattern", default="", help="only cases whose name matches this regular expression")
+    parser.add_argument("-k", "--pattern", default="", help="only what matches this regular expression")
     parser.add_argument("--model", type=Path, help="a real checkpoint file: run a shorter set on it instead")
     parser.add_argument("--work", type=Path, help="new folder for all that is made; it stays, to look at a difference")
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("OLD", "NEW"), help="print what differs; exit code 1")
     options = parser.parse_args()
     if options.compare:
-        return compare(*options.compare)
+        return compare(*options.compare, options.pattern)
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary) if options.work is None else options.work
         work.mkdir(parents=True, exist_ok=options.work is None)

@@ -39,6 +39,7 @@ _PROCESS = "form-cur"
 # What differs between two runs that make the same: times, memory and speeds.
 _MEASURED = re.compile(r"estimate|peak_memory_bytes|decode_\w+|seconds|bandwidth\w*")
 _MEASURED_LINES = re.compile(r"^(peak memory|Estimate for this machine)")
+_HIDDEN = re.compile(r"\.\w+\.partial\b")
 _SPEED = re.compile(r"[\d.]+ tokens/s.*")
 _NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?")
 
@@ -115,7 +116,8 @@ def _texts(name: str) -> dict[str, str]:
 
 
 def _without_place(text: str) -> str:
-    return text.replace(str(Path.cwd()), "WORK")
+    """Return a text without this run's folder, and without the random part of a hidden one's name."""
+    return _HIDDEN.sub(".partial", text.replace(str(Path.cwd()), "WORK"))
 
 
 def _without_measurements(name: str, printed: str) -> str:
