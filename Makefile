@@ -44,6 +44,7 @@ check: venv
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python tools/rooms.py check
+	$(BIN)/python tools/rooms.py width
 	MYPYPATH=. $(BIN)/mypy -p benchmarks
 
 test: venv model clients check

@@ -80,7 +80,8 @@ def main() -> int:
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("OLD", "NEW"), help="print what differs; exit code 1")
     options = parser.parse_args()
     if options.compare:
-        return compare(*options.compare, options.pattern)
+        old, new = options.compare
+        return compare(old, new, options.pattern)
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary) if options.work is None else options.work
         work.mkdir(parents=True, exist_ok=options.work is None)

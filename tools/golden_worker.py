@@ -39,6 +39,7 @@ _PROCESS = "form-cur"
 # What differs between two runs that make the same: times, memory and speeds.
 _MEASURED = re.compile(r"estimate|peak_memory_bytes|decode_\w+|seconds|bandwidth\w*")
 _MEASURED_LINES = re.compile(r"^(peak memory|Estimate for this machine)")
+_INTERRUPTED = (130, 143)  # by Ctrl-C and by SIGTERM, which a command answers itself
 _HIDDEN = re.compile(r"\.\w+\.partial\b")
 _SPEED = re.compile(r"[\d.]+ tokens/s.*")
 _NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?")
@@ -89,6 +90,8 @@ class Golden:
         start = time.perf_counter()
         result = CliRunner().invoke(command_line, arguments)
         _say(f"{name}: {time.perf_counter() - start:.1f} s")
+        if result.exit_code in _INTERRUPTED:
+            sys.exit(result.exit_code)
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             _say("".join(traceback.format_exception(result.exception)))
         fails = name.startswith("refuse-") or name == "verify-gated"
