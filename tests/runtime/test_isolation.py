@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,27 @@ BLOCKED = (
     "scipy",
     "curconvert",
 )
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Yield the modules that a file of the tests imports, those of the support files that it imports included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+        for name in names:
+            yield name
+            support = ROOT / "tests" / f"{name.replace('.', '/')}.py"
+            if name.startswith("support.") and support.exists():
+                yield from imported(support)
+
+
+def test_the_tests_of_the_runtime_need_no_converter() -> None:
+    """So they can run where only the base package is installed."""
+    heavy = {*BLOCKED} - {"scipy"}  # an oracle
+    files = sorted((ROOT / "tests" / "runtime").rglob("*.py"))
+    assert len(files) > 10
+    found = {(path.name, name) for path in files for name in imported(path) if name.split(".")[0] in heavy}
+    assert not found
 
 
 def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
