@@ -164,6 +164,13 @@ def test_another_conversion_is_not_continued(tmp_path: Path, model: TinyModel, t
     assert not workspace_of(out).exists()
 
 
+def test_of_many_differences_the_method_is_named(tmp_path: Path, model: TinyModel, tokens: Path) -> None:
+    """Its own options and the form differ too."""
+    stop(model.folder, tmp_path / "out", asked("cur", tokens), 8)
+    with pytest.raises(InputError, match='another option method: "cur", now "pifa"'):
+        run(model.folder, tmp_path / "out", tiny_options(tokens, "pifa", **SETTINGS["cur"]))
+
+
 def test_other_tokens_are_named(tmp_path: Path, model: TinyModel) -> None:
     """A calibration file of the same name with another content."""
     options = asked("cur", token_file(tmp_path / "ids.safetensors"))

@@ -88,7 +88,8 @@ class ConvertOptions(Settings):
         values["calibration"] = asdict(self.calibration)
         if self.calibration.source != BUILTIN:
             values["calibration"]["source"] = Path(self.calibration.source).name
-        return {**_absent(), **values, **self.method.record()}
+        # The method first: of two different conversions it is the difference that is named.
+        return {"method": self.method.name, **_absent(), **values, **self.method.record()}
 
 
 def options_for_size(checkpoint: Checkpoint, method: str, target: int, **values: Any) -> ConvertOptions:
