@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from support.bad_checkpoints import BAD, Q_PROJ, Damage, config, header, tensors
-from support.command_line import call, refused, snapshot
+from support.command_line import call, refused
 from support.families import make_checkpoint
+from support.folders import snapshot
 from support.tiny_runs import token_file
 
 COMMON = ("--rank", "8", "--layers", "all", "--calibration-tokens", "24", "--probe-sequences", "2")

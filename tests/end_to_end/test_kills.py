@@ -8,17 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from curconvert.artifact.workspace import workspace_of
-from curconvert_runtime.format.hashing import sha256
 from support.families import make_checkpoint
+from support.folders import files_of
 from support.killed import command_in_a_process
 from support.tiny_runs import LENGTH, add_tokenizer, token_file
 
 KILLS = 20
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    """sha256 of every file."""
-    return {path.name: sha256(path) for path in folder.iterdir()}
 
 
 def test_kills_at_random_instants_change_no_byte(tmp_path: Path) -> None:
@@ -36,7 +31,7 @@ def test_kills_at_random_instants_change_no_byte(tmp_path: Path) -> None:
     ]  # fmt: skip
     whole = command_in_a_process([*command, "-o", tmp_path / "whole"])
     assert whole is not None
-    expected, out = hashes(tmp_path / "whole"), tmp_path / "out"
+    expected, out = files_of(tmp_path / "whole"), tmp_path / "out"
     rng = np.random.default_rng(0)
     instants = list((rng.permutation(KILLS) + rng.random(KILLS)) / KILLS * whole)
     resumed, more = 0, 2 * KILLS
@@ -44,7 +39,7 @@ def test_kills_at_random_instants_change_no_byte(tmp_path: Path) -> None:
         fresh = not workspace_of(out).exists()
         killed = command_in_a_process([*command, "-o", out], instants[-1]) is None
         if out.exists():  # complete, also when it was killed while it cleaned up
-            assert hashes(out) == expected
+            assert files_of(out) == expected
             shutil.rmtree(out)
         if killed:
             instants.pop()
@@ -54,5 +49,5 @@ def test_kills_at_random_instants_change_no_byte(tmp_path: Path) -> None:
         if not instants and resumed < KILLS // 4 and more:  # most may have come too early
             instants, more = [rng.uniform(0.5, 1.0) * whole], more - 1
     command_in_a_process([*command, "-o", out])
-    assert hashes(out) == expected
+    assert files_of(out) == expected
     assert resumed >= KILLS // 4

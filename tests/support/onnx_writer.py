@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,7 +57,7 @@ class Tensor:
 
 @dataclass
 class Node:
-    """An operator; attributes are integers, lists of integers, floats or texts."""
+    """An operator; attributes are integers and lists of integers."""
 
     op_type: str
     input: list[str]
@@ -77,10 +75,6 @@ class Node:
     def _attribute(name: str, value: Any) -> bytes:
         if isinstance(value, int):
             kind, content = 2, _number(3, value)
-        elif isinstance(value, float):
-            kind, content = 1, _varint(2 << 3 | 5) + struct.pack("<f", value)
-        elif isinstance(value, str):
-            kind, content = 3, _bytes(4, value)
         else:
             kind, content = 7, b"".join(_number(8, each) for each in value)
         return _bytes(1, name) + content + _number(20, kind)
@@ -130,7 +124,3 @@ class Graph:
     def tensor(self, name: str) -> Tensor:
         """Return the initialiser of this name."""
         return next(tensor for tensor in self.initializer if tensor.name == name)
-
-    def copy(self) -> Graph:
-        """Return a copy that shares nothing."""
-        return copy.deepcopy(self)

@@ -19,6 +19,7 @@ from curconvert.base.errors import InputError
 from curconvert.base.finite import all_finite
 from curconvert.base.layout import TensorSpec
 from curconvert.checkpoint.safetensors_file import DTYPES, map_tensor, read_header
+from support.folders import files_of
 
 
 def tensors() -> dict[str, torch.Tensor]:
@@ -108,7 +109,7 @@ def test_the_bytes_depend_on_names_and_values_only(tmp_path: Path, shard_bytes: 
     for folder, content in (("a", tensors()), ("b", dict(sorted(tensors().items())))):
         (tmp_path / folder).mkdir()
         write(tmp_path / folder, content, shard_bytes=shard_bytes)
-        contents.append({path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()})
+        contents.append(files_of(tmp_path / folder))
     assert contents[0] == contents[1]
 
 
@@ -202,7 +203,7 @@ def test_an_interrupted_file_is_gone_on_with(tmp_path: Path, settings: dict[str,
         for name in rest:
             writer.write(name, content[name])
         writer.finish()
-    found = [{path.name: path.read_bytes() for path in (tmp_path / part).iterdir()} for part in ("whole", "parts")]
+    found = [files_of(tmp_path / part) for part in ("whole", "parts")]
     assert found[0] == found[1]
 
 

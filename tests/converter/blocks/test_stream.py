@@ -22,19 +22,6 @@ from support.families import FAMILIES, TinyModel, make_checkpoint
 IDS = torch.randint(0, 97, (3, 19), generator=torch.Generator().manual_seed(0))  # longer than every sliding window
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TinyModel]:
-    """Make (once per family) a tiny checkpoint."""
-    made: dict[str, TinyModel] = {}
-
-    def make(family: str) -> TinyModel:
-        if family not in made:
-            made[family] = make_checkpoint(tmp_path_factory.mktemp(family) / "model", family)
-        return made[family]
-
-    return make
-
-
 def open_stream(model: TinyModel, deployed: torch.dtype | None = None) -> BlockStream:
     return BlockStream(open_checkpoint(model.folder), deployed)
 

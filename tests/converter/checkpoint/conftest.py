@@ -8,20 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support.families import TinyModel, make_checkpoint
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TinyModel]:
-    """Make (once per family) a tiny checkpoint that no test may change."""
-    made: dict[str, TinyModel] = {}
-
-    def make(family: str) -> TinyModel:
-        if family not in made:
-            made[family] = make_checkpoint(tmp_path_factory.mktemp(family) / "model", family)
-        return made[family]
-
-    return make
+from support.families import TinyModel
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from curconvert_schemas import validate
 from support.checkpoints import edit_config, edit_tensors
 from support.command_line import call, refused
 from support.families import make_checkpoint
+from support.folders import files_of
 from support.tiny_runs import add_tokenizer, token_file
 
 COMMON = ("--rank", "8", "--layers", "all", "--calibration-tokens", "24", "--probe-sequences", "2")
@@ -228,8 +229,7 @@ def test_a_signal_stops_after_the_block_in_work(home: Path, tmp_path: Path, numb
     stdout, errors = again.communicate(b"\n" * 3, timeout=HANG_SECONDS)
     assert again.returncode == 0, errors
     assert stdout.count(b"waiting") == 1  # beside the one that was read: two blocks of three
-    resumed, whole = ({p.name: p.read_bytes() for p in folder.iterdir()} for folder in (out, home / "out"))
-    assert resumed == whole
+    assert files_of(out) == files_of(home / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
 
 

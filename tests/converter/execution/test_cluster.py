@@ -29,6 +29,7 @@ from curconvert.methods.cur import CUR
 from curconvert.options.execution import ExecutionOptions
 from curconvert.options.source import SourceOptions
 from support.families import TinyModel, make_checkpoint
+from support.folders import files_of
 from support.tasks import Dies, Fails, Sleeps, Threads, WaitsForItsDeath, kill_the_first
 from support.tiny_runs import LENGTH, tiny_options
 
@@ -74,10 +75,6 @@ def on_the_cluster(cluster: Executor, monkeypatch: pytest.MonkeyPatch) -> Execut
 def model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     """Two layers with biases; no test may change it."""
     return make_checkpoint(tmp_path_factory.mktemp("qwen2") / "model", "qwen2", num_hidden_layers=2)
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_a_cluster_of_ones_own_goes_with_an_error(environment: None) -> None:

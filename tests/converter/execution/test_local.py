@@ -23,6 +23,7 @@ from curconvert.options.execution import ExecutionOptions
 from curconvert.options.source import SourceOptions
 from support.command_line import call, refused
 from support.families import TinyModel, make_checkpoint
+from support.folders import files_of
 from support.tasks import Fails, Sleeps, Threads, counted, library_threads
 from support.tiny_runs import tiny_options
 
@@ -49,10 +50,6 @@ def asked(method: str, tokens: Path) -> ConvertOptions:
 
 def _targets(method: str) -> tuple[str, ...] | None:
     return None if method == "modegpt" else ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -25,8 +25,9 @@ from curconvert.training.rewrite import copy_with
 from curconvert_runtime import Artifact, VerifyOptions, load
 from curconvert_runtime.format.hashing import sha256
 from curconvert_schemas import validate
-from support.command_line import call, refused, snapshot
+from support.command_line import call, refused
 from support.families import VOCABULARY, make_checkpoint
+from support.folders import snapshot
 from support.tiny_runs import manifest_of, stored_tensors
 
 SIZES = (0.85, 0.7)
