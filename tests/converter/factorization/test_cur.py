@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 
 from curconvert.base.errors import InputError
-from curconvert.base.forms import Form
 from curconvert.base.plan import MatrixPlan
 from curconvert.factorization.cur import CUROptions, factorize_cur, link_matrix
 from curconvert.factorization.types import Factorization, Problem
@@ -36,7 +35,7 @@ def factorized(
     rank: int,
     options: CUROptions,
     dtype: torch.dtype,
-    form: Form = "cur",
+    form: str = "cur",
 ) -> Factorization:
     return factorize_cur(Problem("x.weight", weight, statistics, rank, dtype, form), options)
 
@@ -212,7 +211,7 @@ def test_only_exact_deim_certifies(selector: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["two_factor", "interpolative"])
-def test_another_form_stores_the_same_product(form: Form) -> None:
+def test_another_form_stores_the_same_product(form: str) -> None:
     """Up to rounding in float64; folded keeps the real rows, and both the certificate."""
     weight = random_weight(4, 30, 20)
     found = factorized(weight, statistics(4, 20), 8, options(), torch.float64, form)
