@@ -88,7 +88,7 @@ class CurConvertQuantizer(HfQuantizer):  # type: ignore[misc]
         matrices = self.quantization_config.matrices
         config = model.config.to_dict()
         family = family_of(config)
-        for layer in model.get_submodule("model.layers"):
+        for layer in model.get_submodule(family.blocks):
             _unfuse(layer, family, config)
         for name, matrix in matrices.items():
             path = name.removesuffix(".weight")
