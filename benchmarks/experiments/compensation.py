@@ -29,7 +29,7 @@ from curconvert.jobs.measure import measure
 from curconvert.jobs.prepare import prepare
 from curconvert.linalg.gram import output_norm, square_root
 from curconvert.linalg.statistics import InputStatistics
-from curconvert.options.settings import LINEARS
+from curconvert.options.targets import LINEARS
 from curconvert.quantization.rounding import quantise
 from curconvert_runtime.format.quantized import Layout
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from benchmarks.common import Result, model_arguments, model_name, torch_threads
 from benchmarks.suite.serving import span
 from curconvert import CalibrationOptions, ConvertOptions
-from curconvert.base.names import layer_of, linear_of
+from curconvert.base.names import layer_of
 from curconvert.base.progress import silent
 from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.linears import decoder_linears
@@ -184,7 +184,7 @@ def main() -> None:
             own.run(tasks, LocalExecutor(cores))
         theirs.append({})
         baseline = {p.name: paper(weights[p.name], inputs[p.name].rms, p.rank or 0, theirs[-1]) for p in plans}
-    linears = " and ".join(sorted({linear_of(plan.name) for plan in plans}))
+    linears = " and ".join(sorted({plan.name.split(".")[-2] for plan in plans}))
     setting = {
         "model": model_name(given.model), "dtype": "float32", "matrices": f"{len(plans)}: {linears} of every layer",
         "rank": given.rank, "rounds": given.rounds,

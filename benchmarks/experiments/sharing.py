@@ -23,7 +23,7 @@ from benchmarks.fidelity import calibration_name
 from curconvert import CalibrationOptions, ConvertOptions
 from curconvert.allocation.sharing import metric_of
 from curconvert.base.forms import rank_for_density
-from curconvert.base.names import layer_of, linear_of
+from curconvert.base.names import layer_of
 from curconvert.base.progress import silent
 from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.linears import decoder_linears
@@ -73,7 +73,7 @@ def main() -> None:
         context = prepared.context(options, Path(folder), LocalExecutor(1), silent)
         measure(context, [options])
         evidence = context.evidence
-        names = {(linear_of(name), layer_of(name)): name for name in decoder_linears(checkpoint)}
+        names = {(name.split(".")[-2], layer_of(name)): name for name in decoder_linears(checkpoint)}
         layers = int(checkpoint.config["num_hidden_layers"])
         for kind in KINDS:
             wanted = [names[kind, layer] for layer in range(layers)]

@@ -28,7 +28,7 @@ from curconvert.jobs.measure import measure
 from curconvert.jobs.prepare import prepare
 from curconvert.jobs.produce import produce
 from curconvert.options.quantization import Quantization
-from curconvert.options.settings import LINEARS
+from curconvert.options.targets import LINEARS
 from curconvert.quantization.tensors import UNQUANTISED, quantised_tables
 from curconvert_runtime import load
 

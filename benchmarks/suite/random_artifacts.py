@@ -23,7 +23,7 @@ from curconvert.checkpoint.types import Checkpoint
 from curconvert.jobs.plan import plan
 from curconvert.jobs.source import open_source
 from curconvert.options.quantization import TYPES, Quantization
-from curconvert.options.settings import LINEARS
+from curconvert.options.targets import LINEARS
 from curconvert.quantization.tensors import quantised_tensors, quantization_json
 from curconvert.selection.indices import tensor_rng
 

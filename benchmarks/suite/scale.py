@@ -28,7 +28,7 @@ from curconvert.base.names import layer_of
 from curconvert.jobs.convert import convert
 from curconvert.jobs.parity import check_slices
 from curconvert.jobs.plan import predict
-from curconvert.options.settings import LINEARS
+from curconvert.options.targets import LINEARS
 
 # hidden, intermediate, layers, heads, key-value heads, head size, tied: Llama 3.2 1B and 3B, Llama 3.1 8B.
 SHAPES = {

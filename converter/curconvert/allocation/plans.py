@@ -8,21 +8,23 @@ from dataclasses import replace
 
 from curconvert.allocation.curves import Curve, allocate
 from curconvert.base.errors import InputError
-from curconvert.base.names import layer_of, linear_of
+from curconvert.base.names import bias_of, layer_of
 from curconvert.base.plan import MatrixPlan, Plan
+from curconvert.base.roles import Role
 from curconvert.checkpoint.linears import decoder_linears, total_parameters
 from curconvert.checkpoint.types import Checkpoint
+from curconvert.families.roles import is_linear, role_of
 
 
-def targets_of(checkpoint: Checkpoint, targets: Collection[str]) -> dict[str, tuple[int, int]]:
+def targets_of(checkpoint: Checkpoint, roles: Collection[Role]) -> dict[str, tuple[int, int]]:
     """Return the shapes of the matrices that may be compressed, by weight name.
 
     Args:
         checkpoint: The opened model.
-        targets: Names of linears.
+        roles: Of the linears to compress.
     """
     shapes = decoder_linears(checkpoint)
-    return {name: shape for name, shape in shapes.items() if linear_of(name) in targets}
+    return {name: shape for name, shape in shapes.items() if role_of(name) in roles}
 
 
 def allocated(plan: Plan, curves: Sequence[Curve], target: int) -> Plan:
@@ -89,5 +91,7 @@ def assemble(
         layer_total: How many they are.
     """
     other = total_parameters(checkpoint) - sum(m.parameters_before for m in matrices)
-    biases = frozenset(name for name in checkpoint.tensors if name.endswith("_proj.bias"))
+    biases = frozenset(
+        bias for name in checkpoint.tensors if is_linear(name) and (bias := bias_of(name)) in checkpoint.tensors
+    )
     return Plan(tuple(matrices), layers, layer_total, other, biases)

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from curconvert.allocation.curves import Curve, interpolated
-from curconvert.base.names import bias_of, linear_of
+from curconvert.base.names import bias_of
+from curconvert.base.roles import MODULAR, Role
 from curconvert.base.types import Indices, Matrix
 from curconvert.blocks.stream import BlockStream
 from curconvert.calibration.backward import BackwardPass
@@ -26,12 +27,12 @@ from curconvert.checkpoint.types import Checkpoint
 from curconvert.factorization.modular import ModularOptions, held_out_ridge
 from curconvert.factorization.pruning import drop_neurons
 from curconvert.factorization.two_sided import DAMPING, damped, two_sided
+from curconvert.families.roles import role_of, with_role
 from curconvert.journal.store import UNRECORDED, Journal
 from curconvert.linalg.gram import ridged
 from curconvert.linalg.statistics import InputStatistics
 from curconvert_runtime.checks.fidelity import Progress
 from curconvert_runtime.format.forms import form_of
-from curconvert_runtime.format.modules import MODULAR
 
 LEAST_NEURONS = 4  # an MLP keeps at least one neuron in so many
 _SHARES = (0.03, 0.06, 0.1, 0.17, 0.26, 0.4, 0.56, 0.75)  # dropped neurons at which costs are measured
@@ -114,10 +115,10 @@ class Sensitivity(BackwardPass):
         metric = statistics
         if bias_of(name) in self._checkpoint.tensors:  # it will carry the mean
             samples, metric = samples.centred(statistics.mean), statistics.centred
-        if linear_of(name) != "down_proj":
+        if role_of(name) is not Role.DOWN:
             self.curves.append(self._matrix_curve(name, samples, metric.gram))
             return
-        names = {linear: name.replace("down_proj", linear) for linear in MODULAR}
+        names = {role: with_role(name, role) for role in MODULAR}
         if self._targets.issuperset(names.values()):
             self.curves.append(self._mlp_curve(names, samples, metric.gram, statistics))
 
@@ -131,10 +132,10 @@ class Sensitivity(BackwardPass):
         return Curve.of({name: "interpolative"}, [shape], {size: float(costs[size]) for size in sizes})
 
     def _mlp_curve(
-        self, names: dict[str, str], samples: GradientSamples, gram: Matrix, statistics: InputStatistics
+        self, names: Mapping[Role, str], samples: GradientSamples, gram: Matrix, statistics: InputStatistics
     ) -> Curve:
         """Price an MLP with fewer neurons, and keep the order in which they are dropped."""
-        down = names["down_proj"]
+        down = names[Role.DOWN]
         weight = self._checkpoint.read(down).to(torch.float64).numpy()
         total, multiple = weight.shape[1], self._grid.multiple
         fisher = damped(samples.fisher, DAMPING)
@@ -156,14 +157,14 @@ class Sensitivity(BackwardPass):
                 costs[len(kept)] = float(0.5 * np.mean((_dots(samples, refitted, kept) - whole) ** 2))
         self._evidence.save_order(down, np.concatenate([*order, alive]).astype(np.int32))
         sizes = {size: cost for size, cost in interpolated(costs, total, multiple).items() if size % multiple == 0}
-        shapes = [tuple(self._checkpoint.tensors[names[linear]].shape) for linear in MODULAR]
-        forms = {names[linear]: form for linear, form in MODULAR.items()}
+        shapes = [tuple(self._checkpoint.tensors[names[role]].shape) for role in MODULAR]
+        forms = {names[role]: form for role, form in MODULAR.items()}
         return Curve.of(forms, [(m, n) for m, n in shapes], sizes)
 
 
 def _is_wide(name: str) -> bool:
     """Tell whether a linear needs no gradients: gate and up are priced by what down makes of them."""
-    form = MODULAR.get(linear_of(name))
+    form = MODULAR.get(role_of(name))
     return form is not None and form_of(form).cuts_outputs
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from curconvert.allocation.curves import Curve, price_of
 from curconvert.allocation.plans import allocated, budget_of, predicted_cost
-from curconvert.base.names import bias_of, layer_of, linear_of
+from curconvert.base.names import bias_of, layer_of
 from curconvert.base.plan import MatrixPlan, Plan
 from curconvert.base.types import Vector
 from curconvert.calibration.evidence import Evidence
@@ -25,6 +25,7 @@ from curconvert.execution.task import Executor
 from curconvert.factorization.projection import Projection
 from curconvert.factorization.shared import Metric, shared_basis, shared_pivots
 from curconvert.factorization.tasks import lapack
+from curconvert.families.roles import role_of
 from curconvert_runtime.format.forms.shared import Shared
 
 
@@ -136,11 +137,11 @@ def _chains(matrices: Sequence[MatrixPlan]) -> list[list[str]]:
     With more rows a common basis has little to save: it is as large as what it stands for.
     """
     chains: list[list[MatrixPlan]] = []
-    for matrix in sorted(matrices, key=lambda matrix: (linear_of(matrix.name), layer_of(matrix.name))):
+    for matrix in sorted(matrices, key=lambda matrix: (role_of(matrix.name), layer_of(matrix.name))):
         last = chains[-1][-1] if chains else None
         if (
             last is not None
-            and linear_of(last.name) == linear_of(matrix.name)
+            and role_of(last.name) == role_of(matrix.name)
             and layer_of(last.name) + 1 == layer_of(matrix.name)
             and last.shape[1] == matrix.shape[1] >= last.shape[0] + matrix.shape[0]
         ):

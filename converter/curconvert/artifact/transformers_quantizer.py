@@ -88,7 +88,7 @@ class CurConvertQuantizer(HfQuantizer):  # type: ignore[misc]
         matrices = self.quantization_config.matrices
         config = model.config.to_dict()
         family = family_of(config)
-        for layer in model.get_submodule("model.layers"):
+        for layer in model.get_submodule(family.blocks):
             _unfuse(layer, family, config)
         for name, matrix in matrices.items():
             path = name.removesuffix(".weight")
@@ -128,14 +128,15 @@ class _Joined(nn.Module):
 
 def _unfuse(layer: nn.Module, family: Family, config: Mapping[str, Any]) -> None:
     """Give a block's fused projections the modules that artifacts store."""
-    for path, parts in family.fused.items():
+    for path in family.fused:
         fused = layer.get_submodule(path)
         assert isinstance(fused, nn.Linear)
         parent = layer.get_submodule(path.rpartition(".")[0])
-        for part, size in zip(parts, family.part_sizes(config, path), strict=True):
+        parts = family.parts(config, path)
+        for part, size in parts.items():
             linear = nn.Linear(fused.in_features, size, fused.bias is not None, device="meta", dtype=fused.weight.dtype)
             parent.add_module(part, linear)
-        setattr(parent, path.rpartition(".")[2], _Joined(parent, parts))
+        setattr(parent, path.rpartition(".")[2], _Joined(parent, tuple(parts)))
 
 
 def _placeholder(old: nn.Module, name: str, rank: int, shared: Shared | None) -> nn.Module:

@@ -13,11 +13,6 @@ def bias_of(name: str) -> str:
     return f"{name.removesuffix('weight')}bias"
 
 
-def linear_of(name: str) -> str:
-    """Linear of a canonical weight name, such as `q_proj`."""
-    return name.split(".")[-2]
-
-
 QUANT_METHOD = "curconvert"
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from curconvert.base.names import bias_of, linear_of
+from curconvert.base.names import bias_of
 from curconvert_runtime.format.forms import form_of
 from curconvert_runtime.format.forms.form import Form
 from curconvert_runtime.format.forms.shared import Shared
@@ -106,36 +105,3 @@ class Plan:
         before = {bias_of(m.name): m.shape[0] for m in self.matrices}
         dropped = sum(before[name] - length for name, length in self.cut_biases.items())
         return self.other_parameters - dropped + sum(m.parameters_after for m in self.matrices)
-
-
-_COMMON_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
-
-_INPUT_ORDER = ("q_proj", "o_proj", "gate_proj", "down_proj")
-
-
-def distinct_inputs(shapes: Mapping[str, tuple[int, int]]) -> dict[str, int]:
-    """Return the width of each distinct input among some linears, by the weight name of one that reads it.
-
-    Queries, keys and values have one input, gate and up another.
-
-    Args:
-        shapes: (out_features, in_features), by weight name.
-    """
-    found = {}
-    for name, (_, width) in shapes.items():
-        linear = linear_of(name)
-        found[name.replace(linear, _COMMON_INPUT.get(linear, linear))] = width
-    return found
-
-
-def by_input(plans: Sequence[MatrixPlan]) -> list[list[MatrixPlan]]:
-    """Return one block's linears in groups that have one input, in the order in which a block computes these.
-
-    Args:
-        plans: Of linears among q, k, v, o, gate, up and down.
-    """
-    found: dict[str, list[MatrixPlan]] = {linear: [] for linear in _INPUT_ORDER}
-    for plan in plans:
-        linear = linear_of(plan.name)
-        found[_COMMON_INPUT.get(linear, linear)].append(plan)
-    return [group for group in found.values() if group]

@@ -19,11 +19,9 @@ from curconvert.blocks.head import ChunkedHead
 from curconvert.blocks.quantised import Quantised
 from curconvert.checkpoint.safetensors_file import prefetch
 from curconvert.checkpoint.types import Checkpoint
+from curconvert.families.family import family_of
 from curconvert.families.skeleton import EMBEDDING, HEAD, build_skeleton, canonical_parameters, set_tensor
 from curconvert.families.split import SplitLinear
-
-LAYERS = "model.layers"
-
 
 _CPU = torch.device("cpu")
 
@@ -62,6 +60,7 @@ class Block:
 
     Attributes:
         index: Position in the model.
+        prefix: What the canonical names of its tensors begin with.
         device: Where it runs.
         linears: The block's linears by canonical weight name.
     """
@@ -70,13 +69,14 @@ class Block:
         self,
         index: int,
         layer: nn.Module,
+        prefix: str,
         kwargs: dict[tuple[int, int], dict[str, Any]],
         device: torch.device = _CPU,
     ) -> None:
-        self.index, self.device = index, device
+        self.index, self.prefix, self.device = index, prefix, device
         self.layer = layer
         self._kwargs = kwargs
-        self.linears = dict(_linears(layer, f"{LAYERS}.{index}."))
+        self.linears = dict(_linears(layer, prefix))
 
     @property
     def on_gpu(self) -> bool:
@@ -193,9 +193,11 @@ class BlockStream:
         embedding = base.get_submodule("embed_tokens")
         assert isinstance(embedding, nn.Embedding)
         embedding.padding_idx = None  # matters in training only, and is out of range of a compact table
-        self._layers = list(base.get_submodule("layers").children())
+        self._blocks = family_of(checkpoint.config).blocks
+        self._layers = list(self._model.get_submodule(self._blocks).children())
         self._stubs = [_Stub() for _ in self._layers]
-        base.layers = nn.ModuleList(self._stubs)
+        parent, _, attribute = self._blocks.rpartition(".")
+        setattr(self._model.get_submodule(parent), attribute, nn.ModuleList(self._stubs))
         self.num_layers = len(self._layers)
         self.vocab_size = checkpoint.tensors[EMBEDDING].shape[0]
         self._kwargs: list[dict[tuple[int, int], dict[str, Any]]] = [{} for _ in self._layers]
@@ -241,7 +243,7 @@ class BlockStream:
         """Materialise one decoder block in float32 and release it again."""
         self.release_table()
         layer = self._layers[index]
-        owners = list(canonical_parameters(layer, f"{LAYERS}.{index}."))
+        owners = list(canonical_parameters(layer, self._prefix(index)))
         for name, owner, attribute in owners:
             # A copy, so that the mapped file is touched once and a replaced weight is freed at once.
             set_tensor(
@@ -249,7 +251,7 @@ class BlockStream:
             )
         if index + 1 < self.num_layers:  # the next block is read while this one is in work
             prefetch(self._checkpoint.tensors[name] for name in self._names(index + 1))
-        block = Block(index, layer, self._kwargs[index], self._device)
+        block = Block(index, layer, self._prefix(index), self._kwargs[index], self._device)
         originals = dict(block.linears)
         try:
             yield block
@@ -262,7 +264,10 @@ class BlockStream:
             _release_freed_memory()
 
     def _names(self, index: int) -> Iterator[str]:
-        return (name for name, _, _ in canonical_parameters(self._layers[index], f"{LAYERS}.{index}."))
+        return (name for name, _, _ in canonical_parameters(self._layers[index], self._prefix(index)))
+
+    def _prefix(self, index: int) -> str:
+        return f"{self._blocks}.{index}."
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Apply the final norm and the lm_head (with the family's scaling and soft cap).

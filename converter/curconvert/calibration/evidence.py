@@ -112,7 +112,7 @@ class Evidence:
         return np.load(self._path("left", name)), np.load(self._path("right", name))
 
     def save_order(self, name: str, order: Indices) -> None:
-        """Keep the order in which the neurons before a down_proj are dropped, all of them, first dropped first."""
+        """Keep the order in which the neurons before a down linear are dropped, all of them, first dropped first."""
         self._save("order", name, order)
 
     def kept(self, name: str, count: int) -> Indices:
@@ -125,7 +125,7 @@ class Evidence:
         return np.ascontiguousarray(order[::-1][:count])
 
     def save_ridge(self, name: str, ridge: float) -> None:
-        """Keep the ridge that was chosen for a down_proj's refit."""
+        """Keep the ridge that was chosen for a down linear's refit."""
         self._ridges[name] = ridge
 
     def ridge(self, name: str) -> float:

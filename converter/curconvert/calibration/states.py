@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from curconvert.base.dtypes import dtype_name, torch_dtype
-from curconvert.base.plan import MatrixPlan, by_input
+from curconvert.base.plan import MatrixPlan
 from curconvert.blocks.precision import calibration_dtype
 from curconvert.blocks.stream import Block
 from curconvert.calibration.batches import Batches, Keeping
 from curconvert.calibration.statistics import HELD_OUT, StatisticsCollector, moments_of
 from curconvert.checkpoint.types import Checkpoint
+from curconvert.families.roles import by_input
 from curconvert.journal.store import State
 from curconvert.linalg.statistics import InputStatistics
 

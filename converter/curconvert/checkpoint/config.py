@@ -17,7 +17,7 @@ from transformers import AutoConfig
 
 from curconvert.base.errors import InputError, UnsupportedError
 from curconvert.base.names import QUANT_METHOD
-from curconvert.families.family import family_of
+from curconvert.families.family import SUPPORTED_FAMILIES, family_of
 from curconvert_runtime.format import strict_json
 
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
@@ -92,7 +92,8 @@ def merge_overrides(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> dic
         full |= kept | (overrides["rope_scaling"] or {"rope_type": "default"})
     if "rope_theta" in rope:
         full["rope_theta"] = overrides["rope_theta"]
-        if raw.get("model_type") == "olmo3" and isinstance(sliding, dict):  # one base for all layers
+        family = SUPPORTED_FAMILIES.get(str(raw.get("model_type")))
+        if family is not None and family.one_rope_base and isinstance(sliding, dict):
             sliding["rope_theta"] = overrides["rope_theta"]
     if "rope_local_base_freq" in rope and isinstance(sliding, dict):
         sliding["rope_theta"] = overrides["rope_local_base_freq"]
@@ -123,7 +124,7 @@ def normalise_config(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
     for key in ("head_dim", "num_key_value_heads", "rope_scaling", "rope_parameters"):
         if values.get(key, ...) is None:
             del values[key]
-    if family.model_type == "olmo3" and "rope_parameters" not in values and "rope_theta" in values:
+    if family.one_rope_base and "rope_parameters" not in values and "rope_theta" in values:
         # transformers 5 gives the version 4 base to the full layers only; it is that of the sliding layers, too.
         plain = {"rope_type": "default", "rope_theta": values["rope_theta"]}
         values["rope_parameters"] = {"sliding_attention": plain, "full_attention": dict(plain)}
@@ -263,8 +264,8 @@ def _both_dialects(config: dict[str, Any], source: str) -> dict[str, Any]:
     _check_rope(parameters, source)
     full = parameters["full_attention"] if nested else parameters
     scaling = {key: value for key, value in full.items() if key not in ("rope_theta", "partial_rotary_factor")}
-    if config["model_type"] == "phi3" and scaling["rope_type"] == "longrope":
-        # Version 4's Phi3Config insists on exactly these three; the original length is a field of its own.
+    if family_of(config).bare_longrope and scaling["rope_type"] == "longrope":
+        # Version 4's config insists on exactly these three; the original length is a field of its own.
         scaling = {"type": "longrope", "short_factor": full["short_factor"], "long_factor": full["long_factor"]}
     config["rope_parameters"] = parameters
     config["rope_theta"] = full["rope_theta"]

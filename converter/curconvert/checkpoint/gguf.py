@@ -17,9 +17,11 @@ from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import dequantize
 
 from curconvert.base.errors import InputError, UnsupportedError
+from curconvert.base.roles import Role
 from curconvert.checkpoint.gguf_config import GLOBAL_TENSORS, config_from_metadata
 from curconvert.checkpoint.gguf_tokenizer import tokenizer_files
 from curconvert.checkpoint.types import Companions, TensorInfo
+from curconvert.families.family import BLOCKS, FUSED_ATTENTION, FUSED_MLP, LINEAR_PATHS, linear_name
 
 _RAW: Mapping[GGMLQuantizationType, tuple[str, torch.dtype]] = {
     GGMLQuantizationType.F32: ("F32", torch.float32),
@@ -29,17 +31,17 @@ _RAW: Mapping[GGMLQuantizationType, tuple[str, torch.dtype]] = {
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _BLOCK = {
     "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_qkv": "self_attn.qkv_proj",
-    "attn_output": "self_attn.o_proj",
+    "attn_q": LINEAR_PATHS[Role.QUERY],
+    "attn_k": LINEAR_PATHS[Role.KEY],
+    "attn_v": LINEAR_PATHS[Role.VALUE],
+    "attn_qkv": FUSED_ATTENTION,
+    "attn_output": LINEAR_PATHS[Role.OUTPUT],
     "attn_q_norm": "self_attn.q_norm",
     "attn_k_norm": "self_attn.k_norm",
     "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
+    "ffn_gate": LINEAR_PATHS[Role.GATE],
+    "ffn_up": LINEAR_PATHS[Role.UP],
+    "ffn_down": LINEAR_PATHS[Role.DOWN],
     "post_attention_norm": "post_attention_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
@@ -47,7 +49,7 @@ _BLOCK = {
 _BLOCK_OF: Mapping[str, Mapping[str, str]] = {
     "gemma2": _BLOCK | {"ffn_norm": "pre_feedforward_layernorm"},
     "gemma3": _BLOCK | {"ffn_norm": "pre_feedforward_layernorm"},
-    "phi3": _BLOCK | {"ffn_up": "mlp.gate_up_proj"},
+    "phi3": _BLOCK | {"ffn_up": FUSED_MLP},
 }
 # llama.cpp interleaves the two halves of each rotary head for these; the others keep Hugging Face's order.
 _PERMUTED = ("llama", "granite", "smollm3")
@@ -165,14 +167,14 @@ class GgufFile:
         if architecture in _SHIFTED_NORMS and name.endswith("norm.weight"):
             return _unshift
         if architecture in _PERMUTED:
-            for projection, heads in (("q_proj", "num_attention_heads"), ("k_proj", "num_key_value_heads")):
-                if f".self_attn.{projection}." in name:
+            for role, heads in ((Role.QUERY, "num_attention_heads"), (Role.KEY, "num_key_value_heads")):
+                if f".{LINEAR_PATHS[role]}." in name:
                     return lambda tensor: unpermute(tensor, self.config[heads])
         return None
 
 
 def unpermute(tensor: torch.Tensor, heads: int) -> torch.Tensor:
-    """Put the rows of q_proj or k_proj back: per head, from (pairs, 2) to Hugging Face's (2, pairs).
+    """Put the rows of queries or keys back: per head, from (pairs, 2) to Hugging Face's (2, pairs).
 
     Args:
         tensor: (heads · head_dim, …) in llama.cpp's order.
@@ -183,7 +185,8 @@ def unpermute(tensor: torch.Tensor, heads: int) -> torch.Tensor:
     """
     rows = tensor.shape[0]
     if rows % (2 * heads):
-        raise InputError(f"GGUF: {rows} rows of q_proj or k_proj are not {heads} heads of an even width")
+        kinds = " or ".join(map(linear_name, (Role.QUERY, Role.KEY)))
+        raise InputError(f"GGUF: {rows} rows of {kinds} are not {heads} heads of an even width")
     return tensor.reshape(heads, rows // heads // 2, 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
 
 
@@ -199,7 +202,7 @@ def _canonical_name(path: Path, architecture: str, name: str) -> str:
         match = re.fullmatch(r"blk\.(0|[1-9][0-9]{0,4})\.(\w+)", stem)
         block = _BLOCK_OF.get(architecture, _BLOCK)
         if match and match[2] in block:
-            return f"model.layers.{match[1]}.{block[match[2]]}.{kind}"
+            return f"{BLOCKS}.{match[1]}.{block[match[2]]}.{kind}"
     raise UnsupportedError(f"{path}: tensor {name} is not part of a supported {architecture} model")
 
 

@@ -6,21 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from curconvert.base.errors import InputError
+from curconvert.base.roles import Role
 from curconvert.checkpoint.strict import EMBEDDING, HEAD
 from curconvert.checkpoint.types import TensorInfo
+from curconvert.families.family import BLOCKS, FUSED_ATTENTION, LINEAR_PATHS, SUPPORTED_FAMILIES, linear_name
 
-_LAYER = "model.layers.0."
+_LAYER = f"{BLOCKS}.0."
 _ALWAYS = ("rope_theta", "rms_norm_eps", "max_position_embeddings")
-# What a family computes with beyond the common fields, and no shape shows.
-_BY_FAMILY: Mapping[str, tuple[str, ...]] = {
-    "mistral": ("sliding_window",),
-    "phi3": ("sliding_window",),
-    "gemma2": ("sliding_window", "query_pre_attn_scalar"),
-    "gemma3_text": ("sliding_window", "query_pre_attn_scalar", "rope_local_base_freq"),
-    "granite": ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"),
-    "smollm3": ("no_rope_layer_interval",),
-    "olmo3": ("sliding_window",),
-}
 _PLAIN = ("llama", "mistral", "granite", "smollm3")
 
 
@@ -54,9 +46,10 @@ def infer_config(tensors: Mapping[str, TensorInfo], given: Mapping[str, Any], so
         config["model_type"] = candidates[0]
     else:
         questions.append(f"model_type (one of {', '.join(candidates)})")
-    if config.get("model_type") not in ("qwen2", "gemma2", "gemma3_text", "olmo2", "olmo3"):
-        config["attention_bias"] = _LAYER + "self_attn.o_proj.bias" in shapes
-        config["mlp_bias"] = _LAYER + "mlp.down_proj.bias" in shapes
+    family = SUPPORTED_FAMILIES.get(str(config.get("model_type")))
+    if family is None or family.states_biases:
+        config["attention_bias"] = _first(Role.OUTPUT, "bias") in shapes
+        config["mlp_bias"] = _first(Role.DOWN, "bias") in shapes
     head_norm = shapes.get(_LAYER + "self_attn.q_norm.weight", ())
     if head_norm and head_norm != (q_width,):  # one norm per head: OLMo 2's spans all heads
         config["head_dim"] = head_norm[0]
@@ -67,7 +60,7 @@ def infer_config(tensors: Mapping[str, TensorInfo], given: Mapping[str, Any], so
         _count_heads(config, known, q_width, kv_width, source)
     else:
         questions.append("head_dim or num_attention_heads")
-    asked = (*_ALWAYS, *_BY_FAMILY.get(config.get("model_type", ""), ()))
+    asked = (*_ALWAYS, *(family.unseen if family else ()))
     questions += [key for key in asked if key not in config]
     if questions:
         raise InputError(
@@ -80,30 +73,36 @@ def infer_config(tensors: Mapping[str, TensorInfo], given: Mapping[str, Any], so
 def _families(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
     """Return the families whose blocks look like this one."""
     has = {name.removeprefix(_LAYER) for name in shapes if name.startswith(_LAYER)}
-    if "self_attn.qkv_proj.weight" in has:
+    if f"{FUSED_ATTENTION}.weight" in has:
         return ("phi3",)
     if "pre_feedforward_layernorm.weight" in has:
         return ("gemma3_text",) if "self_attn.q_norm.weight" in has else ("gemma2",)
     if "self_attn.q_norm.weight" in has:
         return ("qwen3",) if "input_layernorm.weight" in has else ("olmo2", "olmo3")
-    if "self_attn.q_proj.bias" in has and "self_attn.o_proj.bias" not in has:
+    if _first(Role.QUERY, "bias") in shapes and _first(Role.OUTPUT, "bias") not in shapes:
         return ("qwen2",)
     return _PLAIN
 
 
 def _layer_count(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    numbers = [name.split(".")[2] for name in shapes if name.startswith("model.layers.")]
+    numbers = [name.split(".")[2] for name in shapes if name.startswith(f"{BLOCKS}.")]
     return 1 + max(int(number) for number in numbers if number.isdecimal() and len(number) < 6)
 
 
 def _widths(shapes: Mapping[str, tuple[int, ...]], source: str) -> tuple[int, int, int]:
-    """Return the rows of q_proj, of k_proj and of gate_proj, whether they are stored fused or not."""
-    q_width = _matrix(shapes, _LAYER + "self_attn.o_proj.weight", source)[1]
-    if _LAYER + "self_attn.qkv_proj.weight" in shapes:
-        kv_width = (_matrix(shapes, _LAYER + "self_attn.qkv_proj.weight", source)[0] - q_width) // 2
+    """Return the widths of queries, of keys and of the MLP, whether their linears are stored fused or not."""
+    q_width = _matrix(shapes, _first(Role.OUTPUT), source)[1]
+    fused = f"{_LAYER}{FUSED_ATTENTION}.weight"
+    if fused in shapes:
+        kv_width = (_matrix(shapes, fused, source)[0] - q_width) // 2
     else:
-        kv_width = _matrix(shapes, _LAYER + "self_attn.k_proj.weight", source)[0]
-    return q_width, kv_width, _matrix(shapes, _LAYER + "mlp.down_proj.weight", source)[1]
+        kv_width = _matrix(shapes, _first(Role.KEY), source)[0]
+    return q_width, kv_width, _matrix(shapes, _first(Role.DOWN), source)[1]
+
+
+def _first(role: Role, kind: str = "weight") -> str:
+    """Return the name of a tensor of the first block."""
+    return f"{_LAYER}{LINEAR_PATHS[role]}.{kind}"
 
 
 def _matrix(shapes: Mapping[str, tuple[int, ...]], name: str, source: str) -> tuple[int, int]:
@@ -120,9 +119,13 @@ def _count_heads(config: dict[str, Any], known: str, q_width: int, kv_width: int
     """Derive the head counts and their width from the known one."""
     value = config[known]
     if isinstance(value, bool) or not isinstance(value, int) or value < 1 or q_width % value:
-        raise InputError(f"{source}: {known} is {value!r}, expected a divisor of q_proj's {q_width} rows")
+        raise InputError(
+            f"{source}: {known} is {value!r}, expected a divisor of {linear_name(Role.QUERY)}'s {q_width} rows"
+        )
     other = "num_attention_heads" if known == "head_dim" else "head_dim"
     config.setdefault(other, q_width // value)
     if kv_width % config["head_dim"]:
-        raise InputError(f"{source}: head_dim {config['head_dim']} does not divide k_proj's {kv_width} rows")
+        raise InputError(
+            f"{source}: head_dim {config['head_dim']} does not divide {linear_name(Role.KEY)}'s {kv_width} rows"
+        )
     config.setdefault("num_key_value_heads", kv_width // config["head_dim"])

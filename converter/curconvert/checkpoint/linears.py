@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from curconvert.base.names import layer_of
 from curconvert.checkpoint.types import Checkpoint
+from curconvert.families.roles import is_linear
 
 
 def decoder_linears(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
@@ -14,7 +15,7 @@ def decoder_linears(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
     shapes = {
         name: (info.shape[0], info.shape[1])
         for name, info in checkpoint.tensors.items()
-        if name.startswith("model.layers.") and name.endswith("_proj.weight") and len(info.shape) == 2
+        if is_linear(name) and len(info.shape) == 2
     }
     return dict(sorted(shapes.items(), key=lambda item: (layer_of(item[0]), item[0])))
 

@@ -223,13 +223,12 @@ def _split_fused(
         if path is None:
             tensors[name] = info
             continue
-        sizes = family.part_sizes(config, path)
-        if not info.shape or info.shape[0] != sum(sizes):
-            raise InputError(
-                f"{source}: tensor {name} is {list(info.shape)}, the config says {' + '.join(map(str, sizes))} rows"
-            )
+        parts = family.parts(config, path)
+        if not info.shape or info.shape[0] != sum(parts.values()):
+            rows = " + ".join(map(str, parts.values()))
+            raise InputError(f"{source}: tensor {name} is {list(info.shape)}, the config says {rows} rows")
         start = 0
-        for part, size in zip(family.fused[path], sizes, strict=True):
+        for part, size in parts.items():
             piece = name.replace(path, f"{path.rpartition('.')[0]}.{part}")
             if piece in stored:
                 raise InputError(f"{source}: tensor {piece} is stored both by itself and within {name}")

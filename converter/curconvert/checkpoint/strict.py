@@ -9,6 +9,7 @@ import torch
 
 from curconvert.base.errors import InputError
 from curconvert.checkpoint.types import TensorInfo
+from curconvert.families.family import BLOCKS
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -22,11 +23,11 @@ def check_layers(tensors: Mapping[str, TensorInfo], layers: int, source: str) ->
     Raises:
         InputError: A layer has no tensor.
     """
-    stored = {name.split(".")[2] for name in tensors if name.startswith("model.layers.")}
+    stored = {name.split(".")[2] for name in tensors if name.startswith(f"{BLOCKS}.")}
     missing = [number for number in range(layers) if str(number) not in stored]
     if missing:
         raise InputError(
-            f"{source}: all tensors model.layers.{missing[0]}.* are missing; the config says num_hidden_layers {layers}"
+            f"{source}: all tensors {BLOCKS}.{missing[0]}.* are missing; the config says num_hidden_layers {layers}"
         )
 
 

@@ -1,4 +1,4 @@
-"""The options that commands share, and the objects that they become. Imports the converter inside functions only."""
+"""The options that commands share, and the objects that they become. Imports what is slow inside functions only."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import click
+
+from curconvert.options.targets import LINEARS
 
 _Command = Callable[..., None]
 
@@ -120,7 +122,7 @@ method_options = _stacked(
     click.option("--select", "selector", help="Rows and columns by deim, qdeim, qr, lu, leverage or random."),
     click.option("--exact-svd", is_flag=True, help="Full SVD for deim, qdeim and leverage: slow, and CURing's own."),
     click.option("--steps", type=int, help="soco: steps of learning. [200]"),
-    click.option("--targets", help="all, or some of q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj."),
+    click.option("--targets", help=f"all, or some of {','.join(LINEARS)}."),
     click.option(
         "--layers", help="angular[:N], influence[:N], rank[:N], all, or numbers and ranges such as 3,8-12. [angular]"
     ),
@@ -223,7 +225,7 @@ def to_options(values: dict[str, Any], max_kl: float | None = None) -> Any:
     from curconvert.methods.core.method import SIZES
     from curconvert.methods.core.options import ConvertOptions
     from curconvert.methods.core.registry import method_named
-    from curconvert.options.settings import parse_targets
+    from curconvert.options.targets import parse_targets
 
     targets, method = values.pop("targets"), values.pop("method")
     searches = method is None or "max_kl" in method_named(method).sizes

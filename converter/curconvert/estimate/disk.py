@@ -9,12 +9,13 @@ from pathlib import Path
 from curconvert.allocation.plans import targets_of
 from curconvert.artifact.workspace import workspace_of
 from curconvert.base.errors import BackendError
-from curconvert.base.names import linear_of
-from curconvert.base.plan import Plan, distinct_inputs
+from curconvert.base.plan import Plan
+from curconvert.base.roles import Role
 from curconvert.calibration.backward import GRADIENT_TOKENS
 from curconvert.calibration.probes import TOP_TOKENS
 from curconvert.checkpoint.linears import decoder_linears
 from curconvert.checkpoint.types import Checkpoint
+from curconvert.families.roles import distinct_inputs, role_of
 from curconvert.families.skeleton import EMBEDDING
 from curconvert.methods.core.options import ConvertOptions
 from curconvert.methods.core.planning import bytes_per_number, keeps_inputs
@@ -41,7 +42,7 @@ def needed_bytes(
     calibration = options.calibration.sequences * length
     # While a record replaces the one before it, both are there; another stage's last one stays.
     records = 3 * (4 * hidden * probes + states_bytes(checkpoint, options))
-    method, targets = options.method, targets_of(checkpoint, options.targets)
+    method, targets = options.method, targets_of(checkpoint, options.roles)
     stored = plan.parameters_before if method.searches else plan.parameters_after
     answers = probes * 8 * min(TOP_TOKENS, checkpoint.tensors[EMBEDDING].shape[0])
     states = 4 * hidden * layers * min(calibration, GRADIENT_TOKENS + 8 * length) if options.needs.gradients else 0
@@ -72,10 +73,10 @@ def states_bytes(checkpoint: Checkpoint, options: ConvertOptions) -> int:
 def _auto_bytes(shapes: Mapping[str, tuple[int, int]]) -> int:
     """Return the bytes of the matrices that `auto` keeps of every linear: of inputs and of gradients, in float64."""
     inputs = sum(
-        8 * n * n * (2 if linear_of(name) == "down_proj" else 1)  # twice: a part is held out
+        8 * n * n * (2 if role_of(name) is Role.DOWN else 1)  # twice: a part is held out
         for name, n in distinct_inputs(shapes).items()
     )
-    return inputs + sum(8 * m * m for name, (m, _) in shapes.items() if linear_of(name) not in ("gate_proj", "up_proj"))
+    return inputs + sum(8 * m * m for name, (m, _) in shapes.items() if role_of(name) not in (Role.GATE, Role.UP))
 
 
 def check_space(out: Path, needed: int) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from curconvert.base.plan import MatrixPlan
+from curconvert.base.roles import Role
 from curconvert.calibration.backward import GRADIENT_TOKENS
 from curconvert.calibration.probes import PARITY_LENGTHS
 from curconvert.estimate.rates import Machine
 from curconvert.estimate.workload import Workload
+from curconvert.families.roles import role_of
 from curconvert.methods.core.costs import LAPACK
 from curconvert.training.spectrum import BATCH
 from curconvert_runtime.format.probes import DECODE_STEPS
@@ -167,9 +169,10 @@ def _factorization(matrix: MatrixPlan, work: Workload, machine: Machine) -> floa
 def _pricing(name: str, shape: tuple[int, int], machine: Machine) -> float:
     """Seconds in which `auto` prices the sizes of a matrix, or of the MLP that it ends."""
     (m, n), tokens = shape, GRADIENT_TOKENS
-    if name.endswith("down_proj.weight"):  # an inverse, updated as neurons are dropped, and ridges compared
+    role = role_of(name)
+    if role is Role.DOWN:  # an inverse, updated as neurons are dropped, and ridges compared
         return _products((4.0 * n**3 + 30.0 * m**2 * n) / LAPACK, machine) + 16.0 * tokens * m * n / machine.single
-    if name.endswith(("gate_proj.weight", "up_proj.weight")):
+    if role in (Role.GATE, Role.UP):
         return 0.0
     flops = 2.0 * m * n**2 + 4.0 * m**2 * n + 6.0 * m**3
     return _products(flops, machine) + _eigen([m, m], machine) + 2.0 * tokens * m * (2 * m + n) / machine.single

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from functools import cached_property
 
 from curconvert.base.names import layer_of
-from curconvert.base.plan import MatrixPlan, Plan, distinct_inputs
+from curconvert.base.plan import MatrixPlan, Plan
 from curconvert.calibration.sampled import RESIDENT_BYTES
 from curconvert.checkpoint.linears import decoder_linears, total_parameters
 from curconvert.checkpoint.types import Checkpoint
+from curconvert.families.roles import distinct_inputs
 from curconvert.families.skeleton import EMBEDDING
 from curconvert.methods.core.options import ConvertOptions
 from curconvert.methods.core.planning import keeps_inputs

@@ -15,6 +15,7 @@ import scipy.linalg
 import torch
 from numpy.typing import NDArray
 
+from curconvert.base.roles import SPARSE, Role
 from curconvert.base.types import Indices, Matrix, Vector
 from curconvert.factorization.interpolative import spanning_rows
 from curconvert.factorization.measured import deployed, measured
@@ -45,8 +46,8 @@ def keep_dimensions(query: Vector, key: Vector, heads: Heads, kept: int) -> Indi
     queries or keys, and `‖C^½[:, u]‖²` its diagonal's sum over u. A rotation does not change that of a pair.
 
     Args:
-        query: E y_i² of q_proj, (heads · head_dim,).
-        key: E y_i² of k_proj, (kv_heads · head_dim,).
+        query: E y_i² of the queries, (heads · head_dim,).
+        key: E y_i² of the keys, (kv_heads · head_dim,).
         heads: The layer's.
         kept: Dimensions to keep in each head.
 
@@ -69,29 +70,29 @@ def keep_dimensions(query: Vector, key: Vector, heads: Heads, kept: int) -> Indi
 
 
 def factorize_query_key(
-    projections: Mapping[str, Projection], heads: Heads, kept: int, dtype: torch.dtype
-) -> dict[str, Factorization]:
+    projections: Mapping[Role, Projection], heads: Heads, kept: int, dtype: torch.dtype
+) -> dict[Role, Factorization]:
     """Drop dimensions of query and key heads.
 
     Args:
-        projections: Under `q_proj` and `k_proj`.
+        projections: Of query and key.
         heads: The layer's; not `normed`.
         kept: Dimensions to keep in each head, as `Heads.kept` gives them.
         dtype: Deployed dtype.
 
     Returns:
-        Under the same keys, form `sparse_rows`, basis `rows`: bit for bit in the deployed dtype. The reported output
+        By role, form `sparse_rows`, basis `rows`: bit for bit in the deployed dtype. The reported output
         error is the share of the matrix's own output that is dropped.
     """
     dimensions = keep_dimensions(
-        output_energies(projections["q_proj"]), output_energies(projections["k_proj"]), heads, kept
+        output_energies(projections[Role.QUERY]), output_energies(projections[Role.KEY]), heads, kept
     )
     found = {}
-    for name in ("q_proj", "k_proj"):
-        part, rows = projections[name], _places(dimensions, heads.count(name), heads.head_dim)
+    for role in (Role.QUERY, Role.KEY):
+        part, rows = projections[role], _places(dimensions, heads.count(role), heads.head_dim)
         weight = part.weight.to(dtype).index_select(0, torch.from_numpy(rows))
         tensors = {"weight": weight, **_row_indices(rows, len(part.weight))}
-        found[name] = measured("sparse_rows", tensors, len(rows), part.weight, part.statistics, basis="rows")
+        found[role] = measured(SPARSE[role], tensors, len(rows), part.weight, part.statistics, basis="rows")
     return found
 
 
@@ -125,27 +126,27 @@ def joint_approximation(
 
 
 def factorize_value_output(
-    projections: Mapping[str, Projection], heads: Heads, kept: int, ridge: float, dtype: torch.dtype
-) -> dict[str, Factorization]:
+    projections: Mapping[Role, Projection], heads: Heads, kept: int, ridge: float, dtype: torch.dtype
+) -> dict[Role, Factorization]:
     """Approximate the product of values and outputs, head by head, in fewer dimensions.
 
-    The kept values are pivot rows of the approximation, in their places; a bias of v_proj stays as it is.
+    The kept values are pivot rows of the approximation, in their places; a bias of value stays as it is.
 
     Args:
-        projections: Under `v_proj` and `o_proj`.
+        projections: Of value and output.
         heads: The layer's.
         kept: Dimensions to keep in each head, 1 to head_dim.
         ridge: λ of `H + λ diag(H)`.
         dtype: Deployed dtype.
 
     Returns:
-        Under the same keys: v_proj in form `sparse_rows`, basis `subspace`, and o_proj in form `sparse_columns`. The
-        reported output error of o_proj is for the original's values.
+        By role: value in form `sparse_rows`, basis `subspace`, and output in form `sparse_columns`. The
+        reported output error of output is for the original's values.
     """
-    v_proj, o_proj = projections["v_proj"], projections["o_proj"]
-    V, W = (part.weight.to(torch.float64).numpy() for part in (v_proj, o_proj))
-    H, size = ridged(v_proj.statistics.gram, ridge), heads.head_dim
-    bias = None if v_proj.bias is None else v_proj.bias.to(dtype).to(torch.float64).numpy()
+    value, output = projections[Role.VALUE], projections[Role.OUTPUT]
+    V, W = (part.weight.to(torch.float64).numpy() for part in (value, output))
+    H, size = ridged(value.statistics.gram, ridge), heads.head_dim
+    bias = None if value.bias is None else value.bias.to(dtype).to(torch.float64).numpy()
     outputs = W.reshape(len(W), heads.kv_heads, -1, size)
     dimensions = np.empty((heads.kv_heads, kept), dtype=np.int32)
     values, columns = [], []
@@ -160,12 +161,14 @@ def factorize_value_output(
         dimensions[head] = rows[ascending]
         values.append(A[dimensions[head]] @ B)
         columns.append((outputs[:, head] @ coefficients[:, ascending]).reshape(len(W), -1))
-    rows, order = (_places(dimensions, heads.count(name), size) for name in ("v_proj", "o_proj"))
-    v_tensors = {"weight": deployed(np.concatenate(values), dtype), **_row_indices(rows, len(V))}
-    o_tensors = {"weight": deployed(np.concatenate(columns, axis=1), dtype), "order": torch.from_numpy(order)}
+    rows, order = (_places(dimensions, heads.count(role), size) for role in (Role.VALUE, Role.OUTPUT))
+    value_tensors = {"weight": deployed(np.concatenate(values), dtype), **_row_indices(rows, len(V))}
+    output_tensors = {"weight": deployed(np.concatenate(columns, axis=1), dtype), "order": torch.from_numpy(order)}
     return {
-        "v_proj": measured("sparse_rows", v_tensors, len(rows), v_proj.weight, v_proj.statistics, basis="subspace"),
-        "o_proj": measured("sparse_columns", o_tensors, len(order), o_proj.weight, o_proj.statistics),
+        Role.VALUE: measured(
+            SPARSE[Role.VALUE], value_tensors, len(rows), value.weight, value.statistics, basis="subspace"
+        ),
+        Role.OUTPUT: measured(SPARSE[Role.OUTPUT], output_tensors, len(order), output.weight, output.statistics),
     }
 
 

@@ -3,7 +3,7 @@
 Every supported family computes `down(act(gate(x)) ∘ up(x))` with an elementwise activation. So a neuron is a row of
 gate and of up and a column of down: without the dropped rows, the kept neurons' activations are what they were,
 exactly. What the dropped ones added to the output is estimated from the kept ones: the Nyström approximation of MoDeGPT
-(arXiv 2408.09632). G is the Gram matrix of the activations h, down_proj's input; K are the kept neurons.
+(arXiv 2408.09632). G is the Gram matrix of the activations h, down's input; K are the kept neurons.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import scipy.linalg
 import torch
 
 from curconvert.base.errors import InputError
+from curconvert.base.roles import MODULAR, Role
 from curconvert.base.types import Indices, Matrix, Vector
 from curconvert.factorization.measured import deployed, measured
 from curconvert.factorization.projection import Projection, with_bias
@@ -34,7 +35,7 @@ class ModularOptions:
 
     Attributes:
         leverage_ridge: Of the scores by which neurons are kept, relative to the mean diagonal.
-        ridge: Of the correction of down_proj, relative to each neuron's energy.
+        ridge: Of the correction of down, relative to each neuron's energy.
     """
 
     leverage_ridge: float
@@ -49,7 +50,7 @@ def ridge_leverage(gram: Matrix, column_norms: Vector, ridge: float) -> Vector:
 
     Args:
         gram: G, (m, m) symmetric positive semi-definite.
-        column_norms: s, (m,), such as the norms of down_proj's columns.
+        column_norms: s, (m,), such as the norms of down's columns.
         ridge: Relative ridge.
 
     Returns:
@@ -90,7 +91,7 @@ def corrected_down(weight: Matrix, gram: Matrix, kept: Indices, ridge: float) ->
     towards W's own columns, each neuron in its own units, so with all neurons kept W comes back.
 
     Args:
-        weight: W, (n, m), that of down_proj.
+        weight: W, (n, m), that of down.
         gram: G, (m, m) symmetric positive semi-definite.
         kept: K, (k,).
         ridge: λ.
@@ -106,7 +107,7 @@ def held_out_ridge(weight: Matrix, statistics: InputStatistics, count: int, opti
     """Choose the ridge of `corrected_down` whose correction predicts best on held-out tokens, fitted to the others.
 
     Args:
-        weight: W, (n, m), that of down_proj.
+        weight: W, (n, m), that of down.
         statistics: Of its input, with a part held out; without, the options' own ridge is returned.
         count: Neurons to keep for the comparison, those of the largest leverage scores.
         options: The ridge to choose where none predicts better, and that of the scores.
@@ -131,45 +132,46 @@ def held_out_ridge(weight: Matrix, statistics: InputStatistics, count: int, opti
 
 
 def factorize_mlp(
-    projections: Mapping[str, Projection],
+    projections: Mapping[Role, Projection],
     count: int,
     options: ModularOptions,
     dtype: torch.dtype,
     kept: Indices | None = None,
-) -> dict[str, Factorization]:
+) -> dict[Role, Factorization]:
     """Factorize an MLP into one with fewer neurons.
 
-    The reported output error of down_proj is that of the MLP: `‖W h − W' h_K‖ / ‖W h‖` over the calibration tokens.
-    That of gate_proj and up_proj is the share of their own output that is dropped. A bias of down_proj makes up for the
+    The reported output error of down is that of the MLP: `‖W h − W' h_K‖ / ‖W h‖` over the calibration tokens.
+    That of gate and up is the share of their own output that is dropped. A bias of down makes up for the
     mean of what is dropped: neurons are then chosen and replaced for the centred activations, and the error counts it.
 
     Args:
-        projections: Under `gate_proj`, `up_proj` and `down_proj`.
+        projections: Of gate, up and down.
         count: k, neurons to keep, 1 ≤ k ≤ m.
         options: Ridges.
         dtype: Deployed dtype of weights and biases.
         kept: Which neurons to keep, (k,) ascending; None keeps those of the largest ridge leverage scores.
 
     Returns:
-        Under the same keys: gate and up in form `modular_rows` (rows of the weight, bit for bit in the deployed dtype,
+        By role: gate and up in form `modular_rows` (rows of the weight, bit for bit in the deployed dtype,
         with the bias of these rows), down in form `modular_columns`.
 
     Raises:
         InputError: The MLP does not have so many neurons.
     """
-    down = projections["down_proj"]
+    down = projections[Role.DOWN]
     W, metric = down.weight.to(torch.float64).numpy(), down.metric
     G = metric.gram
     if kept is None:
         kept = keep_neurons(ridge_leverage(G, np.linalg.norm(W, axis=0), options.leverage_ridge), count)
     index = torch.from_numpy(kept)
-    found = {}
-    for name in ("gate_proj", "up_proj"):
-        part = projections[name]
+    found: dict[Role, Factorization] = {}
+    for role in (Role.GATE, Role.UP):
+        part = projections[role]
         tensors = {"weight": part.weight.to(dtype).index_select(0, index), "rows": index}
         if part.bias is not None:
             tensors["bias"] = part.bias.to(dtype).index_select(0, index)
-        found[name] = measured("modular_rows", tensors, count, part.weight, part.statistics)
+        found[role] = measured(MODULAR[role], tensors, count, part.weight, part.statistics)
     tensors = {"weight": deployed(corrected_down(W, G, kept, options.ridge), dtype), "cols": index}
-    found["down_proj"] = with_bias(measured("modular_columns", tensors, count, down.weight, metric), down, dtype)
+    factors = measured(MODULAR[Role.DOWN], tensors, count, down.weight, metric)
+    found[Role.DOWN] = with_bias(factors, down, dtype)
     return found

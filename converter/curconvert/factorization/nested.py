@@ -4,7 +4,7 @@ Low rank: all the best approximations `Ŵ_r = left[:, :r] · right[:r]` of `two_
 columns in one order of worth. Of any `Ŵ_k`, k ≥ r, `left` alone gives `right[:k]` back by least squares, and so `Ŵ_r`.
 
 Fewer neurons: with neurons in the order in which they are kept, and the Cholesky factor L of their ridged Gram matrix
-in that order, the refitted down_proj of `modular.corrected_down` for the first k of them is `(W L)[:, :k] L[:k, :k]⁻¹`.
+in that order, the refitted down of `modular.corrected_down` for the first k of them is `(W L)[:, :k] L[:k, :k]⁻¹`.
 So `W'_k` follows from any `W'_j` with j ≥ k by the leading part of one triangular matrix. The columns' scale cancels:
 L is stored with ones on its diagonal, and then `L[i, j]` is what neuron i adds to neuron j as long as only the neurons
 before j are there too.
@@ -63,7 +63,7 @@ def elimination(gram: Matrix, order: Indices, ridge: float) -> Matrix:
 
 
 def eliminated(weight: Matrix, factor: Matrix, count: int) -> Matrix:
-    """Return down_proj refitted to fewer neurons.
+    """Return down refitted to fewer neurons.
 
     Args:
         weight: W'_k, (n, k), its columns in the order of the factor.

@@ -2,7 +2,7 @@
 
 Optimal Brain Surgeon on whole neurons (ZipLM, arXiv 2302.04089): with P = G⁻¹ for the Gram matrix G of the
 activations, dropping neuron j and refitting the others costs `w_jᵀ F w_j / P_jj`, with w_j its column of the refitted
-down_proj and F the Fisher matrix of the output. The refit is the Nyström correction of `modular.corrected_down`.
+down and F the Fisher matrix of the output. The refit is the Nyström correction of `modular.corrected_down`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from curconvert.linalg.gram import ridged
 def drop_neurons(
     weight: Matrix, gram: Matrix, fisher: Matrix, ridge: float, *, step: int, least: int
 ) -> Iterator[tuple[Indices, Matrix]]:
-    """Drop neurons, `step` at a time, and refit down_proj each time.
+    """Drop neurons, `step` at a time, and refit down each time.
 
     Those dropped together are the cheapest of their step; their refit is joint. Works on activations scaled to unit
     energy, so that a few massive ones do not set the ridge of all others.
 
     Args:
-        weight: W of down_proj, (n, m).
+        weight: W of down, (n, m).
         gram: G, (m, m) symmetric positive semi-definite.
         fisher: F, (n, n) symmetric positive semi-definite.
         ridge: λ of `G + λ diag(G)`.

@@ -15,8 +15,8 @@ from torch import Tensor
 from curconvert.base.dtypes import dtype_name
 from curconvert.base.errors import BackendError, InputError
 from curconvert.base.finite import all_finite
-from curconvert.base.names import linear_of
 from curconvert.base.plan import MatrixPlan
+from curconvert.base.roles import MODULAR, Role
 from curconvert.base.types import Indices, Matrix
 from curconvert.factorization.attention_modules import factorize_query_key, factorize_value_output
 from curconvert.factorization.interpolative import interpolative_from
@@ -25,10 +25,11 @@ from curconvert.factorization.projection import Projection, with_bias
 from curconvert.factorization.shared import factorize_shared
 from curconvert.factorization.two_sided import DAMPING, TwoSided, damped, two_sided
 from curconvert.factorization.types import Factorization
+from curconvert.families.family import linear_name
 from curconvert.families.heads import Heads
+from curconvert.families.roles import role_of
 from curconvert.linalg.gram import ridged
 from curconvert.linalg.statistics import InputStatistics
-from curconvert_runtime.format.modules import MODULAR
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class MLPTask:
     """The three linears of an MLP, which keep the same neurons.
 
     Attributes:
-        names: Weight name of each linear.
+        names: Weight name of each linear, by role.
         projections: Of each linear.
         rank: Neurons to keep.
         ridge: λ, see `ModularOptions`.
@@ -140,8 +141,8 @@ class MLPTask:
         kept: Neurons to keep, ascending; None decides by ridge leverage.
     """
 
-    names: Mapping[str, str]
-    projections: Mapping[str, Projection]
+    names: Mapping[Role, str]
+    projections: Mapping[Role, Projection]
     rank: int
     ridge: float
     dtype: torch.dtype
@@ -150,7 +151,7 @@ class MLPTask:
     def run(self) -> dict[str, Factorization]:
         """Return the three factorizations by weight name; raises as `AllocatedTask.run`."""
         ridges = ModularOptions(leverage_ridge=self.ridge, ridge=self.ridge)
-        with lapack(self.names["down_proj"]):
+        with lapack(self.names[Role.DOWN]):
             found = factorize_mlp(self.projections, self.rank, ridges, self.dtype, self.kept)
         return _named(found, self.names, self.dtype)
 
@@ -160,7 +161,7 @@ class HeadsTask:
     """Two linears of an attention whose heads keep the same dimensions: queries and keys, or values and outputs.
 
     Attributes:
-        names: Weight name of each linear.
+        names: Weight name of each linear, by role.
         projections: Of each linear.
         heads: The layer's.
         kept: Dimensions of each head to keep.
@@ -168,8 +169,8 @@ class HeadsTask:
         dtype: Deployed dtype.
     """
 
-    names: Mapping[str, str]
-    projections: Mapping[str, Projection]
+    names: Mapping[Role, str]
+    projections: Mapping[Role, Projection]
     heads: Heads
     kept: int
     ridge: float
@@ -178,7 +179,7 @@ class HeadsTask:
     def run(self) -> dict[str, Factorization]:
         """Return the two factorizations by weight name; raises as `AllocatedTask.run`."""
         with lapack(next(iter(self.names.values()))):
-            if "q_proj" in self.names:
+            if Role.QUERY in self.names:
                 found = factorize_query_key(self.projections, self.heads, self.kept, self.dtype)
             else:
                 found = factorize_value_output(self.projections, self.heads, self.kept, self.ridge, self.dtype)
@@ -204,11 +205,12 @@ def mlp_task(
     Raises:
         InputError: A linear is missing, or they are planned with different sizes.
     """
-    names = {linear_of(plan.name): plan.name for plan in plans}
+    names = {role_of(plan.name): plan.name for plan in plans}
     ranks = {plan.rank for plan in plans if plan.rank is not None}
-    if {linear_of(plan.name): plan.form for plan in plans} != MODULAR or len(ranks) != 1:
-        raise InputError(f"{plans[0].name}: a smaller MLP needs {', '.join(MODULAR)}, all planned with one rank")
-    three = {linear: parts[name] for linear, name in names.items()}
+    if {role_of(plan.name): plan.form for plan in plans} != MODULAR or len(ranks) != 1:
+        needed = ", ".join(map(linear_name, MODULAR))
+        raise InputError(f"{plans[0].name}: a smaller MLP needs {needed}, all planned with one rank")
+    three = {role: parts[name] for role, name in names.items()}
     return MLPTask(names, three, ranks.pop(), ridge, dtype, kept)
 
 
@@ -232,12 +234,12 @@ def stored(name: str, factors: Factorization, projection: Projection, dtype: tor
 
 
 def _named(
-    found: Mapping[str, Factorization], names: Mapping[str, str], dtype: torch.dtype
+    found: Mapping[Role, Factorization], names: Mapping[Role, str], dtype: torch.dtype
 ) -> dict[str, Factorization]:
     """Check a module's factors, and return them by weight name."""
-    for linear, factors in found.items():
-        check_fit(names[linear], factors.tensors, dtype)
-    return {names[linear]: factors for linear, factors in found.items()}
+    for role, factors in found.items():
+        check_fit(names[role], factors.tensors, dtype)
+    return {names[role]: factors for role, factors in found.items()}
 
 
 @contextmanager

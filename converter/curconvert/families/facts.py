@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from curconvert.families.family import SUPPORTED_FAMILIES, Family
+
 FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 
 
@@ -82,18 +84,19 @@ def read_facts(skeleton: Any) -> ModelFacts:
         skeleton: The model as `build_skeleton` returns it: parameters on the meta device, buffers real.
     """
     config, decoder = skeleton.config, skeleton.model
+    family = SUPPORTED_FAMILIES[config.model_type]
     ropes = _ropes(decoder.rotary_emb, config)
-    layers = tuple(_attention(layer.self_attn, index, config, ropes) for index, layer in enumerate(decoder.layers))
+    blocks = skeleton.get_submodule(family.blocks)
+    layers = tuple(_attention(block.self_attn, index, config, family, ropes) for index, block in enumerate(blocks))
     scale = getattr(decoder.embed_tokens, "scalar_embed_scale", None)
     return ModelFacts(layers, ropes, None if scale is None else float(scale))
 
 
-def _attention(module: Any, index: int, config: Any, ropes: Mapping[str, Rope]) -> AttentionFacts:
+def _attention(module: Any, index: int, config: Any, family: Family, ropes: Mapping[str, Rope]) -> AttentionFacts:
     layer_types = getattr(config, "layer_types", None)
     layer_type = layer_types[index] if layer_types else None
     has_rope = bool(getattr(module, "use_rope", True))
-    # Only Gemma 2 passes the cap on to its attention function; Gemma 3 keeps the attribute and ignores it.
-    softcap = getattr(module, "attn_logit_softcapping", None) if config.model_type == "gemma2" else None
+    softcap = getattr(module, "attn_logit_softcapping", None) if family.caps_attention else None
     return AttentionFacts(
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from curconvert.base.roles import Role
 from curconvert.families.facts import read_facts
+from curconvert.families.family import family_of
 from curconvert.families.skeleton import build_skeleton
 
 
@@ -29,15 +31,15 @@ class Heads:
     pairs: int
     normed: bool
 
-    def kept(self, linear: str, density: float) -> int:
+    def kept(self, role: Role, density: float) -> int:
         """Return the dimensions of a head that a share of them is, rounded down: of queries and keys whole pairs."""
         count = int(density * self.head_dim)
-        whole = linear in ("q_proj", "k_proj") and 2 * self.pairs == self.head_dim
+        whole = role in (Role.QUERY, Role.KEY) and 2 * self.pairs == self.head_dim
         return count // 2 * 2 if whole else count
 
-    def count(self, linear: str) -> int:
-        """Return the heads of a linear: as many as o_proj reads, or the others give."""
-        return self.heads if linear in ("q_proj", "o_proj") else self.kv_heads
+    def count(self, role: Role) -> int:
+        """Return the heads of a linear: as many as the output reads, or the others give."""
+        return self.heads if role in (Role.QUERY, Role.OUTPUT) else self.kv_heads
 
     def units(self, kept: int) -> tuple[int, int]:
         """Divide kept dimensions into rotary pairs and dimensions that do not turn, in the proportion of all.
@@ -65,7 +67,7 @@ def attention_heads(config: Mapping[str, Any]) -> tuple[Heads, ...]:
     """
     skeleton = build_skeleton(config)
     facts = read_facts(skeleton)
-    layers = skeleton.get_submodule("model.layers").children()
+    layers = skeleton.get_submodule(family_of(config).blocks).children()
     return tuple(
         Heads(
             heads=layer.heads,

@@ -47,9 +47,9 @@ def build_skeleton(config: Mapping[str, Any]) -> nn.Module:
         raise InputError(
             f"config.json: transformers cannot build this {config['model_type']} model: {message}"
         ) from error
-    for layer in model.get_submodule("model.layers").children():
-        for path, parts in family.fused.items():
-            _split(layer, path, parts, family.part_sizes(config, path))
+    for layer in model.get_submodule(family.blocks).children():
+        for path in family.fused:
+            _split(layer, path, family.parts(config, path))
     return model.eval().requires_grad_(False)
 
 
@@ -68,14 +68,11 @@ def _rebuild_buffers(model: nn.Module) -> None:
             raise UnsupportedError(f"module {path} ({type(module).__name__}) has unknown buffers: {', '.join(names)}")
 
 
-def _split(layer: nn.Module, path: str, parts: tuple[str, ...], sizes: tuple[int, ...]) -> None:
+def _split(layer: nn.Module, path: str, parts: Mapping[str, int]) -> None:
     fused = layer.get_submodule(path)
     assert isinstance(fused, nn.Linear)
     bias = fused.bias is not None
-    linears = {
-        name: nn.Linear(fused.in_features, size, bias=bias, device="meta")
-        for name, size in zip(parts, sizes, strict=True)
-    }
+    linears = {name: nn.Linear(fused.in_features, size, bias=bias, device="meta") for name, size in parts.items()}
     parent, _, attribute = path.rpartition(".")
     setattr(layer.get_submodule(parent), attribute, SplitLinear(linears))
 

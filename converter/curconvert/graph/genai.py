@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from curconvert.families.family import family_of
 from curconvert_runtime.format.files import FUSED_FILE
 from curconvert_runtime.serve.providers import CUDA_PROVIDER
 
-# onnxruntime-genai refuses model types that it does not know, but treats all plain decoders alike.
-_TYPES: Mapping[str, str] = {"olmo2": "olmo", "olmo3": "olmo"}
 # Generation stops here unless the client sets max_length; the shared cache is allocated for this many tokens.
 _MAX_LENGTH = 4096
 
@@ -36,7 +35,7 @@ def genai_config(
     first_eos = eos[0] if isinstance(eos, list) else eos
     return {
         "model": {
-            "type": _TYPES.get(config["model_type"], config["model_type"]),
+            "type": family_of(config).genai_type or config["model_type"],
             "bos_token_id": _or(tokens.get("bos_token_id"), first_eos),
             "eos_token_id": _or(eos, 0),
             "pad_token_id": _or(tokens.get("pad_token_id"), _or(first_eos, 0)),

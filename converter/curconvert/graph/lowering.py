@@ -271,7 +271,7 @@ class Lowering:
 
 
 def _resize(value: ir.Value, width: int) -> None:
-    """Give a value of the template another last axis, and what is made of it up to the next product (the down_proj)."""
+    """Give a value of the template another last axis, and what is made of it up to the next product (down)."""
     value.shape = ir.Shape([*value.shape[:-1], width])
     for node in value.consumers():
         if node.op_type != "MatMul":

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from mobius import EpCapabilities, register_ep
 
 from curconvert.base.errors import UnsupportedError
+from curconvert.families.family import SUPPORTED_FAMILIES
 
 _PROVIDER = "curconvert-template"
 # The activations that mobius writes as transformers defines them, in operators that the lowering knows.
@@ -49,9 +50,9 @@ def dense_template(hf_config: Any) -> ir.Model:
 def _template_config(hf_config: Any) -> dict[str, Any]:
     """Return a config with the same topology, and the parts gone that mobius should not look at."""
     plain: dict[str, Any] = hf_config.to_dict()
-    if hf_config.model_type == "phi3":
-        # With its projections split, Phi-3 is Llama: mobius keeps gate_up_proj fused, the lowering wants it split.
-        plain["model_type"] = "llama"
+    built_as = SUPPORTED_FAMILIES[hf_config.model_type].built_as
+    if built_as is not None:  # mobius keeps projections fused, the lowering wants them split
+        plain["model_type"] = built_as
         plain["attention_bias"] = plain["mlp_bias"] = False
     plain["architectures"] = None
     plain["max_position_embeddings"] = _TABLE_ROWS

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 from curconvert.allocation.plans import targets_of
 from curconvert.allocation.sensitivity import Grid, Sensitivity
-from curconvert.base.names import layer_of, linear_of
+from curconvert.base.names import layer_of
+from curconvert.base.roles import Role
 from curconvert.calibration.backward import BackwardPass
 from curconvert.calibration.gathering import Gathering
 from curconvert.calibration.original import Watched, run_original
 from curconvert.checkpoint.linears import decoder_linears
 from curconvert.checkpoint.types import Checkpoint
+from curconvert.families.roles import role_of
 from curconvert.methods.core.context import Context, Measured
 from curconvert.methods.core.options import ConvertOptions
 from curconvert.methods.core.planning import keeps_inputs
@@ -48,7 +50,7 @@ def _backward(context: Context, wanted: Sequence[ConvertOptions]) -> BackwardPas
     rows = {name for options in wanted for name in _fisher_targets(checkpoint, options)}
     priced = [options for options in wanted if options.needs.curves]
     if priced:
-        targets = targets_of(checkpoint, priced[0].targets)
+        targets = targets_of(checkpoint, priced[0].roles)
         grid = Grid(priced[0].ridge, priced[0].rank_multiple, priced[0].seed)
         return Sensitivity(checkpoint, targets, grid, evidence, progress, rows, journal)
     return BackwardPass(rows, context.settings.seed, evidence, progress, journal) if rows else None
@@ -66,12 +68,12 @@ def _gathering(context: Context, wanted: Sequence[ConvertOptions]) -> Gathering 
     first = any(options.needs.statistics for options in wanted) or len(alone) > 1
     if not first and not (alone and keeps_inputs(checkpoint, alone[0])):
         return None
-    targets = {name for options in served for name in targets_of(checkpoint, options.targets)}
+    targets = {name for options in served for name in targets_of(checkpoint, options.roles)}
     if any(options.quantization for options in wanted if options in served or options.mixes_widths):
         targets |= decoder_linears(checkpoint).keys()  # what is not compressed is quantised by its inputs, too
     prices = len(alone) < len(served)
     # Pricing alone needs no exact products: each of its solves has a ridge, far above the rounding.
-    ends = {name for name in targets if linear_of(name) == "down_proj"} if prices else set()
+    ends = {name for name in targets if role_of(name) is Role.DOWN} if prices else set()
     return Gathering(
         targets, context.evidence, exact=not prices or bool(alone), tokens=context.tokens.calibration.size, split=ends
     )
@@ -85,4 +87,4 @@ def _fisher_targets(checkpoint: Checkpoint, options: ConvertOptions) -> set[str]
         return set()
     num_layers = int(checkpoint.config["num_hidden_layers"])
     layers = select_layers("all" if score_of(options.layers) else options.layers, num_layers)
-    return {name for name in targets_of(checkpoint, options.targets) if layer_of(name) in layers}
+    return {name for name in targets_of(checkpoint, options.roles) if layer_of(name) in layers}

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from curconvert.base.errors import InputError
+from curconvert.base.roles import MODULAR, Role
 from curconvert.methods.core.budgeted import Budgeted, positive_and_finite
 from curconvert.methods.core.costs import Cost, of_both_sides, of_part
 from curconvert.methods.core.method import Needs, option
 from curconvert.options.settings import Settings
-from curconvert_runtime.format.modules import MODULAR
 
 if TYPE_CHECKING:
     from curconvert.base.plan import MatrixPlan, Plan
@@ -71,9 +71,9 @@ class Auto(Budgeted):
         """See `Method.writes_components`."""
         return self.scored
 
-    def first_form(self, linear: str) -> str:
+    def first_form(self, role: Role) -> str:
         """See `Budgeted.first_form`."""
-        return MODULAR.get(linear, super().first_form(linear))
+        return MODULAR.get(role, super().first_form(role))
 
     def decide(self, context: Context, measured: Measured) -> Plan:
         """Spend the budget, or search for the least; see `Method.decide`."""
@@ -112,16 +112,16 @@ class Auto(Budgeted):
         self, plans: Sequence[MatrixPlan], statistics: Mapping[str, InputStatistics], context: Context
     ) -> Iterator[FactorTask]:
         """Read one block's matrices as the allocation planned them; see `Method.tasks`."""
-        from curconvert.base.names import linear_of
         from curconvert.factorization.projections import largest_first, read_projections
         from curconvert.factorization.tasks import AllocatedTask, mlp_task
+        from curconvert.families.roles import role_of
 
         names, evidence = [plan.name for plan in plans], context.evidence
         ridge, dtype = context.settings.ridge, context.dtype
         parts = read_projections(names, evidence.statistics_of(names), context.checkpoint, dtype)
-        mlp = [plan for plan in plans if plan.form == MODULAR.get(linear_of(plan.name))]
+        mlp = [plan for plan in plans if plan.entry.joint]
         if mlp:
-            (down,) = (plan for plan in mlp if linear_of(plan.name) == "down_proj")
+            (down,) = (plan for plan in mlp if role_of(plan.name) is Role.DOWN)
             assert down.rank is not None
             kept = evidence.kept(down.name, down.rank)
             yield mlp_task(mlp, parts, evidence.ridge(down.name), dtype, kept)
@@ -139,10 +139,7 @@ class Auto(Budgeted):
 
     def cost(self, matrix: MatrixPlan, tokens: int) -> Cost:
         """See `Method.cost`."""
-        from curconvert.base.names import linear_of
-
-        modular = matrix.form == MODULAR.get(linear_of(matrix.name))
-        return of_part(matrix, tokens) if modular else of_both_sides(matrix, tokens)
+        return of_part(matrix, tokens) if matrix.entry.joint else of_both_sides(matrix, tokens)
 
 
 def _shared_task(plan: MatrixPlan, context: Context) -> SharedTask:

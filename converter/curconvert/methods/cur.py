@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from curconvert.base.checks import one_of
 from curconvert.base.errors import InputError
+from curconvert.base.roles import Role
 from curconvert.methods.core.costs import Cost, cost_of, of_selection
 from curconvert.methods.core.matrixwise import Matrixwise
 from curconvert.methods.core.method import option
@@ -84,7 +85,7 @@ class CUR(Matrixwise, Sized):
         """See `Method.compares_inputs`."""
         return self.full_metric
 
-    def forms(self, linear: str) -> tuple[str, ...]:
+    def forms(self, role: Role) -> tuple[str, ...]:
         """Return the forms that C·U·R may be stored in."""
         return STORED[self.stored]
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from curconvert.base.errors import InputError
 from curconvert.methods.core.method import SIZES, Method
 from curconvert.methods.core.planning import NOT_SELECTED
-from curconvert.options.settings import LINEARS, Settings
+from curconvert.options.settings import Settings
+from curconvert.options.targets import LINEARS
 
 if TYPE_CHECKING:
     from curconvert.base.plan import MatrixPlan, Plan

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from curconvert.base.errors import InputError
+from curconvert.base.roles import MODULAR, SPARSE, Role
 from curconvert.methods.core.costs import Cost, of_part
 from curconvert.methods.core.planning import Shape, planned
 from curconvert.methods.core.sized import Sized
-from curconvert.options.settings import LINEARS, Settings
-from curconvert_runtime.format.modules import MODULAR, SPARSE
+from curconvert.options.settings import Settings
+from curconvert.options.targets import LINEARS, targets_for
 
 if TYPE_CHECKING:
     from curconvert.base.plan import MatrixPlan, Plan
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from curconvert.linalg.statistics import InputStatistics
     from curconvert.methods.core.context import Context
 
-_PAIRS = (("q_proj", "k_proj"), ("v_proj", "o_proj"))  # linears whose heads keep the same dimensions
+_PAIRS = ((Role.QUERY, Role.KEY), (Role.VALUE, Role.OUTPUT))  # linears whose heads keep the same dimensions
 _MODULES = (*_PAIRS, tuple(MODULAR))  # linears that get smaller together
 
 
@@ -39,15 +40,15 @@ class MoDeGPT(Sized):
 
     def check(self, settings: Settings) -> None:
         """Refuse parts of modules; see `Method.check`."""
-        if any(set(part) - set(settings.targets) not in (set(), set(part)) for part in _MODULES):
-            parts = " and ".join(",".join(part) for part in _MODULES)
+        if any(set(part) - settings.roles not in (set(), set(part)) for part in _MODULES):
+            parts = " and ".join(",".join(targets_for(part)) for part in _MODULES)
             raise InputError(
                 f"--targets {','.join(settings.targets)}: --method {self.name} takes whole ones of {parts}"
             )
 
-    def forms(self, linear: str) -> tuple[str, ...]:
+    def forms(self, role: Role) -> tuple[str, ...]:
         """Return the form of a linear."""
-        return ((MODULAR | SPARSE)[linear],)
+        return ({**MODULAR, **SPARSE}[role],)
 
     def plan(self, checkpoint: Checkpoint, settings: Settings, layers: tuple[int, ...] | None = None) -> Plan:
         """Plan each matrix, those of an attention by their heads; see `Method.plan`."""
@@ -62,34 +63,36 @@ class MoDeGPT(Sized):
         return planned(checkpoint, settings, plan_matrix, f"--{self.asked}", layers)
 
     def _in_heads(self, name: str, shape: Shape, heads: Heads) -> MatrixPlan:
-        from curconvert.base.names import linear_of
         from curconvert.base.plan import MatrixPlan
+        from curconvert.families.roles import role_of
 
-        linear, reason = linear_of(name), _obstacle(name, heads)
+        role, reason = role_of(name), _obstacle(name, heads)
         if reason is not None:
             return MatrixPlan(name, shape, "dense", reason=reason)
-        if linear not in SPARSE:
+        if role not in SPARSE:
             return self.plan_matrix(name, shape)
         assert self.density is not None
-        rank = heads.count(linear) * heads.kept(linear, self.density)
+        rank = heads.count(role) * heads.kept(role, self.density)
         if rank == 0:
             return MatrixPlan(name, shape, "dense", reason=f"{self.asked} leaves nothing of a head")
-        return self.saving(name, shape, self.forms(linear)[0], rank)
+        return self.saving(name, shape, self.forms(role)[0], rank)
 
     def tasks(
         self, plans: Sequence[MatrixPlan], statistics: Mapping[str, InputStatistics], context: Context
     ) -> Iterator[FactorTask]:
         """Read one block's modules; see `Method.tasks`."""
-        from curconvert.base.names import layer_of, linear_of
+        from curconvert.base.names import layer_of
         from curconvert.factorization.projections import read_projections
         from curconvert.factorization.tasks import HeadsTask, mlp_task
+        from curconvert.families.family import linear_name
+        from curconvert.families.roles import role_of
 
         parts = read_projections([plan.name for plan in plans], statistics, context.checkpoint, context.dtype)
         ridge, dtype = context.settings.ridge, context.dtype
-        mlp = [plan for plan in plans if linear_of(plan.name) in MODULAR]
+        mlp = [plan for plan in plans if role_of(plan.name) in MODULAR]
         if mlp:
             yield mlp_task(mlp, parts, ridge, dtype)
-        attention = {linear_of(plan.name): plan for plan in plans if linear_of(plan.name) in SPARSE}
+        attention = {role_of(plan.name): plan for plan in plans if role_of(plan.name) in SPARSE}
         heads = context.heads[layer_of(plans[0].name)]
         for pair in _PAIRS:
             if not attention.keys() & set(pair):
@@ -97,9 +100,10 @@ class MoDeGPT(Sized):
             sizes = {(attention[x].rank or 0) / heads.count(x) if x in attention else 0 for x in pair}
             kept = int(min(sizes))
             if sizes != {kept}:
-                raise InputError(f"{plans[0].name}: {' and '.join(pair)} must keep as many dimensions of each head")
-            names = {linear: attention[linear].name for linear in pair}
-            both = {linear: parts[name] for linear, name in names.items()}
+                both_names = " and ".join(map(linear_name, pair))
+                raise InputError(f"{plans[0].name}: {both_names} must keep as many dimensions of each head")
+            names = {role: attention[role].name for role in pair}
+            both = {role: parts[name] for role, name in names.items()}
             yield HeadsTask(names, both, heads, kept, ridge, dtype)
 
     @classmethod
@@ -120,9 +124,9 @@ class MoDeGPT(Sized):
 
 def _obstacle(name: str, heads: Heads) -> str | None:
     """Return why a linear's heads cannot get smaller, or None."""
-    from curconvert.base.names import linear_of
+    from curconvert.families.roles import role_of
 
-    if heads.normed and linear_of(name) in ("q_proj", "k_proj"):
+    if heads.normed and role_of(name) in (Role.QUERY, Role.KEY):
         return "a norm follows it, which dropped dimensions would change"
     return None
 

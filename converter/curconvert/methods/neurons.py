@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from curconvert.base.errors import InputError
+from curconvert.base.roles import MODULAR, Role
+from curconvert.families.family import linear_name
 from curconvert.methods.core.costs import Cost, of_part
 from curconvert.methods.core.sized import Sized
 from curconvert.options.settings import Settings
-from curconvert_runtime.format.modules import MODULAR
+from curconvert.options.targets import targets_for
 
 if TYPE_CHECKING:
     from curconvert.base.plan import MatrixPlan
@@ -25,19 +27,22 @@ class Neurons(Sized):
 
     name: ClassVar[str] = "neurons"
     stores: ClassVar[str] = "r neurons of each MLP: no extra product"
-    summary: ClassVar[str] = "neurons by ridge leverage scores, down_proj solved again (MoDeGPT, arXiv 2408.09632)"
+    summary: ClassVar[str] = (
+        f"neurons by ridge leverage scores, {linear_name(Role.DOWN)} solved again (MoDeGPT, arXiv 2408.09632)"
+    )
     default_size: ClassVar[Mapping[str, float]] = {"density": 0.75}
-    defaults: ClassVar[Mapping[str, Any]] = {"targets": tuple(MODULAR)}
+    defaults: ClassVar[Mapping[str, Any]] = {"targets": targets_for(MODULAR)}
     recorded: ClassVar[Mapping[str, str]] = {"form": "modular"}
 
     def check(self, settings: Settings) -> None:
         """Refuse a part of an MLP; see `Method.check`."""
-        if set(settings.targets) != set(MODULAR):
-            raise InputError(f"--targets {','.join(settings.targets)}: --method {self.name} takes {','.join(MODULAR)}")
+        if settings.roles != MODULAR.keys():
+            wanted = ",".join(targets_for(MODULAR))
+            raise InputError(f"--targets {','.join(settings.targets)}: --method {self.name} takes {wanted}")
 
-    def forms(self, linear: str) -> tuple[str, ...]:
+    def forms(self, role: Role) -> tuple[str, ...]:
         """Return the form of one of the three linears."""
-        return (MODULAR.get(linear, self.recorded["form"]),)
+        return (MODULAR.get(role, self.recorded["form"]),)
 
     def tasks(
         self, plans: Sequence[MatrixPlan], statistics: Mapping[str, InputStatistics], context: Context

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from curconvert.base.roles import Role
 from curconvert.methods.core.matrixwise import Matrixwise
 from curconvert.methods.core.sized import Sized
 from curconvert.options.settings import Settings
@@ -29,7 +30,7 @@ class PIFA(Matrixwise, Sized):
         """See `Method.compares_inputs`."""
         return True
 
-    def forms(self, linear: str) -> tuple[str, ...]:
+    def forms(self, role: Role) -> tuple[str, ...]:
         """Return the one form."""
         return ("interpolative",)
 

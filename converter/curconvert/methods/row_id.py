@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from curconvert.base.roles import Role
 from curconvert.methods.core.costs import Cost, of_rows
 from curconvert.methods.core.matrixwise import Matrixwise
 from curconvert.methods.core.sized import Sized
@@ -31,7 +32,7 @@ class RowID(Matrixwise, Sized):
         """See `Method.compares_inputs`."""
         return True
 
-    def forms(self, linear: str) -> tuple[str, ...]:
+    def forms(self, role: Role) -> tuple[str, ...]:
         """Return the one form."""
         return ("interpolative",)
 

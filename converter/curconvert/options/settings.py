@@ -8,14 +8,14 @@ from typing import Literal, get_args
 from curconvert.base.checks import at_least, check_device, one_of, within
 from curconvert.base.errors import InputError
 from curconvert.base.names import CPU
+from curconvert.base.roles import Role
 from curconvert.options.calibration import CalibrationOptions
 from curconvert.options.quantization import Quantization
+from curconvert.options.targets import DEFAULT_TARGETS, LINEARS, target_roles
 
 DType = Literal["float32", "float16", "bfloat16"]
 DTYPES: tuple[str, ...] = get_args(DType)
 TARGETS = ("cpu", "cuda")
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-DEFAULT_TARGETS = ("q_proj", "k_proj", "gate_proj")  # CURing, §4
 
 _MAX_RIDGE = 1e6  # far beyond any use: the diagonal alone decides long before
 
@@ -68,6 +68,11 @@ class Settings:
         check_device(self.device)
 
     @property
+    def roles(self) -> frozenset[Role]:
+        """Roles of the linears to compress."""
+        return target_roles(self.targets)
+
+    @property
     def arithmetic(self) -> str:
         """What the fused graph computes in."""
         return arithmetic_of(self.target, self.dtype, self.quantization)
@@ -92,16 +97,3 @@ def arithmetic_of(target: str, dtype: str | None, quantization: Quantization | N
     if quantization is not None:
         raise InputError("--target cuda: computes with float16 weights; --quantize is for --target cpu")
     return "float16"
-
-
-def parse_targets(text: str) -> tuple[str, ...]:
-    """Parse `all` or a comma-separated list of linears; order and repetition do not matter."""
-    if text.strip() == "all":
-        return LINEARS
-    names = {part.strip() for part in text.split(",") if part.strip()}
-    unknown = sorted(names - set(LINEARS))
-    if unknown:
-        raise InputError(
-            f"--targets: {', '.join(unknown)} matches nothing; expected all, or some of {', '.join(LINEARS)}"
-        )
-    return tuple(name for name in LINEARS if name in names)

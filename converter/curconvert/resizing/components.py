@@ -2,7 +2,7 @@
 
 Two files. `components.json` has the curves by which a budget is spent. `components.safetensors` has of each module what
 the weights do not say: the basis in which a matrix was approximated, its columns in the order of their worth; the order
-of an MLP's neurons, and the triangular factor that refits down_proj to the first of them (`factorization.nested`). All
+of an MLP's neurons, and the triangular factor that refits down to the first of them (`factorization.nested`). All
 of it is nested, so it serves every size up to the artifact's. Other scores than the closed-form ones (a learned
 spectrum) would change the columns' order and the curves, and no reader.
 """
@@ -22,14 +22,16 @@ from torch import Tensor
 from curconvert.allocation.curves import Curve
 from curconvert.artifact.safetensors_writer import SafetensorsWriter
 from curconvert.base.layout import TensorSpec
-from curconvert.base.names import bias_of, layer_of, linear_of
+from curconvert.base.names import bias_of, layer_of
 from curconvert.base.plan import Plan
+from curconvert.base.roles import Role
 from curconvert.base.types import Indices, Matrix
 from curconvert.calibration.evidence import Evidence
 from curconvert.execution.task import Executor
 from curconvert.factorization.nested import elimination, nested_basis, packed
 from curconvert.factorization.projection import Projection
 from curconvert.factorization.tasks import best_approximations, lapack
+from curconvert.families.roles import role_of
 from curconvert_runtime.checks.fidelity import Progress
 from curconvert_runtime.format.files import COMPONENTS, SCORES
 from curconvert_runtime.format.forms.names import factor_name
@@ -76,10 +78,10 @@ class BasisTask:
 
 @dataclass(frozen=True)
 class EliminationTask:
-    """The order of one MLP's neurons, and what refits down_proj to the first of them.
+    """The order of one MLP's neurons, and what refits down to the first of them.
 
     Attributes:
-        name: Weight name of down_proj.
+        name: Weight name of down.
         projection: That linear.
         order: Neurons that are there, those that are dropped last first.
         ridge: λ of the refit.
@@ -162,14 +164,14 @@ def module_sizes(plan: Plan, curves: Sequence[Curve]) -> dict[str, int]:
     for curve in curves:
         name = stored_under(curve.forms)
         matrix = matrices[name]
-        whole = matrix.shape[1] if linear_of(name) == "down_proj" else min(matrix.shape)
+        whole = matrix.shape[1] if role_of(name) is Role.DOWN else min(matrix.shape)
         found[name] = whole if matrix.rank is None else matrix.rank
     return found
 
 
 def stored_under(forms: Mapping[str, str]) -> str:
-    """Return the weight name under which a module's components are stored: the matrix', or down_proj's of an MLP."""
-    return next((name for name in forms if linear_of(name) == "down_proj"), next(iter(forms)))
+    """Return the weight name under which a module's components are stored: the matrix', or down's of an MLP."""
+    return next((name for name in forms if role_of(name) is Role.DOWN), next(iter(forms)))
 
 
 def layout(
@@ -185,7 +187,7 @@ def layout(
     """
     m, n = shape
     found: dict[str, tuple[torch.dtype, tuple[int, ...]]]
-    if linear_of(name) == "down_proj":
+    if role_of(name) is Role.DOWN:
         found = {"order": (torch.int32, (size,)), "elimination": (STORED, (size * (size - 1) // 2,))}
         return found | ({"mean": (torch.float32, (size,))} if biased else {})
     found = {"basis": (STORED, (m, size))}
@@ -201,10 +203,8 @@ def components_bytes(targets: Mapping[str, tuple[int, int]]) -> int:
     return sum(
         kind.itemsize * int(np.prod(size, dtype=np.int64))
         for name, (m, n) in targets.items()
-        if linear_of(name) not in ("gate_proj", "up_proj")
-        for kind, size in layout(
-            name, (m, n), n if linear_of(name) == "down_proj" else min(m, n), biased=False
-        ).values()
+        if role_of(name) not in (Role.GATE, Role.UP)
+        for kind, size in layout(name, (m, n), n if role_of(name) is Role.DOWN else min(m, n), biased=False).values()
     )
 
 
@@ -218,7 +218,7 @@ def _tasks(
 ) -> Iterator[BasisTask | EliminationTask]:
     parts = read(names)
     for name in names:
-        if linear_of(name) == "down_proj":
+        if role_of(name) is Role.DOWN:
             yield EliminationTask(name, parts[name], evidence.leading(name, sizes[name]), evidence.ridge(name))
         else:
             yield BasisTask(name, parts[name], evidence.fisher(name), sizes[name], ridge)

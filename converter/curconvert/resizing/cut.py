@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from curconvert.base.names import linear_of
 from curconvert.base.plan import MatrixPlan
+from curconvert.base.roles import Role
 from curconvert.base.types import Indices, Matrix, Vector
 from curconvert.execution.task import Task
 from curconvert.factorization.interpolative import spanned
@@ -18,6 +18,7 @@ from curconvert.factorization.measured import deployed
 from curconvert.factorization.nested import eliminated, truncated
 from curconvert.factorization.tasks import check_fit, lapack
 from curconvert.factorization.types import arrays
+from curconvert.families.roles import role_of
 from curconvert.resizing.scored import Scored
 
 Tensors = dict[str, dict[str, Tensor]]
@@ -67,20 +68,20 @@ class MLPCut:
     """An MLP, cut to fewer neurons.
 
     Attributes:
-        names: Weight name of each linear.
+        names: Weight name of each linear, by role.
         weights: Of each linear, for the neurons that the artifact has.
         biases: Of each linear that has one.
         kept: Those neurons, (k,) ascending.
         order: The same, those that are dropped last first.
-        factor: What refits down_proj, (k, k).
-        mean: Of the activations, (k,), in that order; with down_proj's bias.
+        factor: What refits down, (k, k).
+        mean: Of the activations, (k,), in that order; with down's bias.
         count: Neurons to keep.
         dtype: Deployed dtype.
     """
 
-    names: Mapping[str, str]
-    weights: Mapping[str, Tensor]
-    biases: Mapping[str, Tensor]
+    names: Mapping[Role, str]
+    weights: Mapping[Role, Tensor]
+    biases: Mapping[Role, Tensor]
     kept: Indices
     order: Indices
     factor: Matrix
@@ -95,19 +96,19 @@ class MLPCut:
         index = torch.from_numpy(rows)
         places = torch.from_numpy(np.searchsorted(self.kept, rows))
         found: Tensors = {}
-        for linear in ("gate_proj", "up_proj"):
-            found[self.names[linear]] = {"weight": self.weights[linear].index_select(0, places), "rows": index}
-            if linear in self.biases:
-                found[self.names[linear]]["bias"] = self.biases[linear].index_select(0, places)
-        down = self.names["down_proj"]
-        W = self.weights["down_proj"].to(torch.float64).numpy()[:, np.searchsorted(self.kept, self.order)]
+        for role in (Role.GATE, Role.UP):
+            found[self.names[role]] = {"weight": self.weights[role].index_select(0, places), "rows": index}
+            if role in self.biases:
+                found[self.names[role]]["bias"] = self.biases[role].index_select(0, places)
+        down = self.names[Role.DOWN]
+        W = self.weights[Role.DOWN].to(torch.float64).numpy()[:, np.searchsorted(self.kept, self.order)]
         with lapack(down):
             cut = eliminated(W, self.factor, self.count)
         stored = deployed(cut[:, np.argsort(left)], self.dtype)
         found[down] = {"weight": stored, "cols": index}
         if self.mean is not None:
             smaller = stored.to(torch.float64).numpy() @ self.mean[: self.count][np.argsort(left)]
-            bias = self.biases["down_proj"].to(torch.float64).numpy() + W @ self.mean - smaller
+            bias = self.biases[Role.DOWN].to(torch.float64).numpy() + W @ self.mean - smaller
             found[down]["bias"] = deployed(bias, self.dtype)
         check_fit(down, found[down], self.dtype)
         return found
@@ -127,15 +128,15 @@ def cuts(plans: Sequence[MatrixPlan], scored: Scored, dtype: torch.dtype) -> Ite
     Raises:
         IntegrityError: A component is damaged.
     """
-    mlp = {linear_of(plan.name): plan for plan in plans if plan.entry.joint}
+    mlp = {role_of(plan.name): plan for plan in plans if plan.entry.joint}
     source = scored.source
     if mlp:
-        names = {linear: plan.name for linear, plan in mlp.items()}
-        down, rank = names["down_proj"], mlp["down_proj"].rank
+        names = {role: plan.name for role, plan in mlp.items()}
+        down, rank = names[Role.DOWN], mlp[Role.DOWN].rank
         assert rank is not None
         order = scored.order(down)
-        biases = {linear: bias for linear, name in names.items() if (bias := source.bias(name)) is not None}
-        weights = {linear: source.stored(name)["weight"] for linear, name in names.items()}
+        biases = {role: bias for role, name in names.items() if (bias := source.bias(name)) is not None}
+        weights = {role: source.stored(name)["weight"] for role, name in names.items()}
         factor = scored.elimination(down, len(order))
         yield MLPCut(
             names, weights, biases, np.sort(order), order, factor, scored.mean(down), rank, dtype

@@ -14,10 +14,12 @@ from curconvert.allocation.curves import Curve
 from curconvert.allocation.plans import allocated
 from curconvert.base.errors import InputError, IntegrityError, UnsupportedError
 from curconvert.base.layout import SAFETENSORS_DTYPES
-from curconvert.base.names import bias_of, linear_of
+from curconvert.base.names import bias_of
 from curconvert.base.plan import Plan
+from curconvert.base.roles import MODULAR
 from curconvert.base.types import Indices, Matrix, Vector
 from curconvert.factorization.nested import unpacked
+from curconvert.families.roles import role_of
 from curconvert.resizing.components import SCHEMA, layout, module_sizes, stored_under
 from curconvert.resizing.source import ArtifactSource
 from curconvert_runtime.format import strict_json
@@ -25,7 +27,6 @@ from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.files import COMPONENTS, SCORES
 from curconvert_runtime.format.forms import form_of
 from curconvert_runtime.format.forms.names import factor_name
-from curconvert_runtime.format.modules import MODULAR
 from curconvert_runtime.format.tensor_file import TensorHeader, read_headers, read_tensor
 from curconvert_schemas import SchemaError, validate
 
@@ -116,7 +117,7 @@ class Scored:
         return self._read(name, "basis")
 
     def order(self, name: str) -> Indices:
-        """Return the neurons before a down_proj, those that are dropped last first, (k,).
+        """Return the neurons before a down linear, those that are dropped last first, (k,).
 
         Raises:
             IntegrityError: They are not those that the artifact has.
@@ -130,7 +131,7 @@ class Scored:
         return order
 
     def elimination(self, name: str, size: int) -> Matrix:
-        """Return the factor that refits a down_proj, (size, size)."""
+        """Return the factor that refits a down linear, (size, size)."""
         return unpacked(self._read(name, "elimination"), size)
 
     def mean(self, name: str) -> Vector | None:
@@ -171,7 +172,7 @@ def _fault(modules: list[dict[str, Any]], plan: Plan) -> str | None:
     for module in modules:
         forms, sizes = module["forms"], module["sizes"]
         name = stored_under(forms)
-        found = {linear_of(part): form for part, form in forms.items()}
+        found = {role_of(part): form for part, form in forms.items()}
         places = {part.rsplit(".", 2)[0] for part in forms}
         alone = len(forms) == 1 and form_of(forms[name]).nested
         if not (found == MODULAR or alone) or len(places) > 1:

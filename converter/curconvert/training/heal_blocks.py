@@ -75,7 +75,7 @@ def heal_blocks(
             for row in torch.split(theirs, 1):
                 row.copy_(block.forward(row))
             install(block, artifact)
-            parameters = trainable(block.layer, options.train, f"model.layers.{index}.")
+            parameters = trainable(block.layer, options.train, block.prefix)
             with torch.no_grad():
                 for name, value in solved.items():
                     parameters[name].copy_(value)

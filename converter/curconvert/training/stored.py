@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from curconvert.blocks.stored import linear_of_artifact, stored_tensor
-from curconvert.blocks.stream import LAYERS, Block
+from curconvert.blocks.stream import Block
 from curconvert.checkpoint.types import Checkpoint, Companions, SourceKind, TensorInfo
 from curconvert.families.skeleton import canonical_parameters, set_tensor
 from curconvert_runtime.format.artifact import Artifact
@@ -51,6 +51,6 @@ def install(block: Block, artifact: Artifact) -> None:
     for matrix in artifact.manifest["matrices"]:
         if matrix["name"] in block.linears and form_of(matrix["form"]).is_compressed:
             block.replace(matrix["name"], linear_of_artifact(artifact, matrix))
-    for name, owner, attribute in list(canonical_parameters(block.layer, f"{LAYERS}.{block.index}.")):
+    for name, owner, attribute in list(canonical_parameters(block.layer, block.prefix)):
         if name in artifact.tensors:
             set_tensor(owner, attribute, stored_tensor(artifact, name).to(torch.float32, copy=True))

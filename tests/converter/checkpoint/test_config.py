@@ -134,5 +134,5 @@ def test_phi3_parts_have_the_rows_of_its_heads() -> None:
     """q rows are heads · head_dim, k and v rows kv heads · head_dim, gate and up the intermediate size."""
     config = normalise_config({**SIZES, "model_type": "phi3"}, "config.json")
     family = family_of(config)
-    assert family.part_sizes(config, "self_attn.qkv_proj") == (32, 16, 16)
-    assert family.part_sizes(config, "mlp.gate_up_proj") == (48, 48)
+    assert family.parts(config, "self_attn.qkv_proj") == {"q_proj": 32, "k_proj": 16, "v_proj": 16}
+    assert family.parts(config, "mlp.gate_up_proj") == {"gate_proj": 48, "up_proj": 48}

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from curconvert.base.roles import Role
 from curconvert.factorization.attention_modules import (
     factorize_query_key,
     factorize_value_output,
@@ -35,14 +36,14 @@ def projection(seed: int, m: int, n: int = HIDDEN, biased: bool = False) -> Proj
     return Projection(random_weight(seed, m, n), correlated(seed % 7, n), bias)
 
 
-def query_key(seed: int = 0, biased: bool = False) -> dict[str, Projection]:
+def query_key(seed: int = 0, biased: bool = False) -> dict[Role, Projection]:
     """The two projections, on the same input."""
-    return {"q_proj": projection(seed, 48, biased=biased), "k_proj": projection(seed + 1, 16, biased=biased)}
+    return {Role.QUERY: projection(seed, 48, biased=biased), Role.KEY: projection(seed + 1, 16, biased=biased)}
 
 
-def value_output(seed: int = 0, biased: bool = False) -> dict[str, Projection]:
+def value_output(seed: int = 0, biased: bool = False) -> dict[Role, Projection]:
     """The two projections, and an input of o_proj of any kind."""
-    return {"v_proj": projection(seed, 16, biased=biased), "o_proj": projection(seed + 1, HIDDEN, 48)}
+    return {Role.VALUE: projection(seed, 16, biased=biased), Role.OUTPUT: projection(seed + 1, HIDDEN, 48)}
 
 
 def root(matrix: Matrix) -> Matrix:
@@ -55,13 +56,13 @@ def root(matrix: Matrix) -> Matrix:
 @given(density=st.floats(0.01, 0.99))
 def test_units_add_up_to_the_kept_dimensions(heads: Heads, density: float) -> None:
     """Whole pairs and single dimensions, no more than there are, at most the share of the head."""
-    kept = heads.kept("k_proj", density)
+    kept = heads.kept(Role.KEY, density)
     assert kept <= density * heads.head_dim < kept + 2
     pairs, others = heads.units(kept)
     assert 2 * pairs + others == kept
     assert 0 <= pairs <= heads.pairs
     assert 0 <= others <= heads.head_dim - 2 * heads.pairs
-    assert heads.kept("o_proj", density) == int(density * 8)
+    assert heads.kept(Role.OUTPUT, density) == int(density * 8)
 
 
 @pytest.mark.parametrize("heads", [HEADS, PARTIAL, WITHOUT_POSITIONS])
@@ -116,9 +117,9 @@ def test_queries_and_keys_are_rows_in_their_places(dtype: torch.dtype) -> None:
     parts = query_key(biased=True)
     found = factorize_query_key(parts, HEADS, 4, dtype)
     rows = {name: found[name].tensors["rows"].numpy() for name in parts}
-    assert [len(rows[name]) for name in ("q_proj", "k_proj")] == [24, 8]
-    keys = rows["k_proj"].reshape(2, 4) - 8 * np.arange(2)[:, None]
-    queries = rows["q_proj"].reshape(6, 4) - 8 * np.arange(6)[:, None]
+    assert [len(rows[name]) for name in (Role.QUERY, Role.KEY)] == [24, 8]
+    keys = rows[Role.KEY].reshape(2, 4) - 8 * np.arange(2)[:, None]
+    queries = rows[Role.QUERY].reshape(6, 4) - 8 * np.arange(6)[:, None]
     assert np.array_equal(queries, np.repeat(keys, 3, axis=0))
     assert all(set(head) == {i for j in head for i in (j % 4, j % 4 + 4)} for head in keys.tolist())
     for name, part in parts.items():
@@ -160,9 +161,9 @@ def test_a_bias_is_spanned(rank: int) -> None:
 
 def attended(parts: dict[str, torch.Tensor], bias: Matrix, x: Matrix, mixing: Matrix) -> Matrix:
     """Return `Σ_h O_h · Σ_t mixing[h, t] (V x_t + b)`, whose mixing weights add up to one."""
-    values = x @ parts["v_proj"].numpy().T + bias
+    values = x @ parts[Role.VALUE].numpy().T + bias
     heads = [mixing[h] @ values[:, 8 * (h // 3) : 8 * (h // 3 + 1)] for h in range(6)]
-    return np.asarray(np.concatenate(heads) @ parts["o_proj"].numpy().T)
+    return np.asarray(np.concatenate(heads) @ parts[Role.OUTPUT].numpy().T)
 
 
 @pytest.mark.parametrize("biased", [True, False])
@@ -172,7 +173,7 @@ def test_all_dimensions_give_the_original_attention(biased: bool) -> None:
     found = factorize_value_output(parts, HEADS, 8, 0.0, torch.float64)
     rng = np.random.default_rng(0)
     x, mixing = rng.standard_normal((5, HIDDEN)), rng.dirichlet(np.ones(5), 6)
-    bias = np.zeros(16) if parts["v_proj"].bias is None else parts["v_proj"].bias.numpy()
+    bias = np.zeros(16) if parts[Role.VALUE].bias is None else parts[Role.VALUE].bias.numpy()
     weights = {name: part.weight for name, part in parts.items()}
     products = {name: factors.product() for name, factors in found.items()}
     np.testing.assert_allclose(attended(products, bias, x, mixing), attended(weights, bias, x, mixing), rtol=1e-8)
@@ -184,8 +185,8 @@ def test_the_bias_reaches_the_output_whole() -> None:
     """With nothing but the bias to attend to, the smaller attention gives the original's output."""
     parts = value_output(5, biased=True)
     found = factorize_value_output(parts, HEADS, 3, 1e-2, torch.float64)
-    assert parts["v_proj"].bias is not None
-    bias, mixing, x = parts["v_proj"].bias.numpy(), np.ones((6, 1)), np.zeros((1, HIDDEN))
+    assert parts[Role.VALUE].bias is not None
+    bias, mixing, x = parts[Role.VALUE].bias.numpy(), np.ones((6, 1)), np.zeros((1, HIDDEN))
     products = {name: factors.product() for name, factors in found.items()}
     weights = {name: part.weight for name, part in parts.items()}
     np.testing.assert_allclose(attended(products, bias, x, mixing), attended(weights, bias, x, mixing), rtol=1e-8)
@@ -200,12 +201,12 @@ def test_values_and_outputs_store_the_approximation(dtype: torch.dtype) -> None:
         ("sparse_rows", "subspace", 6),
         ("sparse_columns", None, 18),
     ]
-    assert found["o_proj"].tensors.keys() == {"weight", "order"}
-    read = found["o_proj"].tensors["order"].reshape(6, 3) - 8 * torch.arange(6)[:, None]
-    given = found["v_proj"].tensors["rows"].reshape(2, 3) - 8 * torch.arange(2)[:, None]
+    assert found[Role.OUTPUT].tensors.keys() == {"weight", "order"}
+    read = found[Role.OUTPUT].tensors["order"].reshape(6, 3) - 8 * torch.arange(6)[:, None]
+    given = found[Role.VALUE].tensors["rows"].reshape(2, 3) - 8 * torch.arange(2)[:, None]
     assert torch.equal(read, given.repeat_interleave(3, dim=0))
-    V, W, H = parts["v_proj"].weight.numpy(), parts["o_proj"].weight.numpy(), parts["v_proj"].statistics.gram
-    smaller, output = found["v_proj"].product().numpy(), found["o_proj"].product().numpy()
+    V, W, H = parts[Role.VALUE].weight.numpy(), parts[Role.OUTPUT].weight.numpy(), parts[Role.VALUE].statistics.gram
+    smaller, output = found[Role.VALUE].product().numpy(), found[Role.OUTPUT].product().numpy()
     for group in range(2):
         own = slice(8 * group, 8 * group + 8)
         blocks = [slice(8 * h, 8 * h + 8) for h in range(3 * group, 3 * group + 3)]
@@ -220,10 +221,12 @@ def test_values_and_outputs_store_the_approximation(dtype: torch.dtype) -> None:
 def test_edge_cases_are_finite(kept: int) -> None:
     """A head whose outputs are zero, values that are zero, no input at all."""
     parts = value_output(1, biased=True)
-    parts["o_proj"].weight[:, :24] = 0
-    parts["v_proj"].weight[8:] = 0
-    for gram in (parts["v_proj"].statistics.gram, np.zeros((HIDDEN, HIDDEN))):
-        edge = parts | {"v_proj": replace(parts["v_proj"], statistics=InputStatistics(gram, 9, np.zeros(len(gram))))}
+    parts[Role.OUTPUT].weight[:, :24] = 0
+    parts[Role.VALUE].weight[8:] = 0
+    for gram in (parts[Role.VALUE].statistics.gram, np.zeros((HIDDEN, HIDDEN))):
+        edge = parts | {
+            Role.VALUE: replace(parts[Role.VALUE], statistics=InputStatistics(gram, 9, np.zeros(len(gram))))
+        }
         for factors in factorize_value_output(edge, HEADS, kept, 0.0, torch.float16).values():
             assert all(torch.isfinite(tensor).all() for tensor in factors.tensors.values())
             assert np.isfinite(factors.relative_output_error)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curconvert.base.errors import InputError
+from curconvert.base.roles import Role
 from curconvert.factorization.modular import RIDGES as RIDGE_CANDIDATES
 from curconvert.factorization.modular import (
     ModularOptions,
@@ -36,20 +37,20 @@ def activations(seed: int, tokens: int = 30) -> np.ndarray:
     return rng.standard_normal((tokens, 12)) @ rng.standard_normal((12, NEURONS)) + 0.1
 
 
-def mlp(seed: int, biased: bool = False, dtype: torch.dtype = torch.float32) -> dict[str, Projection]:
+def mlp(seed: int, biased: bool = False, dtype: torch.dtype = torch.float32) -> dict[Role, Projection]:
     """The three linears of an MLP, with statistics of their inputs."""
     x, h = correlated(seed, HIDDEN), activations(seed)
     bias = random_weight(seed + 3, NEURONS, 1, dtype)[:, 0] if biased else None
     return {
-        "gate_proj": Projection(random_weight(seed, NEURONS, HIDDEN, dtype), x, bias),
-        "up_proj": Projection(random_weight(seed + 1, NEURONS, HIDDEN, dtype), x, None if bias is None else 2 * bias),
-        "down_proj": Projection(random_weight(seed + 2, HIDDEN, NEURONS, dtype), statistics_of(h)),
+        Role.GATE: Projection(random_weight(seed, NEURONS, HIDDEN, dtype), x, bias),
+        Role.UP: Projection(random_weight(seed + 1, NEURONS, HIDDEN, dtype), x, None if bias is None else 2 * bias),
+        Role.DOWN: Projection(random_weight(seed + 2, HIDDEN, NEURONS, dtype), statistics_of(h)),
     }
 
 
 def factorize(
-    projections: dict[str, Projection], count: int = 7, ridge: float = 1e-3, dtype: torch.dtype = torch.float32
-) -> dict[str, Factorization]:
+    projections: dict[Role, Projection], count: int = 7, ridge: float = 1e-3, dtype: torch.dtype = torch.float32
+) -> dict[Role, Factorization]:
     return factorize_mlp(projections, count, ModularOptions(ridge, ridge), dtype)
 
 
@@ -146,9 +147,9 @@ def test_stored_tensors(dtype: torch.dtype, biased: bool) -> None:
     """Gate and up are rows of the weight bit for bit, their biases too; all three list the same neurons."""
     projections = mlp(0, biased)
     found = factorize(projections, dtype=dtype)
-    kept = found["down_proj"].tensors["cols"]
+    kept = found[Role.DOWN].tensors["cols"]
     assert kept.dtype == torch.int32
-    for name in ("gate_proj", "up_proj"):
+    for name in (Role.GATE, Role.UP):
         part, tensors = projections[name], found[name].tensors
         assert (found[name].form, found[name].rank, found[name].shape) == ("modular_rows", 7, (NEURONS, HIDDEN))
         assert torch.equal(tensors["rows"], kept)
@@ -156,26 +157,26 @@ def test_stored_tensors(dtype: torch.dtype, biased: bool) -> None:
         assert ("bias" in tensors) == biased
         if part.bias is not None:
             assert torch.equal(tensors["bias"], part.bias.to(dtype)[kept.long()])
-    assert (found["down_proj"].form, found["down_proj"].shape) == ("modular_columns", (HIDDEN, NEURONS))
-    assert found["down_proj"].tensors["weight"].dtype == dtype
-    assert found["down_proj"].tensors["weight"].shape == (HIDDEN, 7)
-    assert "bias" not in found["down_proj"].tensors
+    assert (found[Role.DOWN].form, found[Role.DOWN].shape) == ("modular_columns", (HIDDEN, NEURONS))
+    assert found[Role.DOWN].tensors["weight"].dtype == dtype
+    assert found[Role.DOWN].tensors["weight"].shape == (HIDDEN, 7)
+    assert "bias" not in found[Role.DOWN].tensors
 
 
 def test_neurons_are_kept_by_what_reaches_the_output() -> None:
     """A neuron whose column is zero is dropped, however strongly it fires."""
     projections = mlp(1)
-    down = projections["down_proj"]
+    down = projections[Role.DOWN]
     down.weight[:, 3] = 0
     down.statistics.gram[3, 3] *= 1e6
-    assert 3 not in factorize(projections, count=17)["down_proj"].tensors["cols"].tolist()
+    assert 3 not in factorize(projections, count=17)[Role.DOWN].tensors["cols"].tolist()
 
 
 def test_the_modules_error_is_reported_on_down_proj() -> None:
     """‖W h − W' h_K‖ / ‖W h‖ over the tokens, of the tensors as they are stored."""
     projections, h = mlp(2), activations(2)
-    found = factorize(projections, dtype=torch.float16)["down_proj"]
-    W, smaller = projections["down_proj"].weight.double().numpy(), found.tensors["weight"].double().numpy()
+    found = factorize(projections, dtype=torch.float16)[Role.DOWN]
+    W, smaller = projections[Role.DOWN].weight.double().numpy(), found.tensors["weight"].double().numpy()
     error = np.linalg.norm(h @ W.T - h[:, found.tensors["cols"].numpy()] @ smaller.T)
     assert found.relative_output_error == pytest.approx(error / np.linalg.norm(h @ W.T), rel=1e-6)
 
@@ -183,8 +184,8 @@ def test_the_modules_error_is_reported_on_down_proj() -> None:
 def test_the_dropped_share_is_reported_on_gate_and_up() -> None:
     """‖dropped outputs‖ / ‖outputs‖."""
     projections = mlp(3)
-    found = factorize(projections)["gate_proj"]
-    W, H = projections["gate_proj"].weight.double().numpy(), projections["gate_proj"].statistics.gram
+    found = factorize(projections)[Role.GATE]
+    W, H = projections[Role.GATE].weight.double().numpy(), projections[Role.GATE].statistics.gram
     dropped = np.delete(W, found.tensors["rows"].numpy(), axis=0)
     assert found.relative_output_error == pytest.approx(error_in(H, dropped) / error_in(H, W), rel=1e-6)
     assert found.relative_frobenius_error == pytest.approx(np.linalg.norm(dropped) / np.linalg.norm(W), rel=1e-9)
@@ -195,8 +196,8 @@ def test_edge_cases_are_finite_in_half_precision(count: int) -> None:
     """Dead neurons, no input at all, no ridge."""
     whole = mlp(4)
     for gone in (range(3), range(NEURONS)):
-        down = whole["down_proj"]
-        edge = whole | {"down_proj": Projection(down.weight, dead(down.statistics, *gone))}
+        down = whole[Role.DOWN]
+        edge = whole | {Role.DOWN: Projection(down.weight, dead(down.statistics, *gone))}
         for factors in factorize(edge, count, ridge=0.0, dtype=torch.float16).values():
             assert all(torch.isfinite(tensor).all() for tensor in factors.tensors.values())
             assert np.isfinite(factors.relative_output_error)

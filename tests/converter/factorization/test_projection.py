@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from curconvert.base.errors import InputError
 from curconvert.base.plan import MatrixPlan
+from curconvert.base.roles import Role
 from curconvert.calibration.evidence import Evidence
 from curconvert.factorization.modular import ModularOptions, factorize_mlp
 from curconvert.factorization.projection import Projection
@@ -124,12 +125,12 @@ def test_the_mlps_bias_carries_the_mean_of_dropped_neurons() -> None:
     """Without a ridge down_proj and its bias are the least-squares fit with an intercept."""
     weight, bias, h = layer(5, 10, 18)
     x = statistics_of(tokens(6, 10))
-    wide = {name: Projection(random_weight(8, 18, 10), x) for name in ("gate_proj", "up_proj")}
+    wide = {name: Projection(random_weight(8, 18, 10), x) for name in (Role.GATE, Role.UP)}
     neurons, found = np.arange(1, 17, 2, dtype=np.int32), {}
     for corrected in (bias, None):
         down = Projection(weight, statistics_of(h), corrected)
-        mlp = factorize_mlp({**wide, "down_proj": down}, 8, ModularOptions(1e-3, 0.0), torch.float64, neurons)
-        found[corrected is bias] = mlp["down_proj"]
+        mlp = factorize_mlp({**wide, Role.DOWN: down}, 8, ModularOptions(1e-3, 0.0), torch.float64, neurons)
+        found[corrected is bias] = mlp[Role.DOWN]
     kept = h[:, neurons]
     y = h @ weight.numpy().T
     error = output_error(found[True], weight, bias, h)

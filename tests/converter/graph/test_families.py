@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from curconvert.graph import build_graphs, save_graphs
-from curconvert.options.settings import LINEARS
+from curconvert.options.targets import LINEARS
 from support.cases import CASES
 from support.families import FAMILIES, MIXED, SPARSE, VOCABULARY, TinyModel, compress, drop_neurons, make_checkpoint
 from support.parity import left_padded_logits, oracle_logits, right_padded_logits, tokens

@@ -28,8 +28,8 @@ from curconvert.jobs.parity import check_slices, torch_parity
 from curconvert.jobs.plan import plan
 from curconvert.methods.core.options import ConvertOptions
 from curconvert.options.calibration import CalibrationOptions
-from curconvert.options.settings import LINEARS
 from curconvert.options.source import SourceOptions
+from curconvert.options.targets import LINEARS
 from curconvert_runtime import Artifact
 from curconvert_runtime.checks.verification import VerifyOptions
 from support import curing

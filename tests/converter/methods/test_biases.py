@@ -20,7 +20,7 @@ from curconvert.calibration.text import load_tokens
 from curconvert.checkpoint import open_checkpoint
 from curconvert.jobs.parity import check_slices, torch_parity
 from curconvert.linalg.statistics import InputStatistics
-from curconvert.options.settings import LINEARS
+from curconvert.options.targets import LINEARS
 from curconvert_runtime.checks.verification import VerifyOptions
 from curconvert_runtime.format.forms import form_of
 from support.families import TinyModel, make_checkpoint

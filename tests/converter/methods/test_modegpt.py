@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from curconvert.base.errors import InputError
-from curconvert.base.names import linear_of
 from curconvert.base.plan import MatrixPlan, Plan
 from curconvert.checkpoint import Checkpoint, open_checkpoint
 from curconvert.checkpoint.linears import total_parameters
@@ -20,13 +19,14 @@ from curconvert.jobs.convert import convert
 from curconvert.jobs.parity import check_slices, torch_parity
 from curconvert.methods.core.options import ConvertOptions, options_for_size
 from curconvert.methods.modegpt import MoDeGPT
-from curconvert.options.settings import LINEARS
 from curconvert.options.source import SourceOptions
+from curconvert.options.targets import LINEARS
 from curconvert_runtime.checks.verification import VerifyOptions
-from curconvert_runtime.format.modules import SPARSE
 from support.families import make_checkpoint
+from support.names import linear_of
 from support.tiny_runs import manifest_of, stored_tensors, tiny_options
 
+SPARSE = {"q_proj": "sparse_rows", "k_proj": "sparse_rows", "v_proj": "sparse_rows", "o_proj": "sparse_columns"}
 ATTENTION = "model.layers.0.self_attn"
 PARTIAL = {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5}}
 NORMED = ("qwen3", "gemma3_text", "olmo2", "olmo3")

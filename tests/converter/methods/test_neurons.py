@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from curconvert.base.errors import InputError
-from curconvert.base.names import linear_of
 from curconvert.base.plan import MatrixPlan, Plan
 from curconvert.calibration.text import load_tokens
 from curconvert.checkpoint import Checkpoint
@@ -30,6 +29,7 @@ from curconvert.options.source import SourceOptions
 from curconvert_runtime.checks.verification import VerifyOptions
 from curconvert_runtime.format.modules import MODULAR
 from support.families import make_checkpoint
+from support.names import linear_of
 from support.tiny_runs import manifest_of, stored_tensors, tiny_options
 
 STEM = "model.layers.0.mlp"

@@ -12,19 +12,23 @@ from hypothesis import strategies as st
 
 from curconvert.base.errors import InputError
 from curconvert.base.forms import rank_for_density
-from curconvert.base.plan import MatrixPlan, Plan, by_input
+from curconvert.base.plan import MatrixPlan, Plan
+from curconvert.base.roles import Role
 from curconvert.checkpoint import Checkpoint, open_checkpoint
+from curconvert.families.family import LINEAR_PATHS
+from curconvert.families.roles import by_input
 from curconvert.methods.core.options import ConvertOptions
 from curconvert.methods.core.sized import Sized
 from curconvert.options.calibration import CalibrationOptions
-from curconvert.options.settings import LINEARS
+from curconvert.options.targets import LINEARS
 from curconvert_runtime.format.forms import form_of
 from support.families import make_checkpoint
 from support.tiny_runs import tiny_options
 
 SIZES = st.integers(1, 20_000)
 FORM = st.sampled_from(["cur", "interpolative", "two_factor"])
-KEPT = {"x.gate_proj.weight": "modular_rows", "x.down_proj.weight": "modular_columns"}
+GATE, DOWN = ("model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.down_proj.weight")
+KEPT = {GATE: "modular_rows", DOWN: "modular_columns"}
 TOKENS = Path("ids.safetensors")  # never opened by a plan
 
 
@@ -79,7 +83,7 @@ def test_the_form_is_the_one_asked_for_or_the_smallest(
 ) -> None:
     """C·U·R as it is, folded, or interpolative."""
     options = ConvertOptions.for_method("curing", stored=stored_as, **size)
-    found = plan_matrix("model.layers.0.mlp.gate_proj.weight", (1536, 576), options)
+    found = plan_matrix(GATE, (1536, 576), options)
     assert (found.form, found.rank) == expected
 
 
@@ -93,7 +97,7 @@ def test_break_even_is_the_papers_formula(m: int, n: int) -> None:
 @given(form=FORM, m=SIZES, n=SIZES, rank=st.integers(1, 30_000))
 def test_no_matrix_grows_and_every_compressed_one_saves(form: Any, m: int, n: int, rank: int) -> None:
     """At least 5 % or dense with a reason; never more than asked for or than the matrix has."""
-    plan = plan_matrix("x.weight", (m, n), options_of(form, rank=rank))
+    plan = plan_matrix(GATE, (m, n), options_of(form, rank=rank))
     if plan.form == "dense":
         assert plan.rank is None
         assert plan.parameters_after == m * n
@@ -116,7 +120,7 @@ def test_density_is_filled_to_the_last_rank(form: Any, m: int, n: int, density: 
     share = density * (m * n)
     assert rank == 0 or stored(form, m, n, rank) <= share
     assert rank == min(m, n) or stored(form, m, n, rank + 1) > share
-    plan = plan_matrix("x.weight", (m, n), options_of(form, density=density))
+    plan = plan_matrix(GATE, (m, n), options_of(form, density=density))
     assert plan.rank in (None, rank)
 
 
@@ -148,9 +152,9 @@ def test_an_mlp_keeps_the_density_of_its_neurons(hidden: int, neurons: int, dens
 def test_a_number_of_neurons_may_exceed_the_hidden_size() -> None:
     """32 × 48: 40 neurons of 48."""
     options = ConvertOptions.for_method("neurons", rank=40)
-    assert plan_matrix("x.gate_proj.weight", (48, 32), options).rank == 40
-    assert plan_matrix("x.down_proj.weight", (32, 48), options).rank == 40
-    assert plan_matrix("x.down_proj.weight", (32, 48), ConvertOptions.for_method("neurons", rank=100)).rank is None
+    assert plan_matrix(GATE, (48, 32), options).rank == 40
+    assert plan_matrix(DOWN, (32, 48), options).rank == 40
+    assert plan_matrix(DOWN, (32, 48), ConvertOptions.for_method("neurons", rank=100)).rank is None
 
 
 def test_biases_shrink_with_their_rows(tmp_path: Path) -> None:
@@ -230,7 +234,7 @@ def test_sequences_longer_than_the_context_are_an_error(checkpoint: Checkpoint) 
 
 def test_linears_are_grouped_by_what_enters_them() -> None:
     """In the order in which a block computes it, whatever the order they come in."""
-    plans = [MatrixPlan(f"model.layers.0.x.{linear}.weight", (4, 4), "cur", 2) for linear in reversed(LINEARS)]
+    plans = [MatrixPlan(f"model.layers.0.{LINEAR_PATHS[role]}.weight", (4, 4), "cur", 2) for role in reversed(Role)]
     assert by_input([]) == []
     for some, expected in (
         (plans, [{"q_proj", "k_proj", "v_proj"}, {"o_proj"}, {"gate_proj", "up_proj"}, {"down_proj"}]),

@@ -11,17 +11,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from curconvert.base.names import layer_of, linear_of
+from curconvert.base.names import layer_of
 from curconvert.calibration.text import load_tokens
 from curconvert.jobs.convert import convert
 from curconvert.jobs.parity import check_slices
 from curconvert.methods.core.options import ConvertOptions
 from curconvert.options.calibration import CalibrationOptions
-from curconvert.options.settings import LINEARS
 from curconvert.options.source import SourceOptions
+from curconvert.options.targets import LINEARS
 from curconvert_runtime import load
 from curconvert_runtime.checks.verification import VerifyOptions
 from support.families import TinyModel, make_checkpoint
+from support.names import linear_of
 from support.tiny_runs import LENGTH, manifest_of, stored_tensors, tiny_options, token_file
 
 RIDGE = 0.02

@@ -14,7 +14,7 @@ from curconvert.methods.cur import CUR
 from curconvert.methods.curing import CURing
 from curconvert.methods.neurons import Neurons
 from curconvert.options.calibration import CalibrationOptions
-from curconvert.options.settings import DEFAULT_TARGETS, LINEARS, parse_targets
+from curconvert.options.targets import DEFAULT_TARGETS, LINEARS, parse_targets
 
 
 def test_curing_is_the_papers_preset() -> None:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from curconvert.base.checks import at_least, proper_share
 from curconvert.base.errors import InputError
+from curconvert.base.roles import Role
 from curconvert.methods.core.method import Method, option
 from curconvert.methods.core.planning import NOT_SELECTED, bytes_per_number
-from curconvert.options.settings import LINEARS, Settings
+from curconvert.options.settings import Settings
+from curconvert.options.targets import LINEARS
 
 if TYPE_CHECKING:
     from curconvert.base.plan import Plan
@@ -56,7 +58,7 @@ class Budgeted(Method):
                 "--target-bytes counts numbers of one size; with --quantize give --keep or --target-params"
             )
 
-    def first_form(self, linear: str) -> str:
+    def first_form(self, role: Role) -> str:
         """Return the form in which a linear is counted before anything is measured."""
         return "interpolative"
 
@@ -78,7 +80,7 @@ class Budgeted(Method):
             target, asked = self.target_parameters, f"--target-params {self.target_parameters}"
         elif self.target_bytes is not None:
             # The longest index vectors that a form can have, and a line of the header for each tensor.
-            shapes = targets_of(checkpoint, settings.targets)
+            shapes = targets_of(checkpoint, settings.roles)
             indices = sum(m + min(m, n) for m, n in shapes.values())
             rest = self.target_bytes - 4 * indices - _HEADER_BYTES * (len(checkpoint.tensors) + 3 * len(shapes))
             target, asked = int(rest / itemsize), f"--target-bytes {self.target_bytes}"
@@ -95,13 +97,14 @@ class Budgeted(Method):
         """Plan every target at one density: what can be known before anything is measured; see `Method.plan`."""
         from curconvert.allocation.plans import assemble, targets_of
         from curconvert.base.forms import rank_for_density
-        from curconvert.base.names import layer_of, linear_of
+        from curconvert.base.names import layer_of
         from curconvert.base.plan import MatrixPlan
         from curconvert.calibration.text import check_context
         from curconvert.checkpoint.linears import decoder_linears, uniform_density
+        from curconvert.families.roles import role_of
 
         check_context(checkpoint, settings.calibration)
-        shapes = targets_of(checkpoint, settings.targets)
+        shapes = targets_of(checkpoint, settings.roles)
         target, multiple = self.parameters(checkpoint, settings), settings.rank_multiple
         density = uniform_density(checkpoint, shapes.values(), target)
         matrices = []
@@ -109,7 +112,7 @@ class Budgeted(Method):
             if name not in shapes:
                 matrices.append(MatrixPlan(name, shape, "dense", reason=NOT_SELECTED))
                 continue
-            form = self.first_form(linear_of(name))
+            form = self.first_form(role_of(name))
             rank = rank_for_density(form, shape, density) // multiple * multiple
             if density <= 0 or rank < 1:
                 raise InputError(

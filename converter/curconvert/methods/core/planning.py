@@ -38,10 +38,11 @@ def planned(
     """
     from curconvert.allocation.plans import assemble
     from curconvert.base.forms import MIN_SAVING
-    from curconvert.base.names import layer_of, linear_of
+    from curconvert.base.names import layer_of
     from curconvert.base.plan import MatrixPlan
     from curconvert.calibration.text import check_context
     from curconvert.checkpoint.linears import decoder_linears
+    from curconvert.families.roles import role_of
     from curconvert.selection.layers import layer_count, score_of, select_layers
 
     check_context(checkpoint, settings.calibration)
@@ -58,7 +59,7 @@ def planned(
     shown = known if known is not None else tuple(range(num_layers - 1 - total, num_layers - 1))
     matrices = [
         plan_matrix(name, shape)
-        if layer_of(name) in shown and linear_of(name) in settings.targets
+        if layer_of(name) in shown and role_of(name) in settings.roles
         else MatrixPlan(name, shape, "dense", reason=NOT_SELECTED)
         for name, shape in decoder_linears(checkpoint).items()
     ]

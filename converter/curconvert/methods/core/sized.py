@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from curconvert.base.checks import at_least, proper_share
 from curconvert.base.errors import InputError
+from curconvert.base.roles import Role
 from curconvert.methods.core.method import Method, option
 from curconvert.methods.core.planning import Shape, planned
-from curconvert.options.settings import LINEARS, Settings
+from curconvert.options.settings import Settings
+from curconvert.options.targets import LINEARS, target_roles
 
 if TYPE_CHECKING:
     from curconvert.base.plan import MatrixPlan, Plan
@@ -46,7 +48,7 @@ class Sized(Method):
         return f"density {self.density:g}" if self.density is not None else f"rank {self.rank}"
 
     @abstractmethod
-    def forms(self, linear: str) -> tuple[str, ...]:
+    def forms(self, role: Role) -> tuple[str, ...]:
         """Return the forms that a linear may be stored in; the best of them for the size is taken."""
 
     def plan(self, checkpoint: Checkpoint, settings: Settings, layers: tuple[int, ...] | None = None) -> Plan:
@@ -64,9 +66,9 @@ class Sized(Method):
             name: Canonical weight name.
             shape: (m, n).
         """
-        from curconvert.base.names import linear_of
+        from curconvert.families.roles import role_of
 
-        plans = [self._in_form(name, shape, form) for form in self.forms(linear_of(name))]
+        plans = [self._in_form(name, shape, form) for form in self.forms(role_of(name))]
         # Of one density the form of the highest rank is best, of one rank the smallest.
         return min(
             plans,
@@ -96,13 +98,13 @@ class Sized(Method):
     @classmethod
     def for_size(cls, checkpoint: Checkpoint, target: int) -> dict[str, Any]:
         """Return the one density of all linears of every layer that gives the size; see `Method.for_size`."""
-        from curconvert.base.names import linear_of
-        from curconvert.checkpoint.linears import decoder_linears, total_parameters, uniform_density
+        from curconvert.allocation.plans import targets_of
+        from curconvert.checkpoint.linears import total_parameters, uniform_density
 
         targets = cls.defaults.get("targets", LINEARS)
-        linears = decoder_linears(checkpoint)
+        linears = targets_of(checkpoint, target_roles(targets))
         fixed = cls.fixed(checkpoint)
-        shapes = [shape for name, shape in linears.items() if linear_of(name) in targets and name not in fixed]
+        shapes = [shape for name, shape in linears.items() if name not in fixed]
         density = uniform_density(checkpoint, shapes, target)
         if density <= 0:
             rest = total_parameters(checkpoint) - sum(m * n for m, n in shapes)

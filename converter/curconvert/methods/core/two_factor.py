@@ -6,6 +6,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from curconvert.base.roles import Role
 from curconvert.methods.core.matrixwise import Matrixwise
 from curconvert.methods.core.sized import Sized
 from curconvert.options.settings import Settings
@@ -26,7 +27,7 @@ class TwoFactor(Matrixwise, Sized):
         """See `Method.full_metric`."""
         return False
 
-    def forms(self, linear: str) -> tuple[str, ...]:
+    def forms(self, role: Role) -> tuple[str, ...]:
         """Return the one form."""
         return ("two_factor",)
 
