@@ -11,7 +11,7 @@ from curconvert.methods.core.costs import Cost, of_part
 from curconvert.methods.core.planning import Shape, planned
 from curconvert.methods.core.sized import Sized
 from curconvert.options.settings import LINEARS, Settings
-from curconvert_runtime.format.modules import MODULAR, SPARSE
+from curconvert_runtime.format.modules import MODULAR
 
 if TYPE_CHECKING:
     from curconvert.base.plan import MatrixPlan, Plan
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from curconvert.linalg.statistics import InputStatistics
     from curconvert.methods.core.context import Context
 
+SPARSE = {"q_proj": "sparse_rows", "k_proj": "sparse_rows", "v_proj": "sparse_rows", "o_proj": "sparse_columns"}
+"""The linears of an attention whose heads keep some of their dimensions, each with its form."""
 _PAIRS = (("q_proj", "k_proj"), ("v_proj", "o_proj"))  # linears whose heads keep the same dimensions
 _MODULES = (*_PAIRS, tuple(MODULAR))  # linears that get smaller together
 

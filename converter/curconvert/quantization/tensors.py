@@ -18,7 +18,7 @@ from curconvert.linalg.statistics import InputStatistics
 from curconvert.options.quantization import Quantization
 from curconvert.quantization.rounding import quantise
 from curconvert.quantization.widths import RoundingCost
-from curconvert_runtime.format.forms.names import factor_name
+from curconvert_runtime.format.forms.form import factor_name
 from curconvert_runtime.format.quantized import Packing
 
 TABLES = (EMBEDDING, HEAD)
@@ -55,7 +55,7 @@ def quantised_shapes(checkpoint: Checkpoint, decided: Plan | None) -> dict[str, 
             found[name] = {name: shape}
             continue
         shapes = plan.entry.shapes(shape, plan.rank, plan.shared)
-        stored = [suffix for suffix in plan.entry.quantised(plan.rank) if plan.stores(suffix)]
+        stored = [suffix for suffix in plan.traits.quantised(plan.rank) if plan.stores(suffix)]
         found[name] = {factor_name(name, suffix): shapes[suffix] for suffix in stored}
     return found
 

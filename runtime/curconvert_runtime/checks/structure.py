@@ -26,8 +26,7 @@ from curconvert_runtime.checks.rotary import rotary_check
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.contract import unsliced_name
 from curconvert_runtime.format.forms import form_of
-from curconvert_runtime.format.forms.names import factor_name, is_index
-from curconvert_runtime.format.forms.shared import Shared
+from curconvert_runtime.format.forms.form import Shared, factor_name, is_index
 from curconvert_runtime.format.onnx_external import ExternalTensor, external_tensors
 from curconvert_runtime.format.probes import CompressedProbe
 from curconvert_runtime.format.quantized import part_name
@@ -75,11 +74,12 @@ def _factors(artifact: Artifact) -> Check:
     """Columns and rows of one matrix, C and R, must agree where they cross."""
     faults, count = [], 0
     for matrix in artifact.manifest["matrices"]:
-        name, crossing = matrix["name"], form_of(matrix["form"]).crossing
-        if crossing is None or factor_name(name, crossing[0][0]) in artifact.quantised:
+        name, slices = matrix["name"], form_of(matrix["form"]).slices
+        by_axis = {axis: (suffix, index) for suffix, (axis, index) in slices.items()}
+        if len(by_axis) < 2 or factor_name(name, by_axis[1][0]) in artifact.quantised:
             continue  # quantised factors are rounded one by one, and differ
         count += 1
-        (C, cols), (R, rows) = crossing
+        (C, cols), (R, rows) = by_axis[1], by_axis[0]
         stored = {suffix: artifact.tensor(factor_name(name, suffix)) for suffix in (C, cols, R, rows)}
         # Copies: indexing a memory map otherwise keeps its type and its file.
         ours, theirs = np.array(stored[C][stored[rows]]), np.array(stored[R][:, stored[cols]])

@@ -1,8 +1,6 @@
-"""The linears that get smaller together, and the form of each: the one place that joins forms and linears' names."""
+"""Linears that get smaller together; beside the forms, because plans need no NumPy."""
 
 from __future__ import annotations
 
 MODULAR = {"gate_proj": "modular_rows", "up_proj": "modular_rows", "down_proj": "modular_columns"}
 """The linears of a smaller MLP, each with its form: they are stored so together or not at all."""
-SPARSE = {"q_proj": "sparse_rows", "k_proj": "sparse_rows", "v_proj": "sparse_rows", "o_proj": "sparse_columns"}
-"""The linears of an attention whose heads keep some of their dimensions, each with its form."""

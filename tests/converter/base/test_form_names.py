@@ -11,8 +11,9 @@ import pytest
 from curconvert.blocks.linears import LINEARS
 from curconvert.blocks.linears.factored import FactoredLinear
 from curconvert.graph.forms import EMITTERS
+from curconvert.methods.modegpt import SPARSE
 from curconvert_runtime.format.forms import FORMS
-from curconvert_runtime.format.modules import MODULAR, SPARSE
+from curconvert_runtime.format.modules import MODULAR
 
 ROOT = Path(__file__).parents[3]
 OWN = ("format/forms/", "blocks/linears/", "graph/forms/")

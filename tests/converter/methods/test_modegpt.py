@@ -19,11 +19,10 @@ from curconvert.families.heads import Heads, attention_heads
 from curconvert.jobs.convert import convert
 from curconvert.jobs.parity import check_slices, torch_parity
 from curconvert.methods.core.options import ConvertOptions, options_for_size
-from curconvert.methods.modegpt import MoDeGPT
+from curconvert.methods.modegpt import SPARSE, MoDeGPT
 from curconvert.options.settings import LINEARS
 from curconvert.options.source import SourceOptions
 from curconvert_runtime.checks.verification import VerifyOptions
-from curconvert_runtime.format.modules import SPARSE
 from support.families import make_checkpoint
 from support.tiny_runs import manifest_of, stored_tensors, tiny_options
 

@@ -438,8 +438,8 @@ def test_an_mlp_that_keeps_its_outputs_instead_is_refused(toy: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "values", "message"),
     [
-        (0, {"rank": 1}, "[6, 1]"),
-        (0, {"shape": [5, 6]}, "[5, 2]"),
+        (0, {"rank": 1}, "[1, 5]"),
+        (0, {"shape": [5, 6]}, "[2, 6]"),
         (0, {"rank": None}, "rank"),
         (0, {"basis": "rows"}, "basis"),
         (0, {"form": "interpolative", "basis": None}, "basis"),
