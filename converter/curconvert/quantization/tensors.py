@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from curconvert.base.packing import packed_bytes
 from curconvert.base.plan import Plan
 from curconvert.blocks.quantised import Quantised
 from curconvert.checkpoint.linears import decoder_linears
@@ -134,7 +135,7 @@ def quantization_json(
         "bits": layout.bits, "block_size": layout.block_size, "symmetric": layout.symmetric,
         "rounding": quantization.rounding,
         "parameters": sum(packing.numbers for packing in tensors.values()),
-        "bytes": sum(packing.nbytes for packing in tensors.values()),
+        "bytes": sum(packed_bytes(packing.layout, packing.shape) for packing in tensors.values()),
         **(chosen if mixed else {}),
         "tensors": [row(name, packing) for name, packing in sorted(tensors.items())],
     }  # fmt: skip

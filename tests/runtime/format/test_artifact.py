@@ -444,7 +444,7 @@ def test_an_mlp_that_keeps_its_outputs_instead_is_refused(toy: Path) -> None:
         (0, {"basis": "rows"}, "basis"),
         (0, {"form": "interpolative", "basis": None}, "basis"),
         (0, {"form": "interpolative", "basis": "rows"}, ".T' is missing"),
-        (0, {"form": "two_factor"}, ".A' is missing"),
+        (0, {"form": "two_factor"}, ".B' is missing"),
         (1, {"rank": 3}, "rank"),
         (1, {"shape": [3, 4]}, "[4, 3]"),
         (1, {"name": "absent.weight"}, "missing"),
