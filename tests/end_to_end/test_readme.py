@@ -30,7 +30,7 @@ from curconvert.options.source import SourceOptions
 from curconvert_runtime import Artifact
 from curconvert_runtime.checks.verification import VerifyOptions
 from curconvert_runtime.format.forms import form_of
-from curconvert_runtime.format.forms.shared import Shared
+from curconvert_runtime.format.forms.form import Shared
 from support.checkpoints import make_layers_alike
 from support.conversions import convert_tiny
 from support.families import make_checkpoint
@@ -169,7 +169,7 @@ def test_the_reader_of_the_format_reads_a_common_basis(tmp_path: Path) -> None:
     assert len({row["name"] for row in rows}) >= 2
     for row in rows:
         shape = (row["shape"][0], row["shape"][1])
-        names = form_of(row["form"]).tensor_names(row["name"], shape, row["rank"], Shared.of(row))
+        names = form_of(row["form"]).tensor_names(row["name"], Shared.of(row))
         product = form_of(row["form"]).multiply(
             shape, {suffix: artifact.tensor(name) for suffix, name in names.items()}
         )

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+from curconvert.base.forms import traits_of
 from curconvert_runtime.format.forms import FORMS
 from curconvert_schemas import SchemaError, load_schema, validate
 from support.tiny_artifact import toy_manifest
@@ -51,7 +52,7 @@ def test_a_sound_manifest_passes() -> None:
 def test_every_form_of_the_runtime_passes(form: str) -> None:
     """What the runtime can read may be in a manifest, and nothing else."""
     manifest = sound()
-    manifest["matrices"][0].update(form=form, basis="rows" if FORMS[form].has_basis else None)
+    manifest["matrices"][0].update(form=form, basis="rows" if traits_of(form).has_basis else None)
     validate(manifest, "manifest-1.0")
     assert load_schema("manifest-1.0")["$defs"]["matrix"]["properties"]["form"]["enum"] == list(FORMS)
 

@@ -26,7 +26,7 @@ from curconvert.factorization.projection import Projection
 from curconvert.factorization.shared import Metric, shared_basis, shared_pivots
 from curconvert.factorization.tasks import lapack
 from curconvert.families.roles import role_of
-from curconvert_runtime.format.forms.shared import Shared
+from curconvert_runtime.format.forms.form import Shared
 
 
 @dataclass(frozen=True)

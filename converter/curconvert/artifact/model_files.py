@@ -19,7 +19,7 @@ from curconvert.checkpoint.types import Checkpoint, Companions, TensorInfo
 from curconvert.graph import build_graphs, genai_config, save_graphs
 from curconvert.options.quantization import Quantization
 from curconvert.quantization.tensors import quantised_tensors
-from curconvert_runtime.format.forms.names import factor_name
+from curconvert_runtime.format.forms.form import factor_name
 from curconvert_runtime.format.quantized import Packing, part_name
 
 _PART_DTYPES = {"U8": torch.uint8, "F32": torch.float32}

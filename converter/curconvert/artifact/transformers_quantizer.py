@@ -23,7 +23,7 @@ from curconvert.blocks.linears import factored_linear
 from curconvert.blocks.linears.factored import FactoredLinear
 from curconvert.families.family import Family, family_of
 from curconvert_runtime.format.forms import form_of
-from curconvert_runtime.format.forms.shared import Shared
+from curconvert_runtime.format.forms.form import Shared
 
 
 @register_quantization_config(QUANT_METHOD)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curconvert_runtime.format.quantized import Layout, packings
+
+
+def packed_bytes(layout: Layout, shape: tuple[int, int]) -> int:
+    """Return the bytes of all stored parts of a matrix (m, n)."""
+    return sum(math.prod(size) * (4 if kind == "F32" else 1) for kind, size in layout.parts(shape).values())
 
 
 def bits_per_number(layout: Layout) -> float:

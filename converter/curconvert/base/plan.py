@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from curconvert.base.forms import Traits, traits_of
 from curconvert.base.names import bias_of
 from curconvert_runtime.format.forms import form_of
-from curconvert_runtime.format.forms.form import Form
-from curconvert_runtime.format.forms.shared import Shared
+from curconvert_runtime.format.forms.form import Form, Shared
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,11 @@ class MatrixPlan:
     def entry(self) -> Form:
         """What the registry says of the form."""
         return form_of(self.form)
+
+    @property
+    def traits(self) -> Traits:
+        """What a conversion asks of the form."""
+        return traits_of(self.form)
 
     @property
     def is_compressed(self) -> bool:

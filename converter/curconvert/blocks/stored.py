@@ -15,8 +15,7 @@ from curconvert.blocks.linears import factored_linear
 from curconvert.families.skeleton import EMBEDDING, HEAD, build_skeleton, canonical_parameters, set_tensor
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.forms import form_of
-from curconvert_runtime.format.forms.names import PROVENANCE
-from curconvert_runtime.format.forms.shared import Shared
+from curconvert_runtime.format.forms.form import PROVENANCE, Shared
 from curconvert_runtime.format.quantized import PARTS, part_name
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I32": torch.int32, "I64": torch.int64}
@@ -106,8 +105,7 @@ def linear_of_artifact(artifact: Artifact, matrix: Mapping[str, Any]) -> nn.Modu
 
 def factor_names(matrix: Mapping[str, Any]) -> dict[str, str]:
     """Return the names of a matrix's stored tensors, by suffix; `weight` of a dense one."""
-    m, n = matrix["shape"]
-    return form_of(matrix["form"]).tensor_names(matrix["name"], (m, n), matrix["rank"], Shared.of(matrix))
+    return form_of(matrix["form"]).tensor_names(matrix["name"], Shared.of(matrix))
 
 
 def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:

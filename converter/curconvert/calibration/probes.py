@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from curconvert_runtime.checks.metrics import bucket_log_probs, log_softmax
 from curconvert_runtime.errors import InputError
-from curconvert_runtime.format.probes import DECODE_STEPS, CompressedProbe, OriginalProbe, Probes, probe_fault
+from curconvert_runtime.format.probes import DECODE_STEPS, CompressedProbe, OriginalProbe, probe_fault
 
 TOP_TOKENS = 256
 VOCABULARY_SAMPLE = 512
@@ -126,4 +126,13 @@ def pack_probes(
         problem = probe_fault(part)
         if problem:
             raise InputError(f"probes: {problem}")
-    return Probes(probe, compressed).tensors()
+    return probe_tensors(probe, compressed)
+
+
+def probe_tensors(original: OriginalProbe, compressed: CompressedProbe) -> dict[str, NDArray[Any]]:
+    """Return the tensors of `probes.safetensors`, C-contiguous copies, by name."""
+    return {
+        f"{prefix}.{field.name}": np.array(getattr(part, field.name), order="C")
+        for prefix, part in (("original", original), ("compressed", compressed))
+        for field in fields(part)
+    }

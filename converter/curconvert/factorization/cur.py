@@ -9,7 +9,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from curconvert.base.forms import Basis
+from curconvert.base.forms import Basis, traits_of
 from curconvert.base.names import CPU
 from curconvert.base.types import Matrix
 from curconvert.factorization.interpolative import spanned
@@ -28,7 +28,6 @@ from curconvert.selection.indices import (
     select_rows_columns,
     tensor_rng,
 )
-from curconvert_runtime.format.forms import form_of
 
 _BOUND_MATRICES = {"wanda": "|W|∘a", "activation": "W∘a", "weight": "W"}
 
@@ -117,7 +116,7 @@ def factorize_cur(problem: Problem, options: CUROptions) -> Factorization:
     if chosen.eta_rows is not None and chosen.eta_columns is not None and chosen.sigma_next is not None:
         bound = ErrorBound(chosen.eta_rows, chosen.eta_columns, chosen.sigma_next, _BOUND_MATRICES[options.importance])
     tensors = _STORED[problem.form](_Product(C, link, R, rows, columns), dtype)
-    basis: Basis | None = "subspace" if form_of(problem.form).has_basis else None
+    basis: Basis | None = "subspace" if traits_of(problem.form).has_basis else None
     return measured(problem.form, tensors, rank, weight, statistics, bound=bound, basis=basis)
 
 

@@ -69,7 +69,7 @@ def _errors(
     factors: Factorization, weight: ChunkedMatrix, statistics: InputStatistics
 ) -> Iterator[tuple[float, float, float, float]]:
     """Yield of some rows at a time: squared output error and output, squared error and weight."""
-    thin = factors.entry.thin(arrays(factors.tensors))
+    thin = factors.traits.thin(arrays(factors.tensors))
     if thin is None:
         whole = factors.product().numpy()
         for rows, part in weight.chunks():

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from curconvert.base.forms import Basis
+from curconvert.base.forms import Basis, Traits, traits_of
 from curconvert.execution.task import Task
 from curconvert.linalg.statistics import InputStatistics
 from curconvert_runtime.format.forms import form_of
@@ -113,6 +113,11 @@ class Factorization:
     def entry(self) -> Form:
         """What the registry says of the form."""
         return form_of(self.form)
+
+    @property
+    def traits(self) -> Traits:
+        """What a conversion asks of the form."""
+        return traits_of(self.form)
 
     def product(self) -> Tensor:
         """Multiply the stored factors out, (m, n) float64."""

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from curconvert.base.errors import InputError
 from curconvert.checkpoint.types import TensorInfo
 from curconvert.families.skeleton import EMBEDDING, HEAD
-from curconvert_runtime.format.forms.names import PROVENANCE, is_index
+from curconvert_runtime.format.forms.form import PROVENANCE, is_index
 
 DTYPES: Mapping[str, ir.DataType] = {
     "F32": ir.DataType.FLOAT,

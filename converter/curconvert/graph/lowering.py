@@ -23,7 +23,7 @@ from curconvert.graph.forms import EMITTERS
 from curconvert.graph.forms.stored import Stored
 from curconvert.graph.weights import Packed, Weight
 from curconvert_runtime.format.forms import form_of
-from curconvert_runtime.format.forms.names import factor_name, is_index
+from curconvert_runtime.format.forms.form import factor_name, is_index
 from curconvert_runtime.format.quantized import Packing, part_name
 
 _FLOAT, _UINT8 = ir.DataType.FLOAT, ir.DataType.UINT8
@@ -163,7 +163,7 @@ class Lowering:
         product = self._product(_input(node, 0), weight)
         bias = factor_name(name, "bias")
         if name in self._forms and (form := form_of(self._forms[name])).cuts_outputs:
-            _resize(node.outputs[0], self._rows(factor_name(name, form.factors[-1])))
+            _resize(node.outputs[0], self._rows(factor_name(name, list(form.factors)[-1])))
         if bias in self._tensors and bias not in self._graph.initializers:
             # mobius does not read `mlp_bias`; the biases that it knows are Add nodes of the template.
             product = self._dialect.emit("Add", product, self._dialect.emit.exact(self._stored(bias)))

@@ -22,7 +22,7 @@ from curconvert.methods.core.block import compressed, install
 from curconvert.methods.core.context import Context
 from curconvert.methods.core.options import ConvertOptions
 from curconvert.quantization.tensors import Tables
-from curconvert_runtime.format.forms.names import factor_name
+from curconvert_runtime.format.forms.form import factor_name
 from curconvert_runtime.format.probes import CompressedProbe
 from curconvert_runtime.format.quantized import part_name
 
@@ -49,7 +49,7 @@ def compress(
     matrices = {m.name: m for m in plan.matrices if m.is_compressed or options.quantization}
     later = set(matrices)
     if method.full_metric:
-        later |= {bias_of(name) for name, m in matrices.items() if m.entry.bias != "kept"}
+        later |= {bias_of(name) for name, m in matrices.items() if m.traits.corrects_bias or m.entry.cuts_outputs}
     last_layer = max(layer_of(name) for name in matrices) if matrices else -1
     known = context.evidence.has_statistics(matrices) and not options.sequential
     hidden = embedded(stream, tokens.calibration[:0] if known else tokens.calibration, context.keeping)

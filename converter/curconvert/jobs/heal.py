@@ -14,6 +14,7 @@ from curconvert.artifact.folder import check_output, publish
 from curconvert.artifact.manifest import UNKNOWN_ERRORS, seal, source_files
 from curconvert.artifact.workspace import workspace
 from curconvert.base.errors import InputError, UnsupportedError
+from curconvert.base.forms import traits_of
 from curconvert.base.progress import silent
 from curconvert.blocks.precision import multiplies_bfloat16
 from curconvert.blocks.stored import build_torch_model
@@ -35,7 +36,6 @@ from curconvert_runtime.checks.report import VerificationReport
 from curconvert_runtime.checks.verification import VerifyOptions
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.files import MANIFEST
-from curconvert_runtime.format.forms import form_of
 from curconvert_runtime.format.hashing import sha256
 from curconvert_runtime.format.probes import Probes
 
@@ -184,7 +184,7 @@ def _check_forms(artifact: Artifact, options: HealOptions) -> None:
     if artifact.quantised:
         raise UnsupportedError(f"{artifact.path}: its weights are quantised; heal an artifact made without --quantize")
     forms = {matrix["form"] for matrix in artifact.manifest["matrices"]}
-    if (options.train == "u" or options.start == "als") and not any(form_of(form).linking for form in forms):
+    if (options.train == "u" or options.start == "als") and not any(traits_of(form).linking for form in forms):
         raise InputError(
             f"{artifact.path}: nothing to train in the forms {', '.join(sorted(forms)) or 'of an export'}: U belongs "
             "to cur, T to interpolative; --train u+norms trains the norms"

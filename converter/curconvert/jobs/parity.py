@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from curconvert.base.forms import traits_of
 from curconvert.base.names import bias_of
 from curconvert.base.types import Ids
 from curconvert.blocks.stored import build_torch_model, factor_names, stored_tensor
@@ -175,15 +176,14 @@ def _distance_faults(row: Mapping[str, Any], stored: NDArray[Any], checkpoint: C
 
 def _slice_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[str]:
     for matrix in artifact.manifest["matrices"]:
-        form = form_of(matrix["form"])
-        if not form.is_compressed:
+        if not form_of(matrix["form"]).is_compressed:
             continue
         name, stem = matrix["name"], matrix["name"].removesuffix(".weight")
         info = checkpoint.tensors.get(name)
         if info is None or info.shape != tuple(matrix["shape"]):
             yield f"{name}: the original has shape {info.shape if info else 'none'}, the manifest {matrix['shape']}"
             continue
-        slices = form.slices_of(matrix["basis"])
+        slices = traits_of(matrix["form"]).slices(matrix["basis"])
         weight = checkpoint.read(name) if slices else torch.empty(0)
         for part, (axis, indices) in slices.items():
             if f"{stem}.{part}" in artifact.quantised:

@@ -37,7 +37,7 @@ from curconvert_runtime.checks.report import VerificationReport
 from curconvert_runtime.checks.verification import VerifyOptions
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.files import MANIFEST
-from curconvert_runtime.format.forms.names import factor_name
+from curconvert_runtime.format.forms.form import factor_name
 from curconvert_runtime.format.hashing import sha256
 from curconvert_runtime.format.probes import CompressedProbe, Probes
 
@@ -182,8 +182,8 @@ def _row(scored: Scored, matrix: MatrixPlan) -> dict[str, Any]:
         **UNKNOWN_ERRORS,
         "form": matrix.form,
         "rank": matrix.rank,
-        "basis": "subspace" if matrix.entry.has_basis else None,
+        "basis": "subspace" if matrix.traits.has_basis else None,
         "parameters_after": matrix.parameters_after,
-        "corrected_bias": biased and matrix.entry.bias == "corrected",
+        "corrected_bias": biased and matrix.traits.corrects_bias,
         "reason": None,
     }

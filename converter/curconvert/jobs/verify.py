@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from curconvert.base.errors import BackendError
 from curconvert_runtime.checks.fidelity import Progress
-from curconvert_runtime.checks.report import VerificationReport
+from curconvert_runtime.checks.report import Check, VerificationReport
 from curconvert_runtime.checks.verification import VerifyOptions, verify
 from curconvert_runtime.format.files import MANIFEST
 
@@ -46,7 +47,7 @@ def verify_artifact(
     if available if torch is None else torch:
         from curconvert.jobs.parity import torch_parity
 
-        report = report.extended(torch_parity(artifact, options).checks)
+        report = _extended(report, torch_parity(artifact, options).checks)
     return report
 
 
@@ -68,4 +69,8 @@ def _against_checkpoint(
         # float32 holds every stored value exactly.
         export(SourceOptions(against), original, dtype="float32")
         report = verify(artifact, replace(options, against=original), progress)
-    return report.extended(slices)
+    return _extended(report, slices)
+
+
+def _extended(report: VerificationReport, checks: Iterable[Check]) -> VerificationReport:
+    return replace(report, checks=(*report.checks, *checks))

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from curconvert.base.names import layer_of
+from curconvert.base.packing import packed_bytes
 from curconvert.base.plan import MatrixPlan, Plan
 from curconvert.base.types import Vector
 from curconvert.calibration.text import CalibrationTokens
@@ -58,7 +59,7 @@ def _sizes(
     shapes = quantised_shapes(checkpoint, decided)
     layouts = [quantization.single(bits).layout for bits in BITS]
     sizes = {
-        name: [8 * sum(layout.nbytes(shape) for shape in stored.values()) for layout in layouts]
+        name: [8 * sum(packed_bytes(layout, shape) for shape in stored.values()) for layout in layouts]
         for name, stored in shapes.items()
     }
     return sizes, sum(rows * columns for stored in shapes.values() for rows, columns in stored.values())

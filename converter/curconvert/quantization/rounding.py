@@ -131,7 +131,7 @@ class _Grids:
 
 
 def _integers(values: Matrix, scale: Matrix, zero: NDArray[Any], layout: Layout) -> Matrix:
-    return np.asarray(np.clip(np.rint(values / scale) + zero, 0, layout.largest))
+    return np.asarray(np.clip(np.rint(values / scale) + zero, 0, _largest(layout)))
 
 
 def _nearest(W: Matrix, grids: _Grids) -> None:
@@ -180,11 +180,11 @@ def widest(part: Matrix, layout: Layout) -> tuple[Vector, Vector]:
     """
     high, low = np.maximum(part.max(axis=1), 0.0), np.maximum(-part.min(axis=1), 0.0)
     if layout.symmetric:
-        up, down = layout.largest - layout.middle, layout.middle
+        up, down = _largest(layout) - layout.middle, layout.middle
         upright, turned = np.maximum(high / up, low / down), np.maximum(low / up, high / down)
         return _safe(np.where(turned < upright, -turned, upright)), np.full(len(part), float(layout.middle))
-    scale = _safe((high + low) / layout.largest)
-    return scale, np.clip(np.rint(low / scale), 0, layout.largest)
+    scale = _safe((high + low) / _largest(layout))
+    return scale, np.clip(np.rint(low / scale), 0, _largest(layout))
 
 
 def searched(part: Matrix, costs: Vector, layout: Layout) -> tuple[Vector, Vector]:
@@ -209,6 +209,11 @@ def searched(part: Matrix, costs: Vector, layout: Layout) -> tuple[Vector, Vecto
             better = cost < least
             best[better], least[better] = scale[better], cost[better]
     return best, zero
+
+
+def _largest(layout: Layout) -> int:
+    """Return the largest integer."""
+    return int(2**layout.bits - 1)
 
 
 def _safe(scale: Vector) -> Vector:

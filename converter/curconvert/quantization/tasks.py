@@ -26,7 +26,7 @@ from curconvert.linalg.gram import least_squares
 from curconvert.linalg.metrics import FullMetric
 from curconvert.options.quantization import Quantization
 from curconvert.quantization.rounding import quantise
-from curconvert_runtime.format.forms.names import INDICES, factor_name
+from curconvert_runtime.format.forms.form import INDICES, factor_name
 from curconvert_runtime.format.quantized import part_name
 
 
@@ -62,7 +62,7 @@ class QuantisationTask:
             BackendError: A LAPACK routine did not converge.
         """
         factors, tensors = self.factors, dict(self.factors.tensors)
-        chosen = factors.entry.quantised(factors.rank)
+        chosen = factors.traits.quantised(factors.rank)
         with lapack(self.name):
             for suffix in self._order():
                 tensors[suffix] = self._refitted(suffix, tensors)
@@ -84,13 +84,12 @@ class QuantisationTask:
 
     def _order(self) -> tuple[str, ...]:
         """Return the factors in the order in which they are settled: what stays float last."""
-        form = self.factors.entry
-        chosen = form.quantised(self.factors.rank)
-        return (*chosen, *(suffix for suffix in form.factors if suffix not in chosen))
+        chosen = self.factors.traits.quantised(self.factors.rank)
+        return (*chosen, *(suffix for suffix in self.factors.entry.factors if suffix not in chosen))
 
     def _refitted(self, suffix: str, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return a factor that makes up for what rounding has changed in those settled before it."""
-        chain, last = self.factors.entry.factors, self._order()[-1]
+        chain, last = tuple(self.factors.entry.factors), self._order()[-1]
         place, own = chain.index(suffix), tensors[suffix]
         # What follows a factor that stays float stays as it is: columns of the weight stay such where U is to come.
         if place == 0 or place > chain.index(last) or not self.quantization.uses_statistics:
@@ -107,9 +106,10 @@ class QuantisationTask:
         """Return the Gram matrix of a factor's input, which has passed through those before it as they are stored."""
         if not self.quantization.uses_statistics:
             return None
-        form, indices = self.factors.entry, {s: t for s, t in self.factors.tensors.items() if s in INDICES}
-        gram = form.seen(self.projection.metric.gram, arrays(indices))
-        before = form.factors[: form.factors.index(suffix)]
+        indices = {s: t for s, t in self.factors.tensors.items() if s in INDICES}
+        gram = self.factors.traits.seen(self.projection.metric.gram, arrays(indices))
+        chain = tuple(self.factors.entry.factors)
+        before = chain[: chain.index(suffix)]
         if gram is None:
             return None
         if not before:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from curconvert.base.packing import packed_bytes
 from curconvert.base.plan import Plan
 from curconvert.blocks.quantised import Quantised
 from curconvert.checkpoint.linears import decoder_linears
@@ -18,7 +19,7 @@ from curconvert.linalg.statistics import InputStatistics
 from curconvert.options.quantization import Quantization
 from curconvert.quantization.rounding import quantise
 from curconvert.quantization.widths import RoundingCost
-from curconvert_runtime.format.forms.names import factor_name
+from curconvert_runtime.format.forms.form import factor_name
 from curconvert_runtime.format.quantized import Packing
 
 TABLES = (EMBEDDING, HEAD)
@@ -55,7 +56,7 @@ def quantised_shapes(checkpoint: Checkpoint, decided: Plan | None) -> dict[str, 
             found[name] = {name: shape}
             continue
         shapes = plan.entry.shapes(shape, plan.rank, plan.shared)
-        stored = [suffix for suffix in plan.entry.quantised(plan.rank) if plan.stores(suffix)]
+        stored = [suffix for suffix in plan.traits.quantised(plan.rank) if plan.stores(suffix)]
         found[name] = {factor_name(name, suffix): shapes[suffix] for suffix in stored}
     return found
 
@@ -134,7 +135,7 @@ def quantization_json(
         "bits": layout.bits, "block_size": layout.block_size, "symmetric": layout.symmetric,
         "rounding": quantization.rounding,
         "parameters": sum(packing.numbers for packing in tensors.values()),
-        "bytes": sum(packing.nbytes for packing in tensors.values()),
+        "bytes": sum(packed_bytes(packing.layout, packing.shape) for packing in tensors.values()),
         **(chosen if mixed else {}),
         "tensors": [row(name, packing) for name, packing in sorted(tensors.items())],
     }  # fmt: skip

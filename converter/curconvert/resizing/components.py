@@ -34,7 +34,7 @@ from curconvert.factorization.tasks import best_approximations, lapack
 from curconvert.families.roles import role_of
 from curconvert_runtime.checks.fidelity import Progress
 from curconvert_runtime.format.files import COMPONENTS, SCORES
-from curconvert_runtime.format.forms.names import factor_name
+from curconvert_runtime.format.forms.form import factor_name
 from curconvert_schemas import validate
 
 SCHEMA = "components-1.0"

@@ -141,7 +141,7 @@ def cuts(plans: Sequence[MatrixPlan], scored: Scored, dtype: torch.dtype) -> Ite
         yield MLPCut(
             names, weights, biases, np.sort(order), order, factor, scored.mean(down), rank, dtype
         )  # fmt: skip
-    for plan in sorted((p for p in plans if p.entry.nested), key=lambda plan: -plan.parameters_before):
+    for plan in sorted((p for p in plans if p.traits.nested), key=lambda plan: -plan.parameters_before):
         name = plan.name
         yield MatrixCut(
             plan, source.product(name), scored.basis(name), source.bias(name), scored.mean(name), dtype

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from curconvert.allocation.curves import Curve
 from curconvert.allocation.plans import allocated
 from curconvert.base.errors import InputError, IntegrityError, UnsupportedError
+from curconvert.base.forms import traits_of
 from curconvert.base.layout import SAFETENSORS_DTYPES
 from curconvert.base.names import bias_of
 from curconvert.base.plan import Plan
@@ -25,8 +26,7 @@ from curconvert.resizing.source import ArtifactSource
 from curconvert_runtime.format import strict_json
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.files import COMPONENTS, SCORES
-from curconvert_runtime.format.forms import form_of
-from curconvert_runtime.format.forms.names import factor_name
+from curconvert_runtime.format.forms.form import factor_name
 from curconvert_runtime.format.tensor_file import TensorHeader, read_headers, read_tensor
 from curconvert_schemas import SchemaError, validate
 
@@ -174,7 +174,7 @@ def _fault(modules: list[dict[str, Any]], plan: Plan) -> str | None:
         name = stored_under(forms)
         found = {role_of(part): form for part, form in forms.items()}
         places = {part.rsplit(".", 2)[0] for part in forms}
-        alone = len(forms) == 1 and form_of(forms[name]).nested
+        alone = len(forms) == 1 and traits_of(forms[name]).nested
         if not (found == MODULAR or alone) or len(places) > 1:
             return f"{name[:200]!r} belongs to neither one interpolative matrix nor one modular MLP"
         whole = matrices[name].shape[1] if len(forms) > 1 else min(matrices[name].shape)

@@ -16,11 +16,12 @@ from curconvert.base.errors import InputError
 from curconvert.base.finite import all_finite
 from curconvert.blocks.stream import BlockStream
 from curconvert.calibration.parity_probe import ParityProbe, collected
+from curconvert.calibration.probes import probe_tensors
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.training.stored import Stored, install
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.files import COMPONENTS, PROBES, SCORES
-from curconvert_runtime.format.probes import CompressedProbe, OriginalProbe, Probes
+from curconvert_runtime.format.probes import CompressedProbe, OriginalProbe
 
 
 def copy_with(artifact: Artifact, work: Path, values: Mapping[str, Tensor]) -> None:
@@ -50,7 +51,7 @@ def copy_with(artifact: Artifact, work: Path, values: Mapping[str, Tensor]) -> N
 
 def write_probes(folder: Path, original: OriginalProbe, compressed: CompressedProbe) -> None:
     """Write the probe file into a folder: the original's answers as they were, and another compressed model's."""
-    tensors = Probes(original, compressed).tensors()
+    tensors = probe_tensors(original, compressed)
     save_tensors(folder / PROBES, {name: torch.from_numpy(array) for name, array in tensors.items()})
 
 

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from curconvert.base.forms import traits_of
 from curconvert.base.types import Matrix
 from curconvert.blocks.linears.factored import FactoredLinear
 from curconvert.blocks.stream import Block
 from curconvert.factorization.types import arrays
 from curconvert.linalg.gram import least_squares, ridge_solve
-from curconvert_runtime.format.forms.names import factor_name
+from curconvert_runtime.format.forms.form import factor_name
 
 RIDGE = 1e-2
 """λ of `G + λ diag(G)`, G the Gram matrix of `R x`: that of a conversion's metric. It holds to the factor that was."""
@@ -35,9 +36,9 @@ def solve_block(teacher: Block, student: Block, theirs: Tensor, ours: Tensor) ->
     """
     found = {}
     for name, linear in student.linears.items():
-        if not isinstance(linear, FactoredLinear) or linear.form.linking is None:
+        if not isinstance(linear, FactoredLinear) or (linking := traits_of(linear.form.name).linking) is None:
             continue
-        factor, before = linear.get_parameter(linear.form.linking), _before(linear)
+        factor, before = linear.get_parameter(linking), _before(linear, linking)
         gram: Matrix = np.zeros((factor.shape[1],) * 2)
         cross: Matrix = np.zeros((teacher.linears[name].get_parameter("weight").shape[0], len(gram)))
         with torch.no_grad():
@@ -51,15 +52,14 @@ def solve_block(teacher: Block, student: Block, theirs: Tensor, ours: Tensor) ->
                 gram += (z.T @ z).numpy()
                 cross += (missed.double().T @ z).numpy()
             factor.add_(torch.from_numpy(change(linear, cross, gram)))
-        found[factor_name(name, linear.form.linking)] = factor.detach().clone()
+        found[factor_name(name, linking)] = factor.detach().clone()
     return found
 
 
-def _before(linear: FactoredLinear) -> list[Tensor]:
+def _before(linear: FactoredLinear, linking: str) -> list[Tensor]:
     """Return the factors that an input meets before the linking one."""
-    form = linear.form
-    assert form.linking is not None
-    return [linear.get_parameter(suffix) for suffix in form.factors[: form.factors.index(form.linking)]]
+    chain = tuple(linear.form.factors)
+    return [linear.get_parameter(suffix) for suffix in chain[: chain.index(linking)]]
 
 
 def change(linear: FactoredLinear, cross: Matrix, gram: Matrix) -> Matrix:
@@ -70,7 +70,7 @@ def change(linear: FactoredLinear, cross: Matrix, gram: Matrix) -> Matrix:
         cross: `Σ e zᵀ`, (out_features, rank), of what the linear misses.
         gram: `Σ z zᵀ`, (rank, rank).
     """
-    outputs = linear.form.link_outputs(arrays(linear.state_dict()))
+    outputs = traits_of(linear.form.name).link_outputs(arrays(linear.state_dict()))
     if outputs.ndim == 1:  # outputs of the linear itself
         return ridge_solve(cross[outputs], gram, RIDGE)
     return least_squares(outputs, ridge_solve(cross, gram, RIDGE))

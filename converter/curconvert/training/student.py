@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from curconvert.base.device import products_in
+from curconvert.base.forms import traits_of
 from curconvert.base.types import Ids
 from curconvert.blocks.linears.factored import FactoredLinear
 from curconvert.families.skeleton import canonical_parameters
@@ -33,7 +34,7 @@ def trainable(module: nn.Module, train: Trained, prefix: str = "") -> dict[str, 
     module.requires_grad_(False)
     found = {}
     for name, owner, attribute in canonical_parameters(module, prefix):
-        linking = isinstance(owner, FactoredLinear) and attribute == owner.form.linking
+        linking = isinstance(owner, FactoredLinear) and attribute == traits_of(owner.form.name).linking
         parameter = getattr(owner, attribute)
         if linking or (train == "u+norms" and attribute == "weight" and parameter.ndim == 1):
             found[name] = parameter.requires_grad_()

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from curconvert_runtime.checks.metrics import (
-    Fidelity,
-    bucket_log_probs,
-    fidelity,
-    kl_divergence,
-    kl_lower_bound,
-    log_softmax,
-)
+from curconvert_runtime.checks import metrics
 from curconvert_runtime.errors import InputError
 from curconvert_runtime.format import strict_json
 from curconvert_runtime.format.artifact import Artifact
@@ -37,7 +31,7 @@ def _next_log_probs(log_probs: NDArray[np.float64], ids: NDArray[np.integer], st
     return np.take_along_axis(log_probs[: len(following)], following[:, None], axis=-1)[:, 0]
 
 
-def probe_fidelity(compressed: Runner, probe: OriginalProbe, progress: Progress | None = None) -> Fidelity:
+def probe_fidelity(compressed: Runner, probe: OriginalProbe, progress: Progress | None = None) -> metrics.Fidelity:
     """Compare with the original's stored answers.
 
     These are its most likely tokens and one bucket for all others, so the divergence is a lower bound; top-1 agreement
@@ -48,19 +42,19 @@ def probe_fidelity(compressed: Runner, probe: OriginalProbe, progress: Progress 
         logits = np.asarray(compressed.logits(ids))
         same[row] = np.argmax(logits, axis=-1) == probe.top_ids[row, :, 0]
         for span in _blocks(len(ids)):
-            log_probs = log_softmax(logits[span])
-            picked, rest = bucket_log_probs(log_probs, probe.top_ids[row, span])
-            reference = probe.top_log_probs[row, span].astype(np.float64)
-            kl[row, span] = kl_lower_bound(reference, probe.rest_log_prob[row, span].astype(np.float64), picked, rest)
+            log_probs = metrics.log_softmax(logits[span])
+            picked, rest = metrics.bucket_log_probs(log_probs, probe.top_ids[row, span])
+            reference = probe.top_log_probs[row, span], probe.rest_log_prob[row, span]
+            kl[row, span] = metrics.kl_lower_bound(*reference, picked, rest)
             following[1, row, span] = _next_log_probs(log_probs, ids, span.start)
         if progress:
             progress("fidelity", row + 1, len(probe.ids))
-    return fidelity(kl, same, probe.next_log_prob, following[1], exact=False)
+    return metrics.fidelity(kl, same, probe.next_log_prob, following[1], exact=False)
 
 
 def exact_fidelity(
     compressed: Runner, original: Runner, ids: NDArray[np.integer], progress: Progress | None = None
-) -> Fidelity:
+) -> metrics.Fidelity:
     """Run both models on the same sequences (sequences, tokens) and compare their whole distributions."""
     kl, same, following = _unmeasured(ids.shape)
     for row, sequence in enumerate(ids):
@@ -71,13 +65,13 @@ def exact_fidelity(
             )
         same[row] = np.argmax(theirs, axis=-1) == np.argmax(ours, axis=-1)
         for span in _blocks(len(sequence)):
-            both = log_softmax(theirs[span]), log_softmax(ours[span])
-            kl[row, span] = kl_divergence(*both)
+            both = metrics.log_softmax(theirs[span]), metrics.log_softmax(ours[span])
+            kl[row, span] = metrics.kl_divergence(*both)
             for side, log_probs in enumerate(both):
                 following[side, row, span] = _next_log_probs(log_probs, sequence, span.start)
         if progress:
             progress("fidelity", row + 1, len(ids))
-    return fidelity(kl, same, following[0], following[1], exact=True)
+    return metrics.fidelity(kl, same, following[0], following[1], exact=True)
 
 
 def _unmeasured(shape: tuple[int, ...]) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64]]:
@@ -100,11 +94,7 @@ def check_reference(artifact: Artifact, reference: Artifact) -> None:
 
     def weights(side: Artifact) -> list[str]:
         files = side.manifest["files"]
-        return sorted(
-            entry["sha256"]
-            for name, entry in files.items()
-            if name.startswith("model") and name.endswith("safetensors")
-        )
+        return sorted(files[name]["sha256"] for name in fnmatch.filter(files, "model*safetensors"))
 
     where = f"--against {reference.path}"
     if weights(artifact) == weights(reference):

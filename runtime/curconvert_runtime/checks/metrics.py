@@ -30,15 +30,7 @@ def log_softmax(logits: NDArray[np.floating]) -> Float:
     """Return log-probabilities over the last axis, in float64."""
     wide = np.asarray(logits, dtype=np.float64)
     with np.errstate(invalid="ignore"):  # inf − inf: the NaN is the answer, and fails the check that reads it
-        result: Float = wide - logsumexp(wide)[..., None]
-    return result
-
-
-def _weighted_log_ratio(p: Float, q: Float) -> Float:
-    """Return p·(log p − log q) for log-probabilities p, q, with 0·(…) = 0."""
-    mass = np.exp(p)
-    with np.errstate(invalid="ignore"):
-        return np.where(mass == 0.0, 0.0, mass * (p - q))
+        return wide - logsumexp(wide)[..., None]
 
 
 def kl_divergence(reference: NDArray[np.floating], candidate: NDArray[np.floating]) -> Float:
@@ -46,7 +38,10 @@ def kl_divergence(reference: NDArray[np.floating], candidate: NDArray[np.floatin
 
     It is +inf where the candidate excludes what the reference allows. Rounding below zero is clipped.
     """
-    terms = _weighted_log_ratio(np.asarray(reference, np.float64), np.asarray(candidate, np.float64))
+    p, q = np.asarray(reference, np.float64), np.asarray(candidate, np.float64)
+    mass = np.exp(p)
+    with np.errstate(invalid="ignore"):
+        terms = np.where(mass == 0.0, 0.0, mass * (p - q))
     result: Float = np.maximum(np.sum(terms, axis=-1), 0.0)
     return result
 
@@ -63,7 +58,9 @@ def bucket_log_probs(log_probs: NDArray[np.floating], ids: NDArray[np.integer]) 
     return picked, logsumexp(rest)
 
 
-def kl_lower_bound(reference_top: Float, reference_rest: Float, top: Float, rest: Float) -> Float:
+def kl_lower_bound(
+    reference_top: NDArray[np.floating], reference_rest: NDArray[np.floating], top: Float, rest: Float
+) -> Float:
     """Return the KL divergence between two bucketed distributions, per position.
 
     Merging outcomes into a bucket never raises a KL divergence (data-processing inequality), so this is a

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from curconvert_runtime.checks.metrics import Fidelity
@@ -73,10 +73,6 @@ class VerificationReport:
     def failures(self) -> tuple[Check, ...]:
         """The checks that failed."""
         return tuple(check for check in self.checks if not check.passed)
-
-    def extended(self, checks: Iterable[Check]) -> VerificationReport:
-        """Return this report with more checks (the torch side's)."""
-        return replace(self, checks=(*self.checks, *checks))
 
     def raise_for_failures(self) -> None:
         """Raise a VerificationError that names every failed check, if there is one."""

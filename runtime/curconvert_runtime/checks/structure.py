@@ -1,15 +1,7 @@
 """Checks that need nothing but the artifact: what its parts say about each other.
 
-A resealed manifest agrees with any bytes; these relations between the bytes still hold or break:
-
-* C and R are slices of one matrix W, so both contain the block `W[rows, cols]`: `C[rows, :] = R[:, cols]`, bit for bit.
-  (The factors of the other forms owe each other nothing; how `rows` and `order` agree, the neurons of a modular
-  MLP's three linears, and two matrices with a common R, is checked when opening.) Not where they are quantised.
-* The parameters that the manifest counts are those that are stored.
-* A graph's initialiser that bears a tensor's name must point to that tensor's bytes.
-* `config.json` must agree with the manifest, with itself (it says some things in two dialects), and with the rotation
-  between the stored keys (`rotary`).
-* No stored weight is NaN or infinite.
+A resealed manifest agrees with any bytes; these relations between the bytes still hold or break. What index vectors
+must be is checked when the artifact is opened.
 """
 
 from __future__ import annotations
@@ -26,8 +18,7 @@ from curconvert_runtime.checks.rotary import rotary_check
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.contract import unsliced_name
 from curconvert_runtime.format.forms import form_of
-from curconvert_runtime.format.forms.names import factor_name, is_index
-from curconvert_runtime.format.forms.shared import Shared
+from curconvert_runtime.format.forms.form import Shared, factor_name, is_index
 from curconvert_runtime.format.onnx_external import ExternalTensor, external_tensors
 from curconvert_runtime.format.probes import CompressedProbe
 from curconvert_runtime.format.quantized import part_name
@@ -57,7 +48,7 @@ def _verdict(name: str, faults: list[str], count: int, what: str) -> Check:
 
 
 def _config(artifact: Artifact) -> Check:
-    """Compare what config.json says twice, and what the manifest says too; a field that is absent says nothing."""
+    """Compare what config.json says in two dialects, and the manifest too; a field that is absent says nothing."""
     config, model = artifact.config, artifact.model
     rope: Any = config.get("rope_parameters")
     rope = rope if isinstance(rope, dict) else {}
@@ -72,14 +63,15 @@ def _config(artifact: Artifact) -> Check:
 
 
 def _factors(artifact: Artifact) -> Check:
-    """Columns and rows of one matrix, C and R, must agree where they cross."""
+    """Columns and rows of one matrix W, C and R, both contain the block `W[rows, cols]`, bit for bit."""
     faults, count = [], 0
     for matrix in artifact.manifest["matrices"]:
-        name, crossing = matrix["name"], form_of(matrix["form"]).crossing
-        if crossing is None or factor_name(name, crossing[0][0]) in artifact.quantised:
+        name, slices = matrix["name"], form_of(matrix["form"]).slices
+        by_axis = {axis: (suffix, index) for suffix, (axis, index) in slices.items()}
+        if len(by_axis) < 2 or factor_name(name, by_axis[1][0]) in artifact.quantised:
             continue  # quantised factors are rounded one by one, and differ
         count += 1
-        (C, cols), (R, rows) = crossing
+        (C, cols), (R, rows) = by_axis[1], by_axis[0]
         stored = {suffix: artifact.tensor(factor_name(name, suffix)) for suffix in (C, cols, R, rows)}
         # Copies: indexing a memory map otherwise keeps its type and its file.
         ours, theirs = np.array(stored[C][stored[rows]]), np.array(stored[R][:, stored[cols]])

@@ -13,17 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from curconvert_runtime.checks import parity
 from curconvert_runtime.checks.fidelity import Progress, check_reference, exact_fidelity, probe_fidelity, text_windows
 from curconvert_runtime.checks.metrics import Fidelity
-from curconvert_runtime.checks.parity import (
-    MAX_PARITY,
-    MAX_PARITY_FLOAT16,
-    Answers,
-    compare_with_probe,
-    largest_difference,
-    real_positions,
-    teacher_forced,
-)
 from curconvert_runtime.checks.report import Check, VerificationReport, at_least, at_most
 from curconvert_runtime.checks.structure import structure_checks
 from curconvert_runtime.errors import InputError, check_integer
@@ -54,7 +46,7 @@ class VerifyOptions:
     max_kl: float | None = None
     min_top1: float | None = None
     max_ppl_ratio: float | None = None
-    max_parity: float = MAX_PARITY
+    max_parity: float = parity.MAX_PARITY
     against: Path | None = None
     text: Path | None = None
     window: int = 512
@@ -115,36 +107,36 @@ def _parity_checks(
 ) -> list[Check]:
     """Run every graph on the parity sequences and compare it with torch's stored answers and with the other graph."""
     checks: list[Check] = []
-    answers: dict[str, Answers] = {}
+    answers: dict[str, parity.Answers] = {}
     kinds = sorted(artifact.graphs, reverse=True)
     for done, kind in enumerate(kinds):
         answers[kind] = graph_answers(artifact, kind, probe, options)
-        checks += compare_with_probe(
+        checks += parity.compare_with_probe(
             f"parity.{kind}", answers[kind], probe, options.max_parity, artifact.arithmetic(kind)
         )
         if progress:
             progress("parity", done + 1, len(kinds))
     if len(answers) == 2:
         portable, fused = answers["portable"].logits, answers["fused"].logits
-        real, limit, unit = real_positions(probe.lengths), options.max_parity, ""
-        difference = largest_difference(portable, fused, real)
+        real, limit, unit = parity.real_positions(probe.lengths), options.max_parity, ""
+        difference = parity.largest_difference(portable, fused, real)
         if artifact.arithmetic("fused") == "float16":
-            difference /= largest_difference(portable, np.zeros_like(portable), real) or 1.0
-            limit, unit = max(limit, MAX_PARITY_FLOAT16), " / max |logit|"
+            difference /= parity.largest_difference(portable, np.zeros_like(portable), real) or 1.0
+            limit, unit = max(limit, parity.MAX_PARITY_FLOAT16), " / max |logit|"
         # Each may be the limit away from torch, on either side.
         detail = f"max |Δlogit|{unit} between the graphs, whole vocabulary:"
         checks.append(at_most("parity.between_graphs", difference, 2 * limit, detail))
     return checks
 
 
-def graph_answers(artifact: Artifact, kind: str, probe: CompressedProbe, options: VerifyOptions) -> Answers:
+def graph_answers(artifact: Artifact, kind: str, probe: CompressedProbe, options: VerifyOptions) -> parity.Answers:
     """Return one graph's answers on the parity sequences; its session is released again.
 
     Quantised products are computed in float32 here: rounded activations would hide a fault of the graph.
     """
     exact = CpuOptions(round_activations=False) if artifact.quantised and options.provider == "cpu" else None
     session = Session(artifact, kind, options.provider, options.threads, exact)
-    return teacher_forced(session, probe.ids, probe.lengths, session.padding)
+    return parity.teacher_forced(session, probe.ids, probe.lengths, session.padding)
 
 
 def _fidelity(

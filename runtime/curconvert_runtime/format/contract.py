@@ -1,15 +1,7 @@
-"""What every graph of an artifact takes and gives, and the check that a loaded one does.
+"""What every graph of an artifact takes and gives (docs/artifact.md, "Graphs"), and the check that a loaded one does.
 
-Inputs `input_ids` [B,S], `attention_mask` [B,P+S], `position_ids` [B,S] where the graph has it, and
-`past_key_values.N.key/value` [B,heads,P,head_dim]; outputs `logits` [B,S,V] and `present.N.key/value`. Inputs of
-tokens are int64, logits are float32, whatever the dtype of the weights; the cache is in what the graph computes in:
-float32, unless the manifest says float16.
-
-A graph may have a constant `first_logits` [1]: the first of the S tokens that gets logits, as in a Python slice, 0. A
-session makes an input of it, with that default; graphs of older artifacts have the input themselves.
-
-An initialiser has the name of the stored tensor that it reads, that of a tied head the head's own. A graph may have a
-large one in slices of its rows, which are numbered in their order.
+A graph may have a constant `first_logits`, the first of the new tokens that gets logits. A session makes an input of
+it, with that default; graphs of older artifacts have the input themselves.
 """
 
 from __future__ import annotations

@@ -17,8 +17,7 @@ from curconvert_runtime.errors import InputError, IntegrityError, UnsupportedErr
 from curconvert_runtime.format import strict_json
 from curconvert_runtime.format.files import MANIFEST, WEIGHTS, WEIGHTS_INDEX
 from curconvert_runtime.format.forms import form_of
-from curconvert_runtime.format.forms.names import factor_name
-from curconvert_runtime.format.forms.shared import Shared
+from curconvert_runtime.format.forms.form import Shared, factor_name
 from curconvert_runtime.format.hashing import cached_sha256, check_once, sha256
 from curconvert_runtime.format.onnx_external import external_tensors
 from curconvert_runtime.format.quantized import PARTS, Packing, packings, part_name
@@ -163,7 +162,7 @@ def _check_matrix(
     r, shared = matrix["rank"], Shared.of(matrix)
     if not form.fits((m, n), r, shared):
         raise IntegrityError(f"{MANIFEST}: {name!r} of shape {[m, n]} cannot be {form.name} of rank {r}")
-    names = form.tensor_names(name, (m, n), r, shared)
+    names = form.tensor_names(name, shared)
     of_factors = dtype if form.is_compressed else None  # a dense matrix may have kept a dtype of its own
     expected: dict[str, tuple[tuple[int, ...], str | None]]
     expected = {names[suffix]: (shape, of_factors) for suffix, shape in form.shapes((m, n), r, shared).items()}

@@ -1,4 +1,4 @@
-"""The linears that get smaller together, and the form of each: the one place that joins forms and linears' names."""
+"""Linears that get smaller together; beside the forms, because plans need no NumPy."""
 
 from __future__ import annotations
 

@@ -1,17 +1,12 @@
 """`probes.safetensors`: what the original and the compressed torch model answered, kept for a torch-free `verify`.
 
-Two groups of tensors:
-
-* `original.*`: the original model on fidelity sequences of equal length.
-* `compressed.*`: the compressed torch model on three right-padded sequences of unequal length. Logits at a fixed
-  sample of the vocabulary, and keys: attention only sees differences of positions, so positions off by one show in the
-  keys and nowhere else.
+Of the compressed model there are keys, too: attention only sees differences of positions, so positions off by one show
+in the keys and nowhere else.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,20 +58,22 @@ class OriginalProbe:
     next_log_prob: NDArray[np.float32]
 
 
+_AXES: dict[type, dict[str, str]] = {
+    OriginalProbe: {
+        "ids": "ST", "top_ids": "STK", "top_log_probs": "STK", "rest_log_prob": "ST", "next_log_prob": "SN",
+    },
+    CompressedProbe: {
+        "ids": "BT", "lengths": "B", "vocabulary": "K", "logits": "BTK", "first_key": "BHTD", "last_key": "BHTD",
+    },
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Probes:
     """The whole file."""
 
     original: OriginalProbe
     compressed: CompressedProbe
-
-    def tensors(self) -> dict[str, NDArray[Any]]:
-        """Return the file's tensors, C-contiguous copies, by name."""
-        return {
-            f"{prefix}.{field.name}": np.array(getattr(part, field.name), order="C")
-            for prefix, part in (("original", self.original), ("compressed", self.compressed))
-            for field in fields(part)
-        }
 
     @classmethod
     def load(cls, artifact: Artifact) -> Probes:
@@ -86,20 +83,15 @@ class Probes:
         path = artifact.file(PROBES)
         stored = read_headers(path)
         kinds: dict[str, type] = {"original": OriginalProbe, "compressed": CompressedProbe}
-        wanted = {f"{prefix}.{f.name}" for prefix, kind in kinds.items() for f in fields(kind)}
-        if set(stored) != wanted:
-            raise unsound(path, f"tensors {sorted(stored)}, expected {sorted(wanted)}")
-        probes = cls(
-            *(
-                kind(**{f.name: read_tensor(stored[f"{prefix}.{f.name}"]) for f in fields(kind)})
-                for prefix, kind in kinds.items()
-            )
-        )
-        for part in (probes.original, probes.compressed):
-            problem = probe_fault(part) or _outside(part, artifact.model["vocab_size"])
-            if problem:
-                raise unsound(path, f"{problem}")
-        return probes
+        wanted = {kind: {name: f"{prefix}.{name}" for name in _AXES[kind]} for prefix, kind in kinds.items()}
+        expected = {name for names in wanted.values() for name in names.values()}
+        if set(stored) != expected:
+            raise unsound(path, f"tensors {sorted(stored)}, expected {sorted(expected)}")
+        parts = [kind(**{n: read_tensor(stored[name]) for n, name in names.items()}) for kind, names in wanted.items()]
+        for part in parts:
+            if problem := probe_fault(part) or _outside(part, artifact.model["vocab_size"]):
+                raise unsound(path, problem)
+        return cls(*parts)
 
 
 def _outside(part: OriginalProbe | CompressedProbe, vocab_size: int) -> str | None:
@@ -113,16 +105,8 @@ def _outside(part: OriginalProbe | CompressedProbe, vocab_size: int) -> str | No
 
 def probe_fault(part: OriginalProbe | CompressedProbe) -> str | None:
     """Return what is wrong with a group's types and shapes, or None."""
-    if isinstance(part, OriginalProbe):
-        axes = {
-            "ids": "ST", "top_ids": "STK", "top_log_probs": "STK", "rest_log_prob": "ST", "next_log_prob": "SN",
-        }  # fmt: skip
-    else:
-        axes = {
-            "ids": "BT", "lengths": "B", "vocabulary": "K", "logits": "BTK", "first_key": "BHTD", "last_key": "BHTD",
-        }  # fmt: skip
     sizes: dict[str, int] = {}
-    for name, letters in axes.items():
+    for name, letters in _AXES[type(part)].items():
         array = getattr(part, name)
         kind = np.int32 if name.endswith("ids") or name in ("lengths", "vocabulary") else np.float32
         if array.dtype != kind or array.ndim != len(letters):

@@ -1,14 +1,7 @@
 """How a quantised matrix is stored, and what it stands for.
 
-A matrix W, (m, n), is cut into blocks of `block_size` columns of one row, the last one padded. In each block
-`W ≈ s·(q − z)`: a float32 scale s, a zero point z and integers q. Integers of 4 bits lie two to a byte, the first one
-in the low four bits. That is the layout of onnxruntime's MatMulNBits.
-
-| part of `T` | shape | type | |
-|---|---|---|---|
-| `T.q` | (m, blocks, block_size · bits / 8) | uint8 | q |
-| `T.scales` | (m, blocks) | float32 | s; may be negative |
-| `T.zeros` | (m, ⌈blocks · bits / 8⌉) | uint8 | z, packed like q; without it z is 2^(bits − 1) |
+A matrix is cut into blocks of columns of one row, and stands for `s·(q − z)` in each: the layout of onnxruntime's
+MatMulNBits, see docs/artifact.md, "Quantised matrices".
 """
 
 from __future__ import annotations
@@ -50,11 +43,6 @@ class Layout:
         """The zero point where none is stored."""
         return int(2 ** (self.bits - 1))
 
-    @property
-    def largest(self) -> int:
-        """The largest integer."""
-        return int(2**self.bits - 1)
-
     def blocks(self, columns: int) -> int:
         """Return the number of blocks of a row."""
         return math.ceil(columns / self.block_size)
@@ -69,10 +57,6 @@ class Layout:
         if not self.symmetric:
             found["zeros"] = ("U8", (rows, math.ceil(blocks * self.bits / 8)))
         return found
-
-    def nbytes(self, shape: tuple[int, int]) -> int:
-        """Return the bytes of all parts."""
-        return sum(math.prod(size) * (4 if kind == "F32" else 1) for kind, size in self.parts(shape).values())
 
 
 @dataclass(frozen=True)
@@ -91,11 +75,6 @@ class Packing:
     def numbers(self) -> int:
         """m·n."""
         return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all parts."""
-        return self.layout.nbytes(self.shape)
 
 
 def part_name(name: str, suffix: str) -> str:

@@ -1,8 +1,4 @@
-"""A strict reader of safetensors headers, on the standard library and NumPy alone.
-
-Layout of the file: eight bytes of little-endian header length N, N bytes of JSON, then the tensors' bytes, which must
-cover the rest of the file without a gap or an overlap.
-"""
+"""A strict reader of safetensors headers: the tensors' bytes cover the file without a gap or an overlap."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import numpy as np
 from curconvert_runtime.errors import IntegrityError, unsound
 from curconvert_runtime.format.files import MANIFEST
 from curconvert_runtime.format.forms import form_of
-from curconvert_runtime.format.forms.shared import Shared
+from curconvert_runtime.format.forms.form import Shared
 from curconvert_runtime.format.modules import MODULAR
 from curconvert_runtime.format.tensor_file import TensorHeader, read_tensor
 
@@ -33,7 +33,7 @@ def _check_indices(matrices: Matrices, tensors: Tensors) -> None:
     for matrix in matrices:
         stem, form, (m, n) = matrix["name"].removesuffix(".weight"), form_of(matrix["form"]), matrix["shape"]
         rank, shared = matrix["rank"], Shared.of(matrix)
-        indices = {s: read_tensor(tensors[f"{stem}.{s}"]) for s in form.index_lengths((m, n), rank, shared)}
+        indices = {s: read_tensor(tensors[f"{stem}.{s}"]) for s in form.indices}
         fault = form.index_fault((m, n), rank, indices, shared)
         if fault is not None:
             name, what = f"{stem}.{fault[0]}", fault[1]

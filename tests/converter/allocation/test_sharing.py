@@ -23,7 +23,7 @@ from curconvert.options.source import SourceOptions
 from curconvert_runtime import Artifact
 from curconvert_runtime.checks.verification import VerifyOptions
 from curconvert_runtime.format.forms import form_of
-from curconvert_runtime.format.forms.shared import Shared
+from curconvert_runtime.format.forms.form import Shared
 from curconvert_runtime.format.onnx_external import external_tensors
 from support.checkpoints import make_layers_alike
 from support.families import make_checkpoint
@@ -108,7 +108,7 @@ def test_the_errors_in_the_manifest_are_those_of_what_is_stored(tmp_path: Path) 
     assert len(rows) >= 4
     for row in rows:
         shape, shared = (row["shape"][0], row["shape"][1]), Shared.of(row)
-        names = form_of(row["form"]).tensor_names(row["name"], shape, row["rank"], shared)
+        names = form_of(row["form"]).tensor_names(row["name"], shared)
         product = form_of(row["form"]).multiply(shape, {s: artifact.tensor(name) for s, name in names.items()})
         W = original[row["name"]].double().numpy()
         error = np.linalg.norm(W - product) / np.linalg.norm(W)

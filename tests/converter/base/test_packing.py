@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from curconvert.base.packing import bits_per_number, pack
+from curconvert.base.packing import bits_per_number, pack, packed_bytes
 from curconvert_runtime.format.quantized import Layout, unpack
 
 
@@ -27,3 +27,10 @@ def test_bits_of_a_number_count_its_share_of_the_scale() -> None:
     assert bits_per_number(Layout(4, 64, True)) == 4.5
     assert bits_per_number(Layout(4, 64, False)) == 4.5625
     assert bits_per_number(Layout(8, 32, True)) == 9
+
+
+def test_bytes_are_those_of_all_parts() -> None:
+    """Three rows of 70 numbers: blocks of 32 are padded, and so are the bytes of zero points."""
+    assert packed_bytes(Layout(4, 32, True), (3, 70)) == 3 * (3 * 16 + 3 * 4)
+    assert packed_bytes(Layout(4, 32, False), (3, 70)) == 3 * (3 * 16 + 3 * 4 + 2)
+    assert packed_bytes(Layout(8, 64, False), (3, 70)) == 3 * (2 * 64 + 2 * 4 + 2)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import linear
 
-from curconvert.base.forms import rank_for_density
+from curconvert.base.forms import rank_for_density, traits_of
 from curconvert.base.plan import MatrixPlan
 from curconvert.blocks.linears import LINEARS, factored_linear
 from curconvert.blocks.linears.factored import FactoredLinear
@@ -23,8 +23,7 @@ from curconvert.graph.dialect import Dialect
 from curconvert.graph.forms import EMITTERS
 from curconvert.graph.forms.stored import Stored
 from curconvert_runtime.format.forms import FORMS, form_of
-from curconvert_runtime.format.forms.form import Fault, Form, Matrix, Shape, Tensors, wide
-from curconvert_runtime.format.forms.shared import Shared
+from curconvert_runtime.format.forms.form import Fault, Form, Matrix, Shape, Shared, Tensors, wide
 from support.families import VOCABULARY, make_checkpoint, open_tiny, replace_weights
 from support.parity import largest_difference, left_padded_logits, oracle_logits, right_padded_logits, tokens
 
@@ -34,18 +33,6 @@ M, N, R = 7, 5, 3
 
 class RepeatedRows(Form):
     """`y = (W' x)[order]`: r different rows, each of which may be several outputs."""
-
-    name = "repeated_rows"
-    factors = ("weight",)
-    read = ("order",)
-
-    def shapes(self, shape: Shape, rank: int, shared: Shared | None = None) -> dict[str, Shape]:
-        """weight (r, n)."""
-        return {"weight": (rank, shape[1])}
-
-    def index_lengths(self, shape: Shape, rank: int, shared: Shared | None = None) -> dict[str, int]:
-        """Which row each output is."""
-        return {"order": shape[0]}
 
     def index_fault(self, shape: Shape, rank: int, indices: Tensors, shared: Shared | None = None) -> Fault:
         """Only rows that there are."""
@@ -57,7 +44,7 @@ class RepeatedRows(Form):
         return wide(tensors)["weight"][tensors["order"]]
 
 
-FORM = RepeatedRows()
+FORM = RepeatedRows("repeated_rows", {"weight": "rn"}, {"order": "m"})
 
 
 class RepeatedRowsLinear(FactoredLinear):
@@ -113,10 +100,10 @@ def test_the_guide_is_short() -> None:
 def test_the_registry_derives_the_rest() -> None:
     """Names, numbers, ranks and the plan's parameters follow from shapes."""
     form, tensors = form_of("repeated_rows"), tensors_of()
-    assert form.tensor_names("a.weight", (M, N), R) == {"weight": "a.weight", "order": "a.order"}
+    assert form.tensor_names("a.weight") == {"weight": "a.weight", "order": "a.order"}
     assert form.shapes((M, N), R) == {"weight": tensors["weight"].shape}
     assert form.index_lengths((M, N), R) == {"order": len(tensors["order"])}
-    assert form.break_even_rank((M, N)) == 5
+    assert traits_of("repeated_rows").break_even_rank((M, N)) == 5
     assert rank_for_density("repeated_rows", (M, N), 0.5) == 3
     assert MatrixPlan("a.weight", (M, N), "repeated_rows", R).parameters_after == 15
     assert form.index_fault((M, N), R, tensors) is None
@@ -138,7 +125,7 @@ def test_both_graphs_answer_as_transformers_does(tmp_path: Path) -> None:
     model, name = make_checkpoint(tmp_path / "dense", "llama"), "model.layers.1.self_attn.q_proj.weight"
     stored = load_file(model.folder / "model.safetensors")
     tensors = tensors_of(*stored.pop(name).shape, rank=20)
-    stored |= {key: torch.from_numpy(tensors[suffix]) for suffix, key in FORM.tensor_names(name, (0, 0), 0).items()}
+    stored |= {key: torch.from_numpy(tensors[suffix]) for suffix, key in FORM.tensor_names(name).items()}
     replace_weights(model, {name: torch.from_numpy(repeated(tensors))})
     (tmp_path / "smaller").mkdir()
     save_file(stored, tmp_path / "smaller" / "model.safetensors")

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from curconvert.base.errors import InputError
-from curconvert.base.forms import rank_for_density
+from curconvert.base.forms import rank_for_density, traits_of
 from curconvert.base.plan import MatrixPlan, Plan
 from curconvert.base.roles import Role
 from curconvert.checkpoint import Checkpoint, open_checkpoint
@@ -21,7 +21,6 @@ from curconvert.methods.core.options import ConvertOptions
 from curconvert.methods.core.sized import Sized
 from curconvert.options.calibration import CalibrationOptions
 from curconvert.options.targets import LINEARS
-from curconvert_runtime.format.forms import form_of
 from support.families import make_checkpoint
 from support.tiny_runs import tiny_options
 
@@ -62,7 +61,7 @@ def options_of(form: str, **size: Any) -> ConvertOptions:
 @given(form=FORM, m=SIZES, n=SIZES)
 def test_break_even_is_the_largest_rank_that_does_not_grow(form: Any, m: int, n: int) -> None:
     """It fits, and one more would not, or is more than the matrix has."""
-    rank = form_of(form).break_even_rank((m, n))
+    rank = traits_of(form).break_even_rank((m, n))
     assert stored(form, m, n, rank) <= m * n
     assert rank == min(m, n) or stored(form, m, n, rank + 1) > m * n
 
@@ -91,7 +90,7 @@ def test_the_form_is_the_one_asked_for_or_the_smallest(
 def test_break_even_is_the_papers_formula(m: int, n: int) -> None:
     """⌊(√(m² + 6mn + n²) − (m+n)) / 2⌋, with an exact integer root."""
     root = math.isqrt(m * m + 6 * m * n + n * n)
-    assert form_of("cur").break_even_rank((m, n)) == (root - (m + n)) // 2
+    assert traits_of("cur").break_even_rank((m, n)) == (root - (m + n)) // 2
 
 
 @given(form=FORM, m=SIZES, n=SIZES, rank=st.integers(1, 30_000))
@@ -102,7 +101,7 @@ def test_no_matrix_grows_and_every_compressed_one_saves(form: Any, m: int, n: in
         assert plan.rank is None
         assert plan.parameters_after == m * n
         assert f"rank {rank} would save less than 5%" in str(plan.reason)
-        best = min(rank, m, n, form_of(form).break_even_rank((m, n)))
+        best = min(rank, m, n, traits_of(form).break_even_rank((m, n)))
         assert best == 0 or 20 * stored(form, m, n, best) > 19 * m * n
     else:
         assert plan.rank is not None
@@ -127,7 +126,7 @@ def test_density_is_filled_to_the_last_rank(form: Any, m: int, n: int, density: 
 @given(form=st.sampled_from(["modular_rows", "modular_columns", "sparse_rows", "sparse_columns"]), m=SIZES, n=SIZES)
 def test_a_form_of_kept_rows_or_columns_never_grows(form: Any, m: int, n: int) -> None:
     """It may keep every row, or every column."""
-    assert form_of(form).break_even_rank((m, n)) == (m if form.endswith("_rows") else n)
+    assert traits_of(form).break_even_rank((m, n)) == (m if form.endswith("_rows") else n)
 
 
 @given(hidden=SIZES, neurons=SIZES, density=st.floats(0.01, 0.99))

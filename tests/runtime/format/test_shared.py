@@ -12,7 +12,7 @@ import pytest
 from curconvert_runtime import Artifact, IntegrityError
 from curconvert_runtime.checks.structure import structure_checks
 from curconvert_runtime.format.forms import form_of
-from curconvert_runtime.format.forms.shared import Shared
+from curconvert_runtime.format.forms.form import Shared
 from curconvert_runtime.format.probes import Probes
 from support.safetensors_files import save_file
 from support.tiny_artifact import MATRIX, STEM, manifest_of, reseal, toy_tensors, write_toy
@@ -69,7 +69,7 @@ def test_numbers_and_names() -> None:
     assert INTERPOLATIVE.index_lengths((M, N), R, second) == {"rows": 1, "order": 6}
     assert INTERPOLATIVE.parameters((M, N), R, first, MATRIX) == 3 * 5 + 4 * 3
     assert INTERPOLATIVE.parameters((M, N), R, second, OTHER) == 5 * 3
-    assert INTERPOLATIVE.tensor_names(OTHER, (M, N), R, second) == {
+    assert INTERPOLATIVE.tensor_names(OTHER, second) == {
         "R": f"{STEM}.R",
         "T": f"{OTHER_STEM}.T",
         "rows": f"{OTHER_STEM}.rows",
@@ -81,7 +81,7 @@ def test_a_pair_opens_and_multiplies_out(tmp_path: Path) -> None:
     """Each row is one of R's, or a combination of all of them."""
     artifact = Artifact.open(pair(tmp_path / "out"))
     for matrix in artifact.manifest["matrices"]:
-        names = INTERPOLATIVE.tensor_names(matrix["name"], (M, N), R, Shared.of(matrix))
+        names = INTERPOLATIVE.tensor_names(matrix["name"], Shared.of(matrix))
         tensors = {suffix: np.asarray(artifact.tensor(name), np.float64) for suffix, name in names.items()}
         indices = {suffix: tensors[suffix].astype(int) for suffix in ("rows", "order")}
         product = INTERPOLATIVE.multiply((M, N), tensors | indices)

@@ -13,7 +13,7 @@ from curconvert.blocks.linears.plain import plain_linear
 from curconvert.blocks.linears.sparse import SparseColumnsLinear, SparseRowsLinear
 from curconvert.blocks.linears.two_factor import TwoFactorLinear
 from curconvert_runtime.format.forms import form_of
-from curconvert_runtime.format.forms.names import INDICES
+from curconvert_runtime.format.forms.form import INDICES
 
 LINEARS: dict[str, Callable[[Mapping[str, Tensor], Tensor | None], nn.Module]] = {
     "dense": plain_linear,

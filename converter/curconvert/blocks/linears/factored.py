@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from curconvert_runtime.format.forms.form import Form
+from curconvert_runtime.format.forms.form import PROVENANCE, Form
 
 
 class FactoredLinear(nn.Module):
@@ -32,6 +32,7 @@ class FactoredLinear(nn.Module):
         super().__init__()
         for suffix in self.form.factors:
             setattr(self, suffix, nn.Parameter(tensors[suffix], requires_grad=False))
-        for suffix in self.form.read:
-            self.register_buffer(suffix, tensors[suffix].to(torch.int64))
+        for suffix in self.form.indices:
+            if f".{suffix}" not in PROVENANCE:
+                self.register_buffer(suffix, tensors[suffix].to(torch.int64))
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import linear, pad
 
 from curconvert.blocks.linears.factored import FactoredLinear
-from curconvert_runtime.format.forms import sparse
+from curconvert_runtime.format.forms import parts
 
 
 class SparseRowsLinear(FactoredLinear):
@@ -17,7 +17,7 @@ class SparseRowsLinear(FactoredLinear):
         order: (out_features,) int64; output i is element `order[i]` of W x with a zero behind it.
     """
 
-    form = sparse.ROWS
+    form = parts.SPARSE_ROWS
     weight: Tensor
     order: Tensor
 
@@ -35,7 +35,7 @@ class SparseColumnsLinear(FactoredLinear):
         order: (rank,) int64, the inputs.
     """
 
-    form = sparse.COLUMNS
+    form = parts.SPARSE_COLUMNS
     weight: Tensor
     order: Tensor
 

@@ -76,13 +76,12 @@ class Sized(Method):
         )
 
     def _in_form(self, name: str, shape: Shape, form: str) -> MatrixPlan:
-        from curconvert.base.forms import rank_for_density
-        from curconvert_runtime.format.forms import form_of
+        from curconvert.base.forms import rank_for_density, traits_of
 
         if self.density is not None:
             return self.saving(name, shape, form, rank_for_density(form, shape, self.density))
         assert self.rank is not None
-        return self.saving(name, shape, form, min(self.rank, form_of(form).break_even_rank(shape)))
+        return self.saving(name, shape, form, min(self.rank, traits_of(form).break_even_rank(shape)))
 
     def saving(self, name: str, shape: Shape, form: str, rank: int) -> MatrixPlan:
         """Plan a form at a rank, or leave the matrix dense where it would hardly get smaller."""

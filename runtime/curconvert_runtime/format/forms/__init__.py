@@ -1,18 +1,18 @@
 """The forms in which a matrix can be stored: which tensors, of which shapes, and how they multiply.
 
-Each module here is one form, or two that are of one kind; `form.py` says what an entry is.
+Each module here is one form, or some of one kind; `form.py` says what an entry is.
 """
 
 from __future__ import annotations
 
-from curconvert_runtime.format.forms import cur, dense, interpolative, modular, sparse, two_factor
+from curconvert_runtime.format.forms import cur, dense, interpolative, parts, two_factor
 from curconvert_runtime.format.forms.form import Form
 
 FORMS: dict[str, Form] = {
     form.name: form
     for form in (
         dense.FORM, cur.FORM, interpolative.FORM, two_factor.FORM,
-        modular.ROWS, modular.COLUMNS, sparse.ROWS, sparse.COLUMNS,
+        parts.MODULAR_ROWS, parts.MODULAR_COLUMNS, parts.SPARSE_ROWS, parts.SPARSE_COLUMNS,
     )
 }  # fmt: skip
 """Every form by its name."""
