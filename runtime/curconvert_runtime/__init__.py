@@ -21,9 +21,9 @@ if TYPE_CHECKING:
         VerificationError,
     )  # fmt: skip
     from curconvert_runtime.format.artifact import Artifact
-    from curconvert_runtime.serve.cache import KeyValueCache
     from curconvert_runtime.serve.generation import Completion, GenerationOptions, generate, stream
     from curconvert_runtime.serve.providers import CpuOptions, CudaOptions
+    from curconvert_runtime.serve.runner import KeyValueCache
     from curconvert_runtime.serve.session import Session, load
     from curconvert_runtime.serve.text import Tokenizer
 
@@ -36,7 +36,7 @@ __all__ = [
 _HOME = {
     "Artifact": "format.artifact",
     "VerificationReport": "checks.report",
-    "KeyValueCache": "serve.cache",
+    "KeyValueCache": "serve.runner",
     "Tokenizer": "serve.text",
     **dict.fromkeys(("CpuOptions", "CudaOptions"), "serve.providers"),
     **dict.fromkeys(("Session", "load"), "serve.session"),

@@ -96,7 +96,7 @@ def source_files(checkpoint: Checkpoint) -> list[dict[str, Any]]:
 
 
 def _matrix(plan: MatrixPlan, report: Factorization | None) -> dict[str, Any]:
-    bound, shared = report.bound if report else None, plan.shared
+    bound = report.bound if report else None
     return {
         "name": plan.name,
         "form": plan.form,
@@ -105,7 +105,7 @@ def _matrix(plan: MatrixPlan, report: Factorization | None) -> dict[str, Any]:
         "basis": report.basis if report else None,
         "parameters_before": plan.parameters_before,
         "parameters_after": plan.parameters_after,
-        "shared": None if shared is None else shared.to_json(),
+        "shared": plan.sharing,
         "corrected_bias": report is not None and report.corrected_bias,
         "teacher_share": report.teacher_share if report else None,
         "reason": plan.reason,

@@ -27,7 +27,7 @@ def quantization_config(matrices: Iterable[MatrixPlan], quantised: Iterable[Pack
             continue
         found[matrix.name] = {"form": matrix.form, "rank": matrix.rank}
         if matrix.shared:
-            found[matrix.name]["shared"] = matrix.shared.to_json()
+            found[matrix.name]["shared"] = matrix.sharing
     widths = {packing.layout.bits for packing in quantised}
     if not found and not widths:
         return {}

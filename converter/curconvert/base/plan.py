@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from curconvert.base.forms import Traits, traits_of
 from curconvert.base.names import bias_of
@@ -68,6 +69,11 @@ class MatrixPlan:
     def index_numbers(self) -> int:
         """Numbers in the form's index vectors."""
         return sum(self.entry.index_lengths(self.shape, self.rank, self.shared).values()) if self.rank else 0
+
+    @property
+    def sharing(self) -> dict[str, Any] | None:
+        """What the manifest's row says of a common factor; None where there is none."""
+        return None if self.shared is None else {"matrices": list(self.shared.matrices), "rows": self.shared.rows}
 
     def stores(self, suffix: str) -> bool:
         """Tell whether a factor is stored under this matrix's name: a common one is only under its owner's."""

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from curconvert.families.skeleton import EMBEDDING, HEAD
-from curconvert_runtime.format.contract import FIRST_LOGITS, slice_name
+from curconvert_runtime.format.contract import FIRST_LOGITS, SLICE
 
 # What may stand between the products with the vocabulary and the logits: a bias, scaling, soft-capping, and the sum of
 # the two products that an int8 head is.
@@ -84,7 +84,7 @@ def _slices(tensor: ir.ExternalTensor, count: int) -> Iterator[ir.Value]:
             shape[0] * row,
             tensor.dtype,
             shape=shape,
-            name=slice_name(name, number),
+            name=f"{name}{SLICE}{number}",
             base_dir=tensor.base_dir,
         )
         yield ir.Value(name=part.name, type=ir.TensorType(part.dtype), shape=shape, const_value=part)

@@ -155,14 +155,10 @@ def fidelity(
     *,
     exact: bool,
 ) -> Fidelity:
-    """Summarise per-token comparisons.
+    """Summarise comparisons per token, (sequences, positions).
 
-    Args:
-        kl: Divergence per position, (sequences, positions).
-        same_top1: Whether the most likely tokens agree, same shape.
-        original_next: The original's log-probability of the next token, (sequences, positions − 1).
-        compressed_next: The compressed model's.
-        exact: Whether `kl` covers the whole vocabulary.
+    They are divergences, which cover the whole vocabulary if `exact`, agreement of the most likely tokens, and both
+    models' log-probability of the next token, which the last position lacks.
     """
     with np.errstate(invalid="ignore", over="ignore"):
         loss_increase = np.asarray(original_next, np.float64) - np.asarray(compressed_next, np.float64)

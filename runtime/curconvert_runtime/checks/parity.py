@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from curconvert_runtime.checks.report import Check, at_most
 from curconvert_runtime.format.probes import DECODE_STEPS, CompressedProbe
-from curconvert_runtime.serve.cache import KeyValueCache
+from curconvert_runtime.serve.runner import KeyValueCache
 
 MAX_PARITY = 1e-3
 """Largest |Δlogit|, and |Δkey| relative to the largest key, that still counts as the same answer: graphs and torch
@@ -128,15 +128,9 @@ def compare(
 ) -> list[Check]:
     """Compare logits and keys of two models on the same tokens; shapes that differ fail.
 
-    Args:
-        name: Prefix of the checks' names, such as `parity.fused`.
-        answers: The ones to check.
-        reference: What they should be.
-        lengths: Tokens per row.
-        limit: Largest difference that still counts as the same.
-        against: What the reference is called.
-        arithmetic: What the graph computes in. Where it is float16, `MAX_PARITY_FLOAT16` counts if it is above the
-            limit, and logits are compared as keys are, relative to the largest.
+    Names of checks begin with `name`, such as `parity.fused`, and details call the reference what `against` says. For a
+    graph that computes in float16 `MAX_PARITY_FLOAT16` counts if it is above the limit, and logits are compared as keys
+    are, relative to the largest.
     """
     real, half = real_positions(lengths), arithmetic == "float16"
     limit = max(limit, MAX_PARITY_FLOAT16) if half else limit

@@ -13,7 +13,8 @@ from typing import Any
 from curconvert_runtime.errors import unsound
 
 FIRST_LOGITS = "first_logits"
-_SLICE = ".slice."
+SLICE = ".slice."
+"""Between a tensor's name and a number in the name of an initialiser that reads some of its rows."""
 # onnxruntime's spelling.
 _FLOAT, _INT64 = "tensor(float)", "tensor(int64)"
 _CACHES = {"float32": _FLOAT, "float16": "tensor(float16)"}
@@ -25,14 +26,9 @@ def cache_names(layers: int) -> tuple[list[str], list[str]]:
     return [f"past_key_values.{part}" for part in parts], [f"present.{part}" for part in parts]
 
 
-def slice_name(name: str, number: int) -> str:
-    """Return the name of an initialiser that reads some rows of a tensor."""
-    return f"{name}{_SLICE}{number}"
-
-
 def unsliced_name(name: str) -> str:
     """Return the name of the tensor whose rows an initialiser reads, which may be all of them."""
-    stem, slice_mark, number = name.rpartition(_SLICE)
+    stem, slice_mark, number = name.rpartition(SLICE)
     return stem if slice_mark and number.isdecimal() else name
 
 

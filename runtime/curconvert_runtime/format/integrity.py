@@ -1,8 +1,6 @@
 """The checks that an artifact's folder passes before anything in it is used, from cheap to dear.
 
-Rule for the listing: apart from the manifest, the folder holds exactly the files that the manifest lists, each a
-regular file with a single hard link; entries whose name begins with a dot (`.git`, `.cache`) are ignored, and nothing
-that is loaded can have such a name.
+Entries of the folder whose name begins with a dot (`.git`, `.cache`) are ignored: nothing that is loaded can have one.
 """
 
 from __future__ import annotations
@@ -152,10 +150,7 @@ def _check_quantised(manifest: Mapping[str, Any], tensors: Mapping[str, TensorHe
 
 
 def _check_matrix(
-    matrix: Mapping[str, Any],
-    tensors: Mapping[str, TensorHeader],
-    dtype: str,
-    quantised: Mapping[str, Packing],
+    matrix: Mapping[str, Any], tensors: Mapping[str, TensorHeader], dtype: str, quantised: Mapping[str, Packing]
 ) -> None:
     """Compare one manifest row with the stored tensors' names, shapes and dtypes."""
     name, (m, n), form = matrix["name"], matrix["shape"], form_of(matrix["form"])

@@ -1,7 +1,7 @@
 """`probes.safetensors`: what the original and the compressed torch model answered, kept for a torch-free `verify`.
 
-Of the compressed model there are keys, too: attention only sees differences of positions, so positions off by one show
-in the keys and nowhere else.
+docs/artifact.md, "Probes", has every tensor. Keys are among them because attention only sees differences of positions:
+positions off by one show in the keys and nowhere else.
 """
 
 from __future__ import annotations
@@ -22,15 +22,7 @@ DECODE_STEPS = 16
 
 @dataclass(frozen=True)
 class CompressedProbe:
-    """The compressed torch model on B right-padded sequences; positions past a row's length are not compared.
-
-    Attributes:
-        ids: Token ids (B, T).
-        lengths: Tokens per row (B,); more than 16 each.
-        vocabulary: The ids whose logits are stored (K,).
-        logits: (B, T, K).
-        first_key, last_key: First and last layer's keys after rotary embedding, (B, key/value heads, T, head_dim).
-    """
+    """The compressed torch model on right-padded sequences: logits at some ids, first and last layer's keys."""
 
     ids: NDArray[np.int32]
     lengths: NDArray[np.int32]
@@ -42,14 +34,7 @@ class CompressedProbe:
 
 @dataclass(frozen=True)
 class OriginalProbe:
-    """The original model on S sequences of T tokens.
-
-    Attributes:
-        ids: Token ids (S, T).
-        top_ids, top_log_probs: Its K most likely tokens at each position, most likely first (S, T, K).
-        rest_log_prob: Log of the summed probability of all other tokens (S, T).
-        next_log_prob: Log-probability of the token that follows (S, T − 1).
-    """
+    """The original model on sequences of equal length: its most likely tokens, all others together, and the next."""
 
     ids: NDArray[np.int32]
     top_ids: NDArray[np.int32]
@@ -58,6 +43,7 @@ class OriginalProbe:
     next_log_prob: NDArray[np.float32]
 
 
+# B or S sequences of T tokens, N = T − 1, K tokens of the vocabulary, H key heads of D numbers.
 _AXES: dict[type, dict[str, str]] = {
     OriginalProbe: {
         "ids": "ST", "top_ids": "STK", "top_log_probs": "STK", "rest_log_prob": "ST", "next_log_prob": "SN",

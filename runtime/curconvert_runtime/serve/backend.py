@@ -8,7 +8,7 @@ from typing import Any
 
 from curconvert_runtime.errors import BackendError, check_integer
 from curconvert_runtime.serve.graph_edits import keeping_activations, with_first_logits
-from curconvert_runtime.serve.providers import PROVIDERS, CpuOptions, DeviceOptions, device_options
+from curconvert_runtime.serve.providers import PROVIDERS, CpuOptions, DeviceOptions
 
 MINIMUM_VERSION = (1, 20)
 
@@ -29,7 +29,8 @@ def import_onnxruntime(provider: str) -> ModuleType:
         import onnxruntime  # noqa: PLC0415 - an extra; the package imports without it
     except ImportError as error:
         raise BackendError(f"onnxruntime cannot be imported ({one_line(error)}); run {_extra(provider)}") from None
-    if _release(onnxruntime) < MINIMUM_VERSION:
+    release = tuple(int(part) for part in str(onnxruntime.__version__).split(".")[:2] if part.isdecimal())
+    if release < MINIMUM_VERSION:
         needed = ".".join(map(str, MINIMUM_VERSION))
         found = onnxruntime.__version__
         raise BackendError(f"onnxruntime {found} is older than {needed}; run {_extra(provider)} --upgrade")
@@ -37,23 +38,12 @@ def import_onnxruntime(provider: str) -> ModuleType:
     return module
 
 
-def _release(onnxruntime: ModuleType) -> tuple[int, ...]:
-    return tuple(int(part) for part in str(onnxruntime.__version__).split(".")[:2] if part.isdecimal())
-
-
-def create_session(graph: Path, provider: str, threads: int | None = None, options: DeviceOptions | None = None) -> Any:
-    """Load a graph on exactly one execution provider.
-
-    Args:
-        graph: Graph file; it and its external data must have been checked before.
-        provider: `cpu` or `cuda`.
-        threads: Threads of one operator; None leaves the choice to onnxruntime.
-        options: Settings of the provider.
+def create_session(graph: Path, provider: str, threads: int | None, options: DeviceOptions) -> Any:
+    """Load a graph, checked before with its external data, on exactly one execution provider.
 
     Returns:
         An `onnxruntime.InferenceSession`; where the graph can leave logits out, `FIRST_LOGITS` is an input.
     """
-    chosen = device_options(provider, options)
     if threads is not None:
         check_integer("threads", threads, 1)
     onnxruntime = import_onnxruntime(provider)
@@ -72,10 +62,10 @@ def create_session(graph: Path, provider: str, threads: int | None = None, optio
     settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.parent))
     if threads is not None:
         settings.intra_op_num_threads = threads
-    provider_options = chosen.configure(settings)
+    provider_options = options.configure(settings)
     try:
         content = with_first_logits(graph.read_bytes())
-        if isinstance(chosen, CpuOptions) and not chosen.round_activations:
+        if isinstance(options, CpuOptions) and not options.round_activations:
             content = keeping_activations(content)
         # Without the last argument the Python class prints a notice and tries other providers.
         session = onnxruntime.InferenceSession(

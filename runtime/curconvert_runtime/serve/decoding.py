@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.files import CONFIG
 from curconvert_runtime.serve import requests
-from curconvert_runtime.serve.cache import KeyValueCache
 from curconvert_runtime.serve.requests import Ids, Logits
-from curconvert_runtime.serve.runner import Runner
+from curconvert_runtime.serve.runner import KeyValueCache, Runner
 
 # A long lone prompt runs in pieces, so that attention scores, and logits where all are computed, stay small.
 _PIECE_TOKENS = 2048
@@ -139,19 +138,16 @@ class _BoundSteps:
         session.bind_cache(self._binding, self.cache)
         self._binding.bind_ortvalue_output("logits", self._logits.value)
         # A captured CUDA graph knows these buffers' addresses: it is of no use for others.
-        self._number = session.next_capture()
+        self._number = next(session.capture_numbers)
 
     def keep(self, slots: Ids, used: int) -> None:
         """Move some rows to the front and drop the others; `used` columns hold something."""
-        self._cache = [_Buffer(self._session, _front(buffer.pull(), slots, used)) for buffer in self._cache]
+        for buffer in self._cache:
+            array = buffer.pull()
+            array[: len(slots), :, :used] = array[slots, :, :used]
+        self._cache = [_Buffer(self._session, buffer.array[: len(slots)]) for buffer in self._cache]
         self._batch = len(slots)
         self._binding = None
-
-
-def _front(array: NDArray[Any], slots: Ids, used: int) -> NDArray[Any]:
-    """Return the chosen rows as a view of the array's beginning, where they are moved to."""
-    array[: len(slots), :, :used] = array[slots, :, :used]
-    return array[: len(slots)]
 
 
 def _rope_follows_length(artifact: Artifact) -> bool:

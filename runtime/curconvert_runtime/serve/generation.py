@@ -21,6 +21,8 @@ from curconvert_runtime.serve.sampling import choose
 from curconvert_runtime.serve.text import TextStream, Tokenizer
 
 FinishReason = Literal["eos", "stop", "length", "context"]
+OnText = Callable[[int, str], None]
+"""Called with (row, text)."""
 
 
 @dataclass(frozen=True)
@@ -247,10 +249,7 @@ def _decode(session: Runner, rows: list[_Row], ends: frozenset[int]) -> Iterator
 
 
 def generate(
-    session: Runner,
-    prompt: Any,
-    options: GenerationOptions | None = None,
-    on_text: Callable[[int, str], None] | None = None,
+    session: Runner, prompt: Any, options: GenerationOptions | None = None, on_text: OnText | None = None
 ) -> Completion | list[Completion]:
     """Continue one prompt or a batch of prompts; see `stream` for the arguments.
 

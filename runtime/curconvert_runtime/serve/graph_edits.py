@@ -21,9 +21,8 @@ def with_first_logits(graph: bytes) -> bytes:
     appended: what follows a protobuf message is merged into it.
     """
     (body,) = children(memoryview(graph), _GRAPH)
-    if FIRST_LOGITS not in _names(body, _INITIALISER, _TENSOR_NAME) or FIRST_LOGITS in _names(
-        body, _INPUT, _VALUE_NAME
-    ):
+    constants, inputs = _names(body, _INITIALISER, _TENSOR_NAME), _names(body, _INPUT, _VALUE_NAME)
+    if FIRST_LOGITS not in constants or FIRST_LOGITS in inputs:
         return graph
     shape = _message(1, b"\x08\x01")  # one dimension, of 1
     tensor = b"\x08\x07" + _message(2, shape)  # int64

@@ -52,8 +52,6 @@ def token_rows(ids: TokenRows, vocab_size: int, max_positions: int) -> list[Ids]
         raise InputError(f"token ids: expected a list or array of integers, found {type(ids).__name__}")
     if isinstance(ids, np.ndarray) and ids.ndim not in (1, 2):
         raise InputError(f"token ids: expected 1 or 2 dimensions, found {ids.ndim}")
-    if isinstance(ids, np.ndarray) and ids.size == 0 and ids.ndim == 1:
-        raise InputError("empty prompt: give at least one token")
     rows: list[Any] = [ids] if is_flat(ids) else list(ids)
     if not rows:
         raise InputError("empty batch: give at least one sequence of token ids")

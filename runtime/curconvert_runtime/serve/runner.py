@@ -7,6 +7,8 @@ writes a row's new keys at the row's own length, so a batch needs no shifting wh
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -18,10 +20,26 @@ from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.contract import FIRST_LOGITS, cache_names, check_contract
 from curconvert_runtime.serve import requests
 from curconvert_runtime.serve.backend import create_session, import_onnxruntime, one_line
-from curconvert_runtime.serve.cache import KeyValueCache
 from curconvert_runtime.serve.providers import CudaOptions, DeviceOptions, device_options
 from curconvert_runtime.serve.requests import Ids, Logits, TokenRows
 from curconvert_runtime.serve.text import Tokenizer
+
+
+@dataclass(frozen=True)
+class KeyValueCache:
+    """Keys and values of the tokens seen so far, on the session's device.
+
+    Attributes:
+        values: `OrtValue`s in graph order: layer 0 key, layer 0 value, layer 1 key, …
+        batch: Number of rows.
+        length: Columns in use, padding included.
+        capacity: Columns allocated when the buffers are shared between past and present (fused graph), else None.
+    """
+
+    values: tuple[Any, ...]
+    batch: int
+    length: int
+    capacity: int | None = None
 
 
 class Runner:
@@ -37,6 +55,8 @@ class Runner:
         padding: Side on which batches of unequal sequences are padded: `left` or `right`.
         has_positions: Whether the graph takes `position_ids`.
         trims_logits: Whether the graph can leave out the logits of the first new tokens.
+        io_binding: Makes an empty `IOBinding`.
+        capture_numbers: Counts on to a number that no captured CUDA graph of this session has.
     """
 
     def __init__(
@@ -60,9 +80,10 @@ class Runner:
         self._session = create_session(path, provider, threads, self.options)
         self.has_positions = check_contract(self._session, path, model, artifact.arithmetic(graph))
         self.trims_logits = any(entry.name == FIRST_LOGITS for entry in self._session.get_overridable_initializers())
+        self.io_binding: Callable[[], Any] = self._session.io_binding
         self._past, self._present = cache_names(model["num_hidden_layers"])
         self._captures = cuda is not None and cuda.cuda_graph
-        self._capture_numbers = itertools.count(1)
+        self.capture_numbers = itertools.count(1)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.artifact.path)!r}, graph={self.graph!r}, provider={self.provider!r})"
@@ -94,10 +115,6 @@ class Runner:
         shape = (len(self._past), batch, self._heads, columns, self._head_dim)
         return list(np.zeros(shape, self.artifact.arithmetic(self.graph)))
 
-    def next_capture(self) -> int:
-        """Return a number that no captured CUDA graph of this session has."""
-        return next(self._capture_numbers)
-
     def place(self, array: NDArray[Any]) -> Any:
         """Return an `OrtValue` of an array on the session's device; on the CPU it is a view of the array itself."""
         return self._ort.OrtValue.ortvalue_from_numpy(array, self.provider, self._device_id)
@@ -123,7 +140,7 @@ class Runner:
             Logits [batch, tokens from `first` on, vocabulary] in float32, and the cache with the new tokens.
         """
         inputs, past, total = self._checked(input_ids, attention_mask, position_ids, past)
-        binding = self._session.io_binding()
+        binding = self.io_binding()
         for name, array in inputs.items():
             binding.bind_cpu_input(name, array)
         trims = first != 0 and self.trims_logits
@@ -177,10 +194,6 @@ class Runner:
                 binding.bind_output(name, self.provider, self._device_id)
             else:  # GroupQueryAttention appends in place when past and present are one buffer
                 binding.bind_ortvalue_output(name, value)
-
-    def io_binding(self) -> Any:
-        """Return an empty `IOBinding`."""
-        return self._session.io_binding()
 
     def run(self, binding: Any, captured_as: int | None = None) -> None:
         """Run the graph on what is bound.

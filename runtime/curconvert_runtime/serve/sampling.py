@@ -11,14 +11,7 @@ from curconvert_runtime.errors import VerificationError
 def choose(
     logits: NDArray[np.float32], temperature: float, top_k: int, top_p: float, generator: np.random.Generator
 ) -> int:
-    """Return one token id.
-
-    Args:
-        logits: [vocabulary].
-        temperature: 0 takes the largest logit (the lowest id among equals); otherwise logits are divided by it.
-        top_k: Keep this many largest logits; 0 keeps all.
-        top_p: Then keep the fewest most probable tokens whose probabilities reach this sum; at least one.
-        generator: Source of the one random number.
+    """Return one token id; settings are those of `GenerationOptions`, and equal logits fall to the lower id.
 
     Raises:
         VerificationError: The logits hold a NaN or an infinity: the model is broken.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from curconvert_runtime.errors import InputError
 from curconvert_runtime.format.artifact import Artifact
-from curconvert_runtime.serve.generation import Completion, GenerationOptions, generate
+from curconvert_runtime.serve.generation import Completion, GenerationOptions, OnText, generate
 from curconvert_runtime.serve.providers import DeviceOptions, device_options
 from curconvert_runtime.serve.runner import Runner
 
@@ -17,7 +16,7 @@ class Session(Runner):
     """A model that answers requests. Made by `load`; safe to use from one thread at a time."""
 
     def generate(
-        self, prompt: Any, options: GenerationOptions | None = None, on_text: Callable[[int, str], None] | None = None
+        self, prompt: Any, options: GenerationOptions | None = None, on_text: OnText | None = None
     ) -> Completion | list[Completion]:
         """Continue a prompt or a batch of prompts; see `curconvert_runtime.generate`."""
         return generate(self, prompt, options, on_text)

@@ -15,6 +15,7 @@ from curconvert_runtime.format.files import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_
 from curconvert_runtime.serve.backend import one_line
 
 Messages = Sequence[Mapping[str, Any]]
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -108,10 +109,7 @@ class Tokenizer:
             raise UnsupportedError(
                 f"{self._artifact.path}: the model has no chat template; give the prompt as plain text"
             )
-        special = {
-            name: _special_token(self._config.get(name))
-            for name in ("bos_token", "eos_token", "unk_token", "pad_token")
-        }
+        special = {name: _special_token(self._config.get(name)) for name in _SPECIAL_TOKENS}
         return render_template(source, {"add_generation_prompt": True, **special, **variables, "messages": messages})
 
     def encode_chat(self, messages: Messages, **variables: Any) -> list[int]:

@@ -17,8 +17,5 @@ class CUR(Form):
 
 
 FORM = CUR(
-    "cur",
-    {"R": "rn", "U": "rr", "C": "mr"},
-    {"rows": "r", "cols": "r"},
-    slices={"C": (1, "cols"), "R": (0, "rows")},
+    "cur", {"R": "rn", "U": "rr", "C": "mr"}, {"rows": "r", "cols": "r"}, slices={"C": (1, "cols"), "R": (0, "rows")}
 )

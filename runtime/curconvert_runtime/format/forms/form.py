@@ -51,10 +51,6 @@ class Shared:
         found = matrix.get("shared")
         return None if found is None else cls((found["matrices"][0], found["matrices"][1]), found["rows"])
 
-    def to_json(self) -> dict[str, Any]:
-        """Return what `of` reads."""
-        return {"matrices": list(self.matrices), "rows": self.rows}
-
 
 @dataclass(frozen=True, eq=False)
 class Form(ABC):

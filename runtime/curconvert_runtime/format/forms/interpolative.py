@@ -44,9 +44,5 @@ class Interpolative(Form):
 
 
 FORM = Interpolative(
-    "interpolative",
-    {"R": "rn", "T": "qr"},
-    {"rows": "p", "order": "m"},
-    common="R",
-    slices={"R": (0, "rows")},
+    "interpolative", {"R": "rn", "T": "qr"}, {"rows": "p", "order": "m"}, common="R", slices={"R": (0, "rows")}
 )
