@@ -18,7 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.common import Result, arguments
 from curconvert.base.machine import MemoryReader
-from curconvert_runtime.format.quantized import BLOCK_SIZES, KEEPS_ACTIVATIONS, ROUNDS_ACTIVATIONS, Layout, dequantise
+from curconvert.base.packing import dequantise
+from curconvert_runtime.format.quantized import BLOCK_SIZES, KEEPS_ACTIVATIONS, ROUNDS_ACTIVATIONS, Layout
 
 REPEATS = 25
 Key = tuple[str, int, bool, int]  # type, block size, whether it has zero points, accuracy level

@@ -13,6 +13,7 @@ import torch
 from curconvert.artifact.quantization_config import quantization_config
 from curconvert.base.errors import InputError
 from curconvert.base.layout import TensorSpec
+from curconvert.base.names import CPU
 from curconvert.base.plan import MatrixPlan, Plan
 from curconvert.checkpoint.config import with_dtype
 from curconvert.checkpoint.types import Checkpoint, Companions, TensorInfo
@@ -21,6 +22,7 @@ from curconvert.options.quantization import Quantization
 from curconvert.quantization.tensors import quantised_tensors
 from curconvert_runtime.format.forms.form import factor_name
 from curconvert_runtime.format.quantized import Packing, part_name
+from curconvert_runtime.serve.providers import provider_named
 
 _PART_DTYPES = {"U8": torch.uint8, "F32": torch.float32}
 
@@ -67,7 +69,7 @@ def write_model_files(
     tensors: Mapping[str, TensorInfo],
     matrices: Iterable[MatrixPlan] = (),
     quantised: Mapping[str, Packing] | None = None,
-    arithmetic: str = "float32",
+    target: str = CPU,
 ) -> None:
     """Write what belongs to the weights: config, tokenizer, graphs, onnxruntime-genai's settings.
 
@@ -79,8 +81,9 @@ def write_model_files(
         tensors: Where each stored tensor lies.
         matrices: Of the decided plan.
         quantised: The tensors that are stored in parts.
-        arithmetic: What the fused graph computes in; float16 is for a GPU.
+        target: Provider that the fused graph is for.
     """
+    arithmetic = provider_named(target).arithmetic
     config, compressed = with_dtype(checkpoint.config, dtype), [m for m in matrices if m.rank is not None]
     forms = {m.name: m.form for m in compressed}
     owners = {m.name: m.shared.matrices[0] for m in compressed if m.shared}
@@ -93,7 +96,7 @@ def write_model_files(
     save_graphs(build_graphs(config, tensors, forms, owners, quantised or {}, arithmetic), work)
     generation = work / "generation_config.json"
     settings = json.loads(generation.read_text(encoding="utf-8")) if generation.exists() else {}
-    _write_json(work / "genai_config.json", genai_config({**config, **settings}, cuda=arithmetic == "float16"))
+    _write_json(work / "genai_config.json", genai_config({**config, **settings}, target=target))
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -41,3 +41,24 @@ def pack(values: NDArray[np.uint8], layout: Layout) -> NDArray[np.uint8]:
     if values.shape[-1] % 2:
         values = np.concatenate([values, np.zeros((*values.shape[:-1], 1), np.uint8)], axis=-1)
     return np.asarray(values[..., 0::2] | (values[..., 1::2] << 4), dtype=np.uint8)
+
+
+def unpack(packed: NDArray[Any], layout: Layout, count: int) -> NDArray[np.int16]:
+    """Take integers out of bytes, along the last axis, the first `count` of them."""
+    if layout.bits == 4:
+        packed = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
+    return packed[..., :count].astype(np.int16)
+
+
+def dequantise(
+    parts: Mapping[str, NDArray[Any]], columns: int, layout: Layout, rows: slice = slice(None)
+) -> NDArray[np.float32]:
+    """Return what the stored parts, by suffix, stand for: `s·(q − z)`, rounded once, some rows of (m, n) float32."""
+    scales = parts["scales"][rows]
+    q = unpack(parts["q"][rows], layout, layout.block_size)
+    if layout.symmetric:
+        q = q - np.int16(layout.middle)
+    else:
+        q = q - unpack(parts["zeros"][rows], layout, scales.shape[1])[..., None]
+    wide = q.astype(np.float32) * scales[..., None]
+    return np.ascontiguousarray(wide.reshape(len(scales), -1)[:, :columns])

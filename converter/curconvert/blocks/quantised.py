@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from curconvert_runtime.format.quantized import Layout, dequantise
+from curconvert.base.packing import dequantise
+from curconvert_runtime.format.quantized import Layout
 
 
 @dataclass(frozen=True)

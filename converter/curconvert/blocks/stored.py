@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from curconvert.base.errors import IntegrityError
 from curconvert.base.names import bias_of
+from curconvert.base.packing import dequantise
 from curconvert.blocks.linears import factored_linear
 from curconvert.families.skeleton import EMBEDDING, HEAD, build_skeleton, canonical_parameters, set_tensor
 from curconvert_runtime.format.artifact import Artifact
@@ -19,6 +21,15 @@ from curconvert_runtime.format.forms.form import PROVENANCE, Shared
 from curconvert_runtime.format.quantized import PARTS, part_name
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I32": torch.int32, "I64": torch.int64}
+
+
+def stored_matrix(artifact: Artifact, name: str) -> NDArray[Any]:
+    """Return a tensor of an artifact as it is stored, or what the parts of a quantised one stand for, float32."""
+    packing = artifact.quantised.get(name)
+    if packing is None:
+        return artifact.tensor(name)
+    parts = {suffix: artifact.tensor(part_name(name, suffix)) for suffix in packing.parts}
+    return dequantise(parts, packing.shape[1], packing.layout)
 
 
 def stored_tensor(artifact: Artifact, name: str) -> Tensor:
@@ -48,7 +59,7 @@ def build_torch_model(artifact: Artifact) -> nn.Module:
             raise IntegrityError(f"{artifact.path}: config.json asks for tensor {name}, which is not stored")
         unused.discard(name)
         if name in artifact.quantised:
-            return torch.from_numpy(artifact.matrix(name))
+            return torch.from_numpy(stored_matrix(artifact, name))
         tensor = stored_tensor(artifact, name)
         return tensor.to(torch.float32) if tensor.is_floating_point() else tensor
 
@@ -95,7 +106,9 @@ def linear_of_artifact(artifact: Artifact, matrix: Mapping[str, Any]) -> nn.Modu
     if missing:
         raise IntegrityError(f"{artifact.path}: config.json asks for tensor {missing[0]}, which is not stored")
     factors = {
-        suffix: torch.from_numpy(artifact.matrix(name)) if name in artifact.quantised else stored_tensor(artifact, name)
+        suffix: torch.from_numpy(stored_matrix(artifact, name))
+        if name in artifact.quantised
+        else stored_tensor(artifact, name)
         for suffix, name in names.items()
     }
     name = bias_of(matrix["name"])

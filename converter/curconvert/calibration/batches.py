@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import mmap
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -69,5 +70,26 @@ class FileBatches(TensorList):
 
 Batches = list[Tensor] | FileBatches
 """Batches of (sequences, tokens, hidden_size) float32, each overwritten by what the next block makes of it."""
-Keeping = Callable[[Iterable[Tensor]], Batches]
-"""Says where batches are kept: `list` is memory."""
+
+
+@dataclass(frozen=True)
+class StateStore:
+    """Where hidden states are kept.
+
+    Attributes:
+        folder: On the disk that takes them; None keeps them in memory.
+    """
+
+    folder: Path | None = None
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether they go to the disk."""
+        return self.folder is not None
+
+    def keep(self, batches: Iterable[Tensor]) -> Batches:
+        """Keep batches, made one by one."""
+        return list(batches) if self.folder is None else FileBatches(batches, self.folder)
+
+
+IN_MEMORY = StateStore()

@@ -16,7 +16,7 @@ from curconvert.base.types import Ids, Vector
 from curconvert.blocks.precision import calibration_dtype
 from curconvert.blocks.stream import BlockStream, Recorder
 from curconvert.calibration.backward import BackwardPass
-from curconvert.calibration.batches import Batches, Keeping
+from curconvert.calibration.batches import IN_MEMORY, Batches, StateStore
 from curconvert.calibration.gathering import Gathering
 from curconvert.calibration.probes import OriginalOutputs, fidelity_probe
 from curconvert.calibration.statistics import StatisticsCollector
@@ -77,7 +77,7 @@ def run_original(
     watched: Watched = _NOTHING,
     *,
     device: str = CPU,
-    keeping: Keeping = list,
+    store: StateStore = IN_MEMORY,
     progress: Progress = silent,
     journal: Journal = UNRECORDED,
 ) -> OriginalPass:
@@ -88,7 +88,7 @@ def run_original(
         tokens: Calibration and probe sequences.
         watched: What is wanted of the calibration tokens.
         device: Where blocks run.
-        keeping: Where hidden states on the calibration tokens are kept.
+        store: Takes hidden states on the calibration tokens.
         progress: Called after each block.
         journal: Keeps each block.
     """
@@ -96,12 +96,12 @@ def run_original(
     stream = BlockStream(checkpoint, device=torch.device(device))
     probes = embedded(stream, tokens.probes)  # also what a resumed pass needs: masks and positions
     wanted = bool(watched.scores or watched.gathering or watched.backward or watched.head)
-    hidden = embedded(stream, tokens.calibration if wanted else tokens.calibration[:0], keeping)
+    hidden = embedded(stream, tokens.calibration if wanted else tokens.calibration[:0], store)
     scorers = {name: LayerScorer(name) for name in sorted(watched.scores)}
     done, dtype = 0, torch.float32
     if state := journal.recall("original"):
         done, probes = state.data["blocks"], state.restored("probes")
-        hidden = keeping(state.tensors.get("hidden", ()))
+        hidden = store.keep(state.tensors.get("hidden", ()))
         dtype = torch_dtype(state.data["dtype"])
         for name, scorer in scorers.items():
             scorer.scores.extend(state.data["scores"][name])
@@ -157,12 +157,12 @@ def _probe_outputs(stream: BlockStream, hidden: Batches, ids: Ids) -> list[Origi
     return outputs
 
 
-def embedded(stream: BlockStream, ids: Ids, keeping: Keeping = list) -> Batches:
+def embedded(stream: BlockStream, ids: Ids, store: StateStore = IN_MEMORY) -> Batches:
     """Return the hidden states that enter the first block, in batches.
 
     Args:
         stream: The model.
         ids: Token ids, (sequences, tokens).
-        keeping: Where the batches are kept.
+        store: Takes the batches.
     """
-    return keeping(stream.embed(torch.from_numpy(ids[i : i + BATCH])) for i in range(0, len(ids), BATCH))
+    return store.keep(stream.embed(torch.from_numpy(ids[i : i + BATCH])) for i in range(0, len(ids), BATCH))

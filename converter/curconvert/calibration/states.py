@@ -11,7 +11,7 @@ from curconvert.base.dtypes import dtype_name, torch_dtype
 from curconvert.base.plan import MatrixPlan
 from curconvert.blocks.precision import calibration_dtype
 from curconvert.blocks.stream import Block
-from curconvert.calibration.batches import Batches, Keeping
+from curconvert.calibration.batches import IN_MEMORY, Batches, StateStore
 from curconvert.calibration.statistics import HELD_OUT, StatisticsCollector, moments_of
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.families.roles import by_input
@@ -31,13 +31,13 @@ class CalibrationStates:
         hidden: Batches of (sequences, tokens, hidden_size), which enter the first block; empty where nothing is needed.
         sequential: They are to be the compressed model's.
         compared: The original's are carried beside them, and each input is compared with its own.
-        keeping: Where other batches are kept.
+        store: Takes other batches.
     """
 
     def __init__(
-        self, hidden: Batches, *, sequential: bool = False, compared: bool = False, keeping: Keeping = list
+        self, hidden: Batches, *, sequential: bool = False, compared: bool = False, store: StateStore = IN_MEMORY
     ) -> None:
-        self._hidden, self._keeping = hidden, keeping
+        self._hidden, self._store = hidden, store
         self._sequential, self._is_compared = sequential, compared
         self._originals: Batches = []
         self._products = torch.float32
@@ -81,7 +81,7 @@ class CalibrationStates:
         Where there are fewer tokens than features nothing is compared.
         """
         groups = {group[0].name: group for group in by_input(targets)}
-        self._originals = self._originals or self._keeping(batch.clone() for batch in self._hidden)
+        self._originals = self._originals or self._store.keep(batch.clone() for batch in self._hidden)
         wanted = [name for name, group in groups.items() if group[0].shape[1] <= self._tokens]
         originals = self._inputs(block, wanted)
         # Of few batches the last one is held out; a single one is needed whole.
@@ -143,8 +143,8 @@ class CalibrationStates:
     def restore(self, state: State) -> None:
         """Take over what `tensors` has returned, and `products` among the state's data."""
         self._products = torch_dtype(state.data["products"])
-        self._hidden = self._keeping(state.tensors.get("hidden", ()))
-        self._originals = self._keeping(state.tensors.get("originals", ()))
+        self._hidden = self._store.keep(state.tensors.get("hidden", ()))
+        self._originals = self._store.keep(state.tensors.get("originals", ()))
 
     @property
     def _tokens(self) -> int:

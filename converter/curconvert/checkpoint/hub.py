@@ -24,12 +24,7 @@ def fetch_snapshot(hub_id: str, revision: str | None = None) -> Path:
         BackendError: The hub cannot be reached and the model is not cached.
     """
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - loads an HTTP client that local files do not need
-    from huggingface_hub.errors import (  # noqa: PLC0415
-        GatedRepoError,
-        HFValidationError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError  # noqa: PLC0415
 
     patterns = ["model*.safetensors", "model.safetensors.index.json", "config.json", *COMPANION_NAMES]
     try:

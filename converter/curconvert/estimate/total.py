@@ -7,7 +7,7 @@ from pathlib import Path
 
 from curconvert.base.errors import InputError
 from curconvert.base.plan import Plan
-from curconvert.calibration.batches import FileBatches, Keeping
+from curconvert.calibration.batches import IN_MEMORY, StateStore
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.estimate import memory as estimate_memory
 from curconvert.estimate import time as estimate_time
@@ -40,9 +40,9 @@ class Estimate:
     output_bytes: int
 
 
-def keeping_within(
+def store_within(
     checkpoint: Checkpoint, plan: Plan, options: ConvertOptions, execution: ExecutionOptions, folder: Path
-) -> Keeping:
+) -> StateStore:
     """Decide where hidden states are kept: in memory, or on the disk where the limit leaves no room for them.
 
     Args:
@@ -57,7 +57,7 @@ def keeping_within(
     """
     limit, work = execution.memory_limit, Workload(checkpoint, plan, options)
     if limit is None or estimate_memory.peak(work, execution.tasks_at_once) <= limit:
-        return list
+        return IN_MEMORY
     needed = estimate_memory.peak(work, execution.tasks_at_once, spilled=True)
     if needed > limit:
         least = estimate_memory.peak(work, 1, spilled=True)
@@ -66,7 +66,7 @@ def keeping_within(
             f"--memory-limit: {limit / 1e9:.2f} GB, but about {needed / 1e9:.2f} GB are needed with all hidden states "
             f"on the disk; allow more, or take {fewer}less calibration text"
         )
-    return lambda batches: FileBatches(batches, folder)
+    return StateStore(folder)
 
 
 def estimate(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from curconvert.base.names import CPU
 from curconvert.families.family import family_of
 from curconvert_runtime.format.files import FUSED_FILE
-from curconvert_runtime.serve.providers import CUDA_PROVIDER
+from curconvert_runtime.serve.providers import provider_named
 
 # Generation stops here unless the client sets max_length; the shared cache is allocated for this many tokens.
 _MAX_LENGTH = 4096
@@ -18,7 +19,7 @@ def genai_config(
     *,
     graph: str = FUSED_FILE,
     generation_config: Mapping[str, Any] | None = None,
-    cuda: bool = False,
+    target: str = CPU,
 ) -> dict[str, Any]:
     """Return the content of genai_config.json.
 
@@ -26,9 +27,10 @@ def genai_config(
         config: The Hugging Face config as a plain dict.
         graph: File name of the graph to run.
         generation_config: The model's generation_config.json, whose token ids win over the config's.
-        cuda: Whether the graph was made for a GPU, and shall run there.
+        target: Provider that the graph was made for.
     """
     tokens = {**config, **{key: value for key, value in (generation_config or {}).items() if value is not None}}
+    provider = provider_named(target)
     heads = int(config["num_attention_heads"])
     length = int(config["max_position_embeddings"])
     eos = tokens.get("eos_token_id")
@@ -42,7 +44,7 @@ def genai_config(
             "context_length": length,
             "vocab_size": int(config["vocab_size"]),
             "decoder": {
-                "session_options": {"provider_options": [{"cuda": dict(CUDA_PROVIDER)}] if cuda else []},
+                "session_options": {"provider_options": [{name: dict(own)} for name, own in provider.genai.items()]},
                 "filename": graph,
                 "head_size": int(config.get("head_dim") or int(config["hidden_size"]) // heads),
                 "hidden_size": int(config["hidden_size"]),

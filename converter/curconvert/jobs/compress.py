@@ -52,9 +52,9 @@ def compress(
         later |= {bias_of(name) for name, m in matrices.items() if m.traits.corrects_bias or m.entry.cuts_outputs}
     last_layer = max(layer_of(name) for name in matrices) if matrices else -1
     known = context.evidence.has_statistics(matrices) and not options.sequential
-    hidden = embedded(stream, tokens.calibration[:0] if known else tokens.calibration, context.keeping)
+    hidden = embedded(stream, tokens.calibration[:0] if known else tokens.calibration, context.store)
     states = CalibrationStates(
-        hidden, sequential=options.sequential, compared=options.compares_inputs, keeping=context.keeping
+        hidden, sequential=options.sequential, compared=options.compares_inputs, store=context.store
     )
     probe = ParityProbe(stream, *parity_batch(tokens.probes))
     reports: dict[str, Factorization] = {}

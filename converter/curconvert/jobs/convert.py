@@ -10,7 +10,7 @@ from curconvert.artifact.folder import check_output, publish
 from curconvert.artifact.workspace import workspace, workspace_of
 from curconvert.base.progress import silent
 from curconvert.estimate.disk import check_space, needed_bytes, states_bytes
-from curconvert.estimate.total import keeping_within
+from curconvert.estimate.total import store_within
 from curconvert.execution.executor import executing
 from curconvert.jobs.conversion import Conversion
 from curconvert.jobs.measure import measure
@@ -59,12 +59,12 @@ def convert(
     check_output(out, overwrite, inputs(checkpoint, options))
     first = first_plan(checkpoint, options)  # refuses what cannot work before any tensor is read
     given = prepare(checkpoint, options)
-    keeping = keeping_within(checkpoint, first, options, execution, workspace_of(out))
-    states = states_bytes(checkpoint, options) if keeping is not list else 0
+    store = store_within(checkpoint, first, options, execution, workspace_of(out))
+    states = states_bytes(checkpoint, options) if store.on_disk else 0
     check_space(out, needed_bytes(checkpoint, first, options) + states)
     identity = fingerprint(checkpoint, given.companions, given.tokens, options.to_json())
     with workspace(out, identity, resume=resume) as space, executing(execution) as executor:
-        prepared = replace(sampled(given, options, progress, space.journal), keeping=keeping)
+        prepared = replace(sampled(given, options, progress, space.journal), store=store)
         context = prepared.context(options, space.evidence, executor, progress, space.journal)
         measured = measure(context, [options])
         decided = options.method.decide(context, measured)

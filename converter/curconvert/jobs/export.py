@@ -78,7 +78,7 @@ def export(
                     writer.copy(name, checkpoint.read(name), checkpoint.tensors[name])
                 progress("export", done, len(checkpoint.tensors))
             writer.finish()
-        write_model_files(work, checkpoint, companions, dtype, writer.tensors, (), quantised, arithmetic)
+        write_model_files(work, checkpoint, companions, dtype, writer.tensors, (), quantised, target)
         described = quantization_json(quantization, quantised, errors, costs) if quantization else None
         manifest = build_manifest(checkpoint, dtype, quantization=described, arithmetic=arithmetic)
         write_reports(work, manifest)

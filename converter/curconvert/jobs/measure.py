@@ -35,7 +35,7 @@ def measure(context: Context, wanted: Sequence[ConvertOptions]) -> Measured:
     feedback = quantization is not None and (quantization.uses_statistics or quantization.mixed)
     watched = Watched(scores, _gathering(context, wanted), backward, head=feedback)
     original = run_original(
-        checkpoint, context.tokens, watched, device=settings.device, keeping=context.keeping,
+        checkpoint, context.tokens, watched, device=settings.device, store=context.store,
         progress=context.progress, journal=context.journal,
     )  # fmt: skip
     tables = UNQUANTISED

@@ -22,7 +22,7 @@ from transformers import DynamicCache
 from curconvert.base.forms import traits_of
 from curconvert.base.names import bias_of
 from curconvert.base.types import Ids
-from curconvert.blocks.stored import build_torch_model, factor_names, stored_tensor
+from curconvert.blocks.stored import build_torch_model, factor_names, stored_matrix, stored_tensor
 from curconvert.checkpoint import Checkpoint, open_checkpoint
 from curconvert_runtime.checks.parity import compare, compare_with_probe, teacher_forced
 from curconvert_runtime.checks.report import Check
@@ -152,11 +152,11 @@ def _quantised_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[st
     """Compare distances from the original's matrices with those in the manifest."""
     for row in artifact.manifest["quantization"]["tensors"]:
         if row["relative_frobenius_error"] is not None:
-            yield from _distance_faults(row, artifact.matrix(row["name"]), checkpoint)
+            yield from _distance_faults(row, stored_matrix(artifact, row["name"]), checkpoint)
     for row in artifact.manifest["matrices"]:
         names = factor_names(row)
         if artifact.quantised.keys() & set(names.values()):
-            stored = {suffix: artifact.matrix(name) for suffix, name in names.items()}
+            stored = {suffix: stored_matrix(artifact, name) for suffix, name in names.items()}
             m, n = row["shape"]
             yield from _distance_faults(row, form_of(row["form"]).multiply((m, n), stored), checkpoint)
 

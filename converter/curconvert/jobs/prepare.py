@@ -10,7 +10,7 @@ import torch
 from curconvert.base.device import find_device
 from curconvert.base.dtypes import torch_dtype
 from curconvert.base.plan import Plan
-from curconvert.calibration.batches import Keeping
+from curconvert.calibration.batches import IN_MEMORY, StateStore
 from curconvert.calibration.evidence import Evidence
 from curconvert.calibration.probes import parity_batch
 from curconvert.calibration.sampled import partly_sampled
@@ -39,14 +39,14 @@ class Prepared:
         companions: Its files that are passed on.
         tokens: Calibration and probe sequences.
         dtype: Name of the deployed dtype.
-        keeping: Where hidden states on the calibration tokens are kept.
+        store: Takes hidden states on the calibration tokens.
     """
 
     checkpoint: Checkpoint
     companions: Companions
     tokens: CalibrationTokens
     dtype: str
-    keeping: Keeping = list
+    store: StateStore = IN_MEMORY
 
     def context(
         self, settings: Settings, scratch: Path, executor: Executor, progress: Progress, journal: Journal = UNRECORDED
@@ -67,7 +67,7 @@ class Prepared:
             dtype=torch_dtype(self.dtype),
             evidence=Evidence(scratch),
             executor=executor,
-            keeping=self.keeping,
+            store=self.store,
             progress=progress,
             journal=journal,
         )

@@ -72,9 +72,7 @@ def produce(
     save_tensors(work / PROBES, {name: torch.from_numpy(v) for name, v in probes.items()})
     name = dtype_name(dtype)
     quantised = quantised_tensors(checkpoint, decided, quantization) if quantization else {}
-    write_model_files(
-        work, checkpoint, companions, name, writer.tensors, decided.matrices, quantised, options.arithmetic
-    )
+    write_model_files(work, checkpoint, companions, name, writer.tensors, decided.matrices, quantised, options.target)
     described = quantization_json(quantization, quantised, tables.errors, costs) if quantization else None
     manifest = build_manifest(
         checkpoint, name, decided, reports, options.to_json(), tokens, described, options.arithmetic

@@ -40,6 +40,7 @@ from curconvert_runtime.format.files import MANIFEST
 from curconvert_runtime.format.forms.form import factor_name
 from curconvert_runtime.format.hashing import sha256
 from curconvert_runtime.format.probes import CompressedProbe, Probes
+from curconvert_runtime.serve.providers import PROVIDERS
 
 _LOCAL = ExecutionOptions()
 
@@ -96,7 +97,7 @@ def resize(
         write_probes(work, probes.original, answers)
         write_model_files(
             work, source, source.companions(), artifact.model["dtype"], writer.tensors, decided.matrices,
-            arithmetic=artifact.arithmetic("fused"),
+            target=_target(artifact),
         )  # fmt: skip
         manifest = _manifest(artifact, scored, decided, options)
         report = verify_and_seal(work, manifest, verification, progress)
@@ -170,6 +171,13 @@ def _manifest(artifact: Artifact, scored: Scored, decided: Plan, options: Resize
             **asdict(options),
         },
     }
+
+
+def _target(artifact: Artifact) -> str:
+    """Return the provider that an artifact's fused graph was made for; the manifest's options only inform."""
+    fitting = [name for name, entry in PROVIDERS.items() if entry.arithmetic == artifact.arithmetic("fused")]
+    recorded = artifact.manifest["options"].get("target")
+    return recorded if recorded in fitting else fitting[0]
 
 
 def _row(scored: Scored, matrix: MatrixPlan) -> dict[str, Any]:

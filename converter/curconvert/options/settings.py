@@ -12,10 +12,10 @@ from curconvert.base.roles import Role
 from curconvert.options.calibration import CalibrationOptions
 from curconvert.options.quantization import Quantization
 from curconvert.options.targets import DEFAULT_TARGETS, LINEARS, target_roles
+from curconvert_runtime.serve.providers import PROVIDERS
 
 DType = Literal["float32", "float16", "bfloat16"]
 DTYPES: tuple[str, ...] = get_args(DType)
-TARGETS = ("cpu", "cuda")
 
 _MAX_RIDGE = 1e6  # far beyond any use: the diagonal alone decides long before
 
@@ -32,7 +32,7 @@ class Settings:
         sequential: Calibrate each block on the outputs of the compressed blocks before it.
         self_text: Share of the calibration sequences that the model writes itself: `curconvert.calibration.sampled`.
         dtype: Deployed dtype; None keeps the checkpoint's (float32 for quantised GGUF), or is float16 for `cuda`.
-        target: Where it will be served: `cpu`, or `cuda`, whose fused graph computes in float16.
+        target: Provider that will serve it: `cpu`, or `cuda`, whose fused graph computes in float16.
         quantization: How stored matrices are quantised; None leaves them float.
         seed: Seeds every random choice, together with the tensor's name.
         device: Where blocks run and products with large weights are computed: `cpu`, `cuda` or `cuda:N`. Solves and
@@ -89,11 +89,13 @@ def arithmetic_of(target: str, dtype: str | None, quantization: Quantization | N
     Raises:
         InputError: An unknown target, or one that cannot have this dtype or quantised weights.
     """
-    one_of("--target", target, TARGETS)
-    if target == "cpu":
-        return "float32"
-    if dtype not in (None, "float16"):
-        raise InputError(f"--target cuda: its graph computes in float16, not {dtype}; leave --dtype out")
-    if quantization is not None:
-        raise InputError("--target cuda: computes with float16 weights; --quantize is for --target cpu")
-    return "float16"
+    one_of("--target", target, PROVIDERS)
+    provider = PROVIDERS[target]
+    if provider.arithmetic == "float16" and dtype not in (None, "float16"):
+        raise InputError(f"--target {target}: its graph computes in float16, not {dtype}; leave --dtype out")
+    if quantization is not None and not provider.quantised:
+        others = " or ".join(name for name, other in PROVIDERS.items() if other.quantised)
+        raise InputError(
+            f"--target {target}: computes with {provider.arithmetic} weights; --quantize is for --target {others}"
+        )
+    return provider.arithmetic

@@ -21,7 +21,7 @@ from curconvert_runtime.checks.structure import structure_checks
 from curconvert_runtime.errors import InputError, check_integer
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.probes import CompressedProbe, Probes
-from curconvert_runtime.serve.providers import CpuOptions
+from curconvert_runtime.serve.providers import provider_named
 from curconvert_runtime.serve.session import Session
 from curconvert_runtime.version import installed_versions, version
 
@@ -134,7 +134,7 @@ def graph_answers(artifact: Artifact, kind: str, probe: CompressedProbe, options
 
     Quantised products are computed in float32 here: rounded activations would hide a fault of the graph.
     """
-    exact = CpuOptions(round_activations=False) if artifact.quantised and options.provider == "cpu" else None
+    exact = provider_named(options.provider).options.exact() if artifact.quantised else None
     session = Session(artifact, kind, options.provider, options.threads, exact)
     return parity.teacher_forced(session, probe.ids, probe.lengths, session.padding)
 

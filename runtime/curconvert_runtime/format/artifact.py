@@ -14,7 +14,7 @@ from curconvert_runtime.errors import InputError, unsound
 from curconvert_runtime.format import strict_json
 from curconvert_runtime.format.files import CONFIG
 from curconvert_runtime.format.integrity import read_checked
-from curconvert_runtime.format.quantized import Packing, dequantise, packings, part_name
+from curconvert_runtime.format.quantized import Packing, packings
 from curconvert_runtime.format.tensor_file import TensorHeader, read_tensor
 
 
@@ -81,14 +81,6 @@ class Artifact:
     def quantised(self) -> Mapping[str, Packing]:
         """The matrices that are stored in parts, by the name that each would have as one tensor."""
         return packings(self.manifest)
-
-    def matrix(self, name: str) -> NDArray[Any]:
-        """Return a tensor as `tensor` does, or what the parts of a quantised one stand for, float32."""
-        packing = self.quantised.get(name)
-        if packing is None:
-            return self.tensor(name)
-        parts = {suffix: self.tensor(part_name(name, suffix)) for suffix in packing.parts}
-        return dequantise(parts, packing.shape[1], packing.layout)
 
     def tensor(self, name: str) -> NDArray[Any]:
         """Return a stored tensor, memory-mapped read-only (bfloat16: a float32 copy)."""

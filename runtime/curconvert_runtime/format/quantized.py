@@ -11,17 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 BITS = (4, 8)
 BLOCK_SIZES = (32, 64, 128)
 PARTS = ("q", "scales", "zeros")
 """Suffixes of all parts that a quantised tensor can have."""
 KEEPS_ACTIVATIONS, ROUNDS_ACTIVATIONS = 1, 4
-"""`accuracy_level` of MatMulNBits: activations in float32, or rounded to 8 bits in the blocks of the weight. In float32
-a product takes about twice as long with 4 bits, and with 8 bits far longer than an unquantised one, because the weight
-is unpacked in every call."""
+"""`accuracy_level` of MatMulNBits: activations in float32, which is slow, or rounded to 8 bits as the weight is."""
 
 
 @dataclass(frozen=True)
@@ -93,24 +88,3 @@ def packings(manifest: Mapping[str, Any]) -> dict[str, Packing]:
         return Packing((row["shape"][0], row["shape"][1]), Layout(own["bits"], own["block_size"], own["symmetric"]))
 
     return {row["name"]: packing(row) for row in found["tensors"]}
-
-
-def unpack(packed: NDArray[Any], layout: Layout, count: int) -> NDArray[np.int16]:
-    """Take integers out of bytes, along the last axis, the first `count` of them."""
-    if layout.bits == 4:
-        packed = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
-    return packed[..., :count].astype(np.int16)
-
-
-def dequantise(
-    parts: Mapping[str, NDArray[Any]], columns: int, layout: Layout, rows: slice = slice(None)
-) -> NDArray[np.float32]:
-    """Return what the stored parts, by suffix, stand for: `s·(q − z)`, rounded once, some rows of (m, n) float32."""
-    scales = parts["scales"][rows]
-    q = unpack(parts["q"][rows], layout, layout.block_size)
-    if layout.symmetric:
-        q = q - np.int16(layout.middle)
-    else:
-        q = q - unpack(parts["zeros"][rows], layout, scales.shape[1])[..., None]
-    wide = q.astype(np.float32) * scales[..., None]
-    return np.ascontiguousarray(wide.reshape(len(scales), -1)[:, :columns])

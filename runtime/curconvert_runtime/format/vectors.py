@@ -11,11 +11,12 @@ from curconvert_runtime.errors import IntegrityError, unsound
 from curconvert_runtime.format.files import MANIFEST
 from curconvert_runtime.format.forms import form_of
 from curconvert_runtime.format.forms.form import Shared
-from curconvert_runtime.format.modules import MODULAR
 from curconvert_runtime.format.tensor_file import TensorHeader, read_tensor
 
 Matrices = Sequence[Mapping[str, Any]]
 Tensors = Mapping[str, TensorHeader]
+# The linears of a smaller MLP, each with its form: they are stored so together or not at all.
+MODULAR = {"gate_proj": "modular_rows", "up_proj": "modular_rows", "down_proj": "modular_columns"}
 
 
 def check_vectors(matrices: Matrices, tensors: Tensors) -> None:

@@ -82,7 +82,7 @@ class _Buffer:
     def __init__(self, session: Runner, array: NDArray[Any]) -> None:
         self.array = array
         self.value = session.place(array)
-        self._shared = session.provider == "cpu"
+        self._shared = session.memory == "cpu"
 
     def push(self) -> None:
         """Bring what was written into the array to the device."""

@@ -1,22 +1,49 @@
-"""Execution providers: their names in onnxruntime, and the settings that each takes."""
+"""Execution providers: what the code must know about each is a field of its entry."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from curconvert_runtime.errors import InputError, check_integer
+from curconvert_runtime.serve.graph_edits import keeping_activations
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-CUDA_PROVIDER: Mapping[str, str] = MappingProxyType({"enable_skip_layer_norm_strict_mode": "1"})
-"""Settings for every graph: normalisations of float16 sum in float32."""
+_CUDA = MappingProxyType({"enable_skip_layer_norm_strict_mode": "1"})  # normalisations of float16 sum in float32
 
 
 @dataclass(frozen=True)
-class CpuOptions:
+class ProviderOptions:
+    """How onnxruntime uses a provider; this class is for one without settings."""
+
+    @property
+    def device_id(self) -> int:
+        """Number of the device whose memory takes what the graph reads and writes."""
+        return 0
+
+    @property
+    def captures(self) -> bool:
+        """Whether steps of decoding are captured once and replayed."""
+        return False
+
+    def configure(self, settings: Any) -> dict[str, str]:
+        """Write into onnxruntime's session settings; return those of its provider."""
+        return {}
+
+    def edited(self, graph: bytes) -> bytes:
+        """Return the graph that is loaded in place of a graph."""
+        return graph
+
+    @classmethod
+    def exact(cls) -> ProviderOptions:
+        """Return the options with which products with quantised weights round no activations."""
+        return cls()
+
+
+@dataclass(frozen=True)
+class CpuOptions(ProviderOptions):
     """How onnxruntime uses the CPU.
 
     Attributes:
@@ -36,23 +63,30 @@ class CpuOptions:
 
     def __post_init__(self) -> None:
         if self.huge_pages is not None:
+            advice = "start the process with the environment variable GLIBC_TUNABLES=glibc.malloc.hugetlb=1"
             warnings.warn(
-                "CpuOptions.huge_pages is ignored; for huge pages start the process with the environment variable "
-                "GLIBC_TUNABLES=glibc.malloc.hugetlb=1",
-                DeprecationWarning,
-                stacklevel=3,
+                f"CpuOptions.huge_pages is ignored; for huge pages {advice}", DeprecationWarning, stacklevel=3
             )
 
     def configure(self, settings: Any) -> dict[str, str]:
-        """Write into onnxruntime's session settings; return those of its CPU provider."""
+        """See `ProviderOptions.configure`."""
         settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(self.spinning)))
         settings.add_session_config_entry("session.disable_prepacking", str(int(not self.prepack)))
         settings.add_session_config_entry("session.prepack.enable_parallel", "1")  # since onnxruntime 1.31
         return {}
 
+    def edited(self, graph: bytes) -> bytes:
+        """See `ProviderOptions.edited`."""
+        return graph if self.round_activations else keeping_activations(graph)
+
+    @classmethod
+    def exact(cls) -> CpuOptions:
+        """See `ProviderOptions.exact`."""
+        return cls(round_activations=False)
+
 
 @dataclass(frozen=True)
-class CudaOptions:
+class CudaOptions(ProviderOptions):
     """How onnxruntime uses a GPU. Written for the documented settings; it has never run on one.
 
     Attributes:
@@ -70,25 +104,68 @@ class CudaOptions:
         if self.memory_limit is not None:
             check_integer("memory_limit", self.memory_limit, 1)
 
+    @property
+    def captures(self) -> bool:
+        """See `ProviderOptions.captures`."""
+        return self.cuda_graph
+
     def configure(self, _settings: Any) -> dict[str, str]:
-        """Return the settings of onnxruntime's CUDA provider; those of the session stay."""
-        settings = {**CUDA_PROVIDER, "device_id": str(self.device_id), "enable_cuda_graph": str(int(self.cuda_graph))}
+        """See `ProviderOptions.configure`; the session's stay."""
+        settings = {**_CUDA, "device_id": str(self.device_id), "enable_cuda_graph": str(int(self.cuda_graph))}
         if self.memory_limit is not None:
             # Doubling would overshoot a limit that a caller chose.
             settings |= {"gpu_mem_limit": str(self.memory_limit), "arena_extend_strategy": "kSameAsRequested"}
         return settings
 
 
-DeviceOptions = CpuOptions | CudaOptions
+@dataclass(frozen=True)
+class Provider:
+    """An execution provider.
+
+    Attributes:
+        name: onnxruntime's name of it.
+        package: What pip installs for it.
+        options: Class of its options; without arguments they are the defaults.
+        memory: onnxruntime's name of the memory that it works on.
+        graph: Which graph it runs unless asked otherwise: its kernels know the operators of this one.
+        arithmetic: What it is fastest in: the fused graph of an artifact that is made for it computes in this.
+        quantised: Whether its kernels multiply with quantised weights.
+        preloads: Whether its libraries may have come as pip packages, where onnxruntime has to be told to look.
+        genai: Its settings in onnxruntime-genai, under the name that this gives it; none where it is the default.
+    """
+
+    name: str
+    package: str
+    options: type[ProviderOptions] = ProviderOptions
+    memory: str = "cpu"
+    graph: Literal["portable", "fused"] = "fused"
+    arithmetic: Literal["float32", "float16"] = "float32"
+    quantised: bool = True
+    preloads: bool = False
+    genai: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
-def device_options(provider: str, options: DeviceOptions | None) -> DeviceOptions:
+PROVIDERS = {
+    "cpu": Provider("CPUExecutionProvider", "curconvert[cpu]", CpuOptions),
+    "cuda": Provider(
+        "CUDAExecutionProvider", "curconvert[gpu]", CudaOptions, memory="cuda", arithmetic="float16", quantised=False,
+        preloads=True, genai={"cuda": _CUDA},
+    ),
+}  # fmt: skip
+
+
+def provider_named(name: str) -> Provider:
+    """Return a provider's entry, or raise InputError with the known names."""
+    if name not in PROVIDERS:
+        raise InputError(f"provider {name!r}: expected one of {', '.join(PROVIDERS)}")
+    return PROVIDERS[name]
+
+
+def provider_options(name: str, options: ProviderOptions | None) -> ProviderOptions:
     """Return the options of a provider, its defaults for None."""
-    if provider not in PROVIDERS:
-        raise InputError(f"provider {provider!r}: expected one of {', '.join(PROVIDERS)}")
-    expected = CudaOptions if provider == "cuda" else CpuOptions
+    expected = provider_named(name).options
     if options is None:
         return expected()
     if not isinstance(options, expected):
-        raise InputError(f"options {type(options).__name__}: provider {provider} takes {expected.__name__}")
+        raise InputError(f"options {type(options).__name__}: provider {name} takes {expected.__name__}")
     return options

@@ -42,8 +42,7 @@ def is_flat(ids: TokenRows) -> bool:
     """Tell whether `ids` is one sequence rather than a batch."""
     if isinstance(ids, np.ndarray):
         return ids.ndim == 1
-    # Decided by the first element: what a mixture is, `integers` says.
-    return len(ids) > 0 and np.ndim(ids[0]) == 0
+    return len(ids) > 0 and np.ndim(ids[0]) == 0  # what a mixture is, `integers` says
 
 
 def token_rows(ids: TokenRows, vocab_size: int, max_positions: int) -> list[Ids]:

@@ -20,7 +20,7 @@ from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.contract import FIRST_LOGITS, cache_names, check_contract
 from curconvert_runtime.serve import requests
 from curconvert_runtime.serve.backend import create_session, import_onnxruntime, one_line
-from curconvert_runtime.serve.providers import CudaOptions, DeviceOptions, device_options
+from curconvert_runtime.serve.providers import ProviderOptions, provider_named, provider_options
 from curconvert_runtime.serve.requests import Ids, Logits, TokenRows
 from curconvert_runtime.serve.text import Tokenizer
 
@@ -50,7 +50,8 @@ class Runner:
     Attributes:
         artifact: What it was loaded from.
         graph: `portable` or `fused`.
-        provider: `cpu` or `cuda`.
+        provider: One of `PROVIDERS`.
+        memory: onnxruntime's name of the memory that the provider works on.
         options: Settings of the provider.
         padding: Side on which batches of unequal sequences are padded: `left` or `right`.
         has_positions: Whether the graph takes `position_ids`.
@@ -61,12 +62,13 @@ class Runner:
 
     def __init__(
         self, artifact: Artifact, graph: str, provider: str, threads: int | None = None,
-        options: DeviceOptions | None = None,
+        options: ProviderOptions | None = None,
     ) -> None:  # fmt: skip
         self.artifact = artifact
         self.graph = graph
         self.provider = provider
-        self.options = device_options(provider, options)
+        self.memory = provider_named(provider).memory
+        self.options = provider_options(provider, options)
         self.padding: str = artifact.manifest["graphs"][graph]["padding"]
         model = artifact.model
         self.vocab_size: int = model["vocab_size"]
@@ -74,15 +76,12 @@ class Runner:
         self._heads: int = model["num_key_value_heads"]
         self._head_dim: int = model["head_dim"]
         path = artifact.graphs[graph]
-        cuda = self.options if isinstance(self.options, CudaOptions) else None
-        self._device_id = cuda.device_id if cuda else 0
         self._ort = import_onnxruntime(provider)
         self._session = create_session(path, provider, threads, self.options)
         self.has_positions = check_contract(self._session, path, model, artifact.arithmetic(graph))
         self.trims_logits = any(entry.name == FIRST_LOGITS for entry in self._session.get_overridable_initializers())
         self.io_binding: Callable[[], Any] = self._session.io_binding
         self._past, self._present = cache_names(model["num_hidden_layers"])
-        self._captures = cuda is not None and cuda.cuda_graph
         self.capture_numbers = itertools.count(1)
 
     def __repr__(self) -> str:
@@ -117,7 +116,7 @@ class Runner:
 
     def place(self, array: NDArray[Any]) -> Any:
         """Return an `OrtValue` of an array on the session's device; on the CPU it is a view of the array itself."""
-        return self._ort.OrtValue.ortvalue_from_numpy(array, self.provider, self._device_id)
+        return self._ort.OrtValue.ortvalue_from_numpy(array, self.memory, self.options.device_id)
 
     def forward(
         self,
@@ -191,7 +190,7 @@ class Runner:
             binding.bind_ortvalue_input(name, value)
         for name, value in zip(self._present, past.values, strict=True):
             if past.capacity is None:
-                binding.bind_output(name, self.provider, self._device_id)
+                binding.bind_output(name, self.memory, self.options.device_id)
             else:  # GroupQueryAttention appends in place when past and present are one buffer
                 binding.bind_ortvalue_output(name, value)
 
@@ -201,7 +200,7 @@ class Runner:
         With CUDA graphs `captured_as` is the number of the graph to capture, or to replay; None runs without.
         """
         settings = None
-        if self._captures:
+        if self.options.captures:
             settings = self._ort.RunOptions()
             settings.add_run_config_entry("gpu_graph_id", str(-1 if captured_as is None else captured_as))
         try:

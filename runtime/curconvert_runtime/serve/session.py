@@ -8,7 +8,7 @@ from typing import Any, Literal
 from curconvert_runtime.errors import InputError
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.serve.generation import Completion, GenerationOptions, OnText, generate
-from curconvert_runtime.serve.providers import DeviceOptions, device_options
+from curconvert_runtime.serve.providers import ProviderOptions, provider_named, provider_options
 from curconvert_runtime.serve.runner import Runner
 
 
@@ -28,15 +28,15 @@ def load(
     provider: str = "cpu",
     graph: Literal["auto", "portable", "fused"] = "auto",
     threads: int | None = None,
-    options: DeviceOptions | None = None,
+    options: ProviderOptions | None = None,
     full_check: bool = False,
 ) -> Session:
     """Check an artifact and load it for inference.
 
     Args:
         path: Artifact folder.
-        provider: `cpu` or `cuda`; the one asked for or an error.
-        graph: `auto` takes the fused graph where the artifact has it.
+        provider: One of `PROVIDERS`, such as `cpu` or `cuda`; the one asked for or an error.
+        graph: `auto` takes the provider's where the artifact has it: the fused one on `cpu` and `cuda`.
         threads: Threads of one operator; None leaves the choice to onnxruntime.
         options: `CpuOptions` or `CudaOptions`, as the provider is; None takes the defaults.
         full_check: Hash every file, even those hashed before and unchanged since.
@@ -48,10 +48,10 @@ def load(
     """
     if graph not in ("auto", "portable", "fused"):
         raise InputError(f"graph {graph!r}: expected auto, portable or fused")
-    device_options(provider, options)
+    provider_options(provider, options)
     artifact = Artifact.open(path, full=full_check)
-    graphs = artifact.graphs
-    chosen = ("fused" if "fused" in graphs else "portable") if graph == "auto" else graph
+    graphs, usual = artifact.graphs, provider_named(provider).graph
+    chosen = (usual if usual in graphs else "portable") if graph == "auto" else graph
     if chosen not in graphs:
         raise InputError(f"{artifact.path}: the artifact has no {chosen} graph, only {', '.join(graphs)}")
     return Session(artifact, chosen, provider, threads, options)

@@ -13,7 +13,7 @@ from curconvert.blocks.linears import LINEARS
 from curconvert.blocks.linears.factored import FactoredLinear
 from curconvert.families.family import linear_name
 from curconvert.graph.forms import EMITTERS
-from curconvert_runtime.format import modules
+from curconvert_runtime.format import vectors
 from curconvert_runtime.format.forms import FORMS
 
 ROOT = Path(__file__).parents[3]
@@ -108,4 +108,4 @@ def test_modules_are_made_of_forms() -> None:
     assert all(FORMS[form].joint for form in MODULAR.values())
     assert all(FORMS[form].kept and not FORMS[form].joint for form in SPARSE.values())
     assert {form.name for form in FORMS.values() if form.kept} == {*MODULAR.values(), *SPARSE.values()}
-    assert {linear_name(role): form for role, form in MODULAR.items()} == modules.MODULAR  # which the runtime checks
+    assert {linear_name(role): form for role, form in MODULAR.items()} == vectors.MODULAR  # which the runtime checks

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from curconvert.base.packing import bits_per_number, pack, packed_bytes
-from curconvert_runtime.format.quantized import Layout, unpack
+from curconvert.base.packing import bits_per_number, pack, packed_bytes, unpack
+from curconvert_runtime.format.quantized import Layout
 
 
 def test_integers_lie_in_order() -> None:

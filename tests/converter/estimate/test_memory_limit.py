@@ -18,7 +18,7 @@ from curconvert.cli import main
 from curconvert.cli.options import Size
 from curconvert.estimate import memory as estimate_memory
 from curconvert.estimate.rates import Machine
-from curconvert.estimate.total import estimate, keeping_within
+from curconvert.estimate.total import estimate, store_within
 from curconvert.jobs.convert import convert
 from curconvert.jobs.prepare import first_plan
 from curconvert.jobs.sweep.options import SweepOptions
@@ -119,11 +119,11 @@ def test_states_go_to_the_disk_where_the_estimate_is_above_the_limit(tmp_path: P
     options, checkpoint = tiny_options(tokens), open_checkpoint(model)
     needed, plan = estimated(model, options), first_plan(checkpoint, options)
     found = [
-        keeping_within(checkpoint, plan, options, ExecutionOptions(workers=1, memory_limit=limit), tmp_path)
+        store_within(checkpoint, plan, options, ExecutionOptions(workers=1, memory_limit=limit), tmp_path)
         for limit in (needed + 1, needed - 1)
     ]
-    assert found[0] is list
-    assert found[1] is not list
+    assert [store.on_disk for store in found] == [False, True]
+    assert found[1].folder == tmp_path
 
 
 def test_too_little_is_refused_before_anything_is_written(tmp_path: Path, tokens: Path) -> None:

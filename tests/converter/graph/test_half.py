@@ -96,7 +96,7 @@ def test_the_portable_graph_stays_float32(tmp_path: Path) -> None:
 def test_genai_is_told_to_use_the_gpu_and_serves_the_graph_on_the_cpu_too(tmp_path: Path) -> None:
     """The settings ask for CUDA; with these cleared, greedy tokens are transformers'."""
     model = saved(tmp_path, "llama", "mixed")
-    content = genai_config(model.config, cuda=True)
+    content = genai_config(model.config, target="cuda")
     session = content["model"]["decoder"]["session_options"]
     assert session["provider_options"] == [{"cuda": {"enable_skip_layer_norm_strict_mode": "1"}}]
     (model.folder / "genai_config.json").write_text(json.dumps(content))

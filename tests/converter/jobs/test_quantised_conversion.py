@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from curconvert.base.errors import IntegrityError
-from curconvert.blocks.stored import build_torch_model
+from curconvert.blocks.stored import build_torch_model, stored_matrix
 from curconvert.jobs.convert import convert
 from curconvert.jobs.export import export
 from curconvert.jobs.parity import check_slices, torch_parity
@@ -149,7 +149,7 @@ def test_an_export_rounds_to_the_nearest(tmp_path: Path) -> None:
     assert all(check.passed for check in check_slices(tmp_path / "out", model.folder))
     for name in artifact.quantised:
         steps = np.abs(artifact.tensor(f"{name}.scales")).max()
-        assert np.abs(artifact.matrix(name) - original[name].numpy()).max() <= 0.5001 * steps
+        assert np.abs(stored_matrix(artifact, name) - original[name].numpy()).max() <= 0.5001 * steps
     torch_model: Any = build_torch_model(artifact)
     ids = torch.tensor([[5, 9, 30, 7, 61]])
     wanted = torch_model(ids).logits[0].detach().numpy()
@@ -206,7 +206,7 @@ def test_an_export_mixes_widths(tmp_path: Path) -> None:
     saved: dict[int, list[float]] = {4: [], 8: []}
     for row in said["widths"]:
         weight = original[row["name"]].double().numpy()
-        lost = np.sum((artifact.matrix(row["name"]) - weight) ** 2)
+        lost = np.sum((stored_matrix(artifact, row["name"]) - weight) ** 2)
         assert row["costs"][f"int{row['bits']}"] == pytest.approx(lost, rel=1e-6)
         saved[row["bits"]].append((row["costs"]["int4"] - row["costs"]["int8"]) / weight.size)
     assert min(saved[8]) >= sorted(saved[4])[-2]  # the last one to be widened may be smaller than a better one

@@ -25,6 +25,7 @@ from curconvert_runtime.checks.verification import VerifyOptions, verify
 from curconvert_runtime.errors import IntegrityError
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.hashing import sha256
+from curconvert_runtime.serve.providers import PROVIDERS, Provider
 from support.conversions import convert_tiny
 
 
@@ -126,3 +127,16 @@ def test_what_does_not_go_together_is_refused(values: dict[str, Any], words: str
         ConvertOptions.for_method("cur", **values)
     with pytest.raises(InputError, match=words):
         export(SourceOptions("nowhere"), Path("out"), **values)
+
+
+def test_a_target_is_any_provider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written for it follows its entry: arithmetic, whether it multiplies quantised weights, genai's name."""
+    entry = Provider("ToyExecutionProvider", "toy", arithmetic="float16", quantised=False, genai={"toy": {"fast": "1"}})
+    monkeypatch.setitem(PROVIDERS, "toy", entry)
+    _, out = convert_tiny(tmp_path, "llama", target="toy")
+    artifact = Artifact.open(out)
+    assert (artifact.arithmetic("fused"), artifact.model["dtype"]) == ("float16", "float16")
+    session = json.loads((out / "genai_config.json").read_text())["model"]["decoder"]["session_options"]
+    assert session["provider_options"] == [{"toy": {"fast": "1"}}]
+    with pytest.raises(InputError, match="--target toy: computes with float16 weights; --quantize is for --target cpu"):
+        ConvertOptions.for_method("cur", target="toy", quantization=Quantization("int8", rounding="nearest"))

@@ -27,7 +27,7 @@ from curconvert.methods.neurons import Neurons
 from curconvert.options.settings import Settings
 from curconvert.options.source import SourceOptions
 from curconvert_runtime.checks.verification import VerifyOptions
-from curconvert_runtime.format.modules import MODULAR
+from curconvert_runtime.format.vectors import MODULAR
 from support.families import make_checkpoint
 from support.names import linear_of
 from support.tiny_runs import manifest_of, stored_tensors, tiny_options

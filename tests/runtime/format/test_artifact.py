@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from curconvert_runtime import Artifact, InputError, IntegrityError, UnsupportedError
-from curconvert_runtime.format.modules import MODULAR
+from curconvert_runtime.format.vectors import MODULAR
 from support.onnx_writer import Tensor
 from support.safetensors_files import save_file
 from support.tiny_artifact import MATRIX, RANK, STEM, manifest_of, reseal, toy_graph, toy_tensors, write_toy

@@ -198,7 +198,7 @@ def test_cuda_options_without_a_meaning_are_refused(values: dict[str, Any]) -> N
 def test_each_batch_is_captured_by_itself(sealed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With CUDA graphs prompts run without one; steps over the same buffers share one, other buffers never do."""
     session = load(sealed, graph="fused")
-    monkeypatch.setattr(session, "_captures", True)
+    monkeypatch.setattr(session, "options", CudaOptions(cuda_graph=True))
     ids: list[str] = []
     inner = session._session
 

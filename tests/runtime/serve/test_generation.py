@@ -9,15 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from curconvert_runtime import (
-    Completion,
-    GenerationOptions,
-    InputError,
-    Session,
-    UnsupportedError,
-    load,
-    stream,
-)
+from curconvert_runtime import Completion, GenerationOptions, InputError, Session, UnsupportedError, load, stream
 from curconvert_runtime.serve.generation import end_tokens
 from support.tiny_artifact import BOS, CONTEXT, EOS, reseal, toy_logits, toy_tensors
 

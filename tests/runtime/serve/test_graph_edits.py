@@ -80,7 +80,7 @@ def test_the_option_reaches_the_graph(sealed: Path, monkeypatch: pytest.MonkeyPa
     """`round_activations=False` edits the bytes that onnxruntime gets; by default they are not looked at."""
     asked: list[bytes] = []
     monkeypatch.setattr(
-        "curconvert_runtime.serve.backend.keeping_activations", lambda graph: asked.append(graph) or graph
+        "curconvert_runtime.serve.providers.keeping_activations", lambda graph: asked.append(graph) or graph
     )
     load(sealed)
     assert not asked

@@ -22,6 +22,7 @@ from curconvert_runtime.errors import BackendError
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.files import MANIFEST
 from curconvert_runtime.serve.backend import import_onnxruntime
+from curconvert_runtime.serve.providers import provider_named
 from curconvert_runtime.version import installed_versions
 
 # Each model is started as often as this, or once for each round, the last time to stay.
@@ -63,7 +64,7 @@ def bench(
             for model in models:
                 model.start(stack, stay=start == starts - 1)
             report("starts", start + 1, starts)
-        reader = stack.enter_context(MeasuringProcess()) if options.provider == "cpu" else None
+        reader = stack.enter_context(MeasuringProcess()) if provider_named(options.provider).memory == "cpu" else None
         rates: list[float] = []
         total = (options.rounds + 1) * len(options.workloads)
         for turn in range(options.rounds + 1):

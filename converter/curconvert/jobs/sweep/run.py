@@ -14,9 +14,10 @@ from curconvert.base.environment import environment
 from curconvert.base.errors import BackendError, CurConvertError, InputError, UnsupportedError
 from curconvert.base.progress import silent
 from curconvert.base.types import Ids
+from curconvert.calibration.batches import IN_MEMORY
 from curconvert.checkpoint.linears import total_parameters
 from curconvert.checkpoint.types import Checkpoint
-from curconvert.estimate.total import keeping_within
+from curconvert.estimate.total import store_within
 from curconvert.execution.executor import executing
 from curconvert.jobs.export import export
 from curconvert.jobs.measure import measure
@@ -84,9 +85,9 @@ def sweep(
     if not possible:
         raise InputError(f"no point can be had; {wanted[0][0].folder}: {wanted[0][0].reason}")
     plans = [(asked, first_plan(checkpoint, asked)) for asked in possible]
-    keepings = [keeping_within(checkpoint, plan, asked, execution, out.absolute().parent) for asked, plan in plans]
-    keeping = next((keeping for keeping in keepings if keeping is not list), list)
-    prepared = replace(sampled(prepare(checkpoint, common), common, progress), keeping=keeping)
+    stores = [store_within(checkpoint, plan, asked, execution, out.absolute().parent) for asked, plan in plans]
+    store = next((store for store in stores if store.on_disk), IN_MEMORY)
+    prepared = replace(sampled(prepare(checkpoint, common), common, progress), store=store)
     with (
         atomic_folder(out, overwrite, SWEEP) as work,
         TemporaryDirectory(prefix=f"{work.name}.", dir=work.parent) as beside,

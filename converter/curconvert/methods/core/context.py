@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from curconvert.base.progress import silent
+from curconvert.calibration.batches import IN_MEMORY, StateStore
 from curconvert.journal.store import UNRECORDED, Journal
 from curconvert.options.settings import Settings
 from curconvert.quantization.tensors import UNQUANTISED, Tables
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     import torch
 
     from curconvert.allocation.curves import Curve
-    from curconvert.calibration.batches import Keeping
     from curconvert.calibration.evidence import Evidence
     from curconvert.calibration.original import OriginalPass
     from curconvert.calibration.text import CalibrationTokens
@@ -38,7 +38,7 @@ class Context:
         dtype: Deployed dtype.
         evidence: Statistics of linears that the passes over the original have found.
         executor: Works on matrices side by side.
-        keeping: Where hidden states on the calibration tokens are kept.
+        store: Takes hidden states on the calibration tokens.
         progress: Called as work goes on.
         journal: Keeps each step.
     """
@@ -49,7 +49,7 @@ class Context:
     dtype: torch.dtype
     evidence: Evidence
     executor: Executor
-    keeping: Keeping = list
+    store: StateStore = IN_MEMORY
     progress: Progress = silent
     journal: Journal = UNRECORDED
 

@@ -10,15 +10,8 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from curconvert_runtime.format.quantized import (
-    BITS,
-    BLOCK_SIZES,
-    KEEPS_ACTIVATIONS,
-    ROUNDS_ACTIVATIONS,
-    Layout,
-    dequantise,
-    unpack,
-)
+from curconvert.base.packing import dequantise, unpack
+from curconvert_runtime.format.quantized import BITS, BLOCK_SIZES, KEEPS_ACTIVATIONS, ROUNDS_ACTIVATIONS, Layout
 from support.onnx_writer import FLOAT, INT64, Graph, Node, Tensor, Value, node
 
 M, N = 5, 150  # the last block is padded, whatever its size, and blocks of 64 and 32 are odd in number
