@@ -19,7 +19,7 @@ def test_junit_has_one_case_per_check() -> None:
     assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
     first, second = suite.findall("testcase")
     assert (first.get("classname"), first.get("name"), first.find("failure")) == (
-        "curconvert.jobs.parity",
+        "curconvert.parity",
         "fused.logits",
         None,
     )

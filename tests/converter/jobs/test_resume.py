@@ -31,6 +31,7 @@ from curconvert.options.quantization import Quantization
 from curconvert.options.source import SourceOptions
 from support.checkpoints import edit_config, edit_tensors
 from support.families import TinyModel, make_checkpoint
+from support.folders import files_of
 from support.killed import convert_in_a_process
 from support.tiny_runs import tiny_options, token_file
 
@@ -60,10 +61,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
 
 def asked(kind: str, tokens: Path) -> ConvertOptions:
     return tiny_options(tokens, METHODS.get(kind, kind), **SETTINGS[kind])
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def run(model: Path, out: Path, options: ConvertOptions, stop_after: int = 0, **settings: Any) -> list[str]:

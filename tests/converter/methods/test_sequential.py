@@ -22,6 +22,7 @@ from curconvert.options.targets import LINEARS
 from curconvert_runtime import load
 from curconvert_runtime.checks.verification import VerifyOptions
 from support.families import TinyModel, make_checkpoint
+from support.folders import files_of
 from support.names import linear_of
 from support.tiny_runs import LENGTH, manifest_of, stored_tensors, tiny_options, token_file
 
@@ -200,5 +201,4 @@ def test_a_conversion_that_is_interrupted_after_every_block_gives_the_same_bytes
         with pytest.raises(KeyboardInterrupt):
             convert(source, tmp_path / "out", options, verification=None, progress=stop)
     convert(source, tmp_path / "out", options, verification=None, progress=stop)
-    found, expected = ({path.name: path.read_bytes() for path in (tmp_path / x).iterdir()} for x in ("out", "whole"))
-    assert found == expected
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
