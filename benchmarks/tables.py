@@ -172,7 +172,7 @@ SERVING = {
     ),
 }
 SERVING["huge_pages.idle"] = Table("huge_pages", "idle", SERVING["huge_pages.serving"].columns)
-QUANTISATION = {
+QUANTIZATION = {
     "quantisation": Table(
         "quantisation",
         "artifacts",
@@ -272,5 +272,5 @@ CONVERSION = {
         },
     ),
 }
-TABLES: dict[str, Table] = {**QUALITY, **SERVING, **QUANTISATION, **CONVERSION}
+TABLES: dict[str, Table] = {**QUALITY, **SERVING, **QUANTIZATION, **CONVERSION}
 """By the name that stands in a page: `<!-- table NAME -->`."""

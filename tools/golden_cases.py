@@ -106,7 +106,7 @@ def _sizes() -> dict[str, str]:
     }
 
 
-def _quantised() -> dict[str, str]:
+def _quantized() -> dict[str, str]:
     cases = {}
     for kind in ("int8", "int4"):
         for rounding in ("gptq", "nearest"):
@@ -245,7 +245,7 @@ def _refusals() -> dict[str, str]:
 
 def tiny_cases() -> dict[str, str]:
     """Return name to arguments of every case on the tiny checkpoints."""
-    converting = _convert(_methods() | _settings() | _sizes() | _quantised() | _families())
+    converting = _convert(_methods() | _settings() | _sizes() | _quantized() | _families())
     helping = {"help": "--help"} | {f"help-{command}": f"{command} --help" for command in COMMANDS}
     return converting | _further() | _reading() | _refusals() | helping
 

@@ -29,7 +29,7 @@ from benchmarks.experiments.healing import adapted, losses, part_name, trained, 
 from benchmarks.fidelity import text_setting
 from benchmarks.suite.tasks import Question, Scorer, accuracy, piqa, piqa_questions, piqa_scores
 from curconvert import CalibrationOptions, ConvertOptions, SourceOptions, convert
-from curconvert.calibration.sampled import resident_model
+from curconvert.calibration.self_text import resident_model
 from curconvert.checkpoint import open_checkpoint
 from curconvert.options.heal import HealOptions
 from curconvert.training.examples import load_data
@@ -41,7 +41,7 @@ _LONGEST = 256  # tokens of a line
 
 
 @dataclass(frozen=True)
-class Answers:
+class Outputs:
     """What a model says.
 
     Attributes:
@@ -66,12 +66,12 @@ class Answers:
 
 def measured(
     model: nn.Module, tokenizer: Tokenizer, questions: Sequence[Question], windows: NDArray[np.int64]
-) -> Answers:
+) -> Outputs:
     """Ask a model."""
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     scores = piqa_scores(Scorer(base), tokenizer, questions)
     right = np.array([row[question.label] for row, question in zip(scores, questions, strict=True)])
-    return Answers(right, piqa(questions, scores), losses(model, windows))
+    return Outputs(right, piqa(questions, scores), losses(model, windows))
 
 
 def write_task(path: Path, questions: Sequence[Question]) -> None:

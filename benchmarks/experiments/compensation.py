@@ -30,7 +30,7 @@ from curconvert.jobs.prepare import prepare
 from curconvert.linalg.gram import output_norm, square_root
 from curconvert.linalg.statistics import InputStatistics
 from curconvert.options.targets import LINEARS
-from curconvert.quantization.rounding import quantise
+from curconvert.quantization.rounding import quantize
 from curconvert_runtime.format.quantized import Layout
 
 Matrix = NDArray[np.float64]
@@ -112,7 +112,7 @@ def main() -> None:
                 continue
             statistics, weight = evidence.statistics(name), checkpoint.read(name)
             stored = {
-                kind: quantise(name, weight, layout, statistics.gram).rows().double().numpy()
+                kind: quantize(name, weight, layout, statistics.gram).rows().double().numpy()
                 for kind, layout in (("int4", _INT4), ("int8", _INT8))
             }
             losses.append(loss_of(name, weight.double().numpy(), statistics, stored))

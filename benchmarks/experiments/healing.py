@@ -36,7 +36,7 @@ from benchmarks.fidelity import text_arguments, text_setting
 from curconvert import CalibrationOptions, ConvertOptions, SourceOptions, convert
 from curconvert.blocks.precision import multiplies_bfloat16
 from curconvert.blocks.stored import build_torch_model
-from curconvert.calibration.sampled import resident_model
+from curconvert.calibration.self_text import resident_model
 from curconvert.checkpoint import open_checkpoint
 from curconvert.journal.store import UNRECORDED
 from curconvert.options.heal import HealOptions

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.common import Result, arguments
 from curconvert.base.machine import MemoryReader
-from curconvert.base.packing import dequantise
+from curconvert.base.packing import dequantize
 from curconvert_runtime.format.quantized import BLOCK_SIZES, KEEPS_ACTIVATIONS, ROUNDS_ACTIVATIONS, Layout
 
 REPEATS = 25
@@ -66,11 +66,11 @@ def random_parts(rng: np.random.Generator, layout: Layout, shape: tuple[int, int
     }
 
 
-def quantised(layout: Layout, level: int, shape: tuple[int, int]) -> tuple[Product, NDArray[np.float32]]:
+def quantized(layout: Layout, level: int, shape: tuple[int, int]) -> tuple[Product, NDArray[np.float32]]:
     """Return a quantised product of random integers, and its matrix."""
     parts = random_parts(np.random.default_rng(0), layout, shape)
     attributes = {"K": shape[1], "N": shape[0], "bits": layout.bits, "block_size": layout.block_size}
-    return Product("MatMulNBits", parts, shape, accuracy_level=level, **attributes), dequantise(parts, shape[1], layout)
+    return Product("MatMulNBits", parts, shape, accuracy_level=level, **attributes), dequantize(parts, shape[1], layout)
 
 
 def spent(product: Product, x: NDArray[np.float32]) -> float:
@@ -96,7 +96,7 @@ def main() -> None:
             for block in BLOCK_SIZES:
                 for symmetric in (True, False):
                     key = (f"int{bits}", block, not symmetric, level)
-                    products[key], matrices[key] = quantised(Layout(bits, block, symmetric), level, (m, n))
+                    products[key], matrices[key] = quantized(Layout(bits, block, symmetric), level, (m, n))
     reader = MemoryReader(1)
     seconds: dict[Key, list[float]] = {key: [] for key in products}
     for _ in range(given.rounds):

@@ -37,9 +37,9 @@ def make(form: str, model: Path, scratch: Path, stored: str = "float32") -> Path
     if not out.exists():
         method = FORMS[form]
         command = ["convert", *method, *_SMALLER] if method else ["export"]
-        quantised = () if stored == "float32" else ("--quantize", stored)
-        nearest = ("--rounding", "nearest") if quantised and method else ()
-        made = [*command, str(model), "-o", str(out), "--dtype", "float32", "--quiet", *quantised, *nearest]
+        quantized = () if stored == "float32" else ("--quantize", stored)
+        nearest = ("--rounding", "nearest") if quantized and method else ()
+        made = [*command, str(model), "-o", str(out), "--dtype", "float32", "--quiet", *quantized, *nearest]
         subprocess.run([sys.executable, "-m", "curconvert", *made], check=True)
     return out
 

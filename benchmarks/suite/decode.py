@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.common import MODEL, Result, model_arguments, model_name
 from benchmarks.suite.artifacts import COMPRESSED, FORMS, SHAPE, make, make_layers
 from benchmarks.suite.random_artifacts import FORMS as RANDOM_FORMS
-from benchmarks.suite.random_artifacts import QUANTISED_FORMS
+from benchmarks.suite.random_artifacts import QUANTIZED_FORMS
 from curconvert.base.machine import MemoryReader
 from curconvert.jobs.bench.speed import step_bytes
 from curconvert.options.bench import Workload
@@ -102,7 +102,7 @@ def groups_of(given: Namespace) -> dict[str, dict[str, Path]]:
         name = "SmolLM2-135M" if given.model == MODEL else given.model.name
         groups[name] = {form: make(form, given.model, given.scratch) for form in FORMS}
     if "random" in given.groups:
-        for forms in (RANDOM_FORMS, *QUANTISED_FORMS.values()):
+        for forms in (RANDOM_FORMS, *QUANTIZED_FORMS.values()):
             name, made = make_layers(given.layers, forms, given.scratch)
             groups[name if forms == RANDOM_FORMS else f"{name}, {forms[0]}"] = made
     return groups

@@ -24,12 +24,12 @@ from curconvert.jobs.plan import plan
 from curconvert.jobs.source import open_source
 from curconvert.options.quantization import TYPES, Quantization
 from curconvert.options.targets import LINEARS
-from curconvert.quantization.tensors import quantised_tensors, quantization_json
+from curconvert.quantization.tensors import quantization_json, quantized_tensors
 from curconvert.selection.indices import tensor_rng
 
 # With half of the numbers of every linear where it is not dense; float32, or quantised: `int4-128` is in blocks of 128.
 FORMS = ("dense", "cur", "interpolative", "int8", "int4", "int4-128")
-QUANTISED_FORMS = {kind: (kind, f"cur-{kind}", f"interpolative-{kind}") for kind in FORMS if kind.startswith(TYPES)}
+QUANTIZED_FORMS = {kind: (kind, f"cur-{kind}", f"interpolative-{kind}") for kind in FORMS if kind.startswith(TYPES)}
 _METHODS = {"cur": "curing", "interpolative": "row-id"}
 _DRAWN = 2**20  # numbers; longer tensors repeat them
 
@@ -56,7 +56,7 @@ def make_random(form: str, checkpoint: Checkpoint, out: Path) -> Path:
     """Return an artifact of random numbers, made where it is not there yet.
 
     Args:
-        form: One of `FORMS` or of `QUANTISED_FORMS`.
+        form: One of `FORMS` or of `QUANTIZED_FORMS`.
         checkpoint: Says what tensors the model has.
         out: The artifact's folder.
     """
@@ -67,15 +67,15 @@ def make_random(form: str, checkpoint: Checkpoint, out: Path) -> Path:
     if method:
         options = ConvertOptions.for_method(method, layers="all", rank=None, density=0.5, targets=LINEARS)
         decided = plan(SourceOptions(str(checkpoint.path)), options)
-    quantised = quantised_tensors(checkpoint, decided, quantization) if quantization else {}
+    quantized = quantized_tensors(checkpoint, decided, quantization) if quantization else {}
     with atomic_folder(out, overwrite=False) as work:
         with SafetensorsWriter(work, tensor_specs(checkpoint, decided, torch.float32, quantization)) as writer:
             for name, info in writer.tensors.items():
                 writer.write(name, _drawn(name, info.shape, info.dtype))
             writer.finish()
         matrices = decided.matrices if decided else ()
-        write_model_files(work, checkpoint, checkpoint.companions(), "float32", writer.tensors, matrices, quantised)
-        described = quantization_json(quantization, quantised, {}) if quantization else None
+        write_model_files(work, checkpoint, checkpoint.companions(), "float32", writer.tensors, matrices, quantized)
+        described = quantization_json(quantization, quantized, {}) if quantization else None
         manifest = build_manifest(checkpoint, "float32", decided, quantization=described)
         for row in manifest["matrices"]:
             row["basis"] = "subspace" if row["form"] == "interpolative" else None

@@ -84,10 +84,10 @@ class Peer:
         self._process.communicate()
 
 
-Answers = dict[tuple[str, Workload], list[dict[str, float]]]
+Outputs = dict[tuple[str, Workload], list[dict[str, float]]]
 
 
-def measured(folder: Path, peers: Sequence[str], workloads: Sequence[Workload], given: Namespace) -> Answers:
+def measured(folder: Path, peers: Sequence[str], workloads: Sequence[Workload], given: Namespace) -> Outputs:
     """Return each peer's answers on one artifact, one a round.
 
     Args:
@@ -98,7 +98,7 @@ def measured(folder: Path, peers: Sequence[str], workloads: Sequence[Workload], 
     """
     for peer in peers:  # once: compiles, hashes and reads files that are in nobody's memory yet
         Peer(peer, folder, given).close()
-    answers: Answers = {(peer, workload): [] for peer in peers for workload in workloads}
+    answers: Outputs = {(peer, workload): [] for peer in peers for workload in workloads}
     for turn in range(given.rounds):
         for peer in peers if turn % 2 == 0 else peers[::-1]:
             process = Peer(peer, folder, given)
@@ -108,7 +108,7 @@ def measured(folder: Path, peers: Sequence[str], workloads: Sequence[Workload], 
     return answers
 
 
-def row_of(answers: Answers, workload: Workload, generated: int) -> dict[str, Any]:
+def row_of(answers: Outputs, workload: Workload, generated: int) -> dict[str, Any]:
     """Return our figures of one workload, and the other peers' beside them."""
     found = {peer: rounds for (peer, asked), rounds in answers.items() if asked == workload}
     ours, (batch, prompt) = found.pop(OURS), workload
@@ -157,8 +157,8 @@ def main() -> None:
     result = Result(given.out, setting, given.threads)
     workloads = sorted(product(given.batch, given.prompt))
     for name, folder in artifacts(given).items():
-        quantised = any(width in name for width in STORED[1:])
-        peers = [peer for peer in given.peers if not (quantised and peer == "torch")]  # torch serves no integers
+        quantized = any(width in name for width in STORED[1:])
+        peers = [peer for peer in given.peers if not (quantized and peer == "torch")]  # torch serves no integers
         answers = measured(folder, peers, workloads, given)
         for batch, prompt in workloads:
             row = row_of(answers, (batch, prompt), given.generated)

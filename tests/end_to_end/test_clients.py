@@ -33,7 +33,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "int8": {"method": "dense", "rank": None, "quantization": Quantization("int8")},
     "shared": {"method": "auto", "keep": 0.75, "rank": None, "rank_multiple": 2, "share": True},
 }
-QUANTISED = ("int4", "int8")  # transformers refuses them
+QUANTIZED = ("int4", "int8")  # transformers refuses them
 PROMPTS = [[5, 9, 30, 7], [11, 4], [8, 40, 6, 22, 31, 9, 17]]
 NEW = 12
 END = 2  # the tiny models' end token; genai stops before it, transformers after it
@@ -95,15 +95,15 @@ def test_optimum_serves_every_form(artifacts: dict[str, Path], answers: list[lis
 @pytest.mark.clients
 def test_transformers_4_loads_every_form(artifacts: dict[str, Path], answers: list[list[list[int]]]) -> None:
     """`import curconvert` and `from_pretrained` in 4.57: no tensor missing, none left over."""
-    expected = [rows for name, rows in zip(METHODS, answers, strict=True) if name not in QUANTISED]
-    assert transformers4([path for name, path in artifacts.items() if name not in QUANTISED], PROMPTS, NEW) == expected
+    expected = [rows for name, rows in zip(METHODS, answers, strict=True) if name not in QUANTIZED]
+    assert transformers4([path for name, path in artifacts.items() if name not in QUANTIZED], PROMPTS, NEW) == expected
 
 
 def test_transformers_loads_every_form_and_writes_it_back(artifacts: dict[str, Path], tmp_path: Path) -> None:
     """The same in 5, in this process; what `save_pretrained` writes gives the same logits, bit for bit."""
     ids = torch.tensor(PROMPTS[:1])
     for name, path in artifacts.items():
-        if name in QUANTISED:
+        if name in QUANTIZED:
             continue
         model = from_pretrained(path)
         expected = build_torch_model(Artifact.open(path))(ids).logits

@@ -236,7 +236,7 @@ def test_links_lead_somewhere(document: Path) -> None:
     ],
     ids=["int8", "int4", "mixed"],
 )
-def test_the_reader_of_the_format_reads_quantised_factors(tmp_path: Path, method: str, asked: Quantization) -> None:
+def test_the_reader_of_the_format_reads_quantized_factors(tmp_path: Path, method: str, asked: Quantization) -> None:
     """Both types, with zero points and without, and both in one artifact."""
     make_checkpoint(tmp_path / "source", "llama")
     options = tiny_options(token_file(tmp_path / "ids.safetensors"), method, quantization=asked)

@@ -96,17 +96,17 @@ def write_gguf(
         del tensors["lm_head.weight"]
     has_post_norms = any("post_feedforward_layernorm" in name for name in tensors)
     for name, values in tensors.items():
-        quantised = (
+        quantized = (
             values.ndim == 2 and values.shape[1] % GGML_QUANT_SIZES[kind][0] == 0 and kind != GGMLQuantizationType.F32
         )
-        stored, kept = _decoded(values, kind) if quantised else (values, values)
+        stored, kept = _decoded(values, kind) if quantized else (values, values)
         expected[name] = kept
         heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
         if architecture in ("llama", "granite", "smollm3") and heads:
             stored = interleave(stored, heads)  # rows move as a whole, quantised or not
         if architecture.startswith("gemma") and name.endswith("norm.weight"):
             stored = stored + 1
-        raw = kind if quantised else None
+        raw = kind if quantized else None
         writer.add_tensor(ggml_name(name, has_post_norms), np.ascontiguousarray(stored), raw_dtype=raw)
     finish(writer)
     writer.write_header_to_file()

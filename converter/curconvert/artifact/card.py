@@ -39,7 +39,7 @@ def write_reports(folder: Path, manifest: Mapping[str, Any]) -> None:
         "text": (manifest["metrics"] or {}).get("text"),
         "fidelity": _fidelity_rows(manifest["metrics"]),
         "compressed": compressed,
-        "quantised": _quantised(manifest.get("quantization")),
+        "quantised": _quantized(manifest.get("quantization")),
         "widths": (manifest.get("quantization") or {}).get("widths"),
         "kept_dense": [m for m in manifest["matrices"] if m["reason"] not in (None, "not selected")],
         "kept": model["parameters_after"] / model["parameters_before"],
@@ -48,7 +48,7 @@ def write_reports(folder: Path, manifest: Mapping[str, Any]) -> None:
         (folder / name).write_text(environment.get_template(template).render(values), encoding="utf-8")
 
 
-def _quantised(found: Mapping[str, Any] | None) -> str | None:
+def _quantized(found: Mapping[str, Any] | None) -> str | None:
     """Return a sentence about an artifact's quantisation."""
     if found is None:
         return None

@@ -19,7 +19,7 @@ from curconvert.checkpoint.config import with_dtype
 from curconvert.checkpoint.types import Checkpoint, Companions, TensorInfo
 from curconvert.graph import build_graphs, genai_config, save_graphs
 from curconvert.options.quantization import Quantization
-from curconvert.quantization.tensors import quantised_tensors
+from curconvert.quantization.tensors import quantized_tensors
 from curconvert_runtime.format.forms.form import factor_name
 from curconvert_runtime.format.quantized import Packing, part_name
 from curconvert_runtime.serve.providers import provider_named
@@ -34,13 +34,13 @@ def tensor_specs(
     specs = _float_specs(checkpoint, decided, dtype)
     if quantization is None:
         return specs
-    quantised = quantised_tensors(checkpoint, decided, quantization)
+    quantized = quantized_tensors(checkpoint, decided, quantization)
     packed = [
         TensorSpec(part_name(name, part), _PART_DTYPES[kind], size)
-        for name, packing in quantised.items()
+        for name, packing in quantized.items()
         for part, (kind, size) in packing.parts.items()
     ]
-    return [spec for spec in specs if spec.name not in quantised] + packed
+    return [spec for spec in specs if spec.name not in quantized] + packed
 
 
 def _float_specs(checkpoint: Checkpoint, decided: Plan | None, dtype: torch.dtype) -> list[TensorSpec]:
@@ -68,7 +68,7 @@ def write_model_files(
     dtype: str,
     tensors: Mapping[str, TensorInfo],
     matrices: Iterable[MatrixPlan] = (),
-    quantised: Mapping[str, Packing] | None = None,
+    quantized: Mapping[str, Packing] | None = None,
     target: str = CPU,
 ) -> None:
     """Write what belongs to the weights: config, tokenizer, graphs, onnxruntime-genai's settings.
@@ -80,20 +80,20 @@ def write_model_files(
         dtype: Deployed dtype.
         tensors: Where each stored tensor lies.
         matrices: Of the decided plan.
-        quantised: The tensors that are stored in parts.
+        quantized: The tensors that are stored in parts.
         target: Provider that the fused graph is for.
     """
     arithmetic = provider_named(target).arithmetic
     config, compressed = with_dtype(checkpoint.config, dtype), [m for m in matrices if m.rank is not None]
     forms = {m.name: m.form for m in compressed}
     owners = {m.name: m.shared.matrices[0] for m in compressed if m.shared}
-    loading = quantization_config(compressed, (quantised or {}).values())
+    loading = quantization_config(compressed, (quantized or {}).values())
     _write_json(work / "config.json", {**config, "quantization_config": loading} if loading else config)
     for name, source in companions.copied.items():
         shutil.copyfile(source, work / name)
     for name, content in companions.written.items():
         (work / name).write_bytes(content)
-    save_graphs(build_graphs(config, tensors, forms, owners, quantised or {}, arithmetic), work)
+    save_graphs(build_graphs(config, tensors, forms, owners, quantized or {}, arithmetic), work)
     generation = work / "generation_config.json"
     settings = json.loads(generation.read_text(encoding="utf-8")) if generation.exists() else {}
     _write_json(work / "genai_config.json", genai_config({**config, **settings}, target=target))

@@ -14,12 +14,12 @@ if TYPE_CHECKING:  # transformers reads this without the converter's other packa
 QUANTIZATION_VERSION = 1
 
 
-def quantization_config(matrices: Iterable[MatrixPlan], quantised: Iterable[Packing] = ()) -> dict[str, Any]:
+def quantization_config(matrices: Iterable[MatrixPlan], quantized: Iterable[Packing] = ()) -> dict[str, Any]:
     """Return the entries of `quantization_config`; empty where nothing is compressed, as for any dense model.
 
     Args:
         matrices: Of the decided plan.
-        quantised: Matrices stored in parts: transformers cannot load these, and is to say so, with the fewest bits.
+        quantized: Matrices stored in parts: transformers cannot load these, and is to say so, with the fewest bits.
     """
     found: dict[str, Any] = {}
     for matrix in matrices:
@@ -28,7 +28,7 @@ def quantization_config(matrices: Iterable[MatrixPlan], quantised: Iterable[Pack
         found[matrix.name] = {"form": matrix.form, "rank": matrix.rank}
         if matrix.shared:
             found[matrix.name]["shared"] = matrix.sharing
-    widths = {packing.layout.bits for packing in quantised}
+    widths = {packing.layout.bits for packing in quantized}
     if not found and not widths:
         return {}
     bits = {"bits": min(widths)} if widths else {}

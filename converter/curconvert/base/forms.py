@@ -51,7 +51,7 @@ class Traits:
         """Return the factors that are slices of the matrix where its basis is this one, see `Form.slices`."""
         return {} if self.has_basis and basis != "rows" else self.form.slices
 
-    def quantised(self, rank: int) -> tuple[str, ...]:
+    def quantized(self, rank: int) -> tuple[str, ...]:
         """Return the factors that are quantised where the artifact is, in the order in which an input meets them."""
         return tuple(self.form.factors)
 
@@ -69,7 +69,7 @@ class Traits:
 
 
 class _CUR(Traits):
-    def quantised(self, rank: int) -> tuple[str, ...]:
+    def quantized(self, rank: int) -> tuple[str, ...]:
         """All, but for a small U."""
         return tuple(suffix for suffix in self.form.factors if suffix != "U" or rank > FLOAT_LINK_RANK)
 

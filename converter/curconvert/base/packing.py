@@ -50,7 +50,7 @@ def unpack(packed: NDArray[Any], layout: Layout, count: int) -> NDArray[np.int16
     return packed[..., :count].astype(np.int16)
 
 
-def dequantise(
+def dequantize(
     parts: Mapping[str, NDArray[Any]], columns: int, layout: Layout, rows: slice = slice(None)
 ) -> NDArray[np.float32]:
     """Return what the stored parts, by suffix, stand for: `s·(q − z)`, rounded once, some rows of (m, n) float32."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from curconvert.blocks.quantised import Quantised
+from curconvert.blocks.quantized import Quantized
 
 _HEAD_CHUNK = 8192  # vocabulary rows per product: bounds the float32 copy of a half-precision lm_head
 
@@ -16,7 +16,7 @@ class ChunkedHead(nn.Module):
     """An lm_head over a memory-mapped weight of any float dtype, multiplied in float32 by blocks of vocabulary rows."""
 
     def __init__(
-        self, weight: Tensor | Quantised, bias: Tensor | None = None, deployed: torch.dtype | None = None
+        self, weight: Tensor | Quantized, bias: Tensor | None = None, deployed: torch.dtype | None = None
     ) -> None:
         super().__init__()
         # Plain attributes: the mapped file must not be moved or cast by module-wide calls.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from curconvert.base.errors import IntegrityError
 from curconvert.base.names import bias_of
-from curconvert.base.packing import dequantise
+from curconvert.base.packing import dequantize
 from curconvert.blocks.linears import factored_linear
 from curconvert.families.skeleton import EMBEDDING, HEAD, build_skeleton, canonical_parameters, set_tensor
 from curconvert_runtime.format.artifact import Artifact
@@ -25,11 +25,11 @@ _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "
 
 def stored_matrix(artifact: Artifact, name: str) -> NDArray[Any]:
     """Return a tensor of an artifact as it is stored, or what the parts of a quantised one stand for, float32."""
-    packing = artifact.quantised.get(name)
+    packing = artifact.quantized.get(name)
     if packing is None:
         return artifact.tensor(name)
     parts = {suffix: artifact.tensor(part_name(name, suffix)) for suffix in packing.parts}
-    return dequantise(parts, packing.shape[1], packing.layout)
+    return dequantize(parts, packing.shape[1], packing.layout)
 
 
 def stored_tensor(artifact: Artifact, name: str) -> Tensor:
@@ -49,16 +49,16 @@ def build_torch_model(artifact: Artifact) -> nn.Module:
         InputError: transformers refuses the config.
     """
     model = build_skeleton({key: value for key, value in artifact.config.items() if key != "quantization_config"})
-    parts = {part_name(name, part) for name in artifact.quantised for part in PARTS}
+    parts = {part_name(name, part) for name in artifact.quantized for part in PARTS}
     unused = {name for name in artifact.tensors if not name.endswith(PROVENANCE) and name not in parts}
-    unused |= set(artifact.quantised)
+    unused |= set(artifact.quantized)
     factored = {m["name"]: m for m in artifact.manifest["matrices"] if form_of(m["form"]).is_compressed}
 
     def take(name: str) -> Tensor:
-        if name not in artifact.tensors and name not in artifact.quantised:
+        if name not in artifact.tensors and name not in artifact.quantized:
             raise IntegrityError(f"{artifact.path}: config.json asks for tensor {name}, which is not stored")
         unused.discard(name)
-        if name in artifact.quantised:
+        if name in artifact.quantized:
             return torch.from_numpy(stored_matrix(artifact, name))
         tensor = stored_tensor(artifact, name)
         return tensor.to(torch.float32) if tensor.is_floating_point() else tensor
@@ -78,7 +78,7 @@ def build_torch_model(artifact: Artifact) -> nn.Module:
                 unused.difference_update(factor_names(matrix).values())
                 _replace(model, owner, linear_of_artifact(artifact, matrix))
             continue
-        absent = HEAD not in artifact.tensors and HEAD not in artifact.quantised
+        absent = HEAD not in artifact.tensors and HEAD not in artifact.quantized
         tied = name == HEAD and absent and artifact.config.get("tie_word_embeddings")
         value = take(EMBEDDING if tied else name)
         if tuple(value.shape) != wanted:
@@ -102,12 +102,12 @@ def linear_of_artifact(artifact: Artifact, matrix: Mapping[str, Any]) -> nn.Modu
         IntegrityError: A factor is not stored.
     """
     names = factor_names(matrix)
-    missing = [name for name in names.values() if name not in artifact.tensors and name not in artifact.quantised]
+    missing = [name for name in names.values() if name not in artifact.tensors and name not in artifact.quantized]
     if missing:
         raise IntegrityError(f"{artifact.path}: config.json asks for tensor {missing[0]}, which is not stored")
     factors = {
         suffix: torch.from_numpy(stored_matrix(artifact, name))
-        if name in artifact.quantised
+        if name in artifact.quantized
         else stored_tensor(artifact, name)
         for suffix, name in names.items()
     }

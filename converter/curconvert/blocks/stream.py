@@ -16,7 +16,7 @@ from transformers import DynamicCache
 
 from curconvert.base.device import products_in
 from curconvert.blocks.head import ChunkedHead
-from curconvert.blocks.quantised import Quantised
+from curconvert.blocks.quantized import Quantized
 from curconvert.checkpoint.safetensors_file import prefetch
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.families.family import family_of
@@ -175,7 +175,7 @@ class BlockStream:
         checkpoint: Checkpoint,
         deployed: torch.dtype | None = None,
         device: torch.device = _CPU,
-        tables: Mapping[str, Quantised] = MappingProxyType({}),
+        tables: Mapping[str, Quantized] = MappingProxyType({}),
     ) -> None:
         """Open the stream.
 
@@ -214,7 +214,7 @@ class BlockStream:
         unique, compact = torch.unique(token_ids, return_inverse=True)
         # Only the rows in use are widened; the embedding itself stays in the file.
         table = self._vocabulary_table(EMBEDDING)
-        rows = table[unique] if isinstance(table, Quantised) else self._round(table[unique]).to(torch.float32)
+        rows = table[unique] if isinstance(table, Quantized) else self._round(table[unique]).to(torch.float32)
         embedding = self._model.get_submodule("model.embed_tokens")
         set_tensor(embedding, "weight", rows)
         self._stubs[-1].stop = True
@@ -330,7 +330,7 @@ class BlockStream:
             self._stubs[-1].inject = None
         return logits
 
-    def _vocabulary_table(self, name: str) -> Tensor | Quantised:
+    def _vocabulary_table(self, name: str) -> Tensor | Quantized:
         """Read the embedding or the head, kept until the next block: a GGUF file dequantises it on every read."""
         if name in self._tables:
             return self._tables[name]

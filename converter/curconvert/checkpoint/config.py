@@ -167,8 +167,8 @@ def refuse_artifact(raw: Mapping[str, Any], source: str) -> None:
     Raises:
         UnsupportedError: It is one.
     """
-    quantised = raw.get("quantization_config")
-    if isinstance(quantised, dict) and quantised.get("quant_method") == QUANT_METHOD:
+    quantized = raw.get("quantization_config")
+    if isinstance(quantized, dict) and quantized.get("quant_method") == QUANT_METHOD:
         raise UnsupportedError(f"{source}: is an artifact, compressed already; give the original that it was made from")
 
 

@@ -29,7 +29,7 @@ _ITEM_BITS = tensor_file.ITEM_BITS | {
     "U16": 16, "U32": 32, "U64": 64, "C64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
     "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
 }  # fmt: skip
-_QUANTISED_SUFFIXES = (".qweight", ".qzeros", ".scales", ".g_idx", ".weight_scale", ".weight_scale_inv", ".absmax")
+_QUANTIZED_SUFFIXES = (".qweight", ".qzeros", ".scales", ".g_idx", ".weight_scale", ".weight_scale_inv", ".absmax")
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
@@ -62,7 +62,7 @@ def _tensor_info(header: TensorHeader) -> TensorInfo:
     path, name, dtype = header.file, header.name, header.dtype
     if len(name) > NAME_LIMIT:
         raise InputError(f"{path}: a tensor's name has {len(name)} characters, expected at most {NAME_LIMIT}")
-    if name.endswith(_QUANTISED_SUFFIXES):
+    if name.endswith(_QUANTIZED_SUFFIXES):
         raise UnsupportedError(f"{path}: tensor {name} belongs to a quantised checkpoint; use the unquantised one")
     # An old buffer is dropped later whatever its dtype; every other tensor is a weight.
     if dtype not in DTYPES and not is_legacy_buffer(name):

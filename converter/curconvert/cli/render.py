@@ -305,8 +305,8 @@ def artifact(manifest: Mapping[str, Any]) -> None:
     model, source = manifest["model"], manifest["source"]
     console.print(f"{printable(source['name'])} ({source['kind']}), {model['model_type']}, {model['dtype']}")
     console.print(_totals(model["parameters_before"], model["parameters_after"]))
-    if quantised := manifest.get("quantization"):
-        console.print(_quantised(quantised))
+    if quantized := manifest.get("quantization"):
+        console.print(_quantized(quantized))
     table = Table("matrix", "shape", "form", "rank", "output error", "Frobenius error", box=None)
     for m in manifest["matrices"]:
         if form_of(m["form"]).is_compressed:
@@ -317,7 +317,7 @@ def artifact(manifest: Mapping[str, Any]) -> None:
                 printable(m["name"]), f"{m['shape'][0]} × {m['shape'][1]}", m["form"], str(m["rank"]), *errors
             )
     console.print(table)
-    if widths := (quantised or {}).get("widths"):
+    if widths := (quantized or {}).get("widths"):
         console.print(_widths(widths))
     for name, entry in manifest["files"].items():
         console.print(f"{entry['size']:>14,}  {entry['sha256'][:16]}…  {printable(name)}")
@@ -333,7 +333,7 @@ def _widths(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _quantised(quantization: Mapping[str, Any]) -> str:
+def _quantized(quantization: Mapping[str, Any]) -> str:
     zeros = "symmetric" if quantization["symmetric"] else "with zero points"
     bits = 8 * quantization["bytes"] / quantization["parameters"]
     return (

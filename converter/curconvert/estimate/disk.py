@@ -47,7 +47,7 @@ def needed_bytes(
     answers = probes * 8 * min(TOP_TOKENS, checkpoint.tensors[EMBEDDING].shape[0])
     states = 4 * hidden * layers * min(calibration, GRADIENT_TOKENS + 8 * length) if options.needs.gradients else 0
     matrices = _auto_bytes(targets) if options.needs.curves else 0
-    if options.mixes_widths and not matrices:
+    if options.mixes_bits and not matrices:
         matrices = 8 * sum(n * n for n in distinct_inputs(decoder_linears(checkpoint)).values())
     inputs = 4 * calibration * sum(distinct_inputs(targets).values()) if keeps_inputs(checkpoint, options) else 0
     components = components_bytes(targets) if method.writes_components else 0

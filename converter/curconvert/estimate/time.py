@@ -137,7 +137,7 @@ def factorizations(work: Workload, machine: Machine) -> float:
     once = sum(_factorization(m, work, machine) for m in work.compressed)
     rounding = sum(_products(_rounding(m, work), machine) for m in work.changed)
     # To choose widths, everything is rounded at both of them beforehand.
-    found = 2 * once + 3 * rounding if work.options.mixes_widths else once + rounding
+    found = 2 * once + 3 * rounding if work.options.mixes_bits else once + rounding
     if work.options.compares_inputs:  # the teacher's target twice, and its error on what is held out
         shapes = (m.shape for m in work.compressed if work.tokens >= m.shape[1])
         found += sum(_products(14.0 * m * n**2 + n**3, machine) for m, n in shapes)

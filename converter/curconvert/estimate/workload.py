@@ -7,7 +7,7 @@ from functools import cached_property
 
 from curconvert.base.names import layer_of
 from curconvert.base.plan import MatrixPlan, Plan
-from curconvert.calibration.sampled import RESIDENT_BYTES
+from curconvert.calibration.self_text import RESIDENT_BYTES
 from curconvert.checkpoint.linears import decoder_linears, total_parameters
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.families.roles import distinct_inputs

@@ -84,7 +84,7 @@ class Factorization:
         basis: Of the forms `interpolative` and `sparse_rows`.
         corrected_bias: Whether the stored bias makes up for the mean of what is lost.
         teacher_share: Where the inputs come from compressed blocks and were compared with the original's: how much of
-            the difference the factors make up for, see `curconvert.factorization.targets`.
+            the difference the factors make up for, see `curconvert.factorization.drift`.
     """
 
     form: str

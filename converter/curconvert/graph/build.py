@@ -14,11 +14,11 @@ from onnx_ir.passes import common as passes
 from curconvert.checkpoint.types import TensorInfo
 from curconvert.families.facts import read_facts
 from curconvert.families.skeleton import build_skeleton
-from curconvert.graph.answers import split_answers, trim_answers
 from curconvert.graph.binding import bind, deployed_dtype
 from curconvert.graph.emit import Emitter
 from curconvert.graph.fused import Fused
 from curconvert.graph.half import to_float16
+from curconvert.graph.lm_head import choose_logits, split_head
 from curconvert.graph.lowering import Lowering
 from curconvert.graph.portable import OPSET_WITH_BLOCKS, Portable
 from curconvert.graph.template import dense_template
@@ -49,7 +49,7 @@ def build_graphs(
     tensors: Mapping[str, TensorInfo],
     forms: Mapping[str, str],
     owners: Mapping[str, str] = MappingProxyType({}),
-    quantised: Mapping[str, Packing] = MappingProxyType({}),
+    quantized: Mapping[str, Packing] = MappingProxyType({}),
     arithmetic: str = "float32",
 ) -> Graphs:
     """Build both graphs of a model without reading a weight.
@@ -60,7 +60,7 @@ def build_graphs(
             `lm_head.weight` means tied to the embedding.
         forms: Weight name to its form's, for matrices that are stored as factors.
         owners: Weight name to that of the matrix under whose name its R is stored, where R is common to two.
-        quantised: Each matrix that is stored in parts, by the name that it would have as one tensor.
+        quantized: Each matrix that is stored in parts, by the name that it would have as one tensor.
         arithmetic: What the fused graph computes in: float32, or float16 with float16 weights.
 
     Returns:
@@ -70,7 +70,7 @@ def build_graphs(
         InputError: The tensors do not fit the config.
         UnsupportedError: The family, or a form, has no graph.
     """
-    parts = {part_name(name, part) for name, packing in quantised.items() for part in packing.parts}
+    parts = {part_name(name, part) for name, packing in quantized.items() for part in packing.parts}
     stored = deployed_dtype(tensors, parts)
     skeleton = build_skeleton(config)
     facts = read_facts(skeleton)
@@ -79,12 +79,12 @@ def build_graphs(
     for dialect in (Portable, Fused):
         model = template.clone()
         inputs = {str(value.name): value for value in model.graph.inputs}
-        written = dialect(Emitter(model.graph, stored), facts, inputs, quantised=bool(quantised))
-        Lowering(model, written, facts, tensors, forms, owners, quantised).run()
+        written = dialect(Emitter(model.graph, stored), facts, inputs, quantized=bool(quantized))
+        Lowering(model, written, facts, tensors, forms, owners, quantized).run()
         bind(model.graph, tensors)
         if dialect is Fused:
-            trim_answers(model.graph)
-            split_answers(model.graph)
+            choose_logits(model.graph)
+            split_head(model.graph)
             if arithmetic == "float16":
                 to_float16(model.graph)
         _finish(model)

@@ -30,9 +30,9 @@ class Fused(Portable):
     _has_normed = False
 
     def __init__(
-        self, emit: Emitter, facts: ModelFacts, inputs: Mapping[str, ir.Value], *, quantised: bool = False
+        self, emit: Emitter, facts: ModelFacts, inputs: Mapping[str, ir.Value], *, quantized: bool = False
     ) -> None:
-        super().__init__(emit, facts, inputs, quantised=quantised)
+        super().__init__(emit, facts, inputs, quantized=quantized)
         self.opset_imports = {"": 17, MICROSOFT: 1}
 
     def integers(self, shape: tuple[int, int], layout: Layout) -> tuple[ir.DataType, tuple[int, ...]]:

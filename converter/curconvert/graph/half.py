@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from curconvert.graph.answers import vocabulary_products
+from curconvert.graph.lm_head import vocabulary_products
 
 _HALF, _FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
 _KERNELS = (

@@ -39,7 +39,7 @@ class Lowering:
         tensors: The stored tensors; only names and shapes are looked at.
         forms: Weight name to its form; a weight that is not named is dense.
         owners: Weight name to that of the matrix whose R it takes; a weight that is not named has its own.
-        quantised: Matrices that are stored in parts.
+        quantized: Matrices that are stored in parts.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Lowering:
         tensors: Mapping[str, TensorInfo],
         forms: Mapping[str, str],
         owners: Mapping[str, str],
-        quantised: Mapping[str, Packing],
+        quantized: Mapping[str, Packing],
     ) -> None:
         self._model = model
         self._graph = model.graph
@@ -59,7 +59,7 @@ class Lowering:
         self._tensors = tensors
         self._forms = forms
         self._owners = owners
-        self._quantised = quantised
+        self._quantized = quantized
         self._formed: set[str] = set()
         self._embedded: ir.Value | None = None
         self._factors: dict[str, ir.Value] = {}
@@ -130,7 +130,7 @@ class Lowering:
 
     def _adjusted(self, node: ir.Node) -> tuple[ir.Value, ...] | None:
         emit, left, right = self._dialect.emit, _input(node, 0), _input(node, 1)
-        if node.op_type == "Gather" and left.name == EMBEDDING and EMBEDDING in self._quantised:
+        if node.op_type == "Gather" and left.name == EMBEDDING and EMBEDDING in self._quantized:
             self._embedded = self._dialect.look_up(self._parts(EMBEDDING, EMBEDDING, rows=True), right)
             return (self._embedded,)
         if node.op_type == "Gather" and emit.stored is not _FLOAT and left.is_initializer():
@@ -192,18 +192,18 @@ class Lowering:
 
     def _dense(self, name: str, weight: ir.Value) -> Weight:
         """Return a dense weight: the template's initialiser, the embedding for a tied head, or its parts."""
-        if name in self._quantised and name != EMBEDDING:
+        if name in self._quantized and name != EMBEDDING:
             return self._parts(name, name)
         tied = name in (HEAD, EMBEDDING) and HEAD not in self._tensors
-        if tied and EMBEDDING in self._quantised:
+        if tied and EMBEDDING in self._quantized:
             return self._parts(HEAD, EMBEDDING)
         return self._graph.initializers[EMBEDDING] if tied else weight
 
     def _matrix(self, name: str, form: str) -> Weight:
-        return self._parts(name, name) if name in self._quantised else self._stored(name, form)
+        return self._parts(name, name) if name in self._quantized else self._stored(name, form)
 
     def _rows(self, name: str) -> int:
-        return self._quantised[name].shape[0] if name in self._quantised else self._tensors[name].shape[0]
+        return self._quantized[name].shape[0] if name in self._quantized else self._tensors[name].shape[0]
 
     def _parts(self, name: str, tensor: str, *, rows: bool = False) -> Packed:
         """Return the initialisers of a quantised matrix.
@@ -215,7 +215,7 @@ class Lowering:
         """
         if name in self._packed:
             return self._packed[name]
-        packing, found = self._quantised[tensor], {}
+        packing, found = self._quantized[tensor], {}
         shape, layout = packing.shape, packing.layout
         for suffix, (kind, size) in packing.parts.items():
             dtype, seen = (_UINT8 if kind == "U8" else _FLOAT), size

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from curconvert.families.facts import AttentionFacts, ModelFacts
 from curconvert.graph.emit import Emitter
 from curconvert.graph.rotary import cos_sin
-from curconvert.graph.unpacking import dequantised, integer_type, unpacked
+from curconvert.graph.unpacking import dequantized, integer_type, unpacked
 from curconvert.graph.weights import Packed, Weight, width
 from curconvert_runtime.format.quantized import Layout
 
@@ -30,13 +30,13 @@ class Portable:
         emit: Where nodes go.
         facts: The model's facts.
         inputs: The graph inputs by name.
-        quantised: Whether some matrices are.
+        quantized: Whether some matrices are.
     """
 
     def __init__(
-        self, emit: Emitter, facts: ModelFacts, inputs: Mapping[str, ir.Value], *, quantised: bool = False
+        self, emit: Emitter, facts: ModelFacts, inputs: Mapping[str, ir.Value], *, quantized: bool = False
     ) -> None:
-        self.opset_imports: Mapping[str, int] = {"": OPSET_WITH_BLOCKS if quantised else 17}
+        self.opset_imports: Mapping[str, int] = {"": OPSET_WITH_BLOCKS if quantized else 17}
         self.emit = emit
         self._facts = facts
         self._input_ids = inputs["input_ids"]
@@ -89,7 +89,7 @@ class Portable:
         """
         if isinstance(weight, Packed):
             if weight.scales not in self._unpacked:  # a matrix that serves two products is dequantised once
-                self._unpacked[weight.scales] = dequantised(self.emit, weight)
+                self._unpacked[weight.scales] = dequantized(self.emit, weight)
             if missing := weight.padded - weight.shape[1]:  # of the two, rows are less to copy
                 rows = self.emit("Pad", rows, self.emit.ints(0, 0, 0, missing))
             return self.emit("Gemm", rows, self._unpacked[weight.scales], transB=1)

@@ -22,7 +22,7 @@ def integer_type(layout: Layout) -> ir.DataType:
     return _UINT4 if layout.bits == 4 else _UINT8
 
 
-def dequantised(emit: Emitter, packed: Packed) -> ir.Value:
+def dequantized(emit: Emitter, packed: Packed) -> ir.Value:
     """Return a matrix as float32, (m, n) with the columns that fill the last block up: `s·(q − z)`.
 
     Args:

@@ -45,7 +45,7 @@ def compress(
         probe.
     """
     method, checkpoint, tokens, journal = options.method, context.checkpoint, context.tokens, context.journal
-    stream = BlockStream(checkpoint, context.dtype, torch.device(options.device), tables.quantised)
+    stream = BlockStream(checkpoint, context.dtype, torch.device(options.device), tables.quantized)
     matrices = {m.name: m for m in plan.matrices if m.is_compressed or options.quantization}
     later = set(matrices)
     if method.full_metric:
@@ -68,7 +68,7 @@ def compress(
     # First, because a value that cannot be stored is named here; in the block loop it would only be felt.
     stream.release_table()  # it is read again to be written
     _write_tables(tables, writer)
-    _write_all_but(later.union(writer.written, tables.quantised), checkpoint, writer)
+    _write_all_but(later.union(writer.written, tables.quantized), checkpoint, writer)
     for index in range(done, stream.num_layers):
         with stream.block(index) as block:
             if index == 0:
@@ -101,7 +101,7 @@ def _write_all_but(names: Collection[str], checkpoint: Checkpoint, writer: Safet
 
 
 def _write_tables(tables: Tables, writer: SafetensorsWriter) -> None:
-    for name, table in tables.quantised.items():
+    for name, table in tables.quantized.items():
         for suffix, part in table.parts.items():
             if part_name(name, suffix) not in writer.written:
                 writer.write(part_name(name, suffix), part)
@@ -109,6 +109,6 @@ def _write_tables(tables: Tables, writer: SafetensorsWriter) -> None:
 
 def _write_factors(matrix: MatrixPlan, factors: Factorization, writer: SafetensorsWriter) -> None:
     for suffix, tensor in factors.tensors.items():
-        quantised = part_name(suffix, "scales") in factors.tensors  # its parts are stored instead
-        if matrix.stores(suffix) and not quantised:
+        quantized = part_name(suffix, "scales") in factors.tensors  # its parts are stored instead
+        if matrix.stores(suffix) and not quantized:
             writer.write(factor_name(matrix.name, suffix), tensor)

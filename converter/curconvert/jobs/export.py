@@ -8,7 +8,7 @@ from curconvert.artifact.card import write_reports
 from curconvert.artifact.folder import atomic_folder, check_output
 from curconvert.artifact.manifest import build_manifest, seal
 from curconvert.artifact.model_files import tensor_specs, write_model_files
-from curconvert.artifact.quantised import write_quantised
+from curconvert.artifact.quantized import write_quantized
 from curconvert.artifact.safetensors_writer import SafetensorsWriter
 from curconvert.base.checks import one_of
 from curconvert.base.dtypes import torch_dtype
@@ -16,14 +16,14 @@ from curconvert.base.errors import InputError
 from curconvert.base.machine import peak_memory
 from curconvert.base.progress import silent
 from curconvert.checkpoint.dtypes import deployed_dtype
+from curconvert.jobs.bits import check_bits, exported_costs, with_bits
 from curconvert.jobs.conversion import Conversion
 from curconvert.jobs.source import open_source
-from curconvert.jobs.widths import check_widths, exported_costs, with_widths
 from curconvert.options.quantization import Quantization
 from curconvert.options.settings import DTYPES, arithmetic_of
 from curconvert.options.source import SourceOptions
-from curconvert.quantization.tensors import quantised_tensors, quantization_json
-from curconvert.quantization.widths import RoundingCost
+from curconvert.quantization.bits import RoundingCost
+from curconvert.quantization.tensors import quantization_json, quantized_tensors
 from curconvert_runtime.checks.fidelity import Progress
 
 
@@ -62,24 +62,24 @@ def export(
     dtype = deployed_dtype(checkpoint, dtype, arithmetic)
     companions = checkpoint.companions()
     if quantization is not None and quantization.mixed:
-        check_widths(quantization, checkpoint, None)
+        check_bits(quantization, checkpoint, None)
     with atomic_folder(out, overwrite) as work:
         costs: list[RoundingCost] = []
         if quantization is not None and quantization.mixed:
             costs = exported_costs(checkpoint, quantization, progress)
-            quantization = with_widths(quantization, checkpoint, None, costs)
-        quantised = quantised_tensors(checkpoint, None, quantization) if quantization else {}
+            quantization = with_bits(quantization, checkpoint, None, costs)
+        quantized = quantized_tensors(checkpoint, None, quantization) if quantization else {}
         errors: dict[str, float] = {}
         with SafetensorsWriter(work, tensor_specs(checkpoint, None, torch_dtype(dtype), quantization)) as writer:
             for done, name in enumerate(checkpoint.tensors, 1):
-                if quantization and name in quantised:
-                    errors[name] = write_quantised(name, checkpoint.read(name), quantization, writer)
+                if quantization and name in quantized:
+                    errors[name] = write_quantized(name, checkpoint.read(name), quantization, writer)
                 else:
                     writer.copy(name, checkpoint.read(name), checkpoint.tensors[name])
                 progress("export", done, len(checkpoint.tensors))
             writer.finish()
-        write_model_files(work, checkpoint, companions, dtype, writer.tensors, (), quantised, target)
-        described = quantization_json(quantization, quantised, errors, costs) if quantization else None
+        write_model_files(work, checkpoint, companions, dtype, writer.tensors, (), quantized, target)
+        described = quantization_json(quantization, quantized, errors, costs) if quantization else None
         manifest = build_manifest(checkpoint, dtype, quantization=described, arithmetic=arithmetic)
         write_reports(work, manifest)
         seal(work, manifest)

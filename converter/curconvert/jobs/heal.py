@@ -18,7 +18,7 @@ from curconvert.base.forms import traits_of
 from curconvert.base.progress import silent
 from curconvert.blocks.precision import multiplies_bfloat16
 from curconvert.blocks.stored import build_torch_model
-from curconvert.calibration.sampled import resident_model
+from curconvert.calibration.self_text import resident_model
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.jobs.seal import verify_and_seal
 from curconvert.jobs.source import open_source
@@ -29,7 +29,7 @@ from curconvert.options.source import SourceOptions
 from curconvert.training.examples import Data, load_data
 from curconvert.training.heal_blocks import heal_blocks
 from curconvert.training.loop import Point, train
-from curconvert.training.rewrite import answers_by_blocks, answers_of_model, copy_with, write_probes
+from curconvert.training.rewrite import copy_with, outputs_by_blocks, outputs_of_model, write_probes
 from curconvert.training.student import held_out_measure, keep_few_activations, trainable, training_loss
 from curconvert_runtime.checks.fidelity import Progress
 from curconvert_runtime.checks.report import VerificationReport
@@ -116,9 +116,9 @@ def heal(
         seal(space.artifact, manifest)
         made = Artifact.open(space.artifact)
         if checkpoint and options.mode == "blocks":
-            answers = answers_by_blocks(probes.compressed, made, checkpoint)
+            answers = outputs_by_blocks(probes.compressed, made, checkpoint)
         else:
-            answers = answers_of_model(probes.compressed, build_torch_model(made))
+            answers = outputs_of_model(probes.compressed, build_torch_model(made))
         write_probes(space.artifact, probes.original, answers)
         report = verify_and_seal(space.artifact, manifest, verification, progress)
         publish(space.artifact, out, overwrite)
@@ -181,7 +181,7 @@ def _original(artifact: Artifact, source: SourceOptions | None, options: HealOpt
 
 
 def _check_forms(artifact: Artifact, options: HealOptions) -> None:
-    if artifact.quantised:
+    if artifact.quantized:
         raise UnsupportedError(f"{artifact.path}: its weights are quantised; heal an artifact made without --quantize")
     forms = {matrix["form"] for matrix in artifact.manifest["matrices"]}
     if (options.train == "u" or options.start == "als") and not any(traits_of(form).linking for form in forms):

@@ -17,7 +17,7 @@ from curconvert.families.roles import role_of
 from curconvert.methods.core.context import Context, Measured
 from curconvert.methods.core.options import ConvertOptions
 from curconvert.methods.core.planning import keeps_inputs
-from curconvert.quantization.tensors import UNQUANTISED, quantised_tables
+from curconvert.quantization.tensors import UNQUANTIZED, quantized_tables
 from curconvert.selection.layers import score_of, select_layers
 
 
@@ -38,9 +38,9 @@ def measure(context: Context, wanted: Sequence[ConvertOptions]) -> Measured:
         checkpoint, context.tokens, watched, device=settings.device, store=context.store,
         progress=context.progress, journal=context.journal,
     )  # fmt: skip
-    tables = UNQUANTISED
+    tables = UNQUANTIZED
     if quantization and not quantization.mixed:  # mixed widths are chosen when the plan is known
-        tables = quantised_tables(checkpoint, quantization, original.head)
+        tables = quantized_tables(checkpoint, quantization, original.head)
     return Measured(original, backward.curves if isinstance(backward, Sensitivity) else (), tables)
 
 
@@ -69,7 +69,7 @@ def _gathering(context: Context, wanted: Sequence[ConvertOptions]) -> Gathering 
     if not first and not (alone and keeps_inputs(checkpoint, alone[0])):
         return None
     targets = {name for options in served for name in targets_of(checkpoint, options.roles)}
-    if any(options.quantization for options in wanted if options in served or options.mixes_widths):
+    if any(options.quantization for options in wanted if options in served or options.mixes_bits):
         targets |= decoder_linears(checkpoint).keys()  # what is not compressed is quantised by its inputs, too
     prices = len(alone) < len(served)
     # Pricing alone needs no exact products: each of its solves has a ridge, far above the rounding.
@@ -81,7 +81,7 @@ def _gathering(context: Context, wanted: Sequence[ConvertOptions]) -> Gathering 
 
 def _fisher_targets(checkpoint: Checkpoint, options: ConvertOptions) -> set[str]:
     """Return the weights whose rows' Fisher information is needed; all layers' where a score will choose some."""
-    if options.mixes_widths:
+    if options.mixes_bits:
         return set(decoder_linears(checkpoint))
     if not options.needs.fisher_rows:
         return set()

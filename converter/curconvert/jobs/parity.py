@@ -26,7 +26,7 @@ from curconvert.blocks.stored import build_torch_model, factor_names, stored_mat
 from curconvert.checkpoint import Checkpoint, open_checkpoint
 from curconvert_runtime.checks.parity import compare, compare_with_probe, teacher_forced
 from curconvert_runtime.checks.report import Check
-from curconvert_runtime.checks.verification import VerifyOptions, graph_answers
+from curconvert_runtime.checks.verification import VerifyOptions, graph_outputs
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.forms import form_of
 from curconvert_runtime.format.hashing import sha256
@@ -101,7 +101,7 @@ def torch_parity(path: str | Path, options: VerifyOptions | None = None) -> Pari
     limit = options.max_parity
     checks = compare_with_probe("torch.conversion", reference, probe, limit)
     for kind in sorted(artifact.graphs, reverse=True):
-        answers = graph_answers(artifact, kind, probe, options)
+        answers = graph_outputs(artifact, kind, probe, options)
         checks += compare(
             f"torch.{kind}", answers, reference, lengths=probe.lengths, limit=limit, against="torch",
             arithmetic=artifact.arithmetic(kind),
@@ -140,22 +140,22 @@ def check_slices(path: str | Path, original: str | Path | Checkpoint) -> list[Ch
         ("source.slices", slices, "every tensor that is said to be columns or rows of the original's is"),
         ("source.tensors", others, "every other tensor equals the original's"),
     ]
-    if artifact.quantised:
-        far = list(_quantised_faults(artifact, checkpoint))
+    if artifact.quantized:
+        far = list(_quantized_faults(artifact, checkpoint))
         verdicts.append(
             ("source.quantised", far, "every quantised matrix is as near to the original's as it is said to be")
         )
     return [*checks, *(Check(name, not faults, "; ".join(faults[:3]) or good) for name, faults, good in verdicts)]
 
 
-def _quantised_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[str]:
+def _quantized_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[str]:
     """Compare distances from the original's matrices with those in the manifest."""
     for row in artifact.manifest["quantization"]["tensors"]:
         if row["relative_frobenius_error"] is not None:
             yield from _distance_faults(row, stored_matrix(artifact, row["name"]), checkpoint)
     for row in artifact.manifest["matrices"]:
         names = factor_names(row)
-        if artifact.quantised.keys() & set(names.values()):
+        if artifact.quantized.keys() & set(names.values()):
             stored = {suffix: stored_matrix(artifact, name) for suffix, name in names.items()}
             m, n = row["shape"]
             yield from _distance_faults(row, form_of(row["form"]).multiply((m, n), stored), checkpoint)
@@ -186,7 +186,7 @@ def _slice_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[str]:
         slices = traits_of(matrix["form"]).slices(matrix["basis"])
         weight = checkpoint.read(name) if slices else torch.empty(0)
         for part, (axis, indices) in slices.items():
-            if f"{stem}.{part}" in artifact.quantised:
+            if f"{stem}.{part}" in artifact.quantized:
                 continue
             wanted = weight.index_select(axis, stored_tensor(artifact, f"{stem}.{indices}"))
             if not _same_bits(stored_tensor(artifact, f"{stem}.{part}"), wanted):
@@ -200,9 +200,9 @@ def _other_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[str]:
     cut = {bias_of(m["name"]) for m in rows if form_of(m["form"]).cuts_outputs}
     corrected = {bias_of(m["name"]) for m in rows if m.get("corrected_bias")}
     trained = set(artifact.manifest.get("healing", {}).get("tensors", ()))
-    parts = {part_name(name, part) for name in artifact.quantised for part in PARTS}
+    parts = {part_name(name, part) for name in artifact.quantized for part in PARTS}
     kept = set(artifact.tensors) - factors - parts
-    for name in sorted(kept ^ (set(checkpoint.tensors) - factored - set(artifact.quantised))):
+    for name in sorted(kept ^ (set(checkpoint.tensors) - factored - set(artifact.quantized))):
         yield f"{name} is in {'the artifact' if name in kept else 'the original'} only"
     for name in sorted(kept & set(checkpoint.tensors)):
         stored, wanted = stored_tensor(artifact, name), checkpoint.read(name)

@@ -13,13 +13,13 @@ from curconvert.base.plan import Plan
 from curconvert.calibration.batches import IN_MEMORY, StateStore
 from curconvert.calibration.evidence import Evidence
 from curconvert.calibration.probes import parity_batch
-from curconvert.calibration.sampled import partly_sampled
+from curconvert.calibration.self_text import with_self_text
 from curconvert.calibration.text import CalibrationTokens, digest, load_tokens
 from curconvert.checkpoint.dtypes import deployed_dtype
 from curconvert.checkpoint.types import Checkpoint, Companions
 from curconvert.execution.task import Executor
 from curconvert.families.skeleton import EMBEDDING
-from curconvert.jobs.widths import check_widths
+from curconvert.jobs.bits import check_bits
 from curconvert.journal.store import UNRECORDED, Journal, State
 from curconvert.methods.core.context import Context
 from curconvert.methods.core.options import ConvertOptions
@@ -81,8 +81,8 @@ def first_plan(checkpoint: Checkpoint, options: ConvertOptions) -> Plan:
     """
     plan = options.method.plan(checkpoint, options)
     chosen = options.method.sizes_whole or score_of(options.layers)  # what is compressed is known later
-    if options.quantization and options.mixes_widths and not chosen:
-        check_widths(options.quantization, checkpoint, plan)
+    if options.quantization and options.mixes_bits and not chosen:
+        check_bits(options.quantization, checkpoint, plan)
     return plan
 
 
@@ -120,7 +120,7 @@ def sampled(prepared: Prepared, settings: Settings, progress: Progress, journal:
             notices=tuple(state.data["notices"]),
         )  # fmt: skip
     else:
-        tokens = partly_sampled(prepared.checkpoint, prepared.tokens, settings.self_text, settings.seed, progress)
+        tokens = with_self_text(prepared.checkpoint, prepared.tokens, settings.self_text, settings.seed, progress)
         ids = [torch.from_numpy(part) for part in (tokens.calibration, tokens.probes)]
         journal.record("sample", State({"notices": tokens.notices}, {"ids": ids}))
     return replace(prepared, tokens=tokens)

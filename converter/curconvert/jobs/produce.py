@@ -18,13 +18,13 @@ from curconvert.base.plan import Plan
 from curconvert.calibration.probes import pack_probes
 from curconvert.checkpoint.types import Companions
 from curconvert.factorization.projections import read_projections
+from curconvert.jobs.bits import check_bits, measured_costs, with_bits
 from curconvert.jobs.compress import compress
 from curconvert.jobs.seal import verify_and_seal
-from curconvert.jobs.widths import check_widths, measured_costs, with_widths
 from curconvert.methods.core.context import Context, Measured
 from curconvert.methods.core.options import ConvertOptions
-from curconvert.quantization.tensors import Tables, quantised_tables, quantised_tensors, quantization_json
-from curconvert.quantization.widths import RoundingCost
+from curconvert.quantization.bits import RoundingCost
+from curconvert.quantization.tensors import Tables, quantization_json, quantized_tables, quantized_tensors
 from curconvert.resizing.components import write_components
 from curconvert_runtime.checks.report import VerificationReport
 from curconvert_runtime.checks.verification import VerifyOptions
@@ -59,8 +59,8 @@ def produce(
     """
     checkpoint, tokens, dtype = context.checkpoint, context.tokens, context.dtype
     tables, costs = measured.tables, list[RoundingCost]()
-    if options.mixes_widths:
-        context, tables, costs = _with_widths(context, measured, decided, options)
+    if options.mixes_bits:
+        context, tables, costs = _with_bits(context, measured, decided, options)
         options = replace(options, quantization=context.settings.quantization)
     quantization = options.quantization
     with SafetensorsWriter(work, tensor_specs(checkpoint, decided, dtype, quantization)) as writer:
@@ -71,9 +71,9 @@ def produce(
     probes = pack_probes(tokens.probes, measured.original.outputs, parity)
     save_tensors(work / PROBES, {name: torch.from_numpy(v) for name, v in probes.items()})
     name = dtype_name(dtype)
-    quantised = quantised_tensors(checkpoint, decided, quantization) if quantization else {}
-    write_model_files(work, checkpoint, companions, name, writer.tensors, decided.matrices, quantised, options.target)
-    described = quantization_json(quantization, quantised, tables.errors, costs) if quantization else None
+    quantized = quantized_tensors(checkpoint, decided, quantization) if quantization else {}
+    write_model_files(work, checkpoint, companions, name, writer.tensors, decided.matrices, quantized, options.target)
+    described = quantization_json(quantization, quantized, tables.errors, costs) if quantization else None
     manifest = build_manifest(
         checkpoint, name, decided, reports, options.to_json(), tokens, described, options.arithmetic
     )
@@ -81,16 +81,16 @@ def produce(
     return verify_and_seal(work, manifest, verification, context.progress), peak
 
 
-def _with_widths(
+def _with_bits(
     context: Context, measured: Measured, decided: Plan, options: ConvertOptions
 ) -> tuple[Context, Tables, list[RoundingCost]]:
     """Choose each matrix's width, and return what it was chosen by as well."""
     assert options.quantization is not None
     assert measured.original.head is not None
-    check_widths(options.quantization, context.checkpoint, decided)
+    check_bits(options.quantization, context.checkpoint, decided)
     costs = measured_costs(options.method, decided, measured.original.head, options.quantization, context)
-    chosen = with_widths(options.quantization, context.checkpoint, decided, costs)
-    tables = quantised_tables(context.checkpoint, chosen, measured.original.head)
+    chosen = with_bits(options.quantization, context.checkpoint, decided, costs)
+    tables = quantized_tables(context.checkpoint, chosen, measured.original.head)
     return replace(context, settings=replace(context.settings, quantization=chosen)), tables, costs
 
 

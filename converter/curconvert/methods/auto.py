@@ -56,7 +56,7 @@ class Auto(Budgeted):
     def check(self, settings: Settings) -> None:
         """See `Method.check`."""
         super().check(settings)
-        if settings.mixes_widths and self.max_kl is not None:
+        if settings.mixes_bits and self.max_kl is not None:
             raise InputError("--max-kl: widths are chosen for a size; with --bits-per-weight give --keep")
         if self.scored and (self.share or settings.quantization is not None):
             raise InputError("--scored: goes with --method auto, and neither with --share nor with --quantize")

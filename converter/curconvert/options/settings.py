@@ -30,7 +30,7 @@ class Settings:
         ridge: λ of `H + λ diag(H)`, wherever the Gram matrix is solved with.
         rank_multiple: Ranks and numbers of neurons are multiples of it, where the method chooses them.
         sequential: Calibrate each block on the outputs of the compressed blocks before it.
-        self_text: Share of the calibration sequences that the model writes itself: `curconvert.calibration.sampled`.
+        self_text: Share of the calibration sequences that the model writes itself: `curconvert.calibration.self_text`.
         dtype: Deployed dtype; None keeps the checkpoint's (float32 for quantised GGUF), or is float16 for `cuda`.
         target: Provider that will serve it: `cpu`, or `cuda`, whose fused graph computes in float16.
         quantization: How stored matrices are quantised; None leaves them float.
@@ -78,7 +78,7 @@ class Settings:
         return arithmetic_of(self.target, self.dtype, self.quantization)
 
     @property
-    def mixes_widths(self) -> bool:
+    def mixes_bits(self) -> bool:
         """Whether each matrix is to be quantised with a width of its own."""
         return self.quantization is not None and self.quantization.mixed
 
@@ -93,8 +93,8 @@ def arithmetic_of(target: str, dtype: str | None, quantization: Quantization | N
     provider = PROVIDERS[target]
     if provider.arithmetic == "float16" and dtype not in (None, "float16"):
         raise InputError(f"--target {target}: its graph computes in float16, not {dtype}; leave --dtype out")
-    if quantization is not None and not provider.quantised:
-        others = " or ".join(name for name, other in PROVIDERS.items() if other.quantised)
+    if quantization is not None and not provider.quantized:
+        others = " or ".join(name for name, other in PROVIDERS.items() if other.quantized)
         raise InputError(
             f"--target {target}: computes with {provider.arithmetic} weights; --quantize is for --target {others}"
         )

@@ -18,7 +18,7 @@ from torch import Tensor
 from curconvert.base.errors import InputError
 from curconvert.base.packing import pack
 from curconvert.base.types import Matrix, Vector
-from curconvert.blocks.quantised import Quantised
+from curconvert.blocks.quantized import Quantized
 from curconvert.linalg.chunked import ChunkedMatrix
 from curconvert_runtime.format.quantized import Layout
 
@@ -27,7 +27,7 @@ _LAZY = 64  # columns whose errors reach the columns behind them as one product
 _SHRINKS = np.linspace(1.0, 0.6, 11)  # of the scale that clips nothing; a searched scale is one of these
 
 
-def quantise(name: str, weight: Tensor, layout: Layout, gram: Matrix | None = None) -> Quantised:
+def quantize(name: str, weight: Tensor, layout: Layout, gram: Matrix | None = None) -> Quantized:
     """Quantise a matrix.
 
     Args:
@@ -58,7 +58,7 @@ def quantise(name: str, weight: Tensor, layout: Layout, gram: Matrix | None = No
     parts: dict[str, NDArray[Any]] = {"q": pack(q, layout), "scales": scales}
     if not layout.symmetric:
         parts["zeros"] = pack(zeros, layout)
-    return Quantised((m, n), layout, {suffix: torch.from_numpy(np.ascontiguousarray(p)) for suffix, p in parts.items()})
+    return Quantized((m, n), layout, {suffix: torch.from_numpy(np.ascontiguousarray(p)) for suffix, p in parts.items()})
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,13 @@ from curconvert.linalg.chunked import ChunkedMatrix
 from curconvert.linalg.gram import least_squares
 from curconvert.linalg.metrics import FullMetric
 from curconvert.options.quantization import Quantization
-from curconvert.quantization.rounding import quantise
+from curconvert.quantization.rounding import quantize
 from curconvert_runtime.format.forms.form import INDICES, factor_name
 from curconvert_runtime.format.quantized import part_name
 
 
 @dataclass(frozen=True)
-class QuantisationTask:
+class QuantizationTask:
     """The stored tensors of one matrix, to be quantised.
 
     Attributes:
@@ -62,14 +62,14 @@ class QuantisationTask:
             BackendError: A LAPACK routine did not converge.
         """
         factors, tensors = self.factors, dict(self.factors.tensors)
-        chosen = factors.traits.quantised(factors.rank)
+        chosen = factors.traits.quantized(factors.rank)
         with lapack(self.name):
             for suffix in self._order():
                 tensors[suffix] = self._refitted(suffix, tensors)
                 if suffix not in chosen:
                     continue
                 stored, gram = factor_name(self.name, suffix), self._gram(suffix, tensors)
-                found = quantise(stored, tensors[suffix], self.quantization.layout, gram)
+                found = quantize(stored, tensors[suffix], self.quantization.layout, gram)
                 tensors[suffix] = found.rows()
                 tensors |= {part_name(suffix, part): value for part, value in found.parts.items()}
             plain = {suffix: tensor for suffix, tensor in tensors.items() if "." not in suffix}
@@ -84,7 +84,7 @@ class QuantisationTask:
 
     def _order(self) -> tuple[str, ...]:
         """Return the factors in the order in which they are settled: what stays float last."""
-        chosen = self.factors.traits.quantised(self.factors.rank)
+        chosen = self.factors.traits.quantized(self.factors.rank)
         return (*chosen, *(suffix for suffix in self.factors.entry.factors if suffix not in chosen))
 
     def _refitted(self, suffix: str, tensors: Mapping[str, Tensor]) -> Tensor:

@@ -11,21 +11,21 @@ from torch import Tensor
 
 from curconvert.base.packing import packed_bytes
 from curconvert.base.plan import Plan
-from curconvert.blocks.quantised import Quantised
+from curconvert.blocks.quantized import Quantized
 from curconvert.checkpoint.linears import decoder_linears
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.families.skeleton import EMBEDDING, HEAD
 from curconvert.linalg.statistics import InputStatistics
 from curconvert.options.quantization import Quantization
-from curconvert.quantization.rounding import quantise
-from curconvert.quantization.widths import RoundingCost
+from curconvert.quantization.bits import RoundingCost
+from curconvert.quantization.rounding import quantize
 from curconvert_runtime.format.forms.form import factor_name
 from curconvert_runtime.format.quantized import Packing
 
 TABLES = (EMBEDDING, HEAD)
 
 
-def quantised_tensors(checkpoint: Checkpoint, decided: Plan | None, quantization: Quantization) -> dict[str, Packing]:
+def quantized_tensors(checkpoint: Checkpoint, decided: Plan | None, quantization: Quantization) -> dict[str, Packing]:
     """Return what of each tensor is known before its numbers, by its name: factors, dense linears, embedding and head.
 
     Norms and biases stay float, and a small U of C·U·R.
@@ -37,12 +37,12 @@ def quantised_tensors(checkpoint: Checkpoint, decided: Plan | None, quantization
     """
     return {
         tensor: Packing(shape, quantization.of_matrix(name).layout)
-        for name, stored in quantised_shapes(checkpoint, decided).items()
+        for name, stored in quantized_shapes(checkpoint, decided).items()
         for tensor, shape in stored.items()
     }
 
 
-def quantised_shapes(checkpoint: Checkpoint, decided: Plan | None) -> dict[str, dict[str, tuple[int, int]]]:
+def quantized_shapes(checkpoint: Checkpoint, decided: Plan | None) -> dict[str, dict[str, tuple[int, int]]]:
     """Return the shapes of what is quantised, by the weight's name and then the stored tensor's."""
     plans = {matrix.name: matrix for matrix in decided.matrices} if decided else {}
     found: dict[str, dict[str, tuple[int, int]]] = {}
@@ -56,7 +56,7 @@ def quantised_shapes(checkpoint: Checkpoint, decided: Plan | None) -> dict[str, 
             found[name] = {name: shape}
             continue
         shapes = plan.entry.shapes(shape, plan.rank, plan.shared)
-        stored = [suffix for suffix in plan.traits.quantised(plan.rank) if plan.stores(suffix)]
+        stored = [suffix for suffix in plan.traits.quantized(plan.rank) if plan.stores(suffix)]
         found[name] = {factor_name(name, suffix): shapes[suffix] for suffix in stored}
     return found
 
@@ -66,15 +66,15 @@ class Tables:
     """Embedding and head as they are stored quantised.
 
     Attributes:
-        quantised: By name; empty where nothing is.
+        quantized: By name; empty where nothing is.
         errors: `‖W − Ŵ‖_F / ‖W‖_F` of each.
     """
 
-    quantised: Mapping[str, Quantised] = field(default_factory=dict)
+    quantized: Mapping[str, Quantized] = field(default_factory=dict)
     errors: Mapping[str, float] = field(default_factory=dict)
 
 
-def quantised_tables(checkpoint: Checkpoint, quantization: Quantization, head: InputStatistics | None = None) -> Tables:
+def quantized_tables(checkpoint: Checkpoint, quantization: Quantization, head: InputStatistics | None = None) -> Tables:
     """Quantise embedding and head.
 
     A table that multiplies is rounded by the inputs that it meets there, a tied embedding too: what its rows lose as
@@ -91,17 +91,17 @@ def quantised_tables(checkpoint: Checkpoint, quantization: Quantization, head: I
         if name in checkpoint.tensors:
             weight = checkpoint.read(name)
             gram = head.gram if head and quantization.uses_statistics and name == multiplied else None
-            found[name] = quantise(name, weight, quantization.of_matrix(name).layout, gram)
+            found[name] = quantize(name, weight, quantization.of_matrix(name).layout, gram)
             errors[name] = relative_error(weight, found[name])
     return Tables(found, errors)
 
 
-def relative_error(weight: Tensor, quantised: Quantised, rows: int = 8192) -> float:
+def relative_error(weight: Tensor, quantized: Quantized, rows: int = 8192) -> float:
     """Return `‖W − Ŵ‖_F / ‖W‖_F`, some rows at a time."""
     error = whole = 0.0
     for start in range(0, len(weight), rows):
         part = weight[start : start + rows].to(torch.float64)
-        error += float((part - quantised.rows(slice(start, start + rows))).square().sum())
+        error += float((part - quantized.rows(slice(start, start + rows))).square().sum())
         whole += float(part.square().sum())
     return (error / whole) ** 0.5 if whole > 0 else 0.0
 
@@ -141,4 +141,4 @@ def quantization_json(
     }  # fmt: skip
 
 
-UNQUANTISED = Tables()
+UNQUANTIZED = Tables()

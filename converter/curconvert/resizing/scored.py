@@ -57,7 +57,7 @@ class Scored:
             InputError: It has no scores.
             IntegrityError: Curves or components do not fit the artifact.
         """
-        if artifact.quantised:
+        if artifact.quantized:
             raise UnsupportedError(
                 f"{artifact.path}: its weights are quantised; resize an artifact made without --quantize"
             )

@@ -14,7 +14,7 @@ from curconvert.base.plan import MatrixPlan, Plan
 from curconvert.base.types import Ids
 from curconvert.blocks.precision import multiplies_bfloat16
 from curconvert.calibration.evidence import Evidence
-from curconvert.calibration.sampled import RESIDENT_BYTES, resident_model
+from curconvert.calibration.self_text import RESIDENT_BYTES, resident_model
 from curconvert.checkpoint.linears import total_parameters
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.families.skeleton import canonical_parameters

@@ -55,7 +55,7 @@ def write_probes(folder: Path, original: OriginalProbe, compressed: CompressedPr
     save_tensors(folder / PROBES, {name: torch.from_numpy(array) for name, array in tensors.items()})
 
 
-def answers_of_model(asked: CompressedProbe, model: nn.Module) -> CompressedProbe:
+def outputs_of_model(asked: CompressedProbe, model: nn.Module) -> CompressedProbe:
     """Ask another compressed model what one was asked.
 
     Args:
@@ -73,7 +73,7 @@ def answers_of_model(asked: CompressedProbe, model: nn.Module) -> CompressedProb
     return collected(asked.ids, asked.lengths, logits, first, last)
 
 
-def answers_by_blocks(asked: CompressedProbe, artifact: Artifact, checkpoint: Checkpoint) -> CompressedProbe:
+def outputs_by_blocks(asked: CompressedProbe, artifact: Artifact, checkpoint: Checkpoint) -> CompressedProbe:
     """Ask an artifact what another one was asked, with one block in memory.
 
     Args:

@@ -99,7 +99,7 @@ def check_reference(artifact: Artifact, reference: Artifact) -> None:
     where = f"--against {reference.path}"
     if weights(artifact) == weights(reference):
         raise InputError(f"{where}: holds the same weights as {artifact.path}; give the original model's export")
-    if reference.quantised or any(form_of(matrix["form"]).is_compressed for matrix in reference.manifest["matrices"]):
+    if reference.quantized or any(form_of(matrix["form"]).is_compressed for matrix in reference.manifest["matrices"]):
         raise InputError(f"{where}: is a compressed model too; give the original model's export")
     ours, theirs = artifact.model["vocab_size"], reference.model["vocab_size"]
     if ours != theirs:

@@ -23,7 +23,7 @@ and the roundings of all layers add up."""
 
 
 @dataclass(frozen=True)
-class Answers:
+class Outputs:
     """A model's answers on B sequences, aligned to the first token; nothing past a row's length is meaningful.
 
     Attributes:
@@ -47,7 +47,7 @@ def teacher_forced(
     lengths: NDArray[np.integer],
     padding: str,
     keys: Callable[[Any], tuple[NDArray[Any], NDArray[Any]]] = session_keys,
-) -> Answers:
+) -> Outputs:
     """Prefill all but the last 16 tokens of each row in one padded batch, then feed those 16 one by one.
 
     Args:
@@ -80,7 +80,7 @@ def teacher_forced(
         answer, past = model.forward(token, mask(now + 1, prefill + step + 1), past=past)
         logits[rows, now] = answer[:, -1]
     first, last = (_aligned(key, starts, lengths) for key in keys(past))
-    return Answers(logits, first, last)
+    return Outputs(logits, first, last)
 
 
 def _aligned(key: NDArray[Any], starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> NDArray[np.float32]:
@@ -107,19 +107,19 @@ def largest_difference(a: NDArray[np.floating], b: NDArray[np.floating], real: N
 
 
 def compare_with_probe(
-    name: str, answers: Answers, probe: CompressedProbe, limit: float, arithmetic: str = "float32"
+    name: str, answers: Outputs, probe: CompressedProbe, limit: float, arithmetic: str = "float32"
 ) -> list[Check]:
     """Compare a graph's answers, over the whole vocabulary, with the torch model's that were stored; see `compare`."""
-    wanted = Answers(probe.logits, probe.first_key, probe.last_key)
-    sample = Answers(answers.logits[..., probe.vocabulary], answers.first_key, answers.last_key)
+    wanted = Outputs(probe.logits, probe.first_key, probe.last_key)
+    sample = Outputs(answers.logits[..., probe.vocabulary], answers.first_key, answers.last_key)
     against = "the torch model of the conversion"
     return compare(name, sample, wanted, lengths=probe.lengths, limit=limit, against=against, arithmetic=arithmetic)
 
 
 def compare(
     name: str,
-    answers: Answers,
-    reference: Answers,
+    answers: Outputs,
+    reference: Outputs,
     *,
     lengths: NDArray[np.integer],
     limit: float,

@@ -68,7 +68,7 @@ def _factors(artifact: Artifact) -> Check:
     for matrix in artifact.manifest["matrices"]:
         name, slices = matrix["name"], form_of(matrix["form"]).slices
         by_axis = {axis: (suffix, index) for suffix, (axis, index) in slices.items()}
-        if len(by_axis) < 2 or factor_name(name, by_axis[1][0]) in artifact.quantised:
+        if len(by_axis) < 2 or factor_name(name, by_axis[1][0]) in artifact.quantized:
             continue  # quantised factors are rounded one by one, and differ
         count += 1
         (C, cols), (R, rows) = by_axis[1], by_axis[0]
@@ -90,12 +90,12 @@ def _counts(artifact: Artifact) -> Check:
         after = form_of(row["form"]).parameters((m, n), row["rank"], Shared.of(row), row["name"])
         if (row["parameters_before"], row["parameters_after"]) != (m * n, after):
             faults.append(f"{row['name'][:200]}: {m * n} parameters became {after}, the manifest says otherwise")
-    quantised = artifact.quantised
-    parts = {part_name(name, part) for name, packing in quantised.items() for part in packing.parts}
+    quantized = artifact.quantized
+    parts = {part_name(name, part) for name, packing in quantized.items() for part in packing.parts}
     single = [h for name, h in artifact.tensors.items() if not is_index(name) and name not in parts]
-    packed = sum(packing.numbers for packing in quantised.values())
+    packed = sum(packing.numbers for packing in quantized.values())
     stored = sum(math.prod(header.shape) for header in single) + packed
-    if quantised:
+    if quantized:
         said = artifact.manifest["quantization"]
         found = packed, sum(artifact.tensors[part].length for part in parts)
         if (said["parameters"], said["bytes"]) != found:

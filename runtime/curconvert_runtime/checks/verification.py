@@ -107,10 +107,10 @@ def _parity_checks(
 ) -> list[Check]:
     """Run every graph on the parity sequences and compare it with torch's stored answers and with the other graph."""
     checks: list[Check] = []
-    answers: dict[str, parity.Answers] = {}
+    answers: dict[str, parity.Outputs] = {}
     kinds = sorted(artifact.graphs, reverse=True)
     for done, kind in enumerate(kinds):
-        answers[kind] = graph_answers(artifact, kind, probe, options)
+        answers[kind] = graph_outputs(artifact, kind, probe, options)
         checks += parity.compare_with_probe(
             f"parity.{kind}", answers[kind], probe, options.max_parity, artifact.arithmetic(kind)
         )
@@ -129,12 +129,12 @@ def _parity_checks(
     return checks
 
 
-def graph_answers(artifact: Artifact, kind: str, probe: CompressedProbe, options: VerifyOptions) -> parity.Answers:
+def graph_outputs(artifact: Artifact, kind: str, probe: CompressedProbe, options: VerifyOptions) -> parity.Outputs:
     """Return one graph's answers on the parity sequences; its session is released again.
 
     Quantised products are computed in float32 here: rounded activations would hide a fault of the graph.
     """
-    exact = provider_named(options.provider).options.exact() if artifact.quantised else None
+    exact = provider_named(options.provider).options.exact() if artifact.quantized else None
     session = Session(artifact, kind, options.provider, options.threads, exact)
     return parity.teacher_forced(session, probe.ids, probe.lengths, session.padding)
 
@@ -149,7 +149,7 @@ def _fidelity(
 
     # The fused graph is the one that loses more where it rounds activations.
     graphs = artifact.graphs
-    rounds = "fused" in graphs and (artifact.quantised or artifact.arithmetic("fused") == "float16")
+    rounds = "fused" in graphs and (artifact.quantized or artifact.arithmetic("fused") == "float16")
     kind = "portable" if "portable" in graphs and not rounds else "fused"
     stored = f"{len(probes.original.ids)} stored sequences of {probes.original.ids.shape[1]} tokens"
     if options.against is None:

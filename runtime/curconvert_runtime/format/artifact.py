@@ -78,7 +78,7 @@ class Artifact:
         return str(self.manifest["graphs"][kind].get("arithmetic", "float32"))
 
     @cached_property
-    def quantised(self) -> Mapping[str, Packing]:
+    def quantized(self) -> Mapping[str, Packing]:
         """The matrices that are stored in parts, by the name that each would have as one tensor."""
         return packings(self.manifest)
 

@@ -39,9 +39,9 @@ def read_checked(path: str | Path, full: bool) -> tuple[Path, dict[str, Any], di
     names = [matrix["name"] for matrix in manifest["matrices"]]
     if len(set(names)) != len(names):
         raise unsound(folder / MANIFEST, "a matrix is listed twice")
-    quantised = _check_quantised(manifest, tensors)
+    quantized = _check_quantized(manifest, tensors)
     for matrix in manifest["matrices"]:
-        _check_matrix(matrix, tensors, STORED_DTYPE[manifest["model"]["dtype"]], quantised)
+        _check_matrix(matrix, tensors, STORED_DTYPE[manifest["model"]["dtype"]], quantized)
     for graph in manifest["graphs"].values():
         _check_graph(folder, graph["file"], manifest["files"], tensors, full)
     for name, expected in manifest["files"].items():
@@ -125,7 +125,7 @@ def _read_weights(folder: Path, files: Mapping[str, Any]) -> dict[str, TensorHea
     return tensors
 
 
-def _check_quantised(manifest: Mapping[str, Any], tensors: Mapping[str, TensorHeader]) -> Mapping[str, Packing]:
+def _check_quantized(manifest: Mapping[str, Any], tensors: Mapping[str, TensorHeader]) -> Mapping[str, Packing]:
     """Compare the manifest's quantised matrices with their stored parts, and return them."""
     found = packings(manifest)
     if not found:
@@ -150,7 +150,7 @@ def _check_quantised(manifest: Mapping[str, Any], tensors: Mapping[str, TensorHe
 
 
 def _check_matrix(
-    matrix: Mapping[str, Any], tensors: Mapping[str, TensorHeader], dtype: str, quantised: Mapping[str, Packing]
+    matrix: Mapping[str, Any], tensors: Mapping[str, TensorHeader], dtype: str, quantized: Mapping[str, Packing]
 ) -> None:
     """Compare one manifest row with the stored tensors' names, shapes and dtypes."""
     name, (m, n), form = matrix["name"], matrix["shape"], form_of(matrix["form"])
@@ -168,8 +168,8 @@ def _check_matrix(
     if name in tensors and name not in expected:
         raise IntegrityError(f"{tensors[name].file}: {name!r} is stored beside its factors; convert the model again")
     for tensor, (shape, stored) in expected.items():
-        if tensor in quantised:
-            found = quantised[tensor].shape
+        if tensor in quantized:
+            found = quantized[tensor].shape
             if found != shape:
                 raise IntegrityError(
                     f"{MANIFEST}: quantised {tensor!r} is {list(found)}, its matrix asks for {list(shape)}"

@@ -129,7 +129,7 @@ class Provider:
         memory: onnxruntime's name of the memory that it works on.
         graph: Which graph it runs unless asked otherwise: its kernels know the operators of this one.
         arithmetic: What it is fastest in: the fused graph of an artifact that is made for it computes in this.
-        quantised: Whether its kernels multiply with quantised weights.
+        quantized: Whether its kernels multiply with quantised weights.
         preloads: Whether its libraries may have come as pip packages, where onnxruntime has to be told to look.
         genai: Its settings in onnxruntime-genai, under the name that this gives it; none where it is the default.
     """
@@ -140,7 +140,7 @@ class Provider:
     memory: str = "cpu"
     graph: Literal["portable", "fused"] = "fused"
     arithmetic: Literal["float32", "float16"] = "float32"
-    quantised: bool = True
+    quantized: bool = True
     preloads: bool = False
     genai: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
@@ -148,7 +148,7 @@ class Provider:
 PROVIDERS = {
     "cpu": Provider("CPUExecutionProvider", "curconvert[cpu]", CpuOptions),
     "cuda": Provider(
-        "CUDAExecutionProvider", "curconvert[gpu]", CudaOptions, memory="cuda", arithmetic="float16", quantised=False,
+        "CUDAExecutionProvider", "curconvert[gpu]", CudaOptions, memory="cuda", arithmetic="float16", quantized=False,
         preloads=True, genai={"cuda": _CUDA},
     ),
 }  # fmt: skip

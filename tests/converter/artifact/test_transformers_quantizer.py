@@ -115,7 +115,7 @@ def test_a_later_layout_is_refused(home: Path, tmp_path: Path) -> None:
         load(tmp_path / "later")
 
 
-def test_quantised_weights_are_refused(home: Path, tmp_path: Path) -> None:
+def test_quantized_weights_are_refused(home: Path, tmp_path: Path) -> None:
     """With what can be done instead; of an export, too."""
     tokens = token_file(tmp_path / "ids.safetensors")
     source = SourceOptions(str(home / "llama-source"))

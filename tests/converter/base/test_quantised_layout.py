@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from curconvert.base.packing import dequantise, unpack
+from curconvert.base.packing import dequantize, unpack
 from curconvert_runtime.format.quantized import BITS, BLOCK_SIZES, KEEPS_ACTIVATIONS, ROUNDS_ACTIVATIONS, Layout
 from support.onnx_writer import FLOAT, INT64, Graph, Node, Tensor, Value, node
 
@@ -66,9 +66,9 @@ def test_integers_lie_in_order() -> None:
 def test_parts_stand_for_scaled_differences(layout: Layout) -> None:
     """s·(q − z), rounded once to float32, padding cut off; some rows alone give the same."""
     parts, expected = draw(layout)
-    found = dequantise(parts, N, layout)
+    found = dequantize(parts, N, layout)
     np.testing.assert_array_equal(found, expected.astype(np.float32))
-    np.testing.assert_array_equal(dequantise(parts, N, layout, slice(1, 3)), found[1:3])
+    np.testing.assert_array_equal(dequantize(parts, N, layout, slice(1, 3)), found[1:3])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)

@@ -49,7 +49,7 @@ def test_bad_values_are_refused(given: tuple[Any, ...], words: str) -> None:
         Quantization.of(*given)
 
 
-def test_nothing_is_quantised_unless_it_is_asked_for() -> None:
+def test_nothing_is_quantized_unless_it_is_asked_for() -> None:
     """No option, no quantisation."""
     assert Quantization.of(None) is None
     assert ConvertOptions.for_method("cur").to_json()["quantization"] is None
@@ -63,7 +63,7 @@ def test_nothing_is_quantised_unless_it_is_asked_for() -> None:
         ({"quantization": Quantization("int4"), "rank": 8}, "--rank: --method dense keeps every number"),
     ],
 )
-def test_the_dense_method_only_quantises(values: dict[str, Any], words: str) -> None:
+def test_the_dense_method_only_quantizes(values: dict[str, Any], words: str) -> None:
     """It takes no size and no layers, and has nothing else to do."""
     with pytest.raises(InputError, match=words):
         ConvertOptions.for_method("dense", **values)
@@ -96,7 +96,7 @@ def test_an_export_cannot_round_by_inputs(tmp_path: Path) -> None:
         export(SourceOptions("nowhere"), tmp_path / "out", quantization=Quantization("int4"))
 
 
-def test_the_command_line_quantises(tmp_path: Path) -> None:
+def test_the_command_line_quantizes(tmp_path: Path) -> None:
     """An export, what `inspect` says of it, and a conversion's plan; a bad value exits with 2."""
     model = make_checkpoint(tmp_path / "model", "llama").folder
     add_tokenizer(model)

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from curconvert.base.errors import InputError
-from curconvert.blocks.quantised import Quantised
-from curconvert.quantization.rounding import DAMPING, quantise, searched, widest
+from curconvert.blocks.quantized import Quantized
+from curconvert.quantization.rounding import DAMPING, quantize, searched, widest
 from curconvert_runtime.format.quantized import BITS, BLOCK_SIZES, Layout
 
 M, N = 12, 150
@@ -39,13 +39,13 @@ def gram() -> Matrix:
     return inputs.T @ inputs / len(inputs)
 
 
-def lost(weight: Matrix, found: Quantised, gram: Matrix) -> float:
+def lost(weight: Matrix, found: Quantized, gram: Matrix) -> float:
     """Return tr((W − Ŵ) H (W − Ŵ)ᵀ)."""
     error = weight - found.rows().numpy()
     return float(np.trace(error @ gram @ error.T))
 
 
-def scales_of(found: Quantised) -> Matrix:
+def scales_of(found: Quantized) -> Matrix:
     """Return the scale of every number, (M, N)."""
     return np.repeat(found.parts["scales"].numpy().astype(np.float64), found.layout.block_size, axis=1)[:, :N]
 
@@ -53,7 +53,7 @@ def scales_of(found: Quantised) -> Matrix:
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_nearest_is_within_half_a_step(weight: Matrix, layout: Layout) -> None:
     """Nothing is clipped: no number is further from its own than half a scale; with a rounded zero point, one."""
-    found = quantise("w", torch.from_numpy(weight), layout)
+    found = quantize("w", torch.from_numpy(weight), layout)
     steps = np.abs(weight - found.rows().numpy()) / np.abs(scales_of(found))
     assert steps.max() <= (0.5 if layout.symmetric else 1.0) + 1e-5
     assert np.array_equal(found.rows().numpy()[3], np.zeros(N))
@@ -100,7 +100,7 @@ def plain_gptq(weight: Matrix, gram: Matrix, layout: Layout, scales: Matrix, zer
 @pytest.mark.parametrize("layout", [Layout(4, 64, True), Layout(4, 32, False), Layout(8, 128, True)], ids=str)
 def test_feedback_is_gptq(weight: Matrix, gram: Matrix, layout: Layout) -> None:
     """The integers are those of a plain loop over columns, by falling input, with the same scales."""
-    found = quantise("w", torch.from_numpy(weight), layout, gram)
+    found = quantize("w", torch.from_numpy(weight), layout, gram)
     blocks = layout.blocks(N)
     scales = found.parts["scales"].numpy().astype(np.float64)
     zeros = np.full((M, blocks), {4: 8, 8: 128}[layout.bits])
@@ -115,8 +115,8 @@ def test_feedback_is_gptq(weight: Matrix, gram: Matrix, layout: Layout) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_feedback_is_no_worse_than_nearest(weight: Matrix, gram: Matrix, layout: Layout) -> None:
     """In the metric that it is made for."""
-    ours = lost(weight, quantise("w", torch.from_numpy(weight), layout, gram), gram)
-    assert ours <= 0.8 * lost(weight, quantise("w", torch.from_numpy(weight), layout), gram)
+    ours = lost(weight, quantize("w", torch.from_numpy(weight), layout, gram), gram)
+    assert ours <= 0.8 * lost(weight, quantize("w", torch.from_numpy(weight), layout), gram)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -136,7 +136,7 @@ def test_a_searched_scale_is_no_worse_than_the_widest(weight: Matrix, symmetric:
 
 def test_some_rows_are_those_of_the_whole(weight: Matrix) -> None:
     """By numbers, in any order, and by a slice."""
-    found = quantise("w", torch.from_numpy(weight), Layout(8, 32, False))
+    found = quantize("w", torch.from_numpy(weight), Layout(8, 32, False))
     whole = found.rows()
     assert torch.equal(found[torch.tensor([7, 0, 7])], whole[[7, 0, 7]])
     assert torch.equal(found.rows(slice(2, 5)), whole[2:5])
@@ -148,11 +148,11 @@ def test_numbers_that_are_none_are_refused(value: float) -> None:
     weight = torch.ones(2, 40)
     weight[1, 3] = value
     with pytest.raises(InputError, match=r"the\.weight: holds NaN or infinity"):
-        quantise("the.weight", weight, Layout(4, 32, True))
+        quantize("the.weight", weight, Layout(4, 32, True))
 
 
 def test_inputs_that_are_all_zero_leave_rounding_to_the_nearest(weight: Matrix) -> None:
     """Nothing is known then, and nothing fails."""
     layout = Layout(8, 32, True)
-    found = quantise("w", torch.from_numpy(weight), layout, np.zeros((N, N)))
-    assert torch.equal(found.rows(), quantise("w", torch.from_numpy(weight), layout).rows())
+    found = quantize("w", torch.from_numpy(weight), layout, np.zeros((N, N)))
+    assert torch.equal(found.rows(), quantize("w", torch.from_numpy(weight), layout).rows())

@@ -16,8 +16,8 @@ from curconvert.factorization.projection import Projection, with_bias
 from curconvert.factorization.types import Factorization
 from curconvert.linalg.statistics import InputStatistics
 from curconvert.options.quantization import Quantization
-from curconvert.quantization.rounding import quantise
-from curconvert.quantization.tasks import QuantisationTask
+from curconvert.quantization.rounding import quantize
+from curconvert.quantization.tasks import QuantizationTask
 from curconvert_runtime.format.forms import FORMS
 
 M, N, R = 40, 48, 36
@@ -55,7 +55,7 @@ def factors_of(form: str, rank: int = R) -> Factorization:
 
 def run(factors: Factorization, projection: Projection, quantization: Quantization = INT4) -> Factorization:
     """Quantise."""
-    return QuantisationTask("layer.weight", factors, projection, quantization, FLOAT, RIDGE).run()["layer.weight"]
+    return QuantizationTask("layer.weight", factors, projection, quantization, FLOAT, RIDGE).run()["layer.weight"]
 
 
 def weight() -> torch.Tensor:
@@ -91,14 +91,14 @@ def test_the_second_factor_makes_up_for_the_first(form: str, statistics: InputSt
     (one, two), rank = LAST[form], 20
     factors = factors_of(form, rank)
     found = run(factors, Projection(factors.product(), statistics))
-    first = quantise(one, factors.tensors[one], INT4.layout, statistics.gram)
+    first = quantize(one, factors.tensors[one], INT4.layout, statistics.gram)
     assert torch.equal(found.tensors[f"{one}.q"], first.parts["q"])
     stored, own = wide(first.rows()), factors.tensors[two]
     gram = stored @ statistics.gram @ stored.T
     best = wide(own) @ changed(wide(factors.tensors[one]), stored, statistics)
-    second = quantise(two, torch.from_numpy(best), INT4.layout, gram)
+    second = quantize(two, torch.from_numpy(best), INT4.layout, gram)
     np.testing.assert_allclose(wide(found.tensors[two]), wide(second.rows()), rtol=1e-6, atol=1e-6)
-    blind = quantise(two, own, INT4.layout, gram)
+    blind = quantize(two, own, INT4.layout, gram)
 
     def error(last: torch.Tensor) -> float:
         kept = {**factors.tensors, one: first.rows(), two: last}
@@ -113,7 +113,7 @@ def test_a_small_link_stays_float_and_makes_up_for_both(statistics: InputStatist
     found = run(factors, Projection(factors.product(), statistics)).tensors
     assert "U.q" not in found
     before = wide(factors.tensors["U"]) @ wide(found["R"])
-    behind = quantise("C", factors.tensors["C"], INT4.layout, before @ statistics.gram @ before.T)
+    behind = quantize("C", factors.tensors["C"], INT4.layout, before @ statistics.gram @ before.T)
     assert torch.equal(found["C.q"], behind.parts["q"])
     metric = statistics.gram + RIDGE * np.diag(np.diag(statistics.gram))
     root = np.linalg.cholesky(metric)
@@ -127,7 +127,7 @@ def test_a_small_link_stays_float_and_makes_up_for_both(statistics: InputStatist
     assert errors[0] < 0.9 * errors[1]
 
 
-def test_past_the_limit_the_link_is_quantised_and_c_makes_up_for_it(
+def test_past_the_limit_the_link_is_quantized_and_c_makes_up_for_it(
     statistics: InputStatistics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each by what those before it give as they are stored."""
@@ -136,18 +136,18 @@ def test_past_the_limit_the_link_is_quantised_and_c_makes_up_for_it(
     found = run(factors, Projection(factors.product(), statistics)).tensors
     link = wide(factors.tensors["U"]) @ changed(wide(factors.tensors["R"]), wide(found["R"]), statistics)
     stored = wide(found["R"])
-    rounded = quantise("U", torch.from_numpy(link), INT4.layout, stored @ statistics.gram @ stored.T)
+    rounded = quantize("U", torch.from_numpy(link), INT4.layout, stored @ statistics.gram @ stored.T)
     np.testing.assert_allclose(wide(found["U"]), wide(rounded.rows()), rtol=1e-6, atol=1e-6)
     both = [wide(part["U"]) @ wide(part["R"]) for part in (factors.tensors, found)]
     best = wide(factors.tensors["C"]) @ changed(*both, statistics)
-    last = quantise("C", torch.from_numpy(best), INT4.layout, both[1] @ statistics.gram @ both[1].T)
+    last = quantize("C", torch.from_numpy(best), INT4.layout, both[1] @ statistics.gram @ both[1].T)
     np.testing.assert_allclose(wide(found["C"]), wide(last.rows()), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_has_factors_to_quantise(form: str) -> None:
+def test_every_form_has_factors_to_quantize(form: str) -> None:
     """At a large rank all of its matrices, and each by its own name."""
-    chosen = traits_of(form).quantised(10**6)
+    chosen = traits_of(form).quantized(10**6)
     assert chosen
     assert len(set(chosen)) == len(chosen)
 
@@ -179,4 +179,4 @@ def test_rounding_to_the_nearest_looks_at_no_inputs(statistics: InputStatistics)
     factors = factors_of("two_factor")
     found = run(factors, Projection(weight(), statistics), Quantization("int4", 32, rounding="nearest"))
     for suffix, tensor in factors.tensors.items():
-        assert torch.equal(found.tensors[f"{suffix}.q"], quantise(suffix, tensor, INT4.layout).parts["q"])
+        assert torch.equal(found.tensors[f"{suffix}.q"], quantize(suffix, tensor, INT4.layout).parts["q"])

@@ -15,7 +15,7 @@ from curconvert.artifact.workspace import workspace_of
 from curconvert.base.errors import InputError
 from curconvert.base.progress import silent
 from curconvert.blocks.stored import build_torch_model
-from curconvert.calibration.sampled import resident_model
+from curconvert.calibration.self_text import resident_model
 from curconvert.calibration.text import load_tokens
 from curconvert.checkpoint import open_checkpoint
 from curconvert.jobs.convert import convert

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from curconvert.base.errors import InputError
 from curconvert.base.progress import silent
-from curconvert.calibration.sampled import resident_model
+from curconvert.calibration.self_text import resident_model
 from curconvert.checkpoint import open_checkpoint
 from curconvert.jobs.convert import convert
 from curconvert.jobs.heal import heal

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from curconvert_runtime.checks.parity import Answers, compare, largest_difference, real_positions, teacher_forced
+from curconvert_runtime.checks.parity import Outputs, compare, largest_difference, real_positions, teacher_forced
 
 VOCABULARY = 31
 LENGTHS = np.array([29, 20, 17])
@@ -75,13 +75,13 @@ def test_prefill_is_one_call_and_sixteen_tokens_are_decoded(ids: np.ndarray) -> 
     assert model.calls == [(3, 13)] + [(3, 1)] * 16
 
 
-def _answers(seed: int = 0) -> Answers:
+def _answers(seed: int = 0) -> Outputs:
     rng = np.random.default_rng(seed)
     shapes = ((3, 29, 5), (3, 2, 29, 4), (3, 2, 29, 4))
-    return Answers(*(rng.normal(size=shape).astype(np.float32) for shape in shapes))
+    return Outputs(*(rng.normal(size=shape).astype(np.float32) for shape in shapes))
 
 
-def _compare(found: Answers, expected: Answers, limit: float = 1e-3) -> dict[str, bool]:
+def _compare(found: Outputs, expected: Outputs, limit: float = 1e-3) -> dict[str, bool]:
     checks = compare("p", found, expected, lengths=LENGTHS, limit=limit, against="it")
     return {check.name: check.passed for check in checks}
 
@@ -111,14 +111,14 @@ def test_one_wrong_number_fails_its_check_only(part: str, value: float) -> None:
 def test_other_shapes_fail() -> None:
     """A key of another head count is a failed check, not an exception."""
     changed = _answers()
-    assert not _compare(Answers(changed.logits, changed.first_key[:, :1], changed.last_key), _answers())["p.first_key"]
+    assert not _compare(Outputs(changed.logits, changed.first_key[:, :1], changed.last_key), _answers())["p.first_key"]
 
 
 def test_key_differences_are_relative() -> None:
     """Keys scaled by a million with an error of one part in a million pass."""
     a = _answers()
-    big = Answers(a.logits, a.first_key * 1e6, a.last_key * 1e6)
-    near = Answers(a.logits, a.first_key * 1e6 + 1, a.last_key * 1e6 + 1)
+    big = Outputs(a.logits, a.first_key * 1e6, a.last_key * 1e6)
+    near = Outputs(a.logits, a.first_key * 1e6 + 1, a.last_key * 1e6 + 1)
     assert all(_compare(near, big).values())
 
 

@@ -51,7 +51,7 @@ def test_a_graph_that_has_the_input_or_nothing_to_choose_stays_as_it_is(sealed: 
     np.testing.assert_array_equal(session.forward(ids, first=-1)[0], load(sealed).forward(ids, first=-1)[0])
 
 
-def quantised(level: int, operator: str = "MatMulNBits") -> bytes:
+def quantized(level: int, operator: str = "MatMulNBits") -> bytes:
     """Return a graph of two products, and a tensor that looks like their attribute."""
     attributes = {"K": 32, "N": 2, "bits": 4, "block_size": 32, "accuracy_level": level}
     nodes = [
@@ -68,12 +68,12 @@ def quantised(level: int, operator: str = "MatMulNBits") -> bytes:
     return Graph(nodes, [Value("x", FLOAT, [1, 32])], outputs, constants).encode()
 
 
-def test_quantised_products_keep_their_activations() -> None:
+def test_quantized_products_keep_their_activations() -> None:
     """Every product asks for float32 instead of rounding; bytes that only look like it stay."""
-    assert keeping_activations(quantised(ROUNDS_ACTIVATIONS)) == quantised(KEEPS_ACTIVATIONS)
-    other = keeping_activations(quantised(ROUNDS_ACTIVATIONS, "Other"))
+    assert keeping_activations(quantized(ROUNDS_ACTIVATIONS)) == quantized(KEEPS_ACTIVATIONS)
+    other = keeping_activations(quantized(ROUNDS_ACTIVATIONS, "Other"))
     assert other.count(b"accuracy_level\x18" + bytes([ROUNDS_ACTIVATIONS])) == 2  # the other operator's, and the tensor
-    assert keeping_activations(quantised(KEEPS_ACTIVATIONS)) == quantised(KEEPS_ACTIVATIONS)
+    assert keeping_activations(quantized(KEEPS_ACTIVATIONS)) == quantized(KEEPS_ACTIVATIONS)
 
 
 def test_the_option_reaches_the_graph(sealed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from curconvert.factorization.types import Factorization, FactorTask
 from curconvert.linalg.statistics import InputStatistics
 from curconvert.methods.core.context import Context
 from curconvert.methods.core.method import Method
-from curconvert.methods.core.quantised import quantisation_tasks
+from curconvert.methods.core.quantized import quantization_tasks
 
 
 def compressed(
@@ -34,7 +34,7 @@ def compressed(
         statistics = context.evidence.statistics_of(plan.name for plan in plans) if read else {}
     found = factorized(method, plans, statistics, context)
     if quantization is not None:
-        found = _run(context.executor, quantisation_tasks(quantization, plans, found, statistics, context))
+        found = _run(context.executor, quantization_tasks(quantization, plans, found, statistics, context))
     return found
 
 

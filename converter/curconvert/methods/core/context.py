@@ -11,7 +11,7 @@ from curconvert.base.progress import silent
 from curconvert.calibration.batches import IN_MEMORY, StateStore
 from curconvert.journal.store import UNRECORDED, Journal
 from curconvert.options.settings import Settings
-from curconvert.quantization.tensors import UNQUANTISED, Tables
+from curconvert.quantization.tensors import UNQUANTIZED, Tables
 from curconvert.selection.layers import score_of, select_layers
 from curconvert_runtime.checks.fidelity import Progress
 
@@ -73,7 +73,7 @@ class Measured:
 
     original: OriginalPass
     curves: Sequence[Curve] = ()
-    tables: Tables = UNQUANTISED
+    tables: Tables = UNQUANTIZED
 
     def layers(self, context: Context) -> tuple[int, ...]:
         """Return the layers that the settings choose."""

@@ -27,7 +27,7 @@ def divergence(method: Method, plan: Plan, context: Context, measured: Measured,
     state = journal.recall(stage)
     if state and "divergence" in state.data:
         return float(state.data["divergence"])
-    stream = BlockStream(context.checkpoint, context.dtype, tables=measured.tables.quantised)
+    stream = BlockStream(context.checkpoint, context.dtype, tables=measured.tables.quantized)
     reference = BlockStream(context.checkpoint)
     hidden = embedded(stream, context.tokens.probes)
     done = 0

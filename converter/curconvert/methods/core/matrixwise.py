@@ -85,15 +85,17 @@ class MatrixTask:
             InputError: A factor does not fit the deployed dtype.
             BackendError: A LAPACK routine did not converge.
         """
+        from curconvert.factorization.drift import drift_corrected
         from curconvert.factorization.projection import Projection
-        from curconvert.factorization.targets import aimed
         from curconvert.factorization.tasks import lapack, stored
         from curconvert.factorization.types import Problem
 
         name, rank = self.plan.name, self.plan.rank
         assert rank is not None
         with lapack(name):
-            projection, target = aimed(Projection(self.weight, self.statistics, self.bias), self.settings.ridge)
+            projection, target = drift_corrected(
+                Projection(self.weight, self.statistics, self.bias), self.settings.ridge
+            )
             problem = Problem(name, self.weight, projection.metric, rank, self.dtype, self.plan.form, target)
             factors = self.method.factorize(problem, self.settings, self.fisher_rows)
         factors = replace(factors, teacher_share=projection.teacher_share)

@@ -73,7 +73,7 @@ class ConvertOptions(Settings):
     @property
     def needs(self) -> Needs:
         """What has to be known of the original: by the method, and for widths that are chosen."""
-        return self.method.needs | Needs(fisher_rows=self.mixes_widths, statistics=self.mixes_widths)
+        return self.method.needs | Needs(fisher_rows=self.mixes_bits, statistics=self.mixes_bits)
 
     @property
     def compares_inputs(self) -> bool:

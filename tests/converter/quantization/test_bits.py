@@ -12,8 +12,8 @@ from curconvert.factorization.projection import Projection
 from curconvert.factorization.types import Factorization
 from curconvert.linalg.statistics import InputStatistics
 from curconvert.options.quantization import Quantization
-from curconvert.quantization.tasks import QuantisationTask
-from curconvert.quantization.widths import RoundingCost, RoundingTask, chosen_widths
+from curconvert.quantization.bits import RoundingCost, RoundingTask, chosen_bits
+from curconvert.quantization.tasks import QuantizationTask
 
 NAMES = tuple("abcdefg")
 
@@ -36,7 +36,7 @@ def cost(measured: list[RoundingCost], widths: dict[str, int]) -> float:
 def test_no_other_choice_of_equal_matrices_costs_less(seed: int) -> None:
     """Found by trying all of them."""
     measured, sizes = drawn(seed), dict.fromkeys(NAMES, (4, 8))
-    found = chosen_widths(measured, sizes, (), 41)
+    found = chosen_bits(measured, sizes, (), 41)
     assert sum(found.values()) == 40
     choices = (dict(zip(NAMES, bits, strict=True)) for bits in itertools.product((4, 8), repeat=7) if sum(bits) <= 41)
     assert cost(measured, found) == pytest.approx(min(cost(measured, choice) for choice in choices))
@@ -46,19 +46,19 @@ def test_a_bit_is_spent_where_it_saves_most() -> None:
     """Of two that save the same, on the smaller one; one that does not fit leaves room for the next."""
     measured = [RoundingCost(name, (1.0, 0.0), (saved, 0.0)) for name, saved in (("a", 6.0), ("b", 6.0), ("c", 1.0))]
     sizes = {"a": (40, 80), "b": (4, 8), "c": (4, 8)}
-    assert chosen_widths(measured, sizes, (), 52) == {"a": 4, "b": 8, "c": 4}
-    assert chosen_widths(measured, sizes, (), 56) == {"a": 4, "b": 8, "c": 8}
-    assert chosen_widths(measured, sizes, (), 96) == dict.fromkeys("abc", 8)
-    assert chosen_widths(measured, sizes, (), 48) == dict.fromkeys("abc", 4)
+    assert chosen_bits(measured, sizes, (), 52) == {"a": 4, "b": 8, "c": 4}
+    assert chosen_bits(measured, sizes, (), 56) == {"a": 4, "b": 8, "c": 8}
+    assert chosen_bits(measured, sizes, (), 96) == dict.fromkeys("abc", 8)
+    assert chosen_bits(measured, sizes, (), 48) == dict.fromkeys("abc", 4)
 
 
 def test_two_matrices_with_a_common_factor_have_one_width() -> None:
     """Both are widened, or neither."""
     measured = [RoundingCost(name, (1.0, 0.0), (saved, 0.0)) for name, saved in (("a", 9.0), ("b", 0.1), ("c", 4.6))]
     sizes = dict.fromkeys("abc", (4, 8))
-    assert chosen_widths(measured, sizes, [("a", "b")], 16) == {"a": 4, "b": 4, "c": 8}
-    assert chosen_widths(measured, sizes, [("a", "b")], 20) == {"a": 4, "b": 4, "c": 8}
-    assert chosen_widths(measured, sizes, [("a", "b")], 24) == dict.fromkeys("abc", 8)
+    assert chosen_bits(measured, sizes, [("a", "b")], 16) == {"a": 4, "b": 4, "c": 8}
+    assert chosen_bits(measured, sizes, [("a", "b")], 20) == {"a": 4, "b": 4, "c": 8}
+    assert chosen_bits(measured, sizes, [("a", "b")], 24) == dict.fromkeys("abc", 8)
 
 
 def test_an_error_costs_what_its_outputs_do_to_the_loss() -> None:
@@ -72,7 +72,7 @@ def test_an_error_costs_what_its_outputs_do_to_the_loss() -> None:
         Projection(tensor, statistics),
     )
     tasks = [
-        QuantisationTask("w", factors, projection, Quantization(kind, 32), torch.float32, 1e-2)
+        QuantizationTask("w", factors, projection, Quantization(kind, 32), torch.float32, 1e-2)
         for kind in ("int4", "int8")
     ]
     found = RoundingTask(tasks, importance).run()

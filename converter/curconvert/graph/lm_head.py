@@ -19,7 +19,7 @@ _SLICE_BYTES = 2**25
 _PANEL = 16  # columns that the kernels of onnxruntime's CPU provider take at a time
 
 
-def trim_answers(graph: ir.Graph) -> None:
+def choose_logits(graph: ir.Graph) -> None:
     """Let the runtime choose from which of the new tokens on logits are computed.
 
     The choice is a constant, 0: clients get logits for every token, and onnxruntime takes the Slice away. The runtime
@@ -40,7 +40,7 @@ def trim_answers(graph: ir.Graph) -> None:
         product.replace_input_with(0, cut.outputs[0])
 
 
-def split_answers(graph: ir.Graph, most_bytes: int = _SLICE_BYTES) -> None:
+def split_head(graph: ir.Graph, most_bytes: int = _SLICE_BYTES) -> None:
     """Make a product with a large float32 vocabulary several, each with a range of its rows.
 
     onnxruntime multiplies by rearranged copies, and lets go of a tensor once it has copied it. In one product the

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from curconvert.base.progress import silent
-from curconvert.calibration import sampled
-from curconvert.calibration.sampled import partly_sampled, sample
+from curconvert.calibration import self_text
+from curconvert.calibration.self_text import sample, with_self_text
 from curconvert.calibration.text import CalibrationTokens, digest, load_tokens
 from curconvert.checkpoint import open_checkpoint
 from curconvert.families.family import SUPPORTED_FAMILIES
@@ -50,21 +50,21 @@ def test_every_other_sequence_keeps_its_first_token_alone(given: CalibrationToke
     """The others stay; the digest is that of the result, and the seed decides it."""
     make_checkpoint(tmp_path / "model", "llama")
     checkpoint = open_checkpoint(tmp_path / "model")
-    mixed = partly_sampled(checkpoint, given, 0.5, 0, silent)
+    mixed = with_self_text(checkpoint, given, 0.5, 0, silent)
     for before, after in ((given.calibration, mixed.calibration), (given.probes, mixed.probes)):
         changed = (before != after).any(axis=1)
         assert np.array_equal(changed, np.arange(len(before)) % 2 == 1)
         assert np.array_equal(before[:, 0], after[:, 0])
     assert mixed.sha256 == digest(mixed.calibration, mixed.probes) != given.sha256
-    assert partly_sampled(checkpoint, given, 0.5, 0, silent).sha256 == mixed.sha256
-    assert partly_sampled(checkpoint, given, 0.5, 1, silent).sha256 != mixed.sha256
+    assert with_self_text(checkpoint, given, 0.5, 0, silent).sha256 == mixed.sha256
+    assert with_self_text(checkpoint, given, 0.5, 1, silent).sha256 != mixed.sha256
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.25, 3), (1 / 3, 4), (0.9, 10), (1.0, 12)])
 def test_the_share_is_met(share: float, count: int, given: CalibrationTokens, tmp_path: Path) -> None:
     """Rounded down; 0 changes nothing, 1 everything."""
     make_checkpoint(tmp_path / "model", "llama")
-    mixed = partly_sampled(open_checkpoint(tmp_path / "model"), given, share, 0, silent)
+    mixed = with_self_text(open_checkpoint(tmp_path / "model"), given, share, 0, silent)
     assert int((mixed.calibration != given.calibration).any(axis=1).sum()) == count
 
 
@@ -73,10 +73,10 @@ def test_a_model_beyond_the_limit_keeps_the_given_text(
 ) -> None:
     """It says so, with both sizes; half of nothing asked for needs no notice."""
     make_checkpoint(tmp_path / "model", "llama")
-    monkeypatch.setattr(sampled, "RESIDENT_BYTES", 1e4)
+    monkeypatch.setattr(self_text, "RESIDENT_BYTES", 1e4)
     checkpoint = open_checkpoint(tmp_path / "model")
-    kept = partly_sampled(checkpoint, given, 0.5, 0, silent)
+    kept = with_self_text(checkpoint, given, 0.5, 0, silent)
     assert kept.sha256 == given.sha256
     (notice,) = kept.notices
     assert "calibrated on the given text alone" in notice
-    assert partly_sampled(checkpoint, given, 0.0, 0, silent).notices == ()
+    assert with_self_text(checkpoint, given, 0.0, 0, silent).notices == ()

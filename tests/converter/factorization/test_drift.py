@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from curconvert.base.plan import MatrixPlan
+from curconvert.factorization.drift import correction, drift_corrected, held_out_share
 from curconvert.factorization.projection import Projection
-from curconvert.factorization.targets import aimed, correction, held_out_share
 from curconvert.factorization.types import Factorization
 from curconvert.linalg.statistics import Drift, InputStatistics
 from curconvert.methods.core.options import ConvertOptions
@@ -111,7 +111,7 @@ def test_without_a_drift_or_a_held_out_part_the_target_is_the_weight() -> None:
     weight = random_weight(4)
     cases = ((statistics_of(x), None), (compared(x, x_hat), 0.0), (split(x, x, 30), 0.0))
     for statistics, expected in cases:
-        projection, target = aimed(Projection(weight, statistics), 0.01)
+        projection, target = drift_corrected(Projection(weight, statistics), 0.01)
         assert target is weight
         assert projection.teacher_share == expected
 
@@ -120,7 +120,7 @@ def test_the_target_is_fitted_to_all_tokens() -> None:
     """Once the share is chosen."""
     x, x_hat = streams(5, 90)
     weight = random_weight(5)
-    projection, target = aimed(Projection(weight, split(x, x_hat, 30)), 0.01)
+    projection, target = drift_corrected(Projection(weight, split(x, x_hat, 30)), 0.01)
     assert projection.teacher_share
     expected = weight.numpy() + projection.teacher_share * regression(weight.numpy(), x, x_hat, 0.01)
     np.testing.assert_allclose(target.numpy(), expected, atol=1e-9)
@@ -133,7 +133,7 @@ def test_factors_are_best_for_the_target(method: str) -> None:
     weight = random_weight(6)
     statistics = split(x, x_hat, 60)
     found = factorize(method, weight, None, statistics)
-    W, target = weight.numpy(), aimed(Projection(weight, statistics), 1e-3)[1].numpy()
+    W, target = weight.numpy(), drift_corrected(Projection(weight, statistics), 1e-3)[1].numpy()
     metric = np.linalg.cholesky(statistics.gram + 1e-3 * np.diag(np.diag(statistics.gram)))
     wanted = target @ metric
     if method in ("pifa", "svd-llm"):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from curconvert.graph import Graphs, build_graphs, save_graphs
-from curconvert.graph.answers import split_answers
+from curconvert.graph.lm_head import split_head
 from curconvert_runtime.format.onnx_external import external_tensors
 from support.families import VOCABULARY, TinyModel, make_checkpoint
 from support.parity import right_padded_logits, tokens
@@ -21,7 +21,7 @@ FUSED = "model.fused.onnx"
 
 def _split(model: TinyModel, most_bytes: int) -> Graphs:
     graphs = build_graphs(model.config, model.tensors, model.forms)
-    split_answers(graphs.fused.graph, most_bytes)
+    split_head(graphs.fused.graph, most_bytes)
     save_graphs(graphs, model.folder)
     return graphs
 

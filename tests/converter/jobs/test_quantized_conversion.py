@@ -147,7 +147,7 @@ def test_an_export_rounds_to_the_nearest(tmp_path: Path) -> None:
     export(SourceOptions(str(model.folder)), tmp_path / "out", quantization=Quantization("int8", rounding="nearest"))
     artifact, original = Artifact.open(tmp_path / "out"), load_file(model.folder / "model.safetensors")
     assert all(check.passed for check in check_slices(tmp_path / "out", model.folder))
-    for name in artifact.quantised:
+    for name in artifact.quantized:
         steps = np.abs(artifact.tensor(f"{name}.scales")).max()
         assert np.abs(stored_matrix(artifact, name) - original[name].numpy()).max() <= 0.5001 * steps
     torch_model: Any = build_torch_model(artifact)
@@ -224,7 +224,7 @@ def test_a_search_counts_what_rounding_costs(tmp_path: Path, tokens: Path) -> No
 
 
 @pytest.mark.parametrize("asked", [INT4, MIXED], ids=["int4", "mixed"])
-def test_two_layers_with_one_basis_have_it_quantised_once(tmp_path: Path, tokens: Path, asked: Quantization) -> None:
+def test_two_layers_with_one_basis_have_it_quantized_once(tmp_path: Path, tokens: Path, asked: Quantization) -> None:
     """Either block computes the same common R, in one width; one of them stores it."""
     model = make_checkpoint(tmp_path / "model", "llama")
     make_layers_alike(model.folder)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from curconvert.base.types import Matrix, Vector
-from curconvert.quantization.tasks import QuantisationTask
+from curconvert.quantization.tasks import QuantizationTask
 from curconvert_runtime.format.quantized import BITS
 
 
@@ -20,7 +20,7 @@ class RoundingCost:
     Attributes:
         name: Weight name.
         errors: Relative errors: of the outputs, or of the numbers themselves where no inputs are known.
-        costs: What the choice minimises, see `curconvert.jobs.widths`.
+        costs: What the choice minimises, see `curconvert.jobs.bits`.
     """
 
     name: str
@@ -52,11 +52,11 @@ class RoundingTask:
         importance: Cost of a unit mean square error of each output, (m,).
     """
 
-    tasks: Sequence[QuantisationTask]
+    tasks: Sequence[QuantizationTask]
     importance: Vector
 
     def run(self) -> RoundingCost:
-        """Return what it costs, truncation included where the matrix is compressed; raises as `QuantisationTask`."""
+        """Return what it costs, truncation included where the matrix is compressed; raises as `QuantizationTask`."""
         errors, costs = [], []
         for task in self.tasks:
             ((name, found),) = task.run().items()
@@ -71,7 +71,7 @@ def weighted(lost: Vector, gram: Matrix, importance: Vector) -> float:
     return float(importance @ np.einsum("ij,ij->i", lost @ gram, lost))
 
 
-def chosen_widths(
+def chosen_bits(
     measured: Sequence[RoundingCost],
     sizes: Mapping[str, Sequence[int]],
     together: Sequence[Sequence[str]],

@@ -29,7 +29,7 @@ from curconvert.jobs.prepare import prepare
 from curconvert.jobs.produce import produce
 from curconvert.options.quantization import Quantization
 from curconvert.options.targets import LINEARS
-from curconvert.quantization.tensors import UNQUANTISED, quantised_tables
+from curconvert.quantization.tensors import UNQUANTIZED, quantized_tables
 from curconvert_runtime import load
 
 DENSITY = 0.8
@@ -122,7 +122,7 @@ def measured_points(
         # The options of a float point are those of a quantised one but for that.
         options = replace(wanted[point.model], quantization=asked)
         head = measured.original.head if asked and asked.uses_statistics else None
-        tables = quantised_tables(checkpoint, asked, head) if asked and not asked.mixed else UNQUANTISED
+        tables = quantized_tables(checkpoint, asked, head) if asked and not asked.mixed else UNQUANTIZED
         out = folder / "artifact"
         out.mkdir()
         own, through = replace(measured, tables=tables), replace(context, settings=options)

@@ -28,11 +28,11 @@ from curconvert.linalg.statistics import InputStatistics
 from curconvert.methods.core.block import factorized
 from curconvert.methods.core.context import Context
 from curconvert.methods.core.method import Method
-from curconvert.methods.core.quantised import quantisation_tasks
+from curconvert.methods.core.quantized import quantization_tasks
 from curconvert.options.quantization import Quantization
-from curconvert.quantization.rounding import quantise
-from curconvert.quantization.tensors import TABLES, quantised_shapes, relative_error
-from curconvert.quantization.widths import RoundingCost, RoundingTask, chosen_widths, weighted
+from curconvert.quantization.bits import RoundingCost, RoundingTask, chosen_bits, weighted
+from curconvert.quantization.rounding import quantize
+from curconvert.quantization.tensors import TABLES, quantized_shapes, relative_error
 from curconvert_runtime.checks.fidelity import Progress
 from curconvert_runtime.format.quantized import BITS
 
@@ -40,7 +40,7 @@ _STAGE = "widths"
 _ROWS = 8192  # of a table, in float64 at once
 
 
-def check_widths(quantization: Quantization, checkpoint: Checkpoint, decided: Plan | None) -> None:
+def check_bits(quantization: Quantization, checkpoint: Checkpoint, decided: Plan | None) -> None:
     """Refuse a budget below what all matrices take at 4 bits, or above what they take at 8; raises InputError.
 
     Args:
@@ -56,7 +56,7 @@ def _sizes(
     quantization: Quantization, checkpoint: Checkpoint, decided: Plan | None
 ) -> tuple[dict[str, list[int]], int]:
     """Return the bits of each matrix at each width, by its name, and the numbers of all of them."""
-    shapes = quantised_shapes(checkpoint, decided)
+    shapes = quantized_shapes(checkpoint, decided)
     layouts = [quantization.single(bits).layout for bits in BITS]
     sizes = {
         name: [8 * sum(packed_bytes(layout, shape) for shape in stored.values()) for layout in layouts]
@@ -65,13 +65,13 @@ def _sizes(
     return sizes, sum(rows * columns for stored in shapes.values() for rows, columns in stored.values())
 
 
-def with_widths(
+def with_bits(
     quantization: Quantization, checkpoint: Checkpoint, decided: Plan | None, measured: Sequence[RoundingCost]
 ) -> Quantization:
     """Choose each matrix's width.
 
     Args:
-        quantization: The budget, see `check_widths`.
+        quantization: The budget, see `check_bits`.
         checkpoint: The original.
         decided: Form and rank of its matrices; None for a model that is not compressed.
         measured: Every quantised matrix.
@@ -79,7 +79,7 @@ def with_widths(
     sizes, numbers = _sizes(quantization, checkpoint, decided)
     assert quantization.bits_per_weight is not None
     together = dict.fromkeys(m.shared.matrices for m in decided.matrices if m.shared) if decided else {}
-    widths = chosen_widths(measured, sizes, list(together), quantization.bits_per_weight * numbers)
+    widths = chosen_bits(measured, sizes, list(together), quantization.bits_per_weight * numbers)
     return replace(quantization, widths=widths)
 
 
@@ -116,7 +116,7 @@ def _block_costs(
     evidence = context.evidence
     collected = evidence.statistics_of(plan.name for plan in plans)
     factors = factorized(method, plans, collected, context)
-    widths = (quantisation_tasks(quantization.single(bits), plans, factors, collected, context) for bits in BITS)
+    widths = (quantization_tasks(quantization.single(bits), plans, factors, collected, context) for bits in BITS)
     tasks = (
         RoundingTask(same, evidence.fisher_rows(name) / max(2 * float(collected[name].diagonal.sum()), 1e-300))
         for same in zip(*widths, strict=True)
@@ -136,7 +136,7 @@ def _table_costs(
             continue
         weight = checkpoint.read(name)
         if name != multiplied:
-            errors = [relative_error(weight, quantise(name, weight, quantization.single(b).layout)) for b in BITS]
+            errors = [relative_error(weight, quantize(name, weight, quantization.single(b).layout)) for b in BITS]
             found.append(RoundingCost(name, tuple(errors), (0.0,) * len(BITS)))
             continue
         seen = np.bincount(tokens.calibration.ravel(), minlength=len(weight)) / tokens.calibration.size
@@ -150,7 +150,7 @@ def _head_cost(
 ) -> tuple[float, float]:
     """Return relative output error and cost."""
     gram = head.gram
-    stored = quantise(name, weight, quantization.layout, gram if quantization.uses_statistics else None)
+    stored = quantize(name, weight, quantization.layout, gram if quantization.uses_statistics else None)
     cost = error = whole = 0.0
     for start in range(0, len(weight), _ROWS):
         rows = slice(start, start + _ROWS)
@@ -170,12 +170,12 @@ def exported_costs(checkpoint: Checkpoint, quantization: Quantization, progress:
         progress: Called after each matrix.
     """
     found: list[RoundingCost] = []
-    names = quantised_shapes(checkpoint, None)
+    names = quantized_shapes(checkpoint, None)
     for done, name in enumerate(names, 1):
         weight = checkpoint.read(name)
         energy = float(torch.linalg.vector_norm(weight, dtype=torch.float64)) ** 2
         layouts = [quantization.single(bits).layout for bits in BITS]
-        errors = tuple(relative_error(weight, quantise(name, weight, layout)) for layout in layouts)
+        errors = tuple(relative_error(weight, quantize(name, weight, layout)) for layout in layouts)
         found.append(RoundingCost(name, errors, tuple(error**2 * energy for error in errors)))
         progress(_STAGE, done, len(names))
     return found

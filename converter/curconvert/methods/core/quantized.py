@@ -12,16 +12,16 @@ from curconvert.factorization.types import Factorization
 from curconvert.linalg.statistics import InputStatistics
 from curconvert.methods.core.context import Context
 from curconvert.options.quantization import Quantization
-from curconvert.quantization.tasks import QuantisationTask
+from curconvert.quantization.tasks import QuantizationTask
 
 
-def quantisation_tasks(
+def quantization_tasks(
     quantization: Quantization,
     plans: Sequence[MatrixPlan],
     found: Mapping[str, Factorization],
     statistics: Mapping[str, InputStatistics],
     context: Context,
-) -> Iterator[QuantisationTask]:
+) -> Iterator[QuantizationTask]:
     """Read what one block's quantisation needs.
 
     Args:
@@ -49,6 +49,6 @@ def quantisation_tasks(
             statistics_of_other = context.evidence.statistics_of([other])[other]
             bias = checkpoint.read(bias_of(other)) if projection.bias is not None else None
             partner = Projection(part.weight, statistics_of_other, bias).metric.gram
-        yield QuantisationTask(
+        yield QuantizationTask(
             name, factors, projection, quantization.of_matrix(name), dtype, context.settings.ridge, partner
         )  # fmt: skip

@@ -66,7 +66,7 @@ def held_out_share(projection: Projection, ridge: float) -> float | None:
     return float(np.clip(gain / cost, 0, 1)) if cost > 0 else 0.0
 
 
-def aimed(projection: Projection, ridge: float) -> tuple[Projection, Tensor]:
+def drift_corrected(projection: Projection, ridge: float) -> tuple[Projection, Tensor]:
     """Decide what a linear's factors shall be near.
 
     Args:
@@ -78,8 +78,8 @@ def aimed(projection: Projection, ridge: float) -> tuple[Projection, Tensor]:
         float64, or the weight as it is where α is 0.
     """
     share = held_out_share(projection, ridge)
-    aimed = replace(projection, teacher_share=share)
+    drift_corrected = replace(projection, teacher_share=share)
     if not share:
-        return aimed, projection.weight
+        return drift_corrected, projection.weight
     W = projection.weight.to(torch.float64)
-    return aimed, W + share * torch.from_numpy(correction(W.numpy(), projection.metric, ridge))
+    return drift_corrected, W + share * torch.from_numpy(correction(W.numpy(), projection.metric, ridge))

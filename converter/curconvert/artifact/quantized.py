@@ -6,14 +6,14 @@ from torch import Tensor
 
 from curconvert.artifact.safetensors_writer import SafetensorsWriter
 from curconvert.options.quantization import Quantization
-from curconvert.quantization.rounding import quantise
+from curconvert.quantization.rounding import quantize
 from curconvert.quantization.tensors import relative_error
 from curconvert_runtime.format.quantized import part_name
 
 
-def write_quantised(name: str, weight: Tensor, quantization: Quantization, writer: SafetensorsWriter) -> float:
+def write_quantized(name: str, weight: Tensor, quantization: Quantization, writer: SafetensorsWriter) -> float:
     """Round a matrix to the nearest, write its parts and return its relative Frobenius error."""
-    found = quantise(name, weight, quantization.of_matrix(name).layout)
+    found = quantize(name, weight, quantization.of_matrix(name).layout)
     for suffix, part in found.parts.items():
         writer.write(part_name(name, suffix), part)
     return relative_error(weight, found)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from curconvert.base.packing import dequantise
+from curconvert.base.packing import dequantize
 from curconvert_runtime.format.quantized import Layout
 
 
 @dataclass(frozen=True)
-class Quantised:
+class Quantized:
     """A quantised matrix.
 
     Attributes:
@@ -28,9 +28,9 @@ class Quantised:
     def rows(self, which: slice = slice(None)) -> Tensor:
         """Return what some rows stand for, (rows, n) float32."""
         arrays = {suffix: part.numpy() for suffix, part in self.parts.items()}
-        return torch.from_numpy(dequantise(arrays, self.shape[1], self.layout, which))
+        return torch.from_numpy(dequantize(arrays, self.shape[1], self.layout, which))
 
     def __getitem__(self, ids: Tensor) -> Tensor:
         """Return what the rows of some numbers stand for, (count, n) float32."""
         chosen = {suffix: part[ids] for suffix, part in self.parts.items()}
-        return Quantised((len(ids), self.shape[1]), self.layout, chosen).rows()
+        return Quantized((len(ids), self.shape[1]), self.layout, chosen).rows()

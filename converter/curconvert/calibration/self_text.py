@@ -26,7 +26,7 @@ RESIDENT_BYTES = 4e9
 """Most float32 weights that are held at once to sample: every token needs all of them."""
 
 
-def partly_sampled(
+def with_self_text(
     checkpoint: Checkpoint,
     tokens: CalibrationTokens,
     share: float,
