@@ -71,8 +71,8 @@ class CpuOptions(ProviderOptions):
     def configure(self, settings: Any) -> dict[str, str]:
         """See `ProviderOptions.configure`."""
         settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(self.spinning)))
+        # Not in parallel: onnxruntime would let go of the file's pages only when all copies are made.
         settings.add_session_config_entry("session.disable_prepacking", str(int(not self.prepack)))
-        settings.add_session_config_entry("session.prepack.enable_parallel", "1")  # since onnxruntime 1.31
         return {}
 
     def edited(self, graph: bytes) -> bytes:
