@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import Tensor
 
 from curconvert.base.errors import InputError
 from curconvert.blocks.precision import multiplies_bfloat16
 from curconvert.checkpoint import open_checkpoint
+from curconvert.estimate import time
 from curconvert.estimate.rates import Machine, measure_machine
 from curconvert.estimate.total import Estimate, estimate
+from curconvert.families.skeleton import EMBEDDING
 from curconvert.jobs.convert import convert
 from curconvert.jobs.plan import predict
 from curconvert.jobs.prepare import first_plan
 from curconvert.methods.core.options import ConvertOptions
+from curconvert.methods.core.registry import methods
 from curconvert.options.calibration import CalibrationOptions
+from curconvert.options.quantization import Quantization
 from curconvert.options.source import SourceOptions
 from support.families import make_checkpoint
 from support.tiny_runs import tiny_options, token_file
@@ -87,21 +94,47 @@ def test_the_sequential_rule_takes_more(tmp_path: Path) -> None:
         assert (sequential.temporary_bytes > plain.temporary_bytes) == mixed
 
 
-@pytest.mark.parametrize("method", ["cur", "curing", "row-id", "pifa", "svd-llm", "neurons", "auto"])
+SETTINGS: dict[str, dict[str, Any]] = {
+    "auto": {"rank": None, "keep": 0.8, "rank_multiple": 4},
+    "dense": {"rank": None, "quantization": Quantization("int8")},
+    "modegpt": {"rank": None, "density": 0.6},
+    "neurons": {"rank": None, "density": 0.6},
+    "soco": {"rank": None, "keep": 0.8, "rank_multiple": 4, "steps": 4},
+}
+"""Where rank 8 is no size of the method."""
+
+
+@pytest.mark.parametrize("method", list(methods()))
 def test_every_method_has_an_estimate(tmp_path: Path, method: str) -> None:
-    """The output is what the conversion then writes; the room on the disk covers it."""
-    ids = token_file(tmp_path / "ids.safetensors")
-    size = {"rank": None, "keep": 0.8, "rank_multiple": 4} if method == "auto" else {}
-    size |= {"rank": None, "density": 0.6} if method == "neurons" else {}
-    options = tiny_options(ids, method, **size)
-    model = make_checkpoint(tmp_path / "model", "llama")
-    found = predict(SourceOptions(str(model.folder)), options, tmp_path)
-    assert found.seconds > 0
-    result = convert(SourceOptions(str(model.folder)), tmp_path / "out", options)
+    """The output is what the conversion then writes; the room on the disk covers it; the smaller matrices take time."""
+    options = tiny_options(token_file(tmp_path / "ids.safetensors"), method, **SETTINGS.get(method, {}))
+    source = SourceOptions(str(make_checkpoint(tmp_path / "model", "llama").folder))
+    found, result = predict(source, options, tmp_path), convert(source, tmp_path / "out", options)
     assert result.plan is not None
-    if method != "auto":  # whose sizes only the conversion finds
+    if not options.method.sizes_whole and options.quantization is None:  # sizes that only the conversion finds
         assert found.output_bytes == 4 * result.plan.parameters_after
     assert found.temporary_bytes > (tmp_path / "out" / "model.safetensors").stat().st_size
+    costs = [options.method.cost(matrix, 12 * 24) for matrix in result.plan.matrices if matrix.rank is not None]
+    assert all(cost.flops > 0 and cost.held > 0 for cost in costs)
+    assert bool(costs) == bool(options.method.sizes)
+
+
+def test_weights_are_read_as_often_as_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each linear, and the embedding that is the head too."""
+    options = tiny_options(token_file(tmp_path / "ids.safetensors"), "pifa")
+    source = SourceOptions(str(make_checkpoint(tmp_path / "model", "llama", tie_word_embeddings=True).folder))
+    kind = type(open_checkpoint(Path(source.model)))
+    real, read = kind.read, Counter[str]()
+
+    def counted(checkpoint: Any, name: str) -> Tensor:
+        read[name] += 1
+        return real(checkpoint, name)
+
+    monkeypatch.setattr(kind, "read", counted)
+    convert(source, tmp_path / "out", options)
+    linears = {count for name, count in read.items() if name.endswith("_proj.weight")}
+    assert linears == {time._WEIGHTS}
+    assert read[EMBEDDING] == time._TABLES
 
 
 def test_a_machine_is_measured_in_about_a_second(tmp_path: Path) -> None:
@@ -113,7 +146,7 @@ def test_a_machine_is_measured_in_about_a_second(tmp_path: Path) -> None:
     assert 1e8 < found.single < 1e14
     assert 1e5 < found.block < found.single  # a tiny one spends its time between products
     assert found.half <= found.block or multiplies_bfloat16()
-    assert min(found.eigen, found.load, found.copy, found.draw, found.copy, found.digest, found.write) > 1e5
+    assert min(found.eigen, found.load, found.copy, found.draw, found.digest, found.write) > 1e5
     assert found.workers == 3
     assert not list((tmp_path / "disk").iterdir())
 
