@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from curconvert.base.roles import Role
-from curconvert.methods.core.matrixwise import Matrixwise
-from curconvert.methods.core.sized import Sized
+from curconvert.methods.core.interpolative import Interpolative
 from curconvert.options.settings import Settings
 
 if TYPE_CHECKING:
@@ -17,22 +15,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class PIFA(Matrixwise, Sized):
+class PIFA(Interpolative):
     """SVD-LLM's optimum, stored as rows and coefficients."""
 
     name: ClassVar[str] = "pifa"
-    stores: ClassVar[str] = "r rows and the coefficients of the others: r(m + n − r)"
     summary: ClassVar[str] = "SVD-LLM's optimum in the storage of PIFA (arXiv 2501.19090), without loss"
     recorded: ClassVar[Mapping[str, str]] = {"form": "interpolative", "approximation": "subspace"}
-
-    @property
-    def compares_inputs(self) -> bool:
-        """See `Method.compares_inputs`."""
-        return True
-
-    def forms(self, role: Role) -> tuple[str, ...]:
-        """Return the one form."""
-        return ("interpolative",)
 
     def factorize(self, problem: Problem, settings: Settings, fisher_rows: Vector | None) -> Factorization:
         """Return the factors of one matrix; see `Matrixwise.factorize`."""

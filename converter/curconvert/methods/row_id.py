@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from curconvert.base.roles import Role
 from curconvert.methods.core.costs import Cost, of_rows
-from curconvert.methods.core.matrixwise import Matrixwise
-from curconvert.methods.core.sized import Sized
+from curconvert.methods.core.interpolative import Interpolative
 from curconvert.options.settings import Settings
 
 if TYPE_CHECKING:
@@ -19,22 +17,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class RowID(Matrixwise, Sized):
+class RowID(Interpolative):
     """An interpolative decomposition by rows."""
 
     name: ClassVar[str] = "row-id"
-    stores: ClassVar[str] = "r rows and the coefficients of the others: r(m + n − r)"
     summary: ClassVar[str] = "rows of W itself, chosen for the outputs; the other outputs are combinations of theirs"
     recorded: ClassVar[Mapping[str, str]] = {"form": "interpolative", "approximation": "rows"}
-
-    @property
-    def compares_inputs(self) -> bool:
-        """See `Method.compares_inputs`."""
-        return True
-
-    def forms(self, role: Role) -> tuple[str, ...]:
-        """Return the one form."""
-        return ("interpolative",)
 
     def factorize(self, problem: Problem, settings: Settings, fisher_rows: Vector | None) -> Factorization:
         """Return the factors of one matrix; see `Matrixwise.factorize`."""

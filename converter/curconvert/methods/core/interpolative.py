@@ -1,0 +1,26 @@
+"""Methods that store rows and the coefficients of the other outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from curconvert.base.roles import Role
+from curconvert.methods.core.matrixwise import Matrixwise
+from curconvert.methods.core.sized import Sized
+
+
+@dataclass(frozen=True)
+class Interpolative(Matrixwise, Sized):
+    """An interpolative decomposition; methods differ in what its rows are rows of."""
+
+    stores: ClassVar[str] = "r rows and the coefficients of the others: r(m + n − r)"
+
+    @property
+    def compares_inputs(self) -> bool:
+        """See `Method.compares_inputs`."""
+        return True
+
+    def forms(self, role: Role) -> tuple[str, ...]:
+        """Return the one form."""
+        return ("interpolative",)
