@@ -64,8 +64,12 @@ class Traits:
         return None
 
     def link_outputs(self, tensors: Tensors) -> NDArray[Any]:
-        """Return what the linking factor's outputs become: what multiplies them, (m, k), or their places, (k,)."""
-        raise NotImplementedError(f"form {self.form.name} has no linking factor")
+        """Return what the linking factor's outputs become: what multiplies them, (m, k), or their places, (k,).
+
+        Raises:
+            ValueError: The form has no linking factor.
+        """
+        raise ValueError(f"form {self.form.name!r} has no linking factor")
 
 
 class _CUR(Traits):

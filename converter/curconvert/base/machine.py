@@ -25,11 +25,6 @@ def resident_memory() -> int | None:
     return _status("VmRSS")
 
 
-def anonymous_memory() -> int | None:
-    """Resident memory of this process that no file backs, in bytes; None where the system is not Linux."""
-    return _status("RssAnon")
-
-
 def _status(field: str) -> int | None:
     # Not getrusage: its peak begins with that of the process that started this one.
     status = Path("/proc/self/status")

@@ -69,8 +69,9 @@ def _gathering(context: Context, wanted: Sequence[ConvertOptions]) -> Gathering 
     if not first and not (alone and keeps_inputs(checkpoint, alone[0])):
         return None
     targets = {name for options in served for name in targets_of(checkpoint, options.roles)}
-    if any(options.quantization for options in wanted if options in served or options.mixes_bits):
-        targets |= decoder_linears(checkpoint).keys()  # what is not compressed is quantised by its inputs, too
+    # What is not compressed is quantised by its inputs, too.
+    if any(options.mixes_bits for options in wanted) or any(options.quantization for options in served):
+        targets |= decoder_linears(checkpoint).keys()
     prices = len(alone) < len(served)
     # Pricing alone needs no exact products: each of its solves has a ridge, far above the rounding.
     ends = {name for name in targets if role_of(name) is Role.DOWN} if prices else set()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from dataclasses import dataclass
 
 from curconvert.base.checks import at_least
 from curconvert.base.errors import BackendError, InputError
+from curconvert.base.machine import available_cpus
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ExecutionOptions:
     @property
     def tasks_at_once(self) -> int:
         """Number of tasks that this machine works on at the same time."""
-        return self.workers or _cores()
+        return self.workers or available_cpus()
 
     @property
     def address(self) -> str | None:
@@ -63,8 +63,3 @@ class ExecutionOptions:
 
 
 _REMOTE = "ray://"
-
-
-def _cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
