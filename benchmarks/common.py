@@ -17,7 +17,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 MODEL = ROOT / ".cache" / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-MODEL_NAME = "SmolLM2-135M (dequantised Q4_1)"
+MODEL_NAME = "SmolLM2-135M (dequantized Q4_1)"
 _PACKAGES = ("torch", "onnxruntime", "onnxruntime-genai", "transformers")
 
 

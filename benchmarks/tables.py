@@ -173,8 +173,8 @@ SERVING = {
 }
 SERVING["huge_pages.idle"] = Table("huge_pages", "idle", SERVING["huge_pages.serving"].columns)
 QUANTIZATION = {
-    "quantisation": Table(
-        "quantisation",
+    "quantization": Table(
+        "quantization",
         "artifacts",
         {
             "artifact": "{artifact}",
@@ -194,8 +194,8 @@ QUANTIZATION = {
             )
         },
     ),
-    "quantisation.artifacts": Table(
-        "quantisation",
+    "quantization.artifacts": Table(
+        "quantization",
         "artifacts",
         {
             "artifact": "{artifact}",

@@ -196,7 +196,7 @@ def _reading() -> dict[str, str]:
         "verify-text": "verify @method-auto --quiet",
         "verify-no-torch": "verify @int4-gptq --no-torch --json --quiet",
         "verify-against": f"verify @form-cur {measured}",
-        "verify-against-quantised": f"verify @int4-gptq {measured}",
+        "verify-against-quantized": f"verify @int4-gptq {measured}",
         "verify-against-exported": "verify @form-cur --against @export-plain --text other.txt --window 64 "
         "--max-tokens 512 --json --quiet",
         "verify-gated": "verify @form-cur --max-kl 1e-9 --min-top1 1 --max-ppl-ratio 1 --json --quiet",

@@ -141,7 +141,7 @@ def _unmeasured(value: Any) -> Any:
 
 
 def _files(name: str, folder: Path) -> dict[str, str]:
-    """Return a line for each file of a folder, and for each graph one without the order of its initialisers."""
+    """Return a line for each file of a folder, and for each graph one without the order of its initializers."""
     lines = {}
     paths = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
     for path in paths:

@@ -151,13 +151,13 @@ def width_errors(modules: Mapping[str, Module]) -> Iterator[str]:
 # Pixels of the drawing, and how large a dot is from how many imports on.
 STEP, TOP, LEFT, BOX = 23, 140, 158, 18
 SIZES = ((20, 5.5), (5, 4), (1, 2.5))
-COLOURS = {"curconvert": "#1f5fa8", "curconvert_runtime": "#23783f", "curconvert_schemas": "#8a5a00"}
+COLORS = {"curconvert": "#1f5fa8", "curconvert_runtime": "#23783f", "curconvert_schemas": "#8a5a00"}
 STYLE = """<style>
 text{font:12px sans-serif;fill:#222}.in{fill:#fff}path{fill:none;stroke-width:1.3}.row,.name{stroke:#bbb;stroke-width:1}
 .name{stroke-dasharray:1 3}
 </style>"""
 LEGEND = (
-    "Each dot on the grey line of a room is its imports from the room whose arrow comes down through the dot.",
+    "Each dot on the gray line of a room is its imports from the room whose arrow comes down through the dot.",
     "Small dots: 1 import or more; middle ones: 5 or more; large ones: 20 or more. Arrows never go up.",
 )
 
@@ -189,22 +189,22 @@ def draw(modules: Mapping[str, Module]) -> str:
 
 def _box(room: str, y: int) -> str:
     package, _, name = room.partition(".")
-    box = f'<rect x="8" y="{y - BOX // 2}" width="{LEFT - 8}" height="{BOX}" rx="3" fill="{COLOURS[package]}"'
+    box = f'<rect x="8" y="{y - BOX // 2}" width="{LEFT - 8}" height="{BOX}" rx="3" fill="{COLORS[package]}"'
     style = ' fill-opacity=".85"' if name else ""
     return f'{box}{style}/><text class="in" x="14" y="{y + 4}">{name or package}</text>'
 
 
 def _arrow(room: str, x: int, y: int, above: Mapping[int, int]) -> Iterator[str]:
     """Yield the arrow of a room: its name on top, down its lane, to its box; a dot at each row that imports it."""
-    colour = COLOURS[room.partition(".")[0]]
+    color = COLORS[room.partition(".")[0]]
     start = min(above) + 5
     yield f'<path class="name" d="M{x} {TOP - 16}V{start}"/>'
     yield f'<text transform="translate({x + 3} {TOP - 20})rotate(-60)">{room.rpartition(".")[2]}</text>'
-    yield f'<path stroke="{colour}" d="M{x} {start}V{y - 4}H{LEFT + 7}"/>'
-    yield f'<path style="fill:{colour}" d="M{LEFT} {y - 4}l8 -4v8z"/>'
+    yield f'<path stroke="{color}" d="M{x} {start}V{y - 4}H{LEFT + 7}"/>'
+    yield f'<path style="fill:{color}" d="M{LEFT} {y - 4}l8 -4v8z"/>'
     for at, count in above.items():
         radius = next(radius for least, radius in SIZES if count >= least)
-        yield f'<circle cx="{x}" cy="{at + 5}" r="{radius}" fill="{colour}"/>'
+        yield f'<circle cx="{x}" cy="{at + 5}" r="{radius}" fill="{color}"/>'
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """What a low-rank correction of the rounding error would gain: beside int8 for some of the matrices, byte for byte.
 
-EoRA (arXiv 2410.21271) adds to a quantised matrix the best rank-r approximation, in the metric of the inputs, of what
+EoRA (arXiv 2410.21271) adds to a quantized matrix the best rank-r approximation, in the metric of the inputs, of what
 rounding has lost. Here that is measured at its best: the truncated SVD of ΔW·H^½ itself, in float16, not rounded any
 further. The same bytes can store some matrices in int8 instead of int4, as `--bits-per-weight` does.
 

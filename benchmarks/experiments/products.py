@@ -1,9 +1,9 @@
-"""One row times one matrix: onnxruntime's quantised products beside a float32 one, by width, block and accuracy level.
+"""One row times one matrix: onnxruntime's quantized products beside a float32 one, by width, block and accuracy level.
 
 Products take turns, with more than the caches hold read between them, and CPU seconds of one thread are counted. Then
 each runs again and again: by what it is faster then, it had waited for memory.
 
-Decided: quantised products round the activations (accuracy level 4), because with float32 ones int8 is slower than
+Decided: quantized products round the activations (accuracy level 4), because with float32 ones int8 is slower than
 float32 weights and int4 a third as fast; `--block-size 128` is offered, because it reads memory faster than 64.
 """
 
@@ -59,7 +59,7 @@ class Product:
 
 
 def random_parts(rng: np.random.Generator, layout: Layout, shape: tuple[int, int]) -> dict[str, NDArray[np.generic]]:
-    """Return the stored parts of a quantised matrix of random integers and scales."""
+    """Return the stored parts of a quantized matrix of random integers and scales."""
     return {
         name: rng.random(size, np.float32) if kind == "F32" else rng.integers(0, 256, size, np.uint8)
         for name, (kind, size) in layout.parts(shape).items()
@@ -67,7 +67,7 @@ def random_parts(rng: np.random.Generator, layout: Layout, shape: tuple[int, int
 
 
 def quantized(layout: Layout, level: int, shape: tuple[int, int]) -> tuple[Product, NDArray[np.float32]]:
-    """Return a quantised product of random integers, and its matrix."""
+    """Return a quantized product of random integers, and its matrix."""
     parts = random_parts(np.random.default_rng(0), layout, shape)
     attributes = {"K": shape[1], "N": shape[0], "bits": layout.bits, "block_size": layout.block_size}
     return Product("MatMulNBits", parts, shape, accuracy_level=level, **attributes), dequantize(parts, shape[1], layout)

@@ -1,4 +1,4 @@
-"""Would neighbouring layers' matrices be better off with one basis (Basis Sharing, arXiv 2410.03765)?
+"""Would neighboring layers' matrices be better off with one basis (Basis Sharing, arXiv 2410.03765)?
 
 Two matrices of the same kind in layers i and i + 1 are approximated at the same number of parameters in two ways:
 separately, each by the best rank-r matrix in its own metric; and with one basis for both, in interpolative storage too,

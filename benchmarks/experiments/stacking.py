@@ -1,4 +1,4 @@
-"""Whether linears that read one input are faster as one product: q/k/v and gate/up or their R factors, quantised too.
+"""Whether linears that read one input are faster as one product: q/k/v and gate/up or their R factors, quantized too.
 
 Graphs of nothing but these products run under onnxruntime on one CPU thread, in turns; the weights of all layers
 together are larger than the caches, as in a model. CPU time, so that other work on the machine shows little.

@@ -1,7 +1,7 @@
 """Decoding beside the bytes it reads: is a compressed model as much faster as it is smaller, at every precision?
 
 The models of a group take turns step by step, in one process with one thread, and CPU seconds are counted: on a shared
-machine that shows what the program costs, where the clock on the wall shows the neighbours. A read of memory stands
+machine that shows what the program costs, where the clock on the wall shows the neighbors. A read of memory stands
 between the steps, as the measure of what can be reached. Where the system puts a process's memory changes its speed by
 some percent, so there are several processes.
 """

@@ -1,4 +1,4 @@
-"""What quantisation costs: round to nearest beside error feedback (GPTQ), for the dense model and compressed ones.
+"""What quantization costs: round to nearest beside error feedback (GPTQ), for the dense model and compressed ones.
 
 The original runs once, on the calibration text; every artifact is then made from the same statistics. KL is exact,
 against the original's float32 graph on another text, and measured on the fused graph (MatMulNBits).
@@ -89,7 +89,7 @@ def main() -> None:
 
 def arguments() -> Namespace:
     """Read the command line."""
-    parser = text_arguments("quantisation", __doc__)
+    parser = text_arguments("quantization", __doc__)
     labels = [point.label for point in POINTS]
     parser.add_argument("--points", nargs="*", choices=labels, default=labels, metavar="POINT")
     return parser.parse_args()
@@ -119,7 +119,7 @@ def measured_points(
     for point in points:
         start = time.perf_counter()
         asked = point.quantization
-        # The options of a float point are those of a quantised one but for that.
+        # The options of a float point are those of a quantized one but for that.
         options = replace(wanted[point.model], quantization=asked)
         head = measured.original.head if asked and asked.uses_statistics else None
         tables = quantized_tables(checkpoint, asked, head) if asked and not asked.mixed else UNQUANTIZED

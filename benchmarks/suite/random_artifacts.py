@@ -27,7 +27,7 @@ from curconvert.options.targets import LINEARS
 from curconvert.quantization.tensors import quantization_json, quantized_tensors
 from curconvert.selection.indices import tensor_rng
 
-# With half of the numbers of every linear where it is not dense; float32, or quantised: `int4-128` is in blocks of 128.
+# With half of the numbers of every linear where it is not dense; float32, or quantized: `int4-128` is in blocks of 128.
 FORMS = ("dense", "cur", "interpolative", "int8", "int4", "int4-128")
 QUANTIZED_FORMS = {kind: (kind, f"cur-{kind}", f"interpolative-{kind}") for kind in FORMS if kind.startswith(TYPES)}
 _METHODS = {"cur": "curing", "interpolative": "row-id"}

@@ -121,7 +121,7 @@ def piqa_questions(folder: Path) -> list[Question]:
 def piqa_scores(
     scorer: Scorer, tokenizer: Tokenizer, questions: Sequence[Question], prefix: Sequence[int] = ()
 ) -> NDArray[np.float64]:
-    """Return the log-probability of each solution's tokens, not normalised, (questions, 2).
+    """Return the log-probability of each solution's tokens, not normalized, (questions, 2).
 
     Args:
         scorer: The model.

@@ -55,7 +55,7 @@ def test_another_figure_changes_the_page(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_an_unknown_table_is_an_error() -> None:
-    """A name that is misspelt must not leave old figures in a page."""
+    """A name that is misspelled must not leave old figures in a page."""
     with pytest.raises(KeyError, match="nothing"):
         render.rendered("<!-- table nothing -->\n<!-- end -->")
 

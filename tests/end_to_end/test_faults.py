@@ -83,12 +83,12 @@ def edit_graphs(folder: Path, change: Callable[[onnx.GraphProto], None]) -> None
 
 
 def external_of(graph: onnx.GraphProto, name: str) -> Any:
-    """Return an initialiser's external data entries."""
+    """Return an initializer's external data entries."""
     return next(tensor for tensor in graph.initializer if tensor.name == name).external_data
 
 
 def point_to(graph: onnx.GraphProto, name: str, other: str) -> None:
-    """Make one initialiser read another's bytes."""
+    """Make one initializer read another's bytes."""
     source = {entry.key: entry.value for entry in external_of(graph, other)}
     for entry in external_of(graph, name):
         entry.value = source[entry.key]
@@ -355,7 +355,7 @@ def test_dropped_bias(copy: Callable[..., tuple[Path, Path]]) -> None:
 
 
 def test_norm_of_another_layer(copy: Callable[..., tuple[Path, Path]]) -> None:
-    """A norm's initialiser that reads another layer's norm: seen in the graph itself and in its answers."""
+    """A norm's initializer that reads another layer's norm: seen in the graph itself and in its answers."""
     norm = "model.layers.{}.input_layernorm.weight"
     _, artifact = copy("llama")
     edit_graphs(artifact, lambda graph: point_to(graph, norm.format(1), norm.format(2)))

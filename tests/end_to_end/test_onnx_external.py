@@ -34,7 +34,7 @@ def branch(name: str) -> onnx.GraphProto:
 
 
 def test_tensors_are_found_wherever_a_graph_can_hold_them(tmp_path: Path) -> None:
-    """Initialisers, sparse ones, constants, nested subgraphs and functions: none is overlooked."""
+    """Initializers, sparse ones, constants, nested subgraphs and functions: none is overlooked."""
     constant = helper.make_node("Constant", [], ["c"], value=external("constant"))
     several = helper.make_node("Custom", [], ["d"])
     several.attribute.append(helper.make_attribute("list", [external("in list")]))

@@ -199,7 +199,7 @@ def test_the_families_page_lists_what_is_supported() -> None:
 
 
 def test_the_verification_page_names_every_check(folder: Path, tmp_path: Path) -> None:
-    """Each check of a full report, thresholds, torch, source and quantised weights included, stands on the page."""
+    """Each check of a full report, thresholds, torch, source and quantized weights included, stands on the page."""
     text = (ROOT / "docs" / "verification.md").read_text(encoding="utf-8")
     known = re.findall(r"^\| (`[^|]*) \|", text.partition("## The numbers")[0], re.MULTILINE)
     patterns = [pattern for row in known for pattern in re.findall(r"`([^`]+)`", row)]

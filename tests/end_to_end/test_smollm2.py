@@ -1,4 +1,4 @@
-"""The main job on a real model: SmolLM2-135M (dequantised Q4_1), default settings, served by real clients."""
+"""The main job on a real model: SmolLM2-135M (dequantized Q4_1), default settings, served by real clients."""
 
 from __future__ import annotations
 

@@ -208,7 +208,7 @@ BAD: dict[str, tuple[Damage, int, tuple[str, ...]]] = {
         5,
         ("is an artifact", "the original"),
     ),
-    "quantised": (config(quantization_config={"quant_method": "gptq"}), 5, ("quantised",)),
+    "quantized": (config(quantization_config={"quant_method": "gptq"}), 5, ("quantized",)),
     # config and tensors disagree
     "fewer-layers": (config(num_hidden_layers=1), 2, ("model.layers.1.", "unexpected")),
     "more-layers": (config(num_hidden_layers=3), 2, ("model.layers.2.", "missing")),
@@ -251,12 +251,12 @@ BAD: dict[str, tuple[Damage, int, tuple[str, ...]]] = {
     "gptq": (
         tensors(lambda stored: stored.update({Q_PROJ.replace("weight", "qweight"): torch.ones(1, dtype=torch.int32)})),
         5,
-        ("qweight", "quantised"),
+        ("qweight", "quantized"),
     ),
     "fp8-scale": (
         tensors(lambda stored: stored.update({f"{Q_PROJ}_scale_inv": torch.ones(1)})),
         5,
-        ("weight_scale_inv", "quantised"),
+        ("weight_scale_inv", "quantized"),
     ),
     # values
     "nan": (fill(Q_PROJ, float("nan")), 2, (Q_PROJ, "NaN or infinity")),

@@ -119,7 +119,7 @@ def make_checkpoint(
     config = tiny_config(model_type, **settings)
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
-    randomise(model, seed)
+    randomize(model, seed)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.to(dtype))
@@ -128,7 +128,7 @@ def make_checkpoint(
     return open_tiny(folder, model)
 
 
-def randomise(model: torch.nn.Module, seed: int) -> None:
+def randomize(model: torch.nn.Module, seed: int) -> None:
     """Draw every parameter anew: unit-variance outputs, norms around their neutral value, biases away from zero."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

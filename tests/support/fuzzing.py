@@ -49,7 +49,7 @@ def _nested(depth: int, kind: str) -> Any:
 
 @st.composite
 def mutated_json(draw: st.DrawFn, sound: Any) -> bytes:
-    """Draw a damaged serialisation of a JSON object: one to four changes to its values, keys or text.
+    """Draw a damaged serialization of a JSON object: one to four changes to its values, keys or text.
 
     Args:
         draw: hypothesis'.

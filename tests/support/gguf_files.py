@@ -56,7 +56,7 @@ def ggml_name(name: str, has_post_norms: bool) -> str:
 
 
 def interleave(rows: Array, heads: int) -> Array:
-    """Reorder q or k rows: within a head of width d, row i of the first half and i of the second become neighbours."""
+    """Reorder q or k rows: within a head of width d, row i of the first half and i of the second become neighbors."""
     width = len(rows) // heads
     order = [
         head * width + half * width // 2 + i for head in range(heads) for i in range(width // 2) for half in (0, 1)
@@ -81,7 +81,7 @@ def write_gguf(
         metadata: Scalar keys to add.
 
     Returns:
-        What each stored tensor holds after dequantisation, by Hugging Face name and in its order and offset.
+        What each stored tensor holds after dequantization, by Hugging Face name and in its order and offset.
     """
     config = model.oracle.config
     architecture = ARCHITECTURES[config.model_type]
@@ -103,7 +103,7 @@ def write_gguf(
         expected[name] = kept
         heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
         if architecture in ("llama", "granite", "smollm3") and heads:
-            stored = interleave(stored, heads)  # rows move as a whole, quantised or not
+            stored = interleave(stored, heads)  # rows move as a whole, quantized or not
         if architecture.startswith("gemma") and name.endswith("norm.weight"):
             stored = stored + 1
         raw = kind if quantized else None

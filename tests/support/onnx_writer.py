@@ -33,7 +33,7 @@ def _bytes(number: int, content: bytes | str) -> bytes:
 
 @dataclass
 class Tensor:
-    """An initialiser, with its numbers inside, or outside where `external` has entries."""
+    """An initializer, with its numbers inside, or outside where `external` has entries."""
 
     name: str
     dims: list[int]
@@ -43,7 +43,7 @@ class Tensor:
 
     @classmethod
     def of(cls, name: str, array: NDArray[Any]) -> Tensor:
-        """Return an initialiser that holds an array."""
+        """Return an initializer that holds an array."""
         return cls(name, list(array.shape), _TYPES[str(array.dtype)], np.ascontiguousarray(array).tobytes())
 
     def encode(self) -> bytes:
@@ -122,5 +122,5 @@ class Graph:
         return _number(1, self.ir_version) + opsets + _bytes(7, graph)
 
     def tensor(self, name: str) -> Tensor:
-        """Return the initialiser of this name."""
+        """Return the initializer of this name."""
         return next(tensor for tensor in self.initializer if tensor.name == name)

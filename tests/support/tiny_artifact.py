@@ -57,7 +57,7 @@ def toy_logits(ids: list[int], tensors: dict[str, NDArray[Any]]) -> NDArray[np.f
 
 
 def external(name: str, path: Path) -> Tensor:
-    """Return a float32 initialiser whose bytes are a tensor of a safetensors file."""
+    """Return a float32 initializer whose bytes are a tensor of a safetensors file."""
     header, start = header_of(path)
     begin, end = header[name]["data_offsets"]
     place = {"location": path.name, "offset": str(start + begin), "length": str(end - begin)}

@@ -30,7 +30,7 @@ def smallest(
         plan: Any plan of the same model.
         curves: Of every module that may be compressed.
         limit: On the divergence, nats per token.
-        shared: Lets neighbouring layers of a plan share a basis, where that is wanted.
+        shared: Lets neighboring layers of a plan share a basis, where that is wanted.
         measure: Returns the divergence of a plan.
 
     Raises:

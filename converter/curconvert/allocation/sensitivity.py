@@ -114,7 +114,7 @@ class Sensitivity(BackwardPass):
         statistics = self._evidence.statistics(name)
         metric = statistics
         if bias_of(name) in self._checkpoint.tensors:  # it will carry the mean
-            samples, metric = samples.centred(statistics.mean), statistics.centred
+            samples, metric = samples.centered(statistics.mean), statistics.centered
         if role_of(name) is not Role.DOWN:
             self.curves.append(self._matrix_curve(name, samples, metric.gram))
             return

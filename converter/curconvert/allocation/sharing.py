@@ -1,4 +1,4 @@
-"""Which neighbouring layers' matrices have one R: after an allocation, and within its budget.
+"""Which neighboring layers' matrices have one R: after an allocation, and within its budget.
 
 A pair is worth it where both matrices with one basis cost less than each with its own, at the price per parameter that
 the allocation has found. The costs compared are K-FAC's, `½ tr(F ΔW H ΔWᵀ)`, exact for the factors that would be
@@ -54,7 +54,7 @@ def with_sharing(
     ridge: float,
     multiple: int,
 ) -> Plan:
-    """Let neighbouring layers share where it pays, and allocate again.
+    """Let neighboring layers share where it pays, and allocate again.
 
     Args:
         separate: An allocation of these curves; its size is kept.
@@ -116,7 +116,7 @@ def metric_of(name: str, checkpoint: Checkpoint, evidence: Evidence, ridge: floa
 
 
 def matching(pairs: Sequence[Pair]) -> list[Pair]:
-    """Choose pairs of neighbours in a chain, no matrix in two of them, for the largest sum of gains.
+    """Choose pairs of neighbors in a chain, no matrix in two of them, for the largest sum of gains.
 
     Args:
         pairs: Of the chain's elements i and i + 1, for every i.

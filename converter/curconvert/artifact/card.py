@@ -39,7 +39,7 @@ def write_reports(folder: Path, manifest: Mapping[str, Any]) -> None:
         "text": (manifest["metrics"] or {}).get("text"),
         "fidelity": _fidelity_rows(manifest["metrics"]),
         "compressed": compressed,
-        "quantised": _quantized(manifest.get("quantization")),
+        "quantized": _quantized(manifest.get("quantization")),
         "widths": (manifest.get("quantization") or {}).get("widths"),
         "kept_dense": [m for m in manifest["matrices"] if m["reason"] not in (None, "not selected")],
         "kept": model["parameters_after"] / model["parameters_before"],
@@ -49,7 +49,7 @@ def write_reports(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def _quantized(found: Mapping[str, Any] | None) -> str | None:
-    """Return a sentence about an artifact's quantisation."""
+    """Return a sentence about an artifact's quantization."""
     if found is None:
         return None
     bits = 8 * found["bytes"] / found["parameters"]

@@ -37,7 +37,7 @@ def build_manifest(
 ) -> dict[str, Any]:
     """Return the manifest without its file table and metrics.
 
-    An exported, uncompressed checkpoint has no plan, reports, options or calibration. What is quantised is described by
+    An exported, uncompressed checkpoint has no plan, reports, options or calibration. What is quantized is described by
     `curconvert.quantization.tensors.quantization_json`. The fused graph computes in `arithmetic`.
     """
     config = checkpoint.config

@@ -1,4 +1,4 @@
-"""Write quantised matrices."""
+"""Write quantized matrices."""
 
 from __future__ import annotations
 

@@ -34,11 +34,11 @@ class CurConvertConfig(QuantizationConfigMixin):  # type: ignore[misc]  # transf
         matrices: Of each compressed matrix, by its weight's name: `form`, `rank` and, where two matrices have one R,
             `shared` as in the manifest.
         version: Of this layout.
-        bits: Of quantised matrices; None where there are none.
+        bits: Of quantized matrices; None where there are none.
 
     Raises:
         InputError: The layout is of a later version.
-        UnsupportedError: Matrices are quantised.
+        UnsupportedError: Matrices are quantized.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class CurConvertConfig(QuantizationConfigMixin):  # type: ignore[misc]  # transf
     ) -> None:
         if bits is not None:
             raise UnsupportedError(
-                f"config.json: the weights are quantised to int{bits}, which transformers does not load; serve the "
+                f"config.json: the weights are quantized to int{bits}, which transformers does not load; serve the "
                 "artifact's graphs, or convert without --quantize"
             )
         if version != QUANTIZATION_VERSION:

@@ -52,7 +52,7 @@ class Traits:
         return {} if self.has_basis and basis != "rows" else self.form.slices
 
     def quantized(self, rank: int) -> tuple[str, ...]:
-        """Return the factors that are quantised where the artifact is, in the order in which an input meets them."""
+        """Return the factors that are quantized where the artifact is, in the order in which an input meets them."""
         return tuple(self.form.factors)
 
     def seen(self, gram: Matrix, tensors: Tensors) -> Matrix | None:

@@ -24,7 +24,7 @@ def bits_per_number(layout: Layout) -> float:
 
 
 def stored_types(quantization: Mapping[str, Any]) -> str:
-    """Return types and block sizes of an artifact's quantised matrices, with how many have each where there are two."""
+    """Return types and block sizes of an artifact's quantized matrices, with how many have each where there are two."""
     stored = packings({"quantization": quantization}).values()
     found = Counter((packing.layout.bits, packing.layout.block_size) for packing in stored)
     several = len(found) > 1

@@ -1,4 +1,4 @@
-"""A quantised matrix in memory."""
+"""A quantized matrix in memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from curconvert_runtime.format.quantized import Layout
 
 @dataclass(frozen=True)
 class Quantized:
-    """A quantised matrix.
+    """A quantized matrix.
 
     Attributes:
         shape: (m, n).

@@ -24,7 +24,7 @@ _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "
 
 
 def stored_matrix(artifact: Artifact, name: str) -> NDArray[Any]:
-    """Return a tensor of an artifact as it is stored, or what the parts of a quantised one stand for, float32."""
+    """Return a tensor of an artifact as it is stored, or what the parts of a quantized one stand for, float32."""
     packing = artifact.quantized.get(name)
     if packing is None:
         return artifact.tensor(name)

@@ -160,7 +160,7 @@ class Block:
 
 
 class BlockStream:
-    """A checkpoint's model, never materialised as a whole.
+    """A checkpoint's model, never materialized as a whole.
 
     transformers' own forward runs with recording stubs in the place of the decoder layers, so that masks, rotary
     embeddings and scalings are exactly the family's, whatever the family.
@@ -183,7 +183,7 @@ class BlockStream:
             checkpoint: The model.
             deployed: Round every weight to this dtype, as an artifact stores it; None keeps the checkpoint's values.
             device: Where blocks run. Hidden states, the embedding and the head stay in main memory.
-            tables: Embedding and head where they are quantised.
+            tables: Embedding and head where they are quantized.
         """
         self._checkpoint, self._deployed, self._device = checkpoint, deployed, device
         self._tables = tables
@@ -240,7 +240,7 @@ class BlockStream:
 
     @contextmanager
     def block(self, index: int) -> Iterator[Block]:
-        """Materialise one decoder block in float32 and release it again."""
+        """Materialize one decoder block in float32 and release it again."""
         self.release_table()
         layer = self._layers[index]
         owners = list(canonical_parameters(layer, self._prefix(index)))
@@ -331,7 +331,7 @@ class BlockStream:
         return logits
 
     def _vocabulary_table(self, name: str) -> Tensor | Quantized:
-        """Read the embedding or the head, kept until the next block: a GGUF file dequantises it on every read."""
+        """Read the embedding or the head, kept until the next block: a GGUF file dequantizes it on every read."""
         if name in self._tables:
             return self._tables[name]
         if self._table is None or self._table[0] != name:

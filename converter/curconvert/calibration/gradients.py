@@ -42,7 +42,7 @@ class GradientSamples:
         scaled = self.gradients * np.linalg.norm(self.inputs, axis=1, keepdims=True)
         return np.asarray(np.einsum("ti,ti->i", scaled, scaled, dtype=np.float64) / len(scaled))
 
-    def centred(self, mean: Vector) -> GradientSamples:
+    def centered(self, mean: Vector) -> GradientSamples:
         """Return the same tokens with `x − mean` in the place of x."""
         return replace(self, inputs=self.inputs - mean.astype(np.float32))
 

@@ -120,7 +120,7 @@ class StatisticsCollector:
     Args:
         linears: By weight name.
         exact: Multiply in float64: the products may feed solves whose condition is the square of the data's. Otherwise
-            each batch's product is float32, and faster, except before a bias: its centred Gram matrix is a difference.
+            each batch's product is float32, and faster, except before a bias: its centered Gram matrix is a difference.
         split: Names of linears for which every eighth batch is held out.
         tokens: How many will come in all. Inputs of more features than that are kept themselves; None keeps none.
     """

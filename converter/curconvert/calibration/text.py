@@ -1,4 +1,4 @@
-"""Calibration text to token batches: read, tokenise, cut, and hold probe sequences out."""
+"""Calibration text to token batches: read, tokenize, cut, and hold probe sequences out."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def load_tokens(
         text = _builtin_text() if path is None else _read_text(path, options.text_field)
         if not text.strip():
             raise InputError(f"{options.source}: the calibration text is empty")
-        ids = _tokenise(text, open_tokenizer(options.source, tokenizer_file), options)
+        ids = _tokenize(text, open_tokenizer(options.source, tokenizer_file), options)
     if vocab_size is not None:
         check_range(options.source, ids, vocab_size)
     return _split(ids, options, BUILTIN if path is None else path.name)
@@ -224,8 +224,8 @@ def open_tokenizer(source: str, tokenizer_file: Path | bytes | None) -> Tokenize
     return tokenizer
 
 
-def _tokenise(text: str, tokenizer: Tokenizer, options: CalibrationOptions) -> Ids:
-    """Tokenise a text piece by piece: an encoding takes some hundred bytes a token, its ids take eight."""
+def _tokenize(text: str, tokenizer: Tokenizer, options: CalibrationOptions) -> Ids:
+    """Tokenize a text piece by piece: an encoding takes some hundred bytes a token, its ids take eight."""
     chunks = list(_chunks(text))
     wanted = (options.sequences + options.probe_sequences) * options.tokens_per_sequence
     needed = max(LEAST_CHUNKS, -(-wanted * CHARACTERS_PER_TOKEN // CHUNK_CHARACTERS))

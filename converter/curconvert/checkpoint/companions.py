@@ -47,5 +47,5 @@ def folder_companions(folder: ModelFolder) -> Companions:
 
 
 def json_bytes(value: object) -> bytes:
-    """Serialise a companion file."""
+    """Serialize a companion file."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")

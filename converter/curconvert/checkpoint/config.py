@@ -1,7 +1,7 @@
 """Configs: read strictly, completed by transformers, and written in the dialects of transformers 4 and 5 at once.
 
 Version 5 keeps everything about rotary embeddings in `rope_parameters` and calls the stored type `dtype`; version 4
-(which optimum pins) has `rope_theta`, `rope_scaling`, `rope_local_base_freq` and `torch_dtype`. A normalised config
+(which optimum pins) has `rope_theta`, `rope_scaling`, `rope_local_base_freq` and `torch_dtype`. A normalized config
 has all of them, and they agree.
 """
 
@@ -102,7 +102,7 @@ def merge_overrides(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> dic
     return {**merged, "rope_parameters": parameters}
 
 
-def normalise_config(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
+def normalize_config(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Validate a config and complete it.
 
     Args:
@@ -114,7 +114,7 @@ def normalise_config(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
 
     Raises:
         InputError: A field is missing, of the wrong type or out of range.
-        UnsupportedError: The family, a quantisation or a rope scaling is not supported.
+        UnsupportedError: The family, a quantization or a rope scaling is not supported.
     """
     values = {key: value for key, value in raw.items() if key not in ("auto_map", "architectures")}
     family = family_of(values)
@@ -174,7 +174,7 @@ def refuse_artifact(raw: Mapping[str, Any], source: str) -> None:
 
 def _refuse_unsupported(values: Mapping[str, Any], source: str) -> None:
     if values.get("quantization_config"):
-        raise UnsupportedError(f"{source}: the checkpoint is quantised (quantization_config); use the unquantised one")
+        raise UnsupportedError(f"{source}: the checkpoint is quantized (quantization_config); use the unquantized one")
     if values.get("use_bidirectional_attention"):
         raise UnsupportedError(f"{source}: use_bidirectional_attention is not supported; the graphs are causal")
 

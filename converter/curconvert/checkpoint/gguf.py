@@ -1,4 +1,4 @@
-"""GGUF files: llama.cpp's names and layouts put back into Hugging Face's, one tensor dequantised at a time."""
+"""GGUF files: llama.cpp's names and layouts put back into Hugging Face's, one tensor dequantized at a time."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class GgufFile:
 
         Raises:
             InputError: The file is not valid GGUF.
-            UnsupportedError: Its architecture or a quantisation is not supported.
+            UnsupportedError: Its architecture or a quantization is not supported.
         """
         try:
             reader = _BoundedReader(path)
@@ -146,14 +146,14 @@ class GgufFile:
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """The tensors, under their Hugging Face names; quantised ones appear as float32."""
+        """The tensors, under their Hugging Face names; quantized ones appear as float32."""
         return {
             name: TensorInfo(name, "F32" if self._transform(name) is _unshift else _dtype(entry), entry.shape)
             for name, entry in self._stored.items()
         }
 
     def read(self, name: str) -> torch.Tensor:
-        """Dequantise one tensor and undo what llama.cpp's converter did to it."""
+        """Dequantize one tensor and undo what llama.cpp's converter did to it."""
         tensor = _decode(self.path, self._stored[name])
         transform = self._transform(name)
         return tensor if transform is None else transform(tensor)

@@ -12,7 +12,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def is_hub_id(source: str) -> bool:
-    """Tell whether a name could be `organisation/name`."""
+    """Tell whether a name could be `organization/name`."""
     return _HUB_ID.fullmatch(source) is not None and not source.endswith((".safetensors", ".gguf", ".json"))
 
 

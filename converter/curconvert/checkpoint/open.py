@@ -14,7 +14,7 @@ import torch
 from curconvert.base.dtypes import dtype_name
 from curconvert.base.errors import InputError, UnsupportedError
 from curconvert.checkpoint.companions import folder_companions
-from curconvert.checkpoint.config import merge_overrides, normalise_config, parse_overrides, refuse_artifact, with_dtype
+from curconvert.checkpoint.config import merge_overrides, normalize_config, parse_overrides, refuse_artifact, with_dtype
 from curconvert.checkpoint.files import ModelFolder, load_json_object, regular_file
 from curconvert.checkpoint.hub import fetch_snapshot, is_hub_id
 from curconvert.checkpoint.infer import infer_config
@@ -87,17 +87,17 @@ def open_checkpoint(
     """Open a checkpoint without reading its weights.
 
     Args:
-        source: A `.safetensors` file, a Hugging Face folder, a `.gguf` file or a hub id `organisation/name`.
+        source: A `.safetensors` file, a Hugging Face folder, a `.gguf` file or a hub id `organization/name`.
         config: A config.json to use instead of the one beside the weights.
         config_set: Config fields that override the stored ones; text is parsed as JSON where it is JSON.
         revision: Branch, tag or commit of a hub id.
 
     Returns:
-        The checkpoint: config normalised, names canonical, every tensor present and of the right shape.
+        The checkpoint: config normalized, names canonical, every tensor present and of the right shape.
 
     Raises:
         InputError: The files are missing, malformed or inconsistent.
-        UnsupportedError: They are well formed and not supported (pickle, quantised, another family).
+        UnsupportedError: They are well formed and not supported (pickle, quantized, another family).
         BackendError: A hub id cannot be fetched.
     """
     overrides = parse_overrides(config_set or {})
@@ -193,9 +193,9 @@ def _mapped(kind: SourceKind, path: Path, files: tuple[Path, ...], stored: Mappi
 
 
 def _complete(storage: _Storage, raw: Mapping[str, Any]) -> Checkpoint:
-    """Normalise the config, split fused projections, decide tying, and check that nothing is missing or left over."""
+    """Normalize the config, split fused projections, decide tying, and check that nothing is missing or left over."""
     source = str(storage.path)
-    config = normalise_config(raw, source)
+    config = normalize_config(raw, source)
     tensors, slices = _split_fused(storage.tensors, config, family_of(config), source)
     config["tie_word_embeddings"] = resolve_tying(tensors, config["tie_word_embeddings"], storage.read, source)
     if config["tie_word_embeddings"]:

@@ -37,7 +37,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
     Raises:
         InputError: The file is not valid safetensors.
-        UnsupportedError: It holds quantised or otherwise unsupported dtypes.
+        UnsupportedError: It holds quantized or otherwise unsupported dtypes.
     """
     regular_file(path)
     try:
@@ -63,10 +63,10 @@ def _tensor_info(header: TensorHeader) -> TensorInfo:
     if len(name) > NAME_LIMIT:
         raise InputError(f"{path}: a tensor's name has {len(name)} characters, expected at most {NAME_LIMIT}")
     if name.endswith(_QUANTIZED_SUFFIXES):
-        raise UnsupportedError(f"{path}: tensor {name} belongs to a quantised checkpoint; use the unquantised one")
+        raise UnsupportedError(f"{path}: tensor {name} belongs to a quantized checkpoint; use the unquantized one")
     # An old buffer is dropped later whatever its dtype; every other tensor is a weight.
     if dtype not in DTYPES and not is_legacy_buffer(name):
-        advice = "convert it to float32" if dtype == "F64" else "quantised and integer weights are not supported"
+        advice = "convert it to float32" if dtype == "F64" else "quantized and integer weights are not supported"
         raise UnsupportedError(f"{path}: tensor {name} has dtype {dtype}, expected F32, F16 or BF16; {advice}")
     return TensorInfo(name, dtype, header.shape, ByteRange(path, header.offset, header.length))
 

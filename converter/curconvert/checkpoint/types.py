@@ -35,7 +35,7 @@ class TensorInfo:
         name: Hugging Face tensor name, such as `model.layers.3.self_attn.q_proj.weight`.
         dtype: safetensors spelling: `F32`, `F16`, `BF16`, `I32`, `I64`.
         shape: torch layout; a linear weight is (out_features, in_features).
-        location: Raw bytes, or None when reading means computing (a dequantised GGUF tensor).
+        location: Raw bytes, or None when reading means computing (a dequantized GGUF tensor).
     """
 
     name: str

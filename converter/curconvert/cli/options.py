@@ -94,14 +94,14 @@ method_options = _stacked(
     calibration_options,
     click.option(
         "--rounding",
-        help="gptq (by the inputs on the calibration text) or nearest, where something is quantised. [gptq]",
+        help="gptq (by the inputs on the calibration text) or nearest, where something is quantized. [gptq]",
     ),
     quantization_options,
     click.option("--target", help="cpu, or cuda: float16 weights and products, for a GPU. [cpu]"),
     click.option(
         "--share/--no-share",
         default=None,
-        help="auto: one basis for neighbouring layers where that is predicted to pay. [no]",
+        help="auto: one basis for neighboring layers where that is predicted to pay. [no]",
     ),
     click.option(
         "--scored", is_flag=True, help="auto: also write what `resize` needs to cut the artifact to any smaller size."
@@ -211,7 +211,7 @@ def _text(values: dict[str, Any], source: str, sequences: str, tokens: str, /, *
 
 
 def to_quantization(values: dict[str, Any]) -> Any:
-    """Take the quantisation's options out of a command's; None where nothing shall be quantised."""
+    """Take the quantization's options out of a command's; None where nothing shall be quantized."""
     from curconvert.options.quantization import Quantization
 
     return Quantization.of(

@@ -138,7 +138,7 @@ def _write_rate(folder: Path) -> float:
 
 
 def _load_rate(checkpoint: Checkpoint) -> float:
-    """Read a matrix: a quantised file's numbers have to be computed, which takes longer than to read them."""
+    """Read a matrix: a quantized file's numbers have to be computed, which takes longer than to read them."""
     sizes = {name: m * n for name, (m, n) in decoder_linears(checkpoint).items()}
     name = max(sizes, key=lambda name: sizes[name] if sizes[name] <= _LOADED else 1 / sizes[name])
     return sizes[name] * _rate(lambda: checkpoint.read(name).to(torch.float32, copy=True))

@@ -153,7 +153,7 @@ def _eigen(sizes: Iterable[float], machine: Machine) -> float:
 
 
 def _rounding(matrix: MatrixPlan, work: Workload) -> float:
-    """Flops of quantising: the errors, and with feedback the inverse and a triangular product."""
+    """Flops of quantizing: the errors, and with feedback the inverse and a triangular product."""
     (m, n), asked = matrix.shape, work.options.quantization
     if asked is None:
         return 0.0

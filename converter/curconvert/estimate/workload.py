@@ -34,7 +34,7 @@ class Workload:
         tokens: Of the calibration text; `length` in a sequence.
         probes: Tokens held out.
         compressed: Matrices that are factorized.
-        changed: These, or all where something is quantised.
+        changed: These, or all where something is quantized.
         changed_layers: Their layers.
         sixteen_bits: Whether weights have 16 bits.
     """

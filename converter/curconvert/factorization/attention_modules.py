@@ -99,7 +99,7 @@ def factorize_query_key(
 def joint_approximation(
     value: Matrix, gram: Matrix, outputs: Matrix, rank: int, bias: Vector | None = None
 ) -> tuple[Matrix, Matrix]:
-    """Minimise `Σ_h ‖O_h (V − A B) H^½‖_F` for one value head (MoDeGPT, arXiv 2408.09632, type III).
+    """Minimize `Σ_h ‖O_h (V − A B) H^½‖_F` for one value head (MoDeGPT, arXiv 2408.09632, type III).
 
     That is the best approximation of `M^½ V H^½`, M = Σ_h O_hᵀ O_h. With a bias the columns of A also span it: the bias
     of the kept values then gives that of the dropped ones exactly. That costs one rank and changes no bias.

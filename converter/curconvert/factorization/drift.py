@@ -23,7 +23,7 @@ from curconvert.linalg.statistics import InputStatistics
 def correction(weight: Matrix, statistics: InputStatistics, ridge: float) -> Matrix:
     """Return the D for which `W + D` is the teacher's target: `W Δ (H + λ diag(H))⁻¹`, Δ the drift.
 
-    It minimises `E‖W x − (W + D) x̂‖² + λ ‖D diag(H)^½‖²`: without a ridge `W + D = W E[x x̂ᵀ] H⁻¹`.
+    It minimizes `E‖W x − (W + D) x̂‖² + λ ‖D diag(H)^½‖²`: without a ridge `W + D = W E[x x̂ᵀ] H⁻¹`.
 
     Args:
         weight: W, (m, n).
@@ -58,7 +58,7 @@ def held_out_share(projection: Projection, ridge: float) -> float | None:
         return 0.0
     known, unseen = whole.rest, whole.held_out
     if projection.bias is not None:  # it carries the means
-        known, unseen = known.centred, unseen.centred
+        known, unseen = known.centered, unseen.centered
     assert unseen.drift is not None
     W = projection.weight.to(torch.float64).numpy()
     D = correction(W, known, ridge)

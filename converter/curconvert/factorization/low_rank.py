@@ -20,7 +20,7 @@ from curconvert.linalg.metrics import FullMetric
 
 
 def svd_llm(weight: Matrix, metric: FullMetric, rank: int) -> tuple[Matrix, Matrix]:
-    """Minimise `‖(W − A B) H^½‖_F`, the output error (SVD-LLM, arXiv 2403.07378).
+    """Minimize `‖(W − A B) H^½‖_F`, the output error (SVD-LLM, arXiv 2403.07378).
 
     With `H = S Sᵀ` and the SVD `W S = P Σ Qᵀ` the minimum is `P_r P_rᵀ W`.
 
@@ -41,7 +41,7 @@ def svd_llm(weight: Matrix, metric: FullMetric, rank: int) -> tuple[Matrix, Matr
 
 
 def asvd(weight: Matrix, rms: Vector, rank: int, alpha: float = 0.5) -> tuple[Matrix, Matrix]:
-    """Minimise `‖(W − A B) diag(a)^α‖_F` (ASVD, arXiv 2312.05821, with the root mean square of each input as a).
+    """Minimize `‖(W − A B) diag(a)^α‖_F` (ASVD, arXiv 2312.05821, with the root mean square of each input as a).
 
     Args:
         weight: W, (m, n).
@@ -57,7 +57,7 @@ def asvd(weight: Matrix, rms: Vector, rank: int, alpha: float = 0.5) -> tuple[Ma
 
 
 def plain(weight: Matrix, rank: int) -> tuple[Matrix, Matrix]:
-    """Minimise `‖W − A B‖_F`: the truncated SVD (Eckart & Young 1936).
+    """Minimize `‖W − A B‖_F`: the truncated SVD (Eckart & Young 1936).
 
     Returns:
         A, (m, r) with orthonormal columns, leading first; B, (r, n).
@@ -67,7 +67,7 @@ def plain(weight: Matrix, rank: int) -> tuple[Matrix, Matrix]:
 
 
 def fwsvd(weight: Matrix, fisher_rows: Vector, rank: int) -> tuple[Matrix, Matrix]:
-    """Minimise `‖diag(f)^½ (W − A B)‖_F` (FWSVD, arXiv 2207.00112).
+    """Minimize `‖diag(f)^½ (W − A B)‖_F` (FWSVD, arXiv 2207.00112).
 
     Here the scaling is on the left, so the projection is on right singular vectors: `Ŵ = W Q Qᵀ`.
 
@@ -93,6 +93,6 @@ def _leading_left(matrix: Matrix, rank: int) -> Matrix:
     if matrix.shape[0] <= matrix.shape[1]:
         return _leading_eigenvectors(matrix @ matrix.T, rank)
     right = _leading_eigenvectors(matrix.T @ matrix, rank)
-    # M Q = P Σ has the right columns; QR orthonormalises them without dividing by a small σ.
+    # M Q = P Σ has the right columns; QR orthonormalizes them without dividing by a small σ.
     basis, _ = scipy.linalg.qr(matrix @ right, mode="economic", check_finite=False)
     return np.asarray(basis)

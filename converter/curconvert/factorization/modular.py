@@ -31,7 +31,7 @@ _OUTPUTS = 64  # outputs that are compared to choose it: a mean over so many is 
 
 @dataclass(frozen=True)
 class ModularOptions:
-    """How strongly to regularise.
+    """How strongly to regularize.
 
     Attributes:
         leverage_ridge: Of the scores by which neurons are kept, relative to the mean diagonal.
@@ -85,7 +85,7 @@ def keep_neurons(scores: Vector, count: int) -> Indices:
 
 
 def corrected_down(weight: Matrix, gram: Matrix, kept: Indices, ridge: float) -> Matrix:
-    """Return the W' that minimises `E‖W h − W' h_K‖² + λ ‖(W' − W_K) D^½‖²`, with D the diagonal of G[K,K].
+    """Return the W' that minimizes `E‖W h − W' h_K‖² + λ ‖(W' − W_K) D^½‖²`, with D the diagonal of G[K,K].
 
     Without a ridge it is `W G[:,K] G[K,K]⁻¹`, the Nyström approximation of MoDeGPT (arXiv 2408.09632). The ridge pulls
     towards W's own columns, each neuron in its own units, so with all neurons kept W comes back.
@@ -117,7 +117,7 @@ def held_out_ridge(weight: Matrix, statistics: InputStatistics, count: int, opti
     """
     if statistics.held_out is None:
         return options.ridge
-    # Uncentred, also before a bias: how much the correction can be trusted does not depend on the mean.
+    # Uncentered, also before a bias: how much the correction can be trusted does not depend on the mean.
     gram, unseen = statistics.rest.gram, statistics.held_out.gram
     kept = keep_neurons(ridge_leverage(gram, np.linalg.norm(weight, axis=0), options.leverage_ridge), count)
 
@@ -142,7 +142,7 @@ def factorize_mlp(
 
     The reported output error of down is that of the MLP: `‖W h − W' h_K‖ / ‖W h‖` over the calibration tokens.
     That of gate and up is the share of their own output that is dropped. A bias of down makes up for the
-    mean of what is dropped: neurons are then chosen and replaced for the centred activations, and the error counts it.
+    mean of what is dropped: neurons are then chosen and replaced for the centered activations, and the error counts it.
 
     Args:
         projections: Of gate, up and down.

@@ -32,8 +32,8 @@ class Projection:
 
     @property
     def metric(self) -> InputStatistics:
-        """Statistics in which factors are best: centred where the bias can carry the mean."""
-        return self.statistics if self.bias is None else self.statistics.centred
+        """Statistics in which factors are best: centered where the bias can carry the mean."""
+        return self.statistics if self.bias is None else self.statistics.centered
 
 
 def with_bias(factors: Factorization, projection: Projection, dtype: torch.dtype) -> Factorization:

@@ -60,7 +60,7 @@ def attention_heads(config: Mapping[str, Any]) -> tuple[Heads, ...]:
     """Read each layer's heads from transformers' own modules.
 
     Args:
-        config: A normalised Hugging Face config.
+        config: A normalized Hugging Face config.
 
     Raises:
         UnsupportedError: The model attends in a way that the graphs do not express.

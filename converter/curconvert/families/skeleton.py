@@ -26,7 +26,7 @@ def build_skeleton(config: Mapping[str, Any]) -> nn.Module:
     family (the fused kernels leave out Gemma 2's soft cap).
 
     Args:
-        config: A normalised Hugging Face config.
+        config: A normalized Hugging Face config.
 
     Raises:
         InputError: transformers cannot build a model from the config.

@@ -26,7 +26,7 @@ def deployed_dtype(tensors: Mapping[str, TensorInfo], packed: Collection[str] = 
 
     Args:
         tensors: The stored tensors.
-        packed: Names of parts of quantised matrices, whose types are the layout's.
+        packed: Names of parts of quantized matrices, whose types are the layout's.
 
     Raises:
         InputError: They do not share one, or it is not a float type that graphs support.
@@ -42,7 +42,7 @@ def deployed_dtype(tensors: Mapping[str, TensorInfo], packed: Collection[str] = 
 
 
 def bind(graph: ir.Graph, tensors: Mapping[str, TensorInfo]) -> None:
-    """Give every initialiser without a value the byte range of the tensor of its name.
+    """Give every initializer without a value the byte range of the tensor of its name.
 
     Raises:
         InputError: A weight of the graph is not stored, has another shape or no byte range, or a stored tensor is not
@@ -58,7 +58,7 @@ def bind(graph: ir.Graph, tensors: Mapping[str, TensorInfo]) -> None:
 
 
 def source_of(name: str, tensors: Collection[str]) -> str:
-    """Return the stored tensor that an initialiser reads: the parts of a tied, quantised head are the embedding's.
+    """Return the stored tensor that an initializer reads: the parts of a tied, quantized head are the embedding's.
 
     They have names of their own because the product takes them in another shape than the look-up.
     """

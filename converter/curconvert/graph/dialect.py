@@ -23,7 +23,7 @@ class Dialect(Protocol):
         """Return as what a product takes a matrix's integers: element type and shape, of the same bytes."""
 
     def look_up(self, table: Packed, rows: ir.Value) -> ir.Value:
-        """Return some rows of a quantised matrix."""
+        """Return some rows of a quantized matrix."""
 
     def linear(self, x: ir.Value, weights: list[Weight]) -> ir.Value:
         """Return x·W₁ᵀ·W₂ᵀ… for weights in torch's (out, in) layout."""
@@ -41,10 +41,10 @@ class Dialect(Protocol):
         """Return x[:, :, order]; `whole` tells that the order is as long as the axis."""
 
     def rms_norm(self, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
-        """Return the root-mean-square normalisation of the last axis, times a weight."""
+        """Return the root-mean-square normalization of the last axis, times a weight."""
 
     def add_rms_norm(self, x: ir.Value, skip: ir.Value, weight: ir.Value, epsilon: float) -> tuple[ir.Value, ir.Value]:
-        """Return the normalisation of x + skip, and x + skip."""
+        """Return the normalization of x + skip, and x + skip."""
 
     def gelu(self, x: ir.Value, approximate: str) -> ir.Value:
         """Return GELU, exact (`none`) or by its `tanh` approximation."""

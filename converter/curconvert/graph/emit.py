@@ -45,7 +45,7 @@ class Emitter:
         return nodes
 
     def constant(self, value: Any, dtype: ir.DataType = _FLOAT) -> ir.Value:
-        """Return an initialiser that holds `value`; equal constants share one.
+        """Return an initializer that holds `value`; equal constants share one.
 
         Args:
             value: A number, list or array.

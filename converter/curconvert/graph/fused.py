@@ -22,7 +22,7 @@ _INT32, _INT64 = ir.DataType.INT32, ir.DataType.INT64
 class Fused(Portable):
     """GroupQueryAttention, RotaryEmbedding, SkipSimplifiedLayerNormalization, FusedMatMul, QuickGelu and FastGelu.
 
-    What has no contributed operator is inherited: onnxruntime fuses the plain normalisation at load.
+    What has no contributed operator is inherited: onnxruntime fuses the plain normalization at load.
     """
 
     _lengths: tuple[ir.Value, ir.Value] | None = None
@@ -71,9 +71,9 @@ class Fused(Portable):
         return rows
 
     def rms_norm(self, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
-        """Normalise the embedding by the kernel that adds, with nothing to add; anything else by the plain pattern.
+        """Normalize the embedding by the kernel that adds, with nothing to add; anything else by the plain pattern.
 
-        The kernel that onnxruntime makes of the pattern has no schema in ONNX. In most families no other normalisation
+        The kernel that onnxruntime makes of the pattern has no schema in ONNX. In most families no other normalization
         is plain: then nothing is left to be fused at load.
         """
         if self._has_normed:
@@ -81,7 +81,7 @@ class Fused(Portable):
         return self.add_rms_norm(x, self.emit("Sub", x, x), weight, epsilon)[0]
 
     def add_rms_norm(self, x: ir.Value, skip: ir.Value, weight: ir.Value, epsilon: float) -> tuple[ir.Value, ir.Value]:
-        """Add and normalise in one kernel."""
+        """Add and normalize in one kernel."""
         self._has_normed = True
         normed, _, _, total = self.emit.multiple(
             "SkipSimplifiedLayerNormalization", 4, x, skip, weight, domain=MICROSOFT, epsilon=epsilon

@@ -1,7 +1,7 @@
 """The fused graph in float16, for GPUs whose matrix units multiply 16-bit numbers.
 
 Products, attention, cache and the residual stream are float16. Float32 stays where float16 has too few digits or too
-small a range: squares and means of a plain normalisation, rotary angles, and everything after the product with the
+small a range: squares and means of a plain normalization, rotary angles, and everything after the product with the
 vocabulary. onnxruntime's kernels sum in float32 by themselves.
 """
 

@@ -71,7 +71,7 @@ def split_head(graph: ir.Graph, most_bytes: int = _SLICE_BYTES) -> None:
 
 
 def _slices(tensor: ir.ExternalTensor, count: int) -> Iterator[ir.Value]:
-    """Yield a stored matrix's rows as initialisers of about equal size; the embedding's are those of a tied head."""
+    """Yield a stored matrix's rows as initializers of about equal size; the embedding's are those of a tied head."""
     rows, width = tensor.shape.numpy()
     row = tensor.nbytes // rows
     height = -(-rows // (count * _PANEL)) * _PANEL

@@ -191,7 +191,7 @@ class Lowering:
         return EMITTERS[form.name](self._dialect, x, Stored(matrix, index))
 
     def _dense(self, name: str, weight: ir.Value) -> Weight:
-        """Return a dense weight: the template's initialiser, the embedding for a tied head, or its parts."""
+        """Return a dense weight: the template's initializer, the embedding for a tied head, or its parts."""
         if name in self._quantized and name != EMBEDDING:
             return self._parts(name, name)
         tied = name in (HEAD, EMBEDDING) and HEAD not in self._tensors
@@ -206,7 +206,7 @@ class Lowering:
         return self._quantized[name].shape[0] if name in self._quantized else self._tensors[name].shape[0]
 
     def _parts(self, name: str, tensor: str, *, rows: bool = False) -> Packed:
-        """Return the initialisers of a quantised matrix.
+        """Return the initializers of a quantized matrix.
 
         Args:
             name: What they are named after.
@@ -221,24 +221,24 @@ class Lowering:
             dtype, seen = (_UINT8 if kind == "U8" else _FLOAT), size
             if suffix == "q":
                 dtype, seen = (_UINT8, (size[0], size[1] * size[2])) if rows else self._dialect.integers(shape, layout)
-            found[suffix] = self._initialiser(part_name(name, suffix), dtype, seen, "quantised")
+            found[suffix] = self._initializer(part_name(name, suffix), dtype, seen, "quantized")
         self._packed[name] = Packed(shape, layout, found["q"], found["scales"], found.get("zeros"))
         return self._packed[name]
 
     def _stored(self, name: str, form: str = "dense") -> ir.Value:
-        """Return the initialiser for a stored tensor that the template does not know, or knows in another shape."""
+        """Return the initializer for a stored tensor that the template does not know, or knows in another shape."""
         if name in self._factors:
             return self._factors[name]
         if name not in self._tensors:
             raise InputError(f"graph: tensor {name} is missing, its matrix is said to be {form}")
         dtype = INDEX_DTYPE if is_index(name) else self._dialect.emit.stored
-        return self._initialiser(name, dtype, self._tensors[name].shape, form)
+        return self._initializer(name, dtype, self._tensors[name].shape, form)
 
-    def _initialiser(self, name: str, dtype: ir.DataType, shape: tuple[int, ...], form: str) -> ir.Value:
+    def _initializer(self, name: str, dtype: ir.DataType, shape: tuple[int, ...], form: str) -> ir.Value:
         if source_of(name, self._tensors) not in self._tensors:
             raise InputError(f"graph: tensor {name} is missing, its matrix is said to be {form}")
         value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
-        # An initialiser without a tensor; binding fills it in.
+        # An initializer without a tensor; binding fills it in.
         self._graph.initializers[name] = self._factors[name] = value
         return value
 

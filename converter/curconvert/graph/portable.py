@@ -24,7 +24,7 @@ _BOOL, _INT64 = ir.DataType.BOOL, ir.DataType.INT64
 class Portable:
     """Standard operators of opset 17, which every onnxruntime since 1.12 has on CPU and CUDA.
 
-    Quantised matrices take opset 21: integers of 4 bits, and DequantizeLinear by blocks.
+    Quantized matrices take opset 21: integers of 4 bits, and DequantizeLinear by blocks.
 
     Args:
         emit: Where nodes go.
@@ -88,7 +88,7 @@ class Portable:
         Gemm is two-dimensional: the batch and sequence axes become rows and come back afterwards.
         """
         if isinstance(weight, Packed):
-            if weight.scales not in self._unpacked:  # a matrix that serves two products is dequantised once
+            if weight.scales not in self._unpacked:  # a matrix that serves two products is dequantized once
                 self._unpacked[weight.scales] = dequantized(self.emit, weight)
             if missing := weight.padded - weight.shape[1]:  # of the two, rows are less to copy
                 rows = self.emit("Pad", rows, self.emit.ints(0, 0, 0, missing))
@@ -113,7 +113,7 @@ class Portable:
         return self._shapes[width]
 
     def rms_norm(self, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
-        """Normalise by the pattern that onnxruntime fuses into its own kernel."""
+        """Normalize by the pattern that onnxruntime fuses into its own kernel."""
         emit = self.emit
         square = emit("Pow", x, emit.constant(2.0))
         if self.opset_imports[""] < _OPSET_WITH_AXES:
@@ -124,7 +124,7 @@ class Portable:
         return emit("Mul", emit("Div", x, root), weight)
 
     def add_rms_norm(self, x: ir.Value, skip: ir.Value, weight: ir.Value, epsilon: float) -> tuple[ir.Value, ir.Value]:
-        """Add, then normalise."""
+        """Add, then normalize."""
         total = self.emit("Add", x, skip)
         return self.rms_norm(total, weight, epsilon), total
 

@@ -29,7 +29,7 @@ def dense_template(hf_config: Any) -> ir.Model:
         hf_config: transformers' config object.
 
     Returns:
-        A model whose weight initialisers carry checkpoint names and have no data.
+        A model whose weight initializers carry checkpoint names and have no data.
 
     Raises:
         UnsupportedError: The activation function is not one that both libraries agree on.

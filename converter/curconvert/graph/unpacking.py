@@ -1,6 +1,6 @@
-"""Quantised matrices in standard operators.
+"""Quantized matrices in standard operators.
 
-A matrix that multiplies is dequantised by DequantizeLinear. onnxruntime does that in every call, unless the session
+A matrix that multiplies is dequantized by DequantizeLinear. onnxruntime does that in every call, unless the session
 option `session.disable_quant_qdq` is 1: then once, at load, which takes the memory of a float32 matrix. Arithmetic on
 constants would be folded at load without any option, but each of its intermediate results stays in memory until the
 whole model is folded, several times the float32 model in all.

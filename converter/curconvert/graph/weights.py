@@ -1,4 +1,4 @@
-"""A stored matrix as a graph sees it: one initialiser, or the parts of a quantised one."""
+"""A stored matrix as a graph sees it: one initializer, or the parts of a quantized one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from curconvert_runtime.format.quantized import Layout
 
 @dataclass(frozen=True)
 class Packed:
-    """The initialisers of a quantised matrix; `curconvert_runtime.format.quantized` defines them.
+    """The initializers of a quantized matrix; `curconvert_runtime.format.quantized` defines them.
 
     Attributes:
         shape: (m, n) of the matrix.

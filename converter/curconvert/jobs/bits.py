@@ -74,7 +74,7 @@ def with_bits(
         quantization: The budget, see `check_bits`.
         checkpoint: The original.
         decided: Form and rank of its matrices; None for a model that is not compressed.
-        measured: Every quantised matrix.
+        measured: Every quantized matrix.
     """
     sizes, numbers = _sizes(quantization, checkpoint, decided)
     assert quantization.bits_per_weight is not None

@@ -38,10 +38,10 @@ def compress(
         context: The conversion. Statistics that its evidence does not hold are collected here, and so are those of
             inputs that come from compressed blocks.
         writer: Receives each tensor as soon as it is final.
-        tables: Embedding and head where they are quantised.
+        tables: Embedding and head where they are quantized.
 
     Returns:
-        Reports of the factorized and quantised matrices (their tensors released), and the compressed model's parity
+        Reports of the factorized and quantized matrices (their tensors released), and the compressed model's parity
         probe.
     """
     method, checkpoint, tokens, journal = options.method, context.checkpoint, context.tokens, context.journal

@@ -182,7 +182,7 @@ def _original(artifact: Artifact, source: SourceOptions | None, options: HealOpt
 
 def _check_forms(artifact: Artifact, options: HealOptions) -> None:
     if artifact.quantized:
-        raise UnsupportedError(f"{artifact.path}: its weights are quantised; heal an artifact made without --quantize")
+        raise UnsupportedError(f"{artifact.path}: its weights are quantized; heal an artifact made without --quantize")
     forms = {matrix["form"] for matrix in artifact.manifest["matrices"]}
     if (options.train == "u" or options.start == "als") and not any(traits_of(form).linking for form in forms):
         raise InputError(

@@ -69,7 +69,7 @@ def _gathering(context: Context, wanted: Sequence[ConvertOptions]) -> Gathering 
     if not first and not (alone and keeps_inputs(checkpoint, alone[0])):
         return None
     targets = {name for options in served for name in targets_of(checkpoint, options.roles)}
-    # What is not compressed is quantised by its inputs, too.
+    # What is not compressed is quantized by its inputs, too.
     if any(options.mixes_bits for options in wanted) or any(options.quantization for options in served):
         targets |= decoder_linears(checkpoint).keys()
     prices = len(alone) < len(served)

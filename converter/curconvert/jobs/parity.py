@@ -120,7 +120,7 @@ def check_slices(path: str | Path, original: str | Path | Checkpoint) -> list[Ch
         Three checks: the source files' sha256; C and R as columns and rows of the original weight (R of a `subspace`
         basis is not made of them), and the kept rows of smaller MLPs and of queries and keys; every other tensor, a
         bias of kept rows too. Of a bias that the manifest calls corrected, and of what was trained, only the shape:
-        their values depend on a text. With quantised tensors a fourth: what they stand for is as far from the original
+        their values depend on a text. With quantized tensors a fourth: what they stand for is as far from the original
         as the manifest says. Bits of theirs cannot be compared, because each rounding error moves the numbers after it.
 
     Raises:
@@ -143,7 +143,7 @@ def check_slices(path: str | Path, original: str | Path | Checkpoint) -> list[Ch
     if artifact.quantized:
         far = list(_quantized_faults(artifact, checkpoint))
         verdicts.append(
-            ("source.quantised", far, "every quantised matrix is as near to the original's as it is said to be")
+            ("source.quantized", far, "every quantized matrix is as near to the original's as it is said to be")
         )
     return [*checks, *(Check(name, not faults, "; ".join(faults[:3]) or good) for name, faults, good in verdicts)]
 

@@ -13,7 +13,7 @@ _NEAREST = 1e-4  # least distance of a unit vector from the span of the others: 
 
 
 def ridged(gram: Matrix, ridge: float) -> Matrix:
-    """Return `H + λ diag(H)`: every feature is regularised in its own units, and dead ones stay dead."""
+    """Return `H + λ diag(H)`: every feature is regularized in its own units, and dead ones stay dead."""
     return np.asarray(gram + ridge * np.diag(np.diag(gram)))
 
 
@@ -47,7 +47,7 @@ def solve_right(numerator: Matrix, gram: Matrix) -> Matrix:
 
 
 def ridge_solve(numerator: Matrix, gram: Matrix, ridge: float) -> Matrix:
-    """Return `N (G + λ diag(G))⁻¹`: each feature is regularised in its own units, and dead ones are given zero.
+    """Return `N (G + λ diag(G))⁻¹`: each feature is regularized in its own units, and dead ones are given zero.
 
     Args:
         numerator: N, (m, n), zero in the columns of dead features.

@@ -39,7 +39,7 @@ class InputStatistics:
     take T·n numbers instead of n², and products with the Gram matrix go through them.
 
     Attributes:
-        second_moment: `E[x xᵀ]` over the calibration tokens, uncentred, (in_features, in_features) float64; None
+        second_moment: `E[x xᵀ]` over the calibration tokens, uncentered, (in_features, in_features) float64; None
             where `samples` stand for it.
         tokens: Number of tokens averaged over.
         mean: `μ = E[x]`, (in_features,) float64.
@@ -102,10 +102,10 @@ class InputStatistics:
         return all(bool(np.isfinite(part).all()) for part in found)
 
     @property
-    def centred(self) -> InputStatistics:
+    def centered(self) -> InputStatistics:
         """Statistics of `x − μ`: second moments `H − μμᵀ`, mean zero. A constant feature has all zeros, exactly.
 
-        A drift is centred likewise: `Δ − δμᵀ`.
+        A drift is centered likewise: `Δ − δμᵀ`.
         """
         gram = self.gram - np.outer(self.mean, self.mean)
         constant = np.diag(gram) <= _CONSTANT * np.diag(self.gram)

@@ -32,7 +32,7 @@ class Auto(Budgeted):
 
     Attributes:
         max_kl: Find the smallest model whose mean KL on held-out calibration text stays within it, nats per token.
-        share: Let neighbouring layers' matrices have one basis where it pays.
+        share: Let neighboring layers' matrices have one basis where it pays.
         scored: Write what `resize` needs to cut the artifact to any smaller size.
     """
 

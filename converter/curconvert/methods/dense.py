@@ -1,4 +1,4 @@
-"""`--method dense`: nothing gets smaller; matrices are quantised by their inputs on the calibration text."""
+"""`--method dense`: nothing gets smaller; matrices are quantized by their inputs on the calibration text."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Dense(Method):
     """Every matrix stays whole."""
 
     name: ClassVar[str] = "dense"
-    stores: ClassVar[str] = "all numbers, quantised"
+    stores: ClassVar[str] = "all numbers, quantized"
     summary: ClassVar[str] = "nothing gets smaller; for --quantize and --bits-per-weight"
     defaults: ClassVar[Mapping[str, Any]] = {"layers": "all", "targets": LINEARS}
     recorded: ClassVar[Mapping[str, str]] = {"form": "dense"}
@@ -46,7 +46,7 @@ class Dense(Method):
     def check(self, settings: Settings) -> None:
         """Refuse what would do nothing; see `Method.check`."""
         if settings.quantization is None or settings.layers != "all":
-            raise InputError("--method dense compresses no layer, it only quantises: give --quantize, and no --layers")
+            raise InputError("--method dense compresses no layer, it only quantizes: give --quantize, and no --layers")
 
     def plan(self, checkpoint: Checkpoint, settings: Settings, layers: tuple[int, ...] | None = None) -> Plan:
         """Leave every linear as it is; see `Method.plan`."""

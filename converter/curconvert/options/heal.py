@@ -43,7 +43,7 @@ class HealOptions:
         hidden: Weight of the mean squared error of the hidden states between blocks; unused with `blocks`.
         ce: Weight of the cross-entropy on the text, or on the completions of a task; unused with `blocks`.
         kl: Weight of KL(original ‖ healed), nats per token; unused with `blocks`.
-        steps: Steps of the optimiser; for each block with `blocks`. With the start `als` there may be none.
+        steps: Steps of the optimizer; for each block with `blocks`. With the start `als` there may be none.
         batch: Sequences of a step.
         accumulate: Parts that a step's batch is computed in: memory for time, the sum is the same.
         learning_rate: The highest, reached after `warmup` steps; it then falls along a cosine.

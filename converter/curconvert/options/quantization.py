@@ -1,4 +1,4 @@
-"""What a user asks for when matrices shall be quantised."""
+"""What a user asks for when matrices shall be quantized."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BLOCK_SIZES = {4: 64, 8: 32}
 
 
 def stored_bytes(itemsize: int, quantization: Quantization | None) -> float:
-    """Return the bytes of a stored number: `itemsize` in the deployed dtype, or those of a quantised matrix."""
+    """Return the bytes of a stored number: `itemsize` in the deployed dtype, or those of a quantized matrix."""
     if quantization is None:
         return itemsize
     return (quantization.bits_per_weight or bits_per_number(quantization.layout)) / 8
@@ -27,14 +27,14 @@ def stored_bytes(itemsize: int, quantization: Quantization | None) -> float:
 
 @dataclass(frozen=True)
 class Quantization:
-    """How stored matrices are quantised.
+    """How stored matrices are quantized.
 
     Attributes:
         type: `int4` or `int8`, or `mixed`: each matrix has one of them.
         block_size: Columns that share a scale; None is 64 for `int4` and 32 for `int8`.
         asymmetric: Whether each block has a zero point.
         rounding: `nearest`, or `gptq` for the least error of the outputs on the calibration text.
-        bits_per_weight: Budget of `mixed`: bits of a number at most, over all quantised matrices, with scales, zero
+        bits_per_weight: Budget of `mixed`: bits of a number at most, over all quantized matrices, with scales, zero
             points and padding.
         widths: Bits of each matrix by weight name, once they are chosen; `mixed` only.
     """
@@ -66,7 +66,7 @@ class Quantization:
         rounding: str | None = None,
         bits_per_weight: float | None = None,
     ) -> Self | None:
-        """Return what command-line options ask for, None where nothing shall be quantised.
+        """Return what command-line options ask for, None where nothing shall be quantized.
 
         Raises:
             InputError: A value is not one of its option's, or stands there without what it belongs to.

@@ -31,9 +31,9 @@ class Settings:
         rank_multiple: Ranks and numbers of neurons are multiples of it, where the method chooses them.
         sequential: Calibrate each block on the outputs of the compressed blocks before it.
         self_text: Share of the calibration sequences that the model writes itself: `curconvert.calibration.self_text`.
-        dtype: Deployed dtype; None keeps the checkpoint's (float32 for quantised GGUF), or is float16 for `cuda`.
+        dtype: Deployed dtype; None keeps the checkpoint's (float32 for quantized GGUF), or is float16 for `cuda`.
         target: Provider that will serve it: `cpu`, or `cuda`, whose fused graph computes in float16.
-        quantization: How stored matrices are quantised; None leaves them float.
+        quantization: How stored matrices are quantized; None leaves them float.
         seed: Seeds every random choice, together with the tensor's name.
         device: Where blocks run and products with large weights are computed: `cpu`, `cuda` or `cuda:N`. Solves and
             decompositions of thin matrices stay on the CPU, in float64.
@@ -79,7 +79,7 @@ class Settings:
 
     @property
     def mixes_bits(self) -> bool:
-        """Whether each matrix is to be quantised with a width of its own."""
+        """Whether each matrix is to be quantized with a width of its own."""
         return self.quantization is not None and self.quantization.mixed
 
 
@@ -87,7 +87,7 @@ def arithmetic_of(target: str, dtype: str | None, quantization: Quantization | N
     """Return what the fused graph computes in for a target.
 
     Raises:
-        InputError: An unknown target, or one that cannot have this dtype or quantised weights.
+        InputError: An unknown target, or one that cannot have this dtype or quantized weights.
     """
     one_of("--target", target, PROVIDERS)
     provider = PROVIDERS[target]

@@ -20,7 +20,7 @@ class RoundingCost:
     Attributes:
         name: Weight name.
         errors: Relative errors: of the outputs, or of the numbers themselves where no inputs are known.
-        costs: What the choice minimises, see `curconvert.jobs.bits`.
+        costs: What the choice minimizes, see `curconvert.jobs.bits`.
     """
 
     name: str
@@ -45,7 +45,7 @@ def _by_type(values: Sequence[float]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class RoundingTask:
-    """One matrix, to be quantised at each width and measured.
+    """One matrix, to be quantized at each width and measured.
 
     Attributes:
         tasks: At each width, the narrowest first.
@@ -80,7 +80,7 @@ def chosen_bits(
     """Choose the bits of each matrix: greedily by the cost that an added bit saves, while the budget allows it.
 
     Args:
-        measured: Every quantised matrix.
+        measured: Every quantized matrix.
         sizes: Bits that each takes at each width, by name, the narrowest first.
         together: Matrices that must have one width, because they have a stored factor in common.
         budget: Bits of all of them together at most; as narrow as can be they fit.

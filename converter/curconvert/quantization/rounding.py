@@ -28,7 +28,7 @@ _SHRINKS = np.linspace(1.0, 0.6, 11)  # of the scale that clips nothing; a searc
 
 
 def quantize(name: str, weight: Tensor, layout: Layout, gram: Matrix | None = None) -> Quantized:
-    """Quantise a matrix.
+    """Quantize a matrix.
 
     Args:
         name: For messages.

@@ -1,4 +1,4 @@
-"""Quantising what a matrix is stored as, each factor in the metric of what it multiplies.
+"""Quantizing what a matrix is stored as, each factor in the metric of what it multiplies.
 
 Factors are settled one after the other. What rounding one of them changes, those that are not settled yet make up for:
 X·Z is nearest to it in the metric of the inputs as (X·M)·Ẑ with `M = Z H Ẑᵀ (Ẑ H Ẑᵀ)⁺`, whatever X is. So a factor is
@@ -32,11 +32,11 @@ from curconvert_runtime.format.quantized import part_name
 
 @dataclass(frozen=True)
 class QuantizationTask:
-    """The stored tensors of one matrix, to be quantised.
+    """The stored tensors of one matrix, to be quantized.
 
     Attributes:
         name: Weight name.
-        factors: As they would be stored unquantised; of a dense matrix the weight itself.
+        factors: As they would be stored unquantized; of a dense matrix the weight itself.
         projection: The original linear; its bias where the method corrects it.
         quantization: What is asked for.
         dtype: Deployed dtype of what stays float.
@@ -53,7 +53,7 @@ class QuantizationTask:
     partner: Matrix | None = None
 
     def run(self) -> dict[str, Factorization]:
-        """Return the factors by weight name: quantised ones as float32 values and, by longer suffixes, as stored parts.
+        """Return the factors by weight name: quantized ones as float32 values and, by longer suffixes, as stored parts.
 
         Errors are those of what is stored, and a corrected bias makes up for what rounding loses, too.
 

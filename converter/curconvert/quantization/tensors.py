@@ -1,4 +1,4 @@
-"""Which tensors of an artifact are quantised, and the tables of the vocabulary, which are read by rows."""
+"""Which tensors of an artifact are quantized, and the tables of the vocabulary, which are read by rows."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def quantized_tensors(checkpoint: Checkpoint, decided: Plan | None, quantization
 
 
 def quantized_shapes(checkpoint: Checkpoint, decided: Plan | None) -> dict[str, dict[str, tuple[int, int]]]:
-    """Return the shapes of what is quantised, by the weight's name and then the stored tensor's."""
+    """Return the shapes of what is quantized, by the weight's name and then the stored tensor's."""
     plans = {matrix.name: matrix for matrix in decided.matrices} if decided else {}
     found: dict[str, dict[str, tuple[int, int]]] = {}
     for name in TABLES:
@@ -63,7 +63,7 @@ def quantized_shapes(checkpoint: Checkpoint, decided: Plan | None) -> dict[str, 
 
 @dataclass(frozen=True)
 class Tables:
-    """Embedding and head as they are stored quantised.
+    """Embedding and head as they are stored quantized.
 
     Attributes:
         quantized: By name; empty where nothing is.
@@ -75,7 +75,7 @@ class Tables:
 
 
 def quantized_tables(checkpoint: Checkpoint, quantization: Quantization, head: InputStatistics | None = None) -> Tables:
-    """Quantise embedding and head.
+    """Quantize embedding and head.
 
     A table that multiplies is rounded by the inputs that it meets there, a tied embedding too: what its rows lose as
     embeddings costs far less than what it would lose as a head. An embedding of its own is rounded to the nearest.
@@ -112,7 +112,7 @@ def quantization_json(
     errors: Mapping[str, float],
     measured: Sequence[RoundingCost] = (),
 ) -> dict[str, Any]:
-    """Return what the manifest says about quantised tensors.
+    """Return what the manifest says about quantized tensors.
 
     Args:
         quantization: What was asked for.

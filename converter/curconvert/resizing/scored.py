@@ -53,13 +53,13 @@ class Scored:
         """Read the curves, and check what is stored of each module.
 
         Raises:
-            UnsupportedError: The artifact is quantised.
+            UnsupportedError: The artifact is quantized.
             InputError: It has no scores.
             IntegrityError: Curves or components do not fit the artifact.
         """
         if artifact.quantized:
             raise UnsupportedError(
-                f"{artifact.path}: its weights are quantised; resize an artifact made without --quantize"
+                f"{artifact.path}: its weights are quantized; resize an artifact made without --quantize"
             )
         if not artifact.has(SCORES):
             raise InputError(

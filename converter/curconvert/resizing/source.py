@@ -28,7 +28,7 @@ class ArtifactSource(Checkpoint):
     """The original's names and shapes, and the artifact's numbers.
 
     Args:
-        artifact: Not quantised.
+        artifact: Not quantized.
 
     Attributes:
         rows: The manifest's rows by weight name.

@@ -117,7 +117,7 @@ def _sketched(matrix: ChunkedMatrix, rank: int, rng: np.random.Generator) -> tup
 def _sketched_lu(matrix: ChunkedMatrix, rank: int, rng: np.random.Generator) -> tuple[Indices, Indices]:
     """LU's pivots: columns from a Gaussian sketch of the rows, rows from these columns (Dong & Martinsson 2104.05877).
 
-    One product with the matrix and no orthogonalisation: the fastest selector. In float32, for a sketch is random
+    One product with the matrix and no orthogonalization: the fastest selector. In float32, for a sketch is random
     anyway. More rows of the sketch than columns are wanted would not change the pivots.
     """
     single = matrix.single()
@@ -172,7 +172,7 @@ def select_rows_columns(
         matrix: (m, n), from `importance_matrix`.
         rank: 1 ≤ rank ≤ min(m, n).
         selector: How to choose.
-        rng: Used by `qr` and `lu` (their sketches), `random`, and for randomised singular vectors.
+        rng: Used by `qr` and `lu` (their sketches), `random`, and for randomized singular vectors.
         exact_svd: Take the singular vectors of `deim`, `qdeim` and `leverage` from a full SVD, as CURing does, and
             report the numbers of DEIM's bound; otherwise they are those of `leading_bases`.
     """

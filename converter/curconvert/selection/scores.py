@@ -48,7 +48,7 @@ def influences(before: States, after: States) -> Vector:
 
 
 def effective_rank(gram: Matrix) -> float:
-    """Effective rank of a Gram matrix: `exp(−Σ pᵢ log pᵢ)`, p its normalised eigenvalues (Roy & Vetterli 2007).
+    """Effective rank of a Gram matrix: `exp(−Σ pᵢ log pᵢ)`, p its normalized eigenvalues (Roy & Vetterli 2007).
 
     Args:
         gram: (n, n) symmetric positive semi-definite.
@@ -85,7 +85,7 @@ class _Mean:
 class _OutputRank:
     """Effective rank of a block's output.
 
-    Each token's state is brought to unit length first (as in Diff-eRank, arXiv 2401.17139): the next block normalises
+    Each token's state is brought to unit length first (as in Diff-eRank, arXiv 2401.17139): the next block normalizes
     it too, and otherwise the first token of each sequence, hundreds of times longer, would be all that counts.
     """
 

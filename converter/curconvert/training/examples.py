@@ -117,7 +117,7 @@ def load_data(options: HealOptions, tokenizer_file: Path | None, vocab_size: int
 
     A line of a task is `{"prompt": …, "completion": …}`, of which the completion's tokens count, or `{"text": …}`, of
     which all but the first do. Other fields do not matter. Prompt and text get the special tokens that the tokenizer
-    puts around a prompt; both parts of a line are tokenised by themselves, and nothing is added at the end.
+    puts around a prompt; both parts of a line are tokenized by themselves, and nothing is added at the end.
 
     Args:
         options: What to read and how much to take; `tokens_per_sequence` is a task's longest line.

@@ -57,7 +57,7 @@ class Learning:
 
     Attributes:
         parameters: Of the whole model, at most.
-        steps: Of the optimiser, over all stages.
+        steps: Of the optimizer, over all stages.
         ridge: λ of `H + λ diag(H)`.
         multiple: Ranks are multiples of it.
         seed: Of the order of the sequences.

@@ -74,7 +74,7 @@ def kl_lower_bound(
 
 @dataclass(frozen=True)
 class Distribution:
-    """A per-token quantity, summarised.
+    """A per-token quantity, summarized.
 
     Attributes:
         mean: Over all tokens.
@@ -101,10 +101,10 @@ def standard_error(values: NDArray[np.floating]) -> float:
 
 
 def summarize(values: NDArray[np.floating]) -> Distribution:
-    """Summarise (sequences, positions) values."""
+    """Summarize (sequences, positions) values."""
     wide = np.asarray(values, dtype=np.float64)
     if wide.ndim != 2 or wide.size == 0:
-        raise InputError(f"metrics: no tokens to summarise (shape {wide.shape}); give a longer text")
+        raise InputError(f"metrics: no tokens to summarize (shape {wide.shape}); give a longer text")
     with np.errstate(invalid="ignore"):
         median, p90, p99 = (float(q) for q in np.percentile(wide, [50, 90, 99]))
         mean = float(np.mean(wide))
@@ -155,7 +155,7 @@ def fidelity(
     *,
     exact: bool,
 ) -> Fidelity:
-    """Summarise comparisons per token, (sequences, positions).
+    """Summarize comparisons per token, (sequences, positions).
 
     They are divergences, which cover the whole vocabulary if `exact`, agreement of the most likely tokens, and both
     models' log-probability of the next token, which the last position lacks.

@@ -69,7 +69,7 @@ def _factors(artifact: Artifact) -> Check:
         name, slices = matrix["name"], form_of(matrix["form"]).slices
         by_axis = {axis: (suffix, index) for suffix, (axis, index) in slices.items()}
         if len(by_axis) < 2 or factor_name(name, by_axis[1][0]) in artifact.quantized:
-            continue  # quantised factors are rounded one by one, and differ
+            continue  # quantized factors are rounded one by one, and differ
         count += 1
         (C, cols), (R, rows) = by_axis[1], by_axis[0]
         stored = {suffix: artifact.tensor(factor_name(name, suffix)) for suffix in (C, cols, R, rows)}
@@ -99,7 +99,7 @@ def _counts(artifact: Artifact) -> Check:
         said = artifact.manifest["quantization"]
         found = packed, sum(artifact.tensors[part].length for part in parts)
         if (said["parameters"], said["bytes"]) != found:
-            faults.append(f"{found[0]} parameters are quantised in {found[1]} bytes, the manifest says otherwise")
+            faults.append(f"{found[0]} parameters are quantized in {found[1]} bytes, the manifest says otherwise")
     if artifact.model["parameters_after"] != stored:
         faults.append(f"{stored} parameters are stored, the manifest says {artifact.model['parameters_after']}")
     return _verdict("structure.counts", faults, len(rows), "matrices and the whole model have the stated parameters")
@@ -127,22 +127,22 @@ def _is_finite(header: TensorHeader) -> bool:
 
 
 def _bindings(artifact: Artifact, kind: str) -> Check:
-    """Each external initialiser must read the tensor that it is named after, slices of one all of its rows in turn."""
+    """Each external initializer must read the tensor that it is named after, slices of one all of its rows in turn."""
     faults = []
     bound: dict[str, list[ExternalTensor]] = {}
-    for initialiser in external_tensors(artifact.graphs[kind]):
-        bound.setdefault(unsliced_name(initialiser.name), []).append(initialiser)
+    for initializer in external_tensors(artifact.graphs[kind]):
+        bound.setdefault(unsliced_name(initializer.name), []).append(initializer)
     for name, slices in bound.items():
         tensor = name
         if name.startswith("lm_head.weight") and name not in artifact.tensors:
             tensor = f"model.embed_tokens.weight{name.removeprefix('lm_head.weight')}"  # tied
         header = artifact.tensors.get(tensor)
         if header is None:
-            faults.append(f"initialiser {name[:200]!r} is named after no tensor")
+            faults.append(f"initializer {name[:200]!r} is named after no tensor")
             continue
         begins = list(itertools.accumulate((part.length for part in slices), initial=header.offset))
         found = [(part.location, part.offset) for part in slices]
         if found != [(header.file.name, begin) for begin in begins[:-1]] or begins[-1] != header.offset + header.length:
-            faults.append(f"initialiser {name!r} does not point to the bytes of tensor {tensor!r}")
+            faults.append(f"initializer {name!r} does not point to the bytes of tensor {tensor!r}")
     count = sum(map(len, bound.values()))
-    return _verdict(f"structure.{kind}_bindings", faults, count, "initialisers point to the tensors they name")
+    return _verdict(f"structure.{kind}_bindings", faults, count, "initializers point to the tensors they name")

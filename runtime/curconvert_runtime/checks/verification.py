@@ -132,7 +132,7 @@ def _parity_checks(
 def graph_outputs(artifact: Artifact, kind: str, probe: CompressedProbe, options: VerifyOptions) -> parity.Outputs:
     """Return one graph's answers on the parity sequences; its session is released again.
 
-    Quantised products are computed in float32 here: rounded activations would hide a fault of the graph.
+    Quantized products are computed in float32 here: rounded activations would hide a fault of the graph.
     """
     exact = provider_named(options.provider).options.exact() if artifact.quantized else None
     session = Session(artifact, kind, options.provider, options.threads, exact)

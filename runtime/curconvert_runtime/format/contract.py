@@ -14,7 +14,7 @@ from curconvert_runtime.errors import unsound
 
 FIRST_LOGITS = "first_logits"
 SLICE = ".slice."
-"""Between a tensor's name and a number in the name of an initialiser that reads some of its rows."""
+"""Between a tensor's name and a number in the name of an initializer that reads some of its rows."""
 # onnxruntime's spelling.
 _FLOAT, _INT64 = "tensor(float)", "tensor(int64)"
 _CACHES = {"float32": _FLOAT, "float16": "tensor(float16)"}
@@ -27,7 +27,7 @@ def cache_names(layers: int) -> tuple[list[str], list[str]]:
 
 
 def unsliced_name(name: str) -> str:
-    """Return the name of the tensor whose rows an initialiser reads, which may be all of them."""
+    """Return the name of the tensor whose rows an initializer reads, which may be all of them."""
     stem, slice_mark, number = name.rpartition(SLICE)
     return stem if slice_mark and number.isdecimal() else name
 

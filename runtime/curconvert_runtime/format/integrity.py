@@ -126,15 +126,15 @@ def _read_weights(folder: Path, files: Mapping[str, Any]) -> dict[str, TensorHea
 
 
 def _check_quantized(manifest: Mapping[str, Any], tensors: Mapping[str, TensorHeader]) -> Mapping[str, Packing]:
-    """Compare the manifest's quantised matrices with their stored parts, and return them."""
+    """Compare the manifest's quantized matrices with their stored parts, and return them."""
     found = packings(manifest)
     if not found:
         return {}
     if len(found) != len(manifest["quantization"]["tensors"]):
-        raise unsound(MANIFEST, "a quantised tensor is listed twice")
+        raise unsound(MANIFEST, "a quantized tensor is listed twice")
     for name, packing in found.items():
         if name in tensors:
-            raise unsound(tensors[name].file, f"{name!r} is stored beside its quantised parts")
+            raise unsound(tensors[name].file, f"{name!r} is stored beside its quantized parts")
         parts = packing.parts
         for suffix in set(PARTS) - parts.keys():
             if part_name(name, suffix) in tensors:
@@ -142,7 +142,7 @@ def _check_quantized(manifest: Mapping[str, Any], tensors: Mapping[str, TensorHe
         for suffix, expected in parts.items():
             header = tensors.get(part_name(name, suffix))
             if header is None:
-                raise IntegrityError(f"{MANIFEST}: {name!r} is quantised, but its part {suffix!r} is missing")
+                raise IntegrityError(f"{MANIFEST}: {name!r} is quantized, but its part {suffix!r} is missing")
             if (header.dtype, header.shape) != expected:
                 seen = f"tensor {header.name!r} is {header.dtype} {list(header.shape)}"
                 raise unsound(header.file, f"{seen}, {MANIFEST} says {expected[0]} {list(expected[1])}")
@@ -172,7 +172,7 @@ def _check_matrix(
             found = quantized[tensor].shape
             if found != shape:
                 raise IntegrityError(
-                    f"{MANIFEST}: quantised {tensor!r} is {list(found)}, its matrix asks for {list(shape)}"
+                    f"{MANIFEST}: quantized {tensor!r} is {list(found)}, its matrix asks for {list(shape)}"
                 )
             continue
         header = tensors.get(tensor)

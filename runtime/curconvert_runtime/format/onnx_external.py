@@ -1,6 +1,6 @@
 """Finds the external data of an ONNX graph without the `onnx` package.
 
-onnxruntime opens whatever file a graph's initialisers name. Before a graph gets there, every tensor of it is looked up
+onnxruntime opens whatever file a graph's initializers name. Before a graph gets there, every tensor of it is looked up
 here: a walk over the protobuf wire format that knows only the fields which can lead to a tensor.
 """
 
@@ -38,7 +38,7 @@ class ExternalTensor:
     """A tensor whose bytes lie outside the graph.
 
     Attributes:
-        name: Initialiser name (untrusted text).
+        name: Initializer name (untrusted text).
         location: File as the graph names it, without a leading `./` (untrusted text).
         offset, length: First byte in that file, and number of bytes; equals what shape and type need.
     """
@@ -71,7 +71,7 @@ def _external(data: memoryview) -> ExternalTensor | None:
             entries.append((pair.get(1, ""), pair.get(2, "")))
     if not entries:
         return None
-    where = f"initialiser {name[:200]!r}"
+    where = f"initializer {name[:200]!r}"
     keys = dict(entries)
     if len(keys) != len(entries) or not {"location", "offset", "length"} <= set(keys):
         raise MalformedError(f"{where} needs location, offset and length exactly once")

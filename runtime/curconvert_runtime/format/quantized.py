@@ -1,7 +1,7 @@
-"""How a quantised matrix is stored, and what it stands for.
+"""How a quantized matrix is stored, and what it stands for.
 
 A matrix is cut into blocks of columns of one row, and stands for `s·(q − z)` in each: the layout of onnxruntime's
-MatMulNBits, see docs/artifact.md, "Quantised matrices".
+MatMulNBits, see docs/artifact.md, "Quantized matrices".
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 BITS = (4, 8)
 BLOCK_SIZES = (32, 64, 128)
 PARTS = ("q", "scales", "zeros")
-"""Suffixes of all parts that a quantised tensor can have."""
+"""Suffixes of all parts that a quantized tensor can have."""
 KEEPS_ACTIVATIONS, ROUNDS_ACTIVATIONS = 1, 4
 """`accuracy_level` of MatMulNBits: activations in float32, which is slow, or rounded to 8 bits as the weight is."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How integers of a quantised matrix are stored.
+    """How integers of a quantized matrix are stored.
 
     Attributes:
         bits: Of an integer, one of `BITS`.
@@ -56,7 +56,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Packing:
-    """A quantised matrix without its numbers: (m, n), and how it is stored."""
+    """A quantized matrix without its numbers: (m, n), and how it is stored."""
 
     shape: tuple[int, int]
     layout: Layout
@@ -78,7 +78,7 @@ def part_name(name: str, suffix: str) -> str:
 
 
 def packings(manifest: Mapping[str, Any]) -> dict[str, Packing]:
-    """Return shape and layout of each quantised matrix of an artifact, by the name that it would have unquantised."""
+    """Return shape and layout of each quantized matrix of an artifact, by the name that it would have unquantized."""
     found = manifest.get("quantization")
     if found is None:
         return {}

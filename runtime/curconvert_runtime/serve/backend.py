@@ -57,8 +57,8 @@ def create_session(graph: Path, provider: str, threads: int | None, options: Pro
     if entry.preloads and hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()
     settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 3  # errors reach the caller as exceptions; warnings are about optimisation
-    # The portable graph's quantised weights become float32 while it is loaded; otherwise every call does that anew.
+    settings.log_severity_level = 3  # errors reach the caller as exceptions; warnings are about optimization
+    # The portable graph's quantized weights become float32 while it is loaded; otherwise every call does that anew.
     settings.add_session_config_entry("session.disable_quant_qdq", "1")
     settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.parent))
     if threads is not None:

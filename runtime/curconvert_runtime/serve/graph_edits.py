@@ -1,4 +1,4 @@
-"""Changes to a serialised graph that has been checked, before onnxruntime reads it."""
+"""Changes to a serialized graph that has been checked, before onnxruntime reads it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from curconvert_runtime.format.quantized import KEEPS_ACTIVATIONS, ROUNDS_ACTIVA
 
 # Numbers of fields, from onnx.proto3.
 _GRAPH = 7  # of ModelProto
-_NODE, _INITIALISER, _INPUT = 1, 5, 11  # of GraphProto
+_NODE, _INITIALIZER, _INPUT = 1, 5, 11  # of GraphProto
 _OPERATOR, _ATTRIBUTE = 4, 5  # of NodeProto
 _ATTRIBUTE_NAME, _TENSOR_NAME, _VALUE_NAME = 1, 8, 1
 _INTEGER = 3 << 3  # of AttributeProto, as it is written
@@ -21,7 +21,7 @@ def with_first_logits(graph: bytes) -> bytes:
     appended: what follows a protobuf message is merged into it.
     """
     (body,) = children(memoryview(graph), _GRAPH)
-    constants, inputs = _names(body, _INITIALISER, _TENSOR_NAME), _names(body, _INPUT, _VALUE_NAME)
+    constants, inputs = _names(body, _INITIALIZER, _TENSOR_NAME), _names(body, _INPUT, _VALUE_NAME)
     if FIRST_LOGITS not in constants or FIRST_LOGITS in inputs:
         return graph
     shape = _message(1, b"\x08\x01")  # one dimension, of 1
@@ -31,7 +31,7 @@ def with_first_logits(graph: bytes) -> bytes:
 
 
 def keeping_activations(graph: bytes) -> bytes:
-    """Return a graph whose quantised products compute in float32."""
+    """Return a graph whose quantized products compute in float32."""
     edited = bytearray(graph)
     for body in children(memoryview(edited), _GRAPH):
         for node in children(body, _NODE):

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from curconvert_runtime.errors import InputError, check_integer
 from curconvert_runtime.serve.graph_edits import keeping_activations
 
-_CUDA = MappingProxyType({"enable_skip_layer_norm_strict_mode": "1"})  # normalisations of float16 sum in float32
+_CUDA = MappingProxyType({"enable_skip_layer_norm_strict_mode": "1"})  # normalizations of float16 sum in float32
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ProviderOptions:
 
     @classmethod
     def exact(cls) -> ProviderOptions:
-        """Return the options with which products with quantised weights round no activations."""
+        """Return the options with which products with quantized weights round no activations."""
         return cls()
 
 
@@ -51,7 +51,7 @@ class CpuOptions(ProviderOptions):
             where other programs want the same cores.
         prepack: Whether it makes a rearranged copy of each weight at load. Products of several tokens are faster with
             it. Without it a session starts at once, and the weights stay pages of their file, which processes share.
-        round_activations: Whether products with quantised weights may round activations to 8 bits, as the fused graph
+        round_activations: Whether products with quantized weights may round activations to 8 bits, as the fused graph
             asks: fast. Without it they are computed in float32, with weights of 8 bits very slowly.
         huge_pages: Ignored; the next version will not take it.
     """
@@ -129,7 +129,7 @@ class Provider:
         memory: onnxruntime's name of the memory that it works on.
         graph: Which graph it runs unless asked otherwise: its kernels know the operators of this one.
         arithmetic: What it is fastest in: the fused graph of an artifact that is made for it computes in this.
-        quantized: Whether its kernels multiply with quantised weights.
+        quantized: Whether its kernels multiply with quantized weights.
         preloads: Whether its libraries may have come as pip packages, where onnxruntime has to be told to look.
         genai: Its settings in onnxruntime-genai, under the name that this gives it; none where it is the default.
     """

@@ -1,4 +1,4 @@
-"""Neighbouring layers with one R: which pairs, within which budget, and the whole road of an artifact with them."""
+"""Neighboring layers with one R: which pairs, within which budget, and the whole road of an artifact with them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LAYERS = 4
 
 @pytest.mark.parametrize("seed", range(20))
 def test_the_chosen_pairs_are_the_best_of_all_choices(seed: int) -> None:
-    """No choice of disjoint pairs of neighbours gains more, and none that costs is taken."""
+    """No choice of disjoint pairs of neighbors gains more, and none that costs is taken."""
     rng = np.random.default_rng(seed)
     gains = rng.standard_normal(int(rng.integers(0, 9))).tolist()
     choices = [

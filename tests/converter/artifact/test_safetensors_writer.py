@@ -175,7 +175,7 @@ def test_a_tensor_that_was_never_written_is_noticed(tmp_path: Path) -> None:
 
 
 def test_another_shape_than_announced_is_noticed(tmp_path: Path) -> None:
-    """It would run over its neighbour."""
+    """It would run over its neighbor."""
     with (
         SafetensorsWriter(tmp_path, [TensorSpec("w", torch.float32, (2, 3))]) as writer,
         pytest.raises(ValueError, match=r"w: shape \(3, 2\), announced \(2, 3\)"),

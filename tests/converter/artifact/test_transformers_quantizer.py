@@ -122,7 +122,7 @@ def test_quantized_weights_are_refused(home: Path, tmp_path: Path) -> None:
     convert(source, tmp_path / "int8", tiny_options(tokens, quantization=Quantization("int8", rounding="nearest")))
     export(source, tmp_path / "dense", quantization=Quantization("int8", rounding="nearest"))
     for name in ("int8", "dense"):
-        with pytest.raises(UnsupportedError, match="quantised to int8, which transformers does not load"):
+        with pytest.raises(UnsupportedError, match="quantized to int8, which transformers does not load"):
             load(tmp_path / name)
 
 

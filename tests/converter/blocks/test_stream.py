@@ -112,7 +112,7 @@ def test_each_batch_shape_has_its_own_masks(tiny: Callable[[str], TinyModel]) ->
     assert_close(stream.logits(short_states), whole(model, short))
 
 
-def materialised(stream: BlockStream) -> set[int]:
+def materialized(stream: BlockStream) -> set[int]:
     """Layers with any parameter that is not on the meta device."""
     return {
         index
@@ -126,13 +126,13 @@ def test_one_block_at_a_time_is_in_memory(tiny: Callable[[str], TinyModel], fami
     """All of its parameters are real inside the context, none of any layer outside."""
     stream = open_stream(tiny(family))
     hidden = stream.embed(IDS)
-    assert materialised(stream) == set()
+    assert materialized(stream) == set()
     for index in range(stream.num_layers):
         with stream.block(index) as block:
-            assert materialised(stream) == {index}
+            assert materialized(stream) == {index}
             assert not any(parameter.is_meta for parameter in block.layer.parameters())
             hidden = block.forward(hidden)
-        assert materialised(stream) == set()
+        assert materialized(stream) == set()
 
 
 def test_a_failure_inside_a_block_releases_it(tiny: Callable[[str], TinyModel]) -> None:
@@ -140,7 +140,7 @@ def test_a_failure_inside_a_block_releases_it(tiny: Callable[[str], TinyModel]) 
     stream = open_stream(tiny("llama"))
     with pytest.raises(ValueError, match="stop"), stream.block(0):
         raise ValueError("stop")
-    assert materialised(stream) == set()
+    assert materialized(stream) == set()
 
 
 LINEARS = ("gate_proj", "up_proj", "down_proj", "q_proj", "k_proj", "v_proj", "o_proj")
@@ -177,7 +177,7 @@ def test_a_replaced_linear_is_used_and_put_back(tiny: Callable[[str], TinyModel]
     with stream.block(0) as block:
         assert block.linears[name] is linear
         assert torch.equal(block.forward(hidden), original)
-    assert materialised(stream) == set()
+    assert materialized(stream) == set()
 
 
 def test_factors_multiply_from_the_right() -> None:

@@ -38,7 +38,7 @@ def collect(linears: dict[str, nn.Module], batches: list[torch.Tensor]) -> dict[
     return dict(collector.groups())
 
 
-def test_gram_is_the_uncentred_mean_over_all_tokens() -> None:
+def test_gram_is_the_uncentered_mean_over_all_tokens() -> None:
     """Batches of unequal size; a mean far from zero stays in."""
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randn(shape, generator=generator) + 2 for shape in ((3, 5, 6), (1, 2, 6), (7, 6))]
@@ -51,24 +51,24 @@ def test_gram_is_the_uncentred_mean_over_all_tokens() -> None:
 
 
 def test_the_mean_makes_the_covariance() -> None:
-    """First moments over all tokens of unequal batches; centred second moments are NumPy's covariance."""
+    """First moments over all tokens of unequal batches; centered second moments are NumPy's covariance."""
     generator = torch.Generator().manual_seed(4)
     batches = [torch.randn(shape, generator=generator) * 0.1 + 20 for shape in ((3, 5, 6), (7, 6))]
     statistics = collect({"a": nn.Linear(6, 2)}, batches)["a",]
     flat = np.concatenate([b.reshape(-1, 6).double().numpy() for b in batches])
     np.testing.assert_allclose(statistics.mean, flat.mean(axis=0), rtol=1e-13)
-    np.testing.assert_allclose(statistics.centred.gram, np.cov(flat.T, bias=True), rtol=1e-8)
-    assert not statistics.centred.mean.any()
+    np.testing.assert_allclose(statistics.centered.gram, np.cov(flat.T, bias=True), rtol=1e-8)
+    assert not statistics.centered.mean.any()
 
 
 def test_a_constant_feature_has_no_variance_at_all() -> None:
     """Rounding of either sign would give the square root of a negative number."""
     x = torch.randn(50, 6, generator=torch.Generator().manual_seed(5))
     x[:, 1], x[:, 4] = 0.1, -1e4 / 3
-    centred = collect({"a": nn.Linear(6, 2)}, [x, x[:7]])["a",].centred
-    assert (centred.rms == 0).tolist() == [False, True, False, False, True, False]
-    assert not centred.gram[[1, 4]].any()
-    assert not centred.gram[:, [1, 4]].any()
+    centered = collect({"a": nn.Linear(6, 2)}, [x, x[:7]])["a",].centered
+    assert (centered.rms == 0).tolist() == [False, True, False, False, True, False]
+    assert not centered.gram[[1, 4]].any()
+    assert not centered.gram[:, [1, 4]].any()
 
 
 def test_products_are_exact_before_a_bias() -> None:
@@ -82,7 +82,7 @@ def test_products_are_exact_before_a_bias() -> None:
         with collector.collecting():
             linear(x)
         ((_, statistics),) = collector.groups()
-        errors[biased] = np.abs(statistics.centred.gram - expected).max() / expected.max()
+        errors[biased] = np.abs(statistics.centered.gram - expected).max() / expected.max()
     assert errors[True] < 1e-6
     assert errors[False] > 1e-2
 
@@ -112,7 +112,7 @@ def test_every_eighth_batch_is_held_out_and_counted(count: int) -> None:
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_a_drift_is_the_moment_of_the_differences(exact: bool) -> None:
-    """Of all tokens, of the held-out batches, of the rest, and centred; NumPy's on the tokens."""
+    """Of all tokens, of the held-out batches, of the rest, and centered; NumPy's on the tokens."""
     generator = torch.Generator().manual_seed(7)
     batches = [torch.randn(2, 5, 4, generator=generator) + 3 for _ in range(7)]
     originals = [batch + 0.1 * torch.randn(batch.shape, generator=generator) for batch in batches]
@@ -129,11 +129,11 @@ def test_a_drift_is_the_moment_of_the_differences(exact: bool) -> None:
         tolerance = {"rtol": 1e-9, "atol": 1e-14} if exact else {"rtol": 1e-4, "atol": 1e-6}
         np.testing.assert_allclose(statistics.drift.cross, (x - x_hat).T @ x_hat / len(x), **tolerance)
         np.testing.assert_allclose(statistics.drift.mean, (x - x_hat).mean(axis=0), **tolerance)
-        centred = statistics.centred.drift
-        assert centred is not None
+        centered = statistics.centered.drift
+        assert centered is not None
         expected = (x - x_hat).T @ (x_hat - x_hat.mean(axis=0)) / len(x)
-        np.testing.assert_allclose(centred.cross, expected, rtol=1e-2 if not exact else 1e-8, atol=1e-5)
-        assert not centred.mean.any()
+        np.testing.assert_allclose(centered.cross, expected, rtol=1e-2 if not exact else 1e-8, atol=1e-5)
+        assert not centered.mean.any()
 
 
 def test_a_drift_that_overflows_is_not_finite() -> None:

@@ -212,12 +212,12 @@ def test_a_short_text_is_noticed(tmp_path: Path) -> None:
 
 
 def test_a_long_text_is_sampled_over_its_whole_length(tokenizer_json: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a text far longer than needed only some pieces are tokenised, from the beginning to the end."""
+    """Of a text far longer than needed only some pieces are tokenized, from the beginning to the end."""
     monkeypatch.setattr(text_module, "CHUNK_CHARACTERS", 64)
     monkeypatch.setattr(text_module, "LEAST_CHUNKS", 10)
     text = "".join(letter * 640 for letter in "0123456789")
     tokenizer = text_module.open_tokenizer("builtin", tokenizer_json)
-    ids = text_module._tokenise(text, tokenizer, options("builtin", sequences=1, length=2, probes=1))
+    ids = text_module._tokenize(text, tokenizer, options("builtin", sequences=1, length=2, probes=1))
     assert ids.tolist() == plain_ids(tokenizer_json, "".join(letter * 64 for letter in "0123456789"))
 
 

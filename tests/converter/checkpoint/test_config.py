@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import CONFIG_MAPPING
 
-from curconvert.checkpoint.config import merge_overrides, normalise_config, parse_overrides
+from curconvert.checkpoint.config import merge_overrides, normalize_config, parse_overrides
 from curconvert.families.family import SUPPORTED_FAMILIES, family_of
 from support.families import FAMILIES
 
@@ -50,16 +50,16 @@ DIALECTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", DIALECTS)
-def test_normalising_again_changes_nothing(case: str) -> None:
-    """A normalised config is a fixed point: our own artifacts can be opened again."""
-    config = normalise_config({**SIZES, **DIALECTS[case]}, "config.json")
-    assert normalise_config(config, "config.json") == config
+def test_normalizing_again_changes_nothing(case: str) -> None:
+    """A normalized config is a fixed point: our own artifacts can be opened again."""
+    config = normalize_config({**SIZES, **DIALECTS[case]}, "config.json")
+    assert normalize_config(config, "config.json") == config
 
 
 @pytest.mark.parametrize("case", DIALECTS)
 def test_both_dialects_are_present_and_agree(case: str) -> None:
     """rope_theta and rope_scaling say what rope_parameters say, and head_dim and tying are explicit."""
-    config = normalise_config({**SIZES, **DIALECTS[case], "torch_dtype": "bfloat16"}, "config.json")
+    config = normalize_config({**SIZES, **DIALECTS[case], "torch_dtype": "bfloat16"}, "config.json")
     full = config["rope_parameters"].get("full_attention", config["rope_parameters"])
     assert config["rope_theta"] == full["rope_theta"]
     assert (config["rope_scaling"] is None) == (full["rope_type"] == "default")
@@ -71,11 +71,11 @@ def test_both_dialects_are_present_and_agree(case: str) -> None:
 
 @pytest.mark.parametrize("case", DIALECTS)
 def test_transformers_reads_the_same_rope_from_either_form(case: str) -> None:
-    """What transformers makes of the normalised config is what it makes of the source."""
+    """What transformers makes of the normalized config is what it makes of the source."""
     source = {**SIZES, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, **DIALECTS[case]}
     if case == "v4-phi3-su":  # transformers 5 no longer knows the old name
         source["rope_scaling"] = LONGROPE
-    config = normalise_config(source, "config.json")
+    config = normalize_config(source, "config.json")
     family = CONFIG_MAPPING[config["model_type"]]
     expected = family(**{key: value for key, value in source.items() if key != "model_type"}).to_dict()
     found = family(**{key: value for key, value in config.items() if key != "model_type"}).to_dict()
@@ -90,7 +90,7 @@ def test_transformers_reads_the_same_rope_from_either_form(case: str) -> None:
 
 def test_gemma3_keeps_two_bases() -> None:
     """The base of the sliding layers is rope_local_base_freq in version 4."""
-    config = normalise_config({**SIZES, **DIALECTS["v4-gemma3"]}, "config.json")
+    config = normalize_config({**SIZES, **DIALECTS["v4-gemma3"]}, "config.json")
     assert config["rope_parameters"]["sliding_attention"] == {"rope_type": "default", "rope_theta": 3e4}
     assert config["rope_parameters"]["full_attention"]["factor"] == 8.0
     assert (config["rope_theta"], config["rope_local_base_freq"]) == (2e6, 3e4)
@@ -98,21 +98,21 @@ def test_gemma3_keeps_two_bases() -> None:
 
 def test_olmo3_has_one_base_for_all_layers() -> None:
     """A version 4 rope_theta, stored or set, reaches sliding and full layers (transformers 5 forgets the former)."""
-    stored = normalise_config({**SIZES, "model_type": "olmo3", "rope_theta": 2e4}, "config.json")
-    changed = normalise_config(merge_overrides(stored, {"rope_theta": 3e4}), "config.json")
+    stored = normalize_config({**SIZES, "model_type": "olmo3", "rope_theta": 2e4}, "config.json")
+    changed = normalize_config(merge_overrides(stored, {"rope_theta": 3e4}), "config.json")
     assert [part["rope_theta"] for part in stored["rope_parameters"].values()] == [2e4, 2e4]
     assert [part["rope_theta"] for part in changed["rope_parameters"].values()] == [3e4, 3e4]
 
 
 def test_remote_code_is_dropped() -> None:
     """`auto_map` names Python files; it does not reach an artifact."""
-    config = normalise_config({**SIZES, "model_type": "phi3", "auto_map": {"AutoConfig": "x.y"}}, "config.json")
+    config = normalize_config({**SIZES, "model_type": "phi3", "auto_map": {"AutoConfig": "x.y"}}, "config.json")
     assert "auto_map" not in config
 
 
 def test_default_special_tokens_outside_the_vocabulary_are_dropped() -> None:
     """A family's default ids mean nothing in a smaller vocabulary."""
-    assert normalise_config({**SIZES, "model_type": "smollm3"}, "config.json")["pad_token_id"] is None
+    assert normalize_config({**SIZES, "model_type": "smollm3"}, "config.json")["pad_token_id"] is None
 
 
 def test_overrides_are_json_where_they_can_be() -> None:
@@ -124,15 +124,15 @@ def test_overrides_are_json_where_they_can_be() -> None:
 def test_a_rope_scaling_override_replaces_the_stored_one() -> None:
     """`--config-set rope_scaling=…` wins over rope_parameters and keeps the base."""
     raw = {**SIZES, **DIALECTS["v5-llama3"]}
-    linear = normalise_config(merge_overrides(raw, {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}), "c")
+    linear = normalize_config(merge_overrides(raw, {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}), "c")
     assert linear["rope_parameters"] == {"rope_type": "linear", "factor": 4.0, "rope_theta": 5e5}
-    plain = normalise_config(merge_overrides(raw, {"rope_scaling": None}), "c")
+    plain = normalize_config(merge_overrides(raw, {"rope_scaling": None}), "c")
     assert plain["rope_parameters"] == {"rope_type": "default", "rope_theta": 5e5}
 
 
 def test_phi3_parts_have_the_rows_of_its_heads() -> None:
     """q rows are heads · head_dim, k and v rows kv heads · head_dim, gate and up the intermediate size."""
-    config = normalise_config({**SIZES, "model_type": "phi3"}, "config.json")
+    config = normalize_config({**SIZES, "model_type": "phi3"}, "config.json")
     family = family_of(config)
     assert family.parts(config, "self_attn.qkv_proj") == {"q_proj": 32, "k_proj": 16, "v_proj": 16}
     assert family.parts(config, "mlp.gate_up_proj") == {"gate_proj": 48, "up_proj": 48}

@@ -67,7 +67,7 @@ def test_a_gguf_computes_what_the_original_computes(
 def test_stored_values_come_back_as_the_gguf_package_decodes_them(
     kind: GGMLQuantizationType, tiny: Callable[[str], TinyModel], tmp_path: Path
 ) -> None:
-    """Bit for bit: half types as they are, quantised ones as float32."""
+    """Bit for bit: half types as they are, quantized ones as float32."""
     expected = write_gguf(tmp_path / "model.gguf", tiny("llama"), kind)
     checkpoint = open_checkpoint(tmp_path / "model.gguf")
     for name, values in expected.items():
@@ -125,7 +125,7 @@ def test_unpermute_undoes_the_interleaving() -> None:
 
 
 def test_phi3_is_split_after_decoding(tiny: Callable[[str], TinyModel], tmp_path: Path) -> None:
-    """Row slices of a quantised fused projection are those of its decoded form."""
+    """Row slices of a quantized fused projection are those of its decoded form."""
     expected = write_gguf(tmp_path / "model.gguf", tiny("phi3"), Kind.Q8_0)["model.layers.1.self_attn.qkv_proj.weight"]
     checkpoint = open_checkpoint(tmp_path / "model.gguf")
     parts = [checkpoint.read(f"model.layers.1.self_attn.{part}_proj.weight") for part in "qkv"]

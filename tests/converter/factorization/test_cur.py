@@ -45,7 +45,7 @@ def square_root(gram: Matrix) -> Matrix:
     return np.asarray(vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T)
 
 
-def vectorised(W: Matrix, C: Matrix, R: Matrix, gram: Matrix) -> Matrix:
+def vectorized(W: Matrix, C: Matrix, R: Matrix, gram: Matrix) -> Matrix:
     """Solve min ‖(W − CUR) H^½‖ as one long least-squares problem."""
     root = square_root(gram)
     system = np.kron(C, (R @ root).T)  # row-major vec(C U R H^½)
@@ -60,11 +60,11 @@ def link(W: Matrix, C: Matrix, R: Matrix, gram: Matrix | None) -> Matrix:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("metric", ["plain", "diagonal", "full"])
-def test_link_equals_the_vectorised_least_squares(seed: int, metric: str) -> None:
-    """The closed form is the minimiser in each metric."""
+def test_link_equals_the_vectorized_least_squares(seed: int, metric: str) -> None:
+    """The closed form is the minimizer in each metric."""
     W, C, R, gram = problem(seed)
     H = {"plain": None, "diagonal": np.diag(np.diag(gram)), "full": gram}[metric]
-    expected = vectorised(W, C, R, np.eye(W.shape[1]) if H is None else H)
+    expected = vectorized(W, C, R, np.eye(W.shape[1]) if H is None else H)
     np.testing.assert_allclose(link(W, C, R, H), expected, rtol=1e-8, atol=1e-8)
 
 
@@ -126,7 +126,7 @@ def test_singular_problems_have_the_least_norm_solution(case: str) -> None:
     """Rank-deficient factors and metrics give a finite U that is as good as the best and no larger."""
     W, C, R, gram = singular_cases()[case]
     root = square_root(gram)
-    U, best = link(W, C, R, gram), vectorised(W, C, R, gram)
+    U, best = link(W, C, R, gram), vectorized(W, C, R, gram)
     assert np.isfinite(U).all()
     error, least = (np.linalg.norm((W - C @ u @ R) @ root) for u in (U, best))
     assert error <= least + 1e-7 * (1 + np.linalg.norm(W @ root))
@@ -185,11 +185,11 @@ def test_the_full_link_has_the_smallest_output_error() -> None:
 
 
 def test_the_ridge_weighs_the_diagonal_of_the_gram_matrix() -> None:
-    """`full` minimises in H + λ diag(H)."""
+    """`full` minimizes in H + λ diag(H)."""
     weight, stats = random_weight(2), statistics(2, 18)
     factors = factorized(weight, stats, 5, options(link="full", ridge=0.3), torch.float64)
     W, C, R = (t.double().numpy() for t in (weight, factors.tensors["C"], factors.tensors["R"]))
-    expected = vectorised(W, C, R, stats.gram + 0.3 * np.diag(np.diag(stats.gram)))
+    expected = vectorized(W, C, R, stats.gram + 0.3 * np.diag(np.diag(stats.gram)))
     np.testing.assert_allclose(factors.tensors["U"].numpy(), expected, rtol=1e-6, atol=1e-8)
 
 

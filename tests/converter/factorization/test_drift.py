@@ -43,7 +43,7 @@ def split(x: Matrix, x_hat: Matrix, count: int) -> InputStatistics:
 
 
 def regression(weight: Matrix, x: Matrix, x_hat: Matrix, ridge: float = 0.0) -> Matrix:
-    """The D that minimises `‖W x − (W + D) x̂‖² + λ ‖D diag(H)^½‖²` over tokens, by augmented least squares."""
+    """The D that minimizes `‖W x − (W + D) x̂‖² + λ ‖D diag(H)^½‖²` over tokens, by augmented least squares."""
     lost = (x - x_hat) @ weight.T / np.sqrt(len(x))
     pull = np.diag(np.sqrt(ridge * (x_hat**2).mean(axis=0)))
     system = np.vstack([x_hat / np.sqrt(len(x)), pull])
@@ -189,7 +189,7 @@ def test_a_bias_makes_up_for_the_means_drift_too(method: str) -> None:
     assert found.relative_output_error == pytest.approx(error, rel=1e-9)
 
 
-def test_before_a_bias_the_share_is_chosen_on_centred_tokens() -> None:
+def test_before_a_bias_the_share_is_chosen_on_centered_tokens() -> None:
     """The bias carries the means, so how far they have moved does not count."""
     x, x_hat = streams(10, 120, noise=1.0)
     weight, bias = random_weight(10), torch.zeros(M, dtype=torch.float64)

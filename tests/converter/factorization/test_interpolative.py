@@ -45,7 +45,7 @@ def test_rows_are_the_pivots_of_qr_of_the_weighted_rows(shape: tuple[int, int]) 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_coefficients_are_least_squares_for_the_deployed_rows(shape: tuple[int, int], dtype: torch.dtype) -> None:
-    """T minimises ‖(W' − T R) H^½‖ for R as it was rounded, in H + λ diag(H)."""
+    """T minimizes ‖(W' − T R) H^½‖ for R as it was rounded, in H + λ diag(H)."""
     weight, stats = random_weight(1, *shape), correlated(1, shape[1])
     found = factorized(weight, stats, 7, "rows", 0.1, dtype)
     root = np.linalg.cholesky(stats.gram + 0.1 * np.diag(np.diag(stats.gram)))

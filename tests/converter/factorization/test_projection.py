@@ -85,7 +85,7 @@ def optimum(method: str, factors: Factorization, weight: Matrix, x: Matrix) -> f
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("method", FULL)
 def test_factors_and_bias_are_the_best_together(method: str, seed: int) -> None:
-    """Equal to NumPy's optimum, better than factors of the uncentred inputs, and what is reported."""
+    """Equal to NumPy's optimum, better than factors of the uncentered inputs, and what is reported."""
     weight, bias, x = layer(seed)
     found, without = factorize(method, weight, bias, x), factorize(method, weight, None, x)
     error = output_error(found, weight, bias, x)
@@ -139,7 +139,7 @@ def test_the_mlps_bias_carries_the_mean_of_dropped_neurons() -> None:
     assert error < 0.98 * output_error(found[False], weight, bias, h)
 
 
-def test_the_two_sided_optimum_is_centred_too(tmp_path: Path) -> None:
+def test_the_two_sided_optimum_is_centered_too(tmp_path: Path) -> None:
     """In the metric of the loss no rank-6 matrix with any bias does better."""
     weight, bias, x = layer(9)
     rng = np.random.default_rng(0)

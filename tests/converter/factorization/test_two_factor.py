@@ -36,7 +36,7 @@ def test_svd_llm_reports_the_least_output_error() -> None:
     assert found.relative_output_error == pytest.approx(best_error(W, H, 6) / error_in(H, W), rel=1e-6)
 
 
-def test_the_ridge_moves_the_optimum_to_the_regularised_metric() -> None:
+def test_the_ridge_moves_the_optimum_to_the_regularized_metric() -> None:
     """The product is the best in H + λ diag(H)."""
     weight, stats = random_weight(1), correlated(1)
     W, H = weight.numpy(), stats.gram + 0.5 * np.diag(np.diag(stats.gram))

@@ -114,7 +114,7 @@ def test_a_byte_range_of_the_wrong_length_is_refused(model: TinyModel) -> None:
 
 
 def test_a_tensor_without_bytes_is_refused(model: TinyModel) -> None:
-    """A dequantised tensor has to be written to a file first."""
+    """A dequantized tensor has to be written to a file first."""
     check(model, {NORM: replace(model.tensors[NORM], location=None)}, InputError, f"{NORM} has no raw bytes")
 
 

@@ -134,7 +134,7 @@ def test_the_fused_graph_uses_the_fused_operators(llama: TinyModel) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_large_initialiser_is_external(llama: TinyModel, name: str) -> None:
+def test_every_large_initializer_is_external(llama: TinyModel, name: str) -> None:
     """What is stored inside a graph is below 1 KiB; every weight is a byte range of model.safetensors."""
     proto = onnx.load(llama.folder / name, load_external_data=False)
     inline = [tensor for tensor in proto.graph.initializer if not tensor.external_data]
@@ -175,7 +175,7 @@ def test_inputs_and_outputs_are_those_that_clients_expect(llama: TinyModel, name
 
 
 def test_a_tied_head_reads_the_embedding(tmp_path: Path) -> None:
-    """Without a stored lm_head.weight, the head multiplies by the embedding's initialiser."""
+    """Without a stored lm_head.weight, the head multiplies by the embedding's initializer."""
     model = make_checkpoint(tmp_path, "llama", tie_word_embeddings=True)
     for graph in _both(build_graphs(model.config, model.tensors, {})):
         assert "lm_head.weight" not in graph.initializers
@@ -259,7 +259,7 @@ def test_long_contexts_do_not_enlarge_the_graph(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_normalised_config_gives_the_same_graphs(case: str, tmp_path: Path) -> None:
+def test_the_normalized_config_gives_the_same_graphs(case: str, tmp_path: Path) -> None:
     """The config that a checkpoint presents, both dialects of keys in it, means what the stored one means."""
     family, settings = CASES[case]
     model = make_checkpoint(tmp_path / "dense", family, **settings)

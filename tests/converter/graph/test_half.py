@@ -57,8 +57,8 @@ def test_it_computes_what_transformers_computes(case: str, form: str, tmp_path: 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_kernels_take_float16_and_normalisations_float32(family: str, tmp_path: Path) -> None:
-    """No kernel sees a float32 number, no weight is widened but those of plain normalisations, squares are float32."""
+def test_kernels_take_float16_and_normalizations_float32(family: str, tmp_path: Path) -> None:
+    """No kernel sees a float32 number, no weight is widened but those of plain normalizations, squares are float32."""
     model = saved(tmp_path, family, "mixed")
     graph = ir.load(model.folder / FUSED).graph
     cache = [value for value in (*graph.inputs, *graph.outputs) if "key" in value.name or "value" in value.name]

@@ -205,7 +205,7 @@ def test_slices_are_compared_after_the_cast(tmp_path: Path, dtype: str) -> None:
     assert _failed(check_slices(out, source)) == set()
 
 
-def test_another_checkpoint_is_recognised(qwen2: Pair, tmp_path: Path) -> None:
+def test_another_checkpoint_is_recognized(qwen2: Pair, tmp_path: Path) -> None:
     """One changed weight is another source file, and another norm."""
     other = Path(shutil.copytree(qwen2[0], tmp_path / "other"))
     tensors = load_file(other / "model.safetensors")
@@ -273,7 +273,7 @@ def test_rotations_of_other_families(tmp_path: Path, family: str, settings: dict
 
 
 def test_lengths_that_change_the_rotation_are_left_out(qwen2: Pair) -> None:
-    """For a scaling that is not modelled here nothing is claimed."""
+    """For a scaling that is not modeled here nothing is claimed."""
     artifact = Artifact.open(qwen2[1])
     parameters = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 2.0}
     assert rotary_check({"rope_parameters": parameters}, Probes.load(artifact).compressed) is None

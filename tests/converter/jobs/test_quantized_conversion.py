@@ -1,4 +1,4 @@
-"""Quantised artifacts, from the options to every gate: parity, the original's numbers, planted faults."""
+"""Quantized artifacts, from the options to every gate: parity, the original's numbers, planted faults."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ INT4, INT8 = Quantization("int4", 32), Quantization("int8")
 ZEROS = Quantization("int4", 32, asymmetric=True)
 MIXED = Quantization("mixed", 32, bits_per_weight=7.0)
 TIED = {"tie_word_embeddings": True}
-# Method, its size, family, its settings, quantisation: every form, both tyings, both types, with and without zeros.
+# Method, its size, family, its settings, quantization: every form, both tyings, both types, with and without zeros.
 CASES: dict[str, tuple[str, dict[str, Any], str, dict[str, Any], Quantization]] = {
     "dense": ("dense", {"rank": None}, "llama", TIED, INT8),
     "dense-untied": ("dense", {"rank": None}, "phi3", {}, Quantization("int8", 64, asymmetric=True)),
@@ -73,11 +73,11 @@ def made(tmp_path_factory: pytest.TempPathFactory, tokens: Path) -> Callable[[st
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_gate_passes(made: Callable[[str], tuple[Path, Path]], name: str) -> None:
-    """Both graphs answer as torch does with the dequantised weights, and those are as near to the original as said."""
+    """Both graphs answer as torch does with the dequantized weights, and those are as near to the original as said."""
     source, out = made(name)
     checks = [*torch_parity(out).checks, *check_slices(out, source)]
     assert {check.name for check in checks if not check.passed} == set()
-    assert {"torch.portable.logits", "torch.fused.logits", "source.quantised"} <= {check.name for check in checks}
+    assert {"torch.portable.logits", "torch.fused.logits", "source.quantized"} <= {check.name for check in checks}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -260,7 +260,7 @@ def test_a_changed_digit_is_found(made: Callable[[str], tuple[Path, Path]], tmp_
     source, out = made("dense")
     folder = copied(out, tmp_path)
     change_byte(folder, "model.layers.1.mlp.up_proj.weight.q")
-    assert "source.quantised" in {check.name for check in check_slices(folder, source) if not check.passed}
+    assert "source.quantized" in {check.name for check in check_slices(folder, source) if not check.passed}
     assert {check.name for check in verify(folder).failures} >= {"parity.portable.logits", "parity.fused.logits"}
 
 

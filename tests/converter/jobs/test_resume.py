@@ -43,10 +43,10 @@ SETTINGS: Mapping[str, dict[str, Any]] = {
     "soco": {"rank": None, "keep": 0.8, "rank_multiple": 4, "steps": 60},
     "fwsvd": {"self_text": 0.5},
     "modegpt": {"rank": None, "density": 0.6},
-    "quantised": {"layers": "2-3", "quantization": Quantization("int4", 32)},
+    "quantized": {"layers": "2-3", "quantization": Quantization("int4", 32)},
     "mixed": {"quantization": Quantization.of(None, 32, bits_per_weight=7.0)},
 }
-METHODS = {"sequential": "cur", "search": "auto", "quantised": "pifa", "mixed": "row-id"}
+METHODS = {"sequential": "cur", "search": "auto", "quantized": "pifa", "mixed": "row-id"}
 
 
 class StopError(Exception):

@@ -130,7 +130,7 @@ def test_what_does_not_go_together_is_refused(values: dict[str, Any], words: str
 
 
 def test_a_target_is_any_provider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is written for it follows its entry: arithmetic, whether it multiplies quantised weights, genai's name."""
+    """What is written for it follows its entry: arithmetic, whether it multiplies quantized weights, genai's name."""
     entry = Provider("ToyExecutionProvider", "toy", arithmetic="float16", quantized=False, genai={"toy": {"fast": "1"}})
     monkeypatch.setitem(PROVIDERS, "toy", entry)
     _, out = convert_tiny(tmp_path, "llama", target="toy")

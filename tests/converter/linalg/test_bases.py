@@ -40,7 +40,7 @@ def test_deim_finds_the_points_that_it_finds_in_a_full_svd(shape: tuple[int, int
 
 
 def test_fewer_steps_would_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The number of steps matters: with one, as in an ordinary randomised SVD, DEIM finds other points."""
+    """The number of steps matters: with one, as in an ordinary randomized SVD, DEIM finds other points."""
     monkeypatch.setattr(bases, "_STEPS", 1)
     matrix, rank = slowly_decaying(0, 700, 500), 40
     left, _, _ = exact_bases(matrix, rank)

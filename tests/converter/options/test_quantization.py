@@ -50,7 +50,7 @@ def test_bad_values_are_refused(given: tuple[Any, ...], words: str) -> None:
 
 
 def test_nothing_is_quantized_unless_it_is_asked_for() -> None:
-    """No option, no quantisation."""
+    """No option, no quantization."""
     assert Quantization.of(None) is None
     assert ConvertOptions.for_method("cur").to_json()["quantization"] is None
 

@@ -1,4 +1,4 @@
-"""Factors are quantised one after the other, each by the inputs that reach it through those before it."""
+"""Factors are quantized one after the other, each by the inputs that reach it through those before it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def factors_of(form: str, rank: int = R) -> Factorization:
 
 
 def run(factors: Factorization, projection: Projection, quantization: Quantization = INT4) -> Factorization:
-    """Quantise."""
+    """Quantize."""
     return QuantizationTask("layer.weight", factors, projection, quantization, FLOAT, RIDGE).run()["layer.weight"]
 
 
@@ -153,7 +153,7 @@ def test_every_form_has_factors_to_quantize(form: str) -> None:
 
 
 def test_errors_are_those_of_what_is_stored(statistics: InputStatistics, inputs: NDArray[np.float64]) -> None:
-    """Of the product of the dequantised factors, on the inputs themselves."""
+    """Of the product of the dequantized factors, on the inputs themselves."""
     original = weight()
     found = run(factors_of("two_factor"), Projection(original, statistics))
     product = found.tensors["A"].double().numpy() @ found.tensors["B"].double().numpy()

@@ -185,7 +185,7 @@ def test_scores_conform_to_their_schema_and_stay_out_of_what_is_healed(home: Pat
         ("scored", ResizeOptions(0.95), InputError, "ask for fewer"),
         ("scored", ResizeOptions(target_parameters=10**9), InputError, "--target-params 1000000000"),
         ("scored", ResizeOptions(0.1), InputError, "keep more"),
-        ("int8", ResizeOptions(0.7), UnsupportedError, "quantised"),
+        ("int8", ResizeOptions(0.7), UnsupportedError, "quantized"),
         ("exported", ResizeOptions(0.7), InputError, "--scored"),
     ],
 )

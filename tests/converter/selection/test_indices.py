@@ -147,7 +147,7 @@ def greedy_rows(matrix: Matrix) -> list[int]:
 
 
 def test_lu_takes_columns_from_a_sketch_and_rows_from_these_columns() -> None:
-    """Randomised LUPP, with the Gaussian matrix that the tensor's name and the seed stand for."""
+    """Randomized LUPP, with the Gaussian matrix that the tensor's name and the seed stand for."""
     matrix = np.random.default_rng(9).standard_normal((60, 45))
     sketch = tensor_rng(0, "x").standard_normal((7, 60), dtype=np.float32) @ matrix
     chosen = choose(matrix, 7, "lu")

@@ -129,7 +129,7 @@ def test_standard_error_of_one_sequence_is_unknown() -> None:
 
 
 @pytest.mark.parametrize("shape", [(0, 8), (8, 0), (3,)])
-def test_no_tokens_cannot_be_summarised(shape: tuple[int, ...]) -> None:
+def test_no_tokens_cannot_be_summarized(shape: tuple[int, ...]) -> None:
     """Zero samples are an error, not a zero divergence."""
     with pytest.raises(InputError, match="no tokens"):
         summarize(np.zeros(shape))

@@ -297,7 +297,7 @@ def test_a_bad_weight_that_no_probe_touches_fails(copy: Path, value: float) -> N
 
 @pytest.mark.parametrize(("bits", "fails"), [(0x7F80, True), (0xFFC0, True), (0x7F7F, False), (0x0001, False)])
 def test_bfloat16_weights_are_read_as_bits(tmp_path: Path, bits: int, fails: bool) -> None:
-    """Infinity and NaN of bfloat16 are recognised, its largest number and a denormal are not mistaken for them."""
+    """Infinity and NaN of bfloat16 are recognized, its largest number and a denormal are not mistaken for them."""
     path = tmp_path / "w.safetensors"
     save_file({"w": np.array([0x3F80, bits], np.uint16).view(np.float16)}, path)
     header = replace(read_headers(path)["w"], dtype="BF16")
@@ -335,8 +335,8 @@ def test_keys_at_shifted_positions_fail(copy: Path) -> None:
     assert {"parity.portable.first_key", "parity.between_graphs"} <= _failed(copy)
 
 
-def test_an_initialiser_of_another_tensor_fails(copy: Path) -> None:
-    """An offset that leads to other bytes than the initialiser's name says is found in the graph."""
+def test_an_initializer_of_another_tensor_fails(copy: Path) -> None:
+    """An offset that leads to other bytes than the initializer's name says is found in the graph."""
     model = toy_graph(copy / "model.safetensors", "fused")
     place = model.tensor("model.positions.weight").external
     place["offset"] = str(int(place["offset"]) - 32)

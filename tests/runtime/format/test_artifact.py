@@ -465,7 +465,7 @@ def test_a_matrix_listed_twice_is_refused(toy: Path) -> None:
 
 
 def graph_with(toy: Path, change: Callable[[Tensor], object]) -> None:
-    """Change the embedding's initialiser in the portable graph, then seal."""
+    """Change the embedding's initializer in the portable graph, then seal."""
     model = toy_graph(toy / "model.safetensors", "portable")
     change(model.tensor("model.embed_tokens.weight"))
     (toy / "model.onnx").write_bytes(model.encode())

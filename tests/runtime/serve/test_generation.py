@@ -38,7 +38,7 @@ def test_greedy_is_the_argmax_chain(session: Session) -> None:
 
 
 def test_a_batch_of_unequal_prompts_equals_its_rows(session: Session) -> None:
-    """Neighbours in a batch, finished or not, do not change a row."""
+    """Neighbors in a batch, finished or not, do not change a row."""
     options = GenerationOptions(max_new_tokens=8)
     batch = session.generate(PROMPTS, options)
     assert [row.ids for row in batch] == [greedy(prompt, 8) for prompt in PROMPTS]

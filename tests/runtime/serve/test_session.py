@@ -221,7 +221,7 @@ def test_auto_takes_the_fused_graph_where_there_is_one(sealed: Path, toy: Path) 
     [{"graph": "other"}, {"provider": "tpu"}, {"threads": 0}, {"threads": True}, {"threads": 1.5}],
 )
 def test_unknown_choices_are_refused(sealed: Path, arguments: dict[str, Any]) -> None:
-    """A misspelt provider, graph or thread count is an input error."""
+    """A misspelled provider, graph or thread count is an input error."""
     with pytest.raises(InputError):
         load(sealed, **arguments)
 

@@ -34,7 +34,7 @@ def factored_linear(form: str, tensors: Mapping[str, Tensor], bias: Tensor | Non
     Args:
         form: Its name.
         tensors: The stored tensors by suffix; index vectors that the product does not need may be among them, and the
-            parts of quantised ones (`R.q`) beside what they stand for (`R`).
+            parts of quantized ones (`R.q`) beside what they stand for (`R`).
         bias: (out_features,) or None; of a form that cuts its outputs that of the kept rows, (rank,).
 
     Raises:

@@ -1,4 +1,4 @@
-"""The nodes that multiply by a matrix, for each form; a dense matrix is the template's own initialiser."""
+"""The nodes that multiply by a matrix, for each form; a dense matrix is the template's own initializer."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from curconvert.graph.weights import Weight
 
 @dataclass(frozen=True)
 class Stored:
-    """The initialisers of one matrix; each is made when it is first asked for.
+    """The initializers of one matrix; each is made when it is first asked for.
 
     Attributes:
         matrix: From a factor's suffix.

@@ -29,7 +29,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Summarise the rounds."""
+        """Summarize the rounds."""
         return cls(statistics.median(values), min(values), max(values))
 
 

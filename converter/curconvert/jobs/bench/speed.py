@@ -48,7 +48,7 @@ def weight_bytes(artifact: Artifact, graph: str) -> int:
     """Return how many bytes of weights a step of decoding reads, from memory.
 
     Weights of 16 bits are float32 there, unless the graph computes in float16. Of an embedding that is not the head as
-    well, only a few rows are read. Quantised weights count as they are stored, without what onnxruntime's kernels keep
+    well, only a few rows are read. Quantized weights count as they are stored, without what onnxruntime's kernels keep
     beside them: on x86 a float32 sum of each block, half a bit a number in blocks of 64.
 
     Args:

@@ -35,10 +35,10 @@ def draw(sweep: Sweep, path: Path) -> None:
         spans = [[middle - low for low, middle, _ in ratios], [high - middle for _, middle, high in ratios]]
         divergences = [point.kl_mean or 0.0 for point in points]
         speed.errorbar(
-            [middle for _, middle, _ in ratios], divergences, xerr=spans, fmt="none", ecolor="grey", alpha=0.6
+            [middle for _, middle, _ in ratios], divergences, xerr=spans, fmt="none", ecolor="gray", alpha=0.6
         )
-    size.axvline(sweep.bytes_before / 1e6, color="grey", linestyle=":", label="original")
-    speed.axvline(1.0, color="grey", linestyle=":", label="original")
+    size.axvline(sweep.bytes_before / 1e6, color="gray", linestyle=":", label="original")
+    speed.axvline(1.0, color="gray", linestyle=":", label="original")
     exact = bool(measured) and all(point.kl_exact for point in measured)
     size.set_ylabel(f"mean KL(original ‖ compressed), nats per token{'' if exact else chr(10) + '(lower bound)'}")
     size.set_xlabel("weights, MB")

@@ -1,4 +1,4 @@
-"""One block's matrices: factorized, quantised, put in their places."""
+"""One block's matrices: factorized, quantized, put in their places."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from curconvert.methods.core.quantized import quantization_tasks
 def compressed(
     method: Method, plans: Sequence[MatrixPlan], statistics: Mapping[str, InputStatistics] | None, context: Context
 ) -> dict[str, Factorization]:
-    """Factorize some of a block's matrices and then, where that is asked for, quantise them and its dense ones.
+    """Factorize some of a block's matrices and then, where that is asked for, quantize them and its dense ones.
 
     Args:
         method: Of compression.

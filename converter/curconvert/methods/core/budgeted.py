@@ -67,7 +67,7 @@ class Budgeted(Method):
 
         Args:
             checkpoint: The opened model.
-            settings: Targets, dtype and quantisation.
+            settings: Targets, dtype and quantization.
 
         Raises:
             InputError: The target is no smaller than the model.

@@ -68,7 +68,7 @@ class Measured:
     Attributes:
         original: Its answers, and the layers' scores where the options asked for them.
         curves: What each size of each module costs; empty unless a method asked for them.
-        tables: Embedding and head where they are quantised.
+        tables: Embedding and head where they are quantized.
     """
 
     original: OriginalPass

@@ -20,7 +20,7 @@ def divergence(method: Method, plan: Plan, context: Context, measured: Measured,
         method: Of compression.
         plan: With sizes allocated.
         context: The conversion; its journal keeps each block, and the result.
-        measured: The original's states on the probes, and quantised tables.
+        measured: The original's states on the probes, and quantized tables.
         stage: Name of this plan's trial in the journal.
     """
     journal = context.journal

@@ -1,4 +1,4 @@
-"""From one block's factors and dense weights to tasks that quantise them."""
+"""From one block's factors and dense weights to tasks that quantize them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def quantization_tasks(
     statistics: Mapping[str, InputStatistics],
     context: Context,
 ) -> Iterator[QuantizationTask]:
-    """Read what one block's quantisation needs.
+    """Read what one block's quantization needs.
 
     Args:
         quantization: What is asked for.

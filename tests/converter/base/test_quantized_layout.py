@@ -1,4 +1,4 @@
-"""The layout of quantised matrices, against numbers written out by hand and against onnxruntime's own kernels."""
+"""The layout of quantized matrices, against numbers written out by hand and against onnxruntime's own kernels."""
 
 from __future__ import annotations
 
