@@ -81,9 +81,7 @@ def measure(markdown: str) -> Readability:
     words = textstat.lexicon_count(text)
     if not words:
         return Readability(0, 100.0, 0.0)
-    sentences = max(1, len(re.findall(r"[.!?]+(?=\s|$)", text)))
-    syllables = textstat.syllable_count(text)
-    return Readability(words, 206.835 - 1.015 * words / sentences - 84.6 * syllables / words, words / sentences)
+    return Readability(words, textstat.flesch_reading_ease(text), textstat.words_per_sentence(text))
 
 
 def main() -> int:
