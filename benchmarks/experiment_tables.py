@@ -5,6 +5,15 @@ from __future__ import annotations
 from benchmarks.cells import KL_CELL, Table, quartile_cell, span_cell
 
 _TRAINED = {"method": "`{method}`", "trained": "{trained}"}
+_SHARED = {"kept by `auto`": "{kept:.0%}", "sharing": "{sharing}"}
+_PRODUCT = {"weights": "{weights}", "block": "{block}", "zero points": "{zero_points}"}
+_PRODUCT_SPEED = {
+    **_PRODUCT,
+    "speed-up": "{speedup:.2f}",
+    "times fewer bytes": "{bytes_say:.2f}",
+    "speed-up / times fewer bytes": "{by_bytes:.2f}",
+    "relative error": "{error:.0e}",
+}
 TABLES = {
     "paper_setting": Table(
         "paper_setting",
@@ -12,25 +21,35 @@ TABLES = {
         {
             "method": "{method}",
             "parameters": "{parameters:,}",
-            "KL mean ± standard error": KL_CELL,
-            "KL median / p90 / p99 / max": "{kl_median:.3f} / {kl_p90:.3f} / {kl_p99:.3f} / {kl_max:.2f}",
-            "same first choice": "{top1:.4f}",
-            "perplexity": "{perplexity_original:.2f} → {perplexity:.2f}",
+            "KL, nats": KL_CELL,
+            "top-1": "{top1:.4f}",
+            "perplexity, original → compressed": "{perplexity_original:.2f} → {perplexity:.2f}",
             "conversion, s": "{seconds:.0f}",
         },
     ),
+    "paper_setting.spread": Table(
+        "paper_setting",
+        "rows",
+        {
+            "method": "{method}",
+            "median": "{kl_median:.3f}",
+            "90th percentile": "{kl_p90:.3f}",
+            "99th percentile": "{kl_p99:.3f}",
+            "maximum": "{kl_max:.2f}",
+        },
+    ),
     "paper_pipeline.seconds": Table(
-        "paper_pipeline", "seconds", {"stage": "{stage}", "seconds, median": "{seconds:.1f}"}
+        "paper_pipeline", "seconds", {"stage": "{stage}", "median time, s": "{seconds:.1f}"}
     ),
     "paper_pipeline.beside": Table(
         "paper_pipeline",
         "beside",
         {
-            "": "{setting}",
+            "method": "{setting}",
             "times as fast": span_cell("faster", ".1f"),
-            "without the errors": span_cell("faster_alone", ".1f"),
-            "output error over the paper's": "{error[median]:.4f} (at most {error[most]:.4f})",
-            "the same rows": "{rows[mean]:.1%} (at least {rows[least]:.1%})",
+            "times as fast, error measurement excluded": span_cell("faster_alone", ".1f"),
+            "output error / paper's": "{error[median]:.4f} (at most {error[most]:.4f})",
+            "rows that the paper's method picks too": "{rows[mean]:.1%} (at least {rows[least]:.1%})",
         },
     ),
     "paper_pipeline.agreement": Table(
@@ -38,20 +57,20 @@ TABLES = {
         "agreement",
         {
             "rank": "{rank}",
-            "default": "{default[mean]:.1%}, {default[least]:.1%}",
-            "Krylov space": "{krylov[mean]:.1%}, {krylov[least]:.1%}",
+            "default: mean, worst matrix": "{default[mean]:.1%}, {default[least]:.1%}",
+            "Krylov space: mean, worst matrix": "{krylov[mean]:.1%}, {krylov[least]:.1%}",
         },
     ),
     "resize": Table(
         "resize",
         "sizes",
         {
-            "kept": "{kept:.2f}",
+            "kept": "{kept:.0%}",
             "parameters": "{parameters:,} / {fresh[parameters]:,}",
-            "KL": "{kl:.4f} / {fresh[kl]:.4f}",
+            "KL, nats": "{kl:.4f} / {fresh[kl]:.4f}",
             "perplexity": "{perplexity:.2f} / {fresh[perplexity]:.2f}",
-            "ratio": "{ratio:.4f}",
-            "seconds": "{seconds:.0f} / {fresh[seconds]:.0f}",
+            "ratio of perplexities": "{ratio:.4f}",
+            "time, s": "{seconds:.0f} / {fresh[seconds]:.0f}",
         },
     ),
     "resize.scored": Table(
@@ -67,12 +86,11 @@ TABLES = {
         "sequential",
         "rows",
         {
-            "matrices": "{matrices}",
+            "compressed matrices (parameters of the model)": "{matrices} ({parameters:,})",
             "method": "`{method}`",
-            "parameters": "{parameters:,}",
             "rule": "{rule}",
-            "KL": "{kl:.4f}",
-            "difference, paired": "{difference:+.4f} ± {difference_error:.4f}",
+            "KL, nats": "{kl:.4f}",
+            "paired difference, nats": "{difference:+.4f} ± {difference_error:.4f}",
             "perplexity": "{perplexity:.2f}",
             "conversion, s": "{seconds:.0f}",
         },
@@ -83,26 +101,33 @@ TABLES = {
         {
             "matrix": "{matrix}",
             "density": "{density}",
-            "median of shared / separate": "{median:.1f}",
-            "range": "{least:.2f} to {most:.0f}",
-            "pairs in which sharing is better": "{better} of {pairs}",
+            "shared / separate, median": "{median:.1f}",
+            "shared / separate, range": "{least:.2f} to {most:.0f}",
+            "pairs where sharing is better": "{better} of {pairs}",
         },
     ),
     "share": Table(
         "share",
         "measured",
         {
-            "`auto`, kept": "{kept:.1f}",
-            "": "{sharing}",
-            "pairs": "{pairs}",
-            "predicted cost": "{cost:.4f}",
-            "KL": KL_CELL,
+            **_SHARED,
+            "shared pairs": "{pairs}",
+            "KL, nats": KL_CELL,
+            "paired difference, nats": "{difference:+.4f} ± {difference_error:.4f}",
             "perplexity": "{perplexity:.2f}",
-            "same first choice": "{top1:.3f}",
-            "difference of KL, paired": "{difference:+.4f} ± {difference_error:.4f}",
-            "multiplications a token, 10⁶": "{work!M:.1f}",
-            "of these in keys and values": "{work_kv!M:.1f}",
+            "top-1": "{top1:.3f}",
         },
+    ),
+    "share.cost": Table(
+        "share",
+        "measured",
+        {
+            **_SHARED,
+            "predicted KL, nats": "{cost:.4f}",
+            "multiplications per token, 10⁶": "{work!M:.1f}",
+            "of these in keys and values, 10⁶": "{work_kv!M:.1f}",
+        },
+        needs="cost",
     ),
     "healing": Table(
         "healing",
@@ -110,36 +135,36 @@ TABLES = {
         {
             **_TRAINED,
             "steps": "{steps}",
-            "numbers": "{numbers:,}",
             "original": "{original:.2f}",
             "compressed": "{compressed:.2f}",
             "healed": "{healed:.2f}",
-            "share won back": "{share:.1%} ± {share_error:.1%}",
-            "CPU minutes": "{seconds!t:.0f}",
+            "share recovered": "{share:.1%} ± {share_error:.1%}",
         },
     ),
+    "healing.cost": Table(
+        "healing",
+        "healed",
+        {**_TRAINED, "trained parameters": "{numbers:,}", "CPU time, minutes": "{seconds!t:.0f}"},
+        needs="numbers",
+    ),
     "healing.curves": Table("healing", "curves", _TRAINED, across="step {step}", value="{kl:.3f}"),
-    "products": Table(
+    "products.rounded": Table("products", "products", _PRODUCT_SPEED, only={"level": (None, 4)}),
+    "products.exact": Table("products", "products", _PRODUCT_SPEED, only={"level": (1,)}),
+    "products.bandwidth": Table(
         "products",
         "products",
         {
-            "weights": "{weights}",
-            "block": "{block}",
-            "zero points": "{zero_points}",
+            **_PRODUCT,
             "accuracy level": "{level}",
-            "GB/s": "{rate!G:.1f}",
+            "from memory, GB/s": "{rate!G:.1f}",
             "from the caches, GB/s": "{cached!G:.1f}",
-            "speed-up": "{speedup:.2f}",
-            "bytes say": "{bytes_say:.2f}",
-            "speed-up / bytes": "{by_bytes:.2f}",
-            "relative error": "{error:.0e}",
         },
     ),
     "ordering": Table(
         "ordering",
         "rows",
         {
-            "numbers": "{numbers}",
+            "numbers per token": "{numbers}",
             "tokens": "{tokens}",
             "Gather, µs": "{gather!u:.0f}",
             "Expand and GatherElements, µs": "{elements!u:.0f}",
@@ -151,31 +176,26 @@ TABLES = {
         "rows",
         {
             "batch": "{batch}",
-            "ms a step, symbolic axes": "{symbolic!m:.1f}",
-            "ms, all shapes known": "{static!m:.1f}",
+            "symbolic axes, ms per step": "{symbolic!m:.1f}",
+            "known shapes, ms per step": "{static!m:.1f}",
             "times as fast": quartile_cell("faster"),
         },
     ),
     "stacking": Table(
         "stacking",
         "rows",
-        {
-            "rows × columns": "{shape}",
-            "weights": "{weights}",
-            "tokens": "{tokens}",
-            "apart, µs a layer": "{apart!u:.0f}",
-            "stacked": "{stacked!u:.0f}",
-            "times as fast stacked": "{faster:.2f}",
-        },
+        {"rows × columns": "{shape}", "weights": "{weights}"},
+        across="µs per layer, tokens: {tokens}",
+        value="{apart!u:.0f} → {stacked!u:.0f} ({faster:.2f})",
     ),
     "compensation": Table(
         "compensation",
         "rows",
         {
-            "bits a number": "{bits}",
-            "rounded": "{rounded:.2e}",
-            "with a low-rank correction": "{corrected:.2e}",
-            "int8 for some": "{mixed:.2e}",
+            "bits per number": "{bits}",
+            "int4 alone": "{rounded:.2e}",
+            "int4 with a low-rank correction": "{corrected:.2e}",
+            "int8 for some matrices": "{mixed:.2e}",
         },
     ),
 }

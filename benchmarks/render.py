@@ -1,8 +1,8 @@
 """Put the figures of `results/*.json` into the pages.
 
-Between `<!-- table NAME -->` and `<!-- end -->` stands a table, between `<!-- setting NAME -->` and
-`<!-- end -->` what a result was measured with, and between `<!-- decision NAME -->` and `<!-- end -->` the last
-paragraph of an experiment's docstring. With `--check` nothing is written; a page that differs is an error.
+`<!-- table NAME -->` begins a table, `<!-- setting NAME -->` a folded list of what a result was measured with, and
+`<!-- decision NAME -->` the last paragraph of an experiment's docstring. `<!-- end -->` ends each of them.
+With `--check` nothing is written; a page that differs is an error.
 """
 
 from __future__ import annotations
@@ -21,6 +21,38 @@ from benchmarks.common import RESULTS, ROOT
 
 TABLES = tables.TABLES | experiment_tables.TABLES
 EXPERIMENTS = ROOT / "benchmarks" / "experiments"
+# What the keys of a result's setting are called on a page; any other key is shown as it is, with a capital.
+LABELS = {
+    "1B": "Shape of the 1B rows",
+    "bfloat16": "Effect of bfloat16",
+    "cache": "Capacity of the cache, tokens",
+    "cached": "Repetitions from the caches",
+    "calibration": "Calibration text",
+    "code": "Version of the code",
+    "compressed": "What the compressed artifacts keep",
+    "density": "Density of the other forms",
+    "depth": "Models of different depth",
+    "dtype": "Type of the weights",
+    "fresh": "Fresh conversions",
+    "generated": "Generated tokens",
+    "headline": "*headline*",
+    "int4": "int4",
+    "int8": "int8",
+    "layers": "Compressed layers",
+    "linears": "Linears",
+    "matrix": "Matrix, rows × columns",
+    "pairs": "Test pairs",
+    "parameters": "Parameters of the original",
+    "perplexity": "Perplexity of the original",
+    "pifa": "`pifa`",
+    "prompt": "Prompt, tokens",
+    "read, GB/s": "Read bandwidth of the machine, GB/s",
+    "scored": "Scored artifact",
+    "steps": "Decoding steps",
+    "text": "Evaluation text",
+    "tokens": "Evaluated tokens",
+    "window": "Window, tokens",
+}
 _SECTION = re.compile(r"<!-- (table|setting|decision) (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -35,17 +67,19 @@ def rendered(text: str) -> str:
 
 
 def setting(name: str) -> str:
-    """Return a line that says what a result was measured with, and how."""
+    """Return a folded list that says what a result was measured with, and how."""
     result = _result(name)
-    machine = result["machine"]
-    parts = [
-        f"{key}: {value:,}" if isinstance(value, int) else f"{key}: {value}" for key, value in result["setting"].items()
-    ]
+    machine, command = result["machine"], result["command"]
     threads = f"{machine['threads']} thread" + ("" if machine["threads"] == 1 else "s")
-    versions = ", ".join(f"{package} {number}" for package, number in machine["versions"].items())
-    command = result["command"]
-    made = f"`{command}`" if command.startswith("python ") else command
-    return f"Measured with {'; '.join(parts)}; {machine['cpu']}, {threads}; {versions}. Made by {made}."
+    facts = {LABELS.get(key, key[:1].upper() + key[1:]): value for key, value in result["setting"].items()}
+    facts |= {
+        "Machine": f"{machine['cpu']}, {threads}",
+        "Versions": ", ".join(f"{package} {number}" for package, number in machine["versions"].items()),
+        "Made by": f"`{command}`" if command.startswith("python ") else command,
+    }
+    items = (f"- {key}: {value:,}" if isinstance(value, int) else f"- {key}: {value}" for key, value in facts.items())
+    lines = ['<details markdown="1">', "<summary>How this was measured</summary>", "", *items, "", "</details>"]
+    return "\n".join(lines)
 
 
 def decision(name: str) -> str:

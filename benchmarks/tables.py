@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from benchmarks.cells import KL_CELL, Table, quartile_cell, span_cell
 
-_SERVED = {"artifact": "{artifact}", "batch": "{batch}", "prompt": "{prompt}"}
-_OURS = {
-    "prefill, tokens/s": span_cell("prefill", ".0f"),
-    "decode, tokens/s": span_cell("decode", ".1f"),
-    "start, s": span_cell("start"),
-    "peak, MB": "{peak!M:,.0f}",
-}
+_SERVED = {"artifact": "{artifact}", "batch": "{batch}", "prompt, tokens": "{prompt}"}
+_ONE_PROMPT = {"batch": (1,), "prompt": (128,)}
+_QUALITY = {"method": "`{method}`", "kept": "{kept:.3f}"}
+_DECODED = {"model": "{model}", "form": "{form}", "batch": "{batch}"}
 
 
-def _beside(peer: str) -> dict[str, str]:
-    """Return the columns that say how many times as long a peer takes as our runtime."""
-    return {part: span_cell(f"{peer}[{part}]") for part in ("prefill", "decode", "start")} | {
-        "peak, MB": f"{{{peer}[peak]!M:,.0f}}"
+def _beside(peer: str) -> Table:
+    """Return how many times as long a peer takes as our runtime."""
+    parts = {f"{part}, ratio": span_cell(f"{peer}[{part}]") for part in ("prefill", "decode", "start")}
+    columns = {"artifact": "{artifact}", **parts, "peak memory, MB": f"{{{peer}[peak]!M:,.0f}}"}
+    return Table("serving", "serving", columns, only=_ONE_PROMPT, needs=peer)
+
+
+def _pages(rows: str, part: str, digits: str) -> Table:
+    """Return the speed of the runtime with huge pages, and the ratios of two others, in prefill or in decode."""
+    columns = {
+        **_SERVED,
+        "huge pages, tokens/s": span_cell(part, digits),
+        "small pages, ratio": span_cell(f"small[{part}]"),
+        "onnxruntime-genai, ratio": span_cell(f"genai[{part}]"),
     }
+    return Table("huge_pages", rows, columns)
 
 
 QUALITY = {
@@ -30,13 +38,13 @@ QUALITY = {
         only={"method": ("auto", "soco", "modegpt", "neurons", "pifa", "svd-llm", "row-id", "curing")},
     ),
     "quality.kl": Table(
-        "quality", "points", {"method": "`{method}`"}, across="{kept:.3f}: {target!M:.2f} M", value=KL_CELL
+        "quality", "points", {"method": "`{method}`"}, across="{kept:.0%}: {target!M:.2f} M", value=KL_CELL
     ),
     "quality.perplexity": Table(
         "quality",
         "points",
         {"method": "`{method}`"},
-        across="{kept:.3f}: {target!M:.2f} M",
+        across="{kept:.0%}: {target!M:.2f} M",
         value="{perplexity!p} ({top1:.3f})",
     ),
     "quality.auto": Table(
@@ -46,22 +54,28 @@ QUALITY = {
             "method and size": "`{option}`",
             "parameters": "{parameters:,}",
             "kept": "{kept:.3f}",
-            "KL": KL_CELL,
+            "KL, nats": KL_CELL,
             "perplexity": "{perplexity:.2f}",
-            "same first choice": "{top1:.3f}",
+            "top-1": "{top1:.3f}",
+        },
+    ),
+    "quality.windows": Table(
+        "quality",
+        "tasks",
+        {
+            **_QUALITY,
+            "windows of 1,024, whole text": "{perplexity_1024:.2f}",
+            "windows of 512, first 24,576 tokens": "{perplexity_512:.2f}",
+            "windows of 128, first 24,576 tokens": "{perplexity_128:.2f}",
         },
     ),
     "quality.tasks": Table(
         "quality",
         "tasks",
         {
-            "method": "`{method}`",
-            "kept": "{kept:.3f}",
-            "perplexity, windows of 1024, whole text": "{perplexity_1024:.2f}",
-            "windows of 512, first 24,576 tokens": "{perplexity_512:.2f}",
-            "windows of 128, first 24,576 tokens": "{perplexity_128:.2f}",
-            "BLiMP": "{blimp:.3f} ± {blimp_error:.3f}",
-            "PIQA": "{piqa:.3f} ± {piqa_error:.3f}",
+            **_QUALITY,
+            "BLiMP, accuracy": "{blimp:.3f} ± {blimp_error:.3f}",
+            "PIQA, accuracy": "{piqa:.3f} ± {piqa_error:.3f}",
         },
     ),
 }
@@ -71,31 +85,32 @@ SERVING = {
         "serving",
         {
             "artifact": "{artifact}",
-            "prefill, tokens/s": "{prefill[median]:.0f} ({genai[prefill][median]:.2f})",
-            "decode, tokens/s": "{decode[median]:.1f} ({genai[decode][median]:.2f})",
-            "start, s": "{start[median]:.2f} ({genai[start][median]:.2f})",
-            "peak, MB (onnxruntime-genai's)": "{peak!M:,.0f} ({genai[peak]!M:,.0f})",
+            "prefill, tokens/s (ratio)": "{prefill[median]:.0f} ({genai[prefill][median]:.2f})",
+            "decode, tokens/s (ratio)": "{decode[median]:.1f} ({genai[decode][median]:.2f})",
+            "start, s (ratio)": "{start[median]:.2f} ({genai[start][median]:.2f})",
+            "peak memory, MB (genai's)": "{peak!M:,.0f} ({genai[peak]!M:,.0f})",
         },
-        only={"batch": (1,), "prompt": (128,)},
+        only=_ONE_PROMPT,
         needs="genai",
     ),
-    "serving.ours": Table("serving", "serving", {**_SERVED, **_OURS}),
-    **{
-        f"serving.{peer}": Table("serving", "serving", {**_SERVED, **_beside(peer)}, needs=peer)
-        for peer in ("genai", "hugetlb", "optimum", "torch")
-    },
-    "huge_pages.serving": Table(
-        "huge_pages",
+    "serving.ours": Table(
+        "serving",
         "serving",
         {
-            **_SERVED,
-            **{name: _OURS[name] for name in list(_OURS)[:2]},
-            "small pages: prefill": span_cell("small[prefill]"),
-            "small pages: decode": span_cell("small[decode]"),
-            "onnxruntime-genai: prefill": span_cell("genai[prefill]"),
-            "onnxruntime-genai: decode": span_cell("genai[decode]"),
+            "artifact": "{artifact}",
+            "prefill, tokens/s": span_cell("prefill", ".0f"),
+            "decode, tokens/s": span_cell("decode", ".1f"),
+            "start, s": span_cell("start"),
+            "peak memory, MB": "{peak!M:,.0f}",
         },
+        only=_ONE_PROMPT,
     ),
+    "serving.genai": _beside("genai"),
+    "serving.hugetlb": _beside("hugetlb"),
+    "huge_pages.prefill": _pages("serving", "prefill", ".0f"),
+    "huge_pages.decode": _pages("serving", "decode", ".1f"),
+    "huge_pages.idle_prefill": _pages("idle", "prefill", ".0f"),
+    "huge_pages.idle_decode": _pages("idle", "decode", ".1f"),
     "huge_pages.others": Table(
         "huge_pages",
         "serving",
@@ -113,8 +128,8 @@ SERVING = {
         "peaks",
         {
             "artifact": "{artifact}",
-            "MB of weights a token": "{weights!M:,.0f}",
-            "curconvert": "{peak!M:,.0f}",
+            "weights read per token": "{weights!M:,.0f}",
+            "huge pages": "{peak!M:,.0f}",
             **{
                 name: f"{{{peer}!M:,.0f}}"
                 for name, peer in {
@@ -131,9 +146,9 @@ SERVING = {
         "ranges",
         {
             "before each process": "{before}",
-            "beside": "{beside}",
+            "compared with": "{beside}",
             "part": "{part}",
-            "medians of rounds' ratios": "{rounds[least]:.2f} to {rounds[most]:.2f}",
+            "medians of the ratios of rounds": "{rounds[least]:.2f} to {rounds[most]:.2f}",
             "ratios of medians": "{medians[least]:.2f} to {medians[most]:.2f}",
         },
     ),
@@ -143,9 +158,17 @@ SERVING = {
         {
             "artifact": "{artifact}",
             "threads": "{threads}",
-            "curconvert, s": span_cell("start"),
+            "default, s": span_cell("start"),
             "small pages, s": span_cell("small"),
             "huge pages, s": span_cell("huge"),
+        },
+    ),
+    "huge_pages.start_others": Table(
+        "huge_pages",
+        "start",
+        {
+            "artifact": "{artifact}",
+            "threads": "{threads}",
             "onnxruntime-genai, s": span_cell("genai"),
             "optimum, s": span_cell("optimum"),
             "onnxruntime-genai / curconvert": "{ratio:.2f}",
@@ -155,32 +178,43 @@ SERVING = {
         "decode",
         "decode",
         {
-            "model": "{model}",
-            "form": "{form}",
-            "batch": "{batch}",
-            "MB read per step": "{bytes!M:,.0f}",
-            "MB copied": "{copied!M:,.0f}",
-            "ms of CPU time per step": "{seconds!m:.1f}",
-            "tokens/s of CPU time": "{tokens:.1f}",
-            "of the read bandwidth": "{bandwidth:.0%}",
+            **_DECODED,
+            "CPU time per step, ms": "{seconds!m:.1f}",
+            "tokens per second of CPU time": "{tokens:.1f}",
             "speed-up": quartile_cell("speedup"),
-            "bytes say": "{bytes_say:.2f}",
-            "speed-up / bytes": "{by_bytes:.2f}",
-            "copies say": "{copies_say:.2f}",
-            "speed-up / copies": "{by_copies:.2f}",
+        },
+    ),
+    "decode.bytes": Table(
+        "decode",
+        "decode",
+        {
+            **_DECODED,
+            "read per step, MB": "{bytes!M:,.0f}",
+            "share of the read bandwidth": "{bandwidth:.0%}",
+            "times fewer bytes": "{bytes_say:.2f}",
+            "speed-up / times fewer bytes": "{by_bytes:.2f}",
+        },
+    ),
+    "decode.copies": Table(
+        "decode",
+        "decode",
+        {
+            **_DECODED,
+            "copied at load, MB": "{copied!M:,.0f}",
+            "times fewer bytes copied": "{copies_say:.2f}",
+            "speed-up / times fewer bytes copied": "{by_copies:.2f}",
         },
     ),
 }
-SERVING["huge_pages.idle"] = Table("huge_pages", "idle", SERVING["huge_pages.serving"].columns)
 QUANTIZATION = {
     "quantization": Table(
         "quantization",
         "artifacts",
         {
             "artifact": "{artifact}",
-            "MB": "{bytes!M:.1f}",
-            "KL": "{kl:.3f}",
-            "same first choice": "{top1:.3f}",
+            "size, MB": "{bytes!M:.1f}",
+            "KL, nats": "{kl:.3f}",
+            "top-1": "{top1:.3f}",
             "perplexity": "{perplexity:.2f}",
         },
         only={
@@ -199,15 +233,16 @@ QUANTIZATION = {
         "artifacts",
         {
             "artifact": "{artifact}",
-            "MB": "{bytes!M:.1f}",
-            "KL mean ± standard error": "{kl:.5f} ± {kl_error:.5f}",
-            "same first choice": "{top1:.4f}",
+            "size, MB": "{bytes!M:.1f}",
+            "KL, nats": "{kl:.5f} ± {kl_error:.5f}",
+            "top-1": "{top1:.4f}",
             "perplexity": "{perplexity:.3f}",
-            "over the original's": "{ratio:.4f}",
+            "perplexity / original's": "{ratio:.4f}",
         },
     ),
 }
 _SCALE = {"setting": "{setting}", "shape": "{shape}"}
+_PLANNED = {"model": "{model}", "setting": "{setting}"}
 CONVERSION = {
     "conversion": Table(
         "scale",
@@ -225,15 +260,33 @@ CONVERSION = {
         "conversions",
         {
             **_SCALE,
-            "parameters, 10⁹": "{before!G:.2f} → {after!G:.2f}",
-            "seconds (`plan`'s)": "{seconds:.0f} ({expected[seconds]:.0f})",
-            "original": "{stages[original]:.0f}",
+            "whole conversion": "{seconds:.0f}",
+            "passes over the original": "{stages[original]:.0f}",
             "compress": "{stages[compress]:.0f}",
             "graphs, hashes, reports": "{stages[rest]:.0f}",
-            "seconds per 10⁹ parameters": "{rate:.0f}",
-            "a block in float32, GB": "{block!G:.2f}",
-            "peak memory (`plan`'s), GB": "{peak!G:.2f} ({expected[peak]!G:.2f})",
+            "per 10⁹ parameters": "{rate:.0f}",
+        },
+    ),
+    "scale.memory": Table(
+        "scale",
+        "conversions",
+        {
+            **_SCALE,
+            "parameters, 10⁹": "{before!G:.2f} → {after!G:.2f}",
+            "one block in float32, GB": "{block!G:.2f}",
+            "peak memory, GB": "{peak!G:.2f}",
             "written, GB": "{written!G:.1f}",
+        },
+    ),
+    "scale.plan": Table(
+        "scale",
+        "conversions",
+        {
+            **_SCALE,
+            "`plan`, s": "{expected[seconds]:.0f}",
+            "measured, s": "{seconds:.0f}",
+            "`plan`, peak GB": "{expected[peak]!G:.2f}",
+            "measured, peak GB": "{peak!G:.2f}",
         },
     ),
     "conversion.default": Table(
@@ -241,7 +294,7 @@ CONVERSION = {
         "default",
         {
             "default conversion": "{setting}",
-            "seconds": "{seconds[median]:.0f} ({seconds[least]:.0f} to {seconds[most]:.0f})",
+            "time, s": "{seconds[median]:.0f} ({seconds[least]:.0f} to {seconds[most]:.0f})",
             "peak memory, MB": "{peak[median]!M:.0f} ({peak[least]!M:.0f} to {peak[most]!M:.0f})",
         },
     ),
@@ -250,27 +303,44 @@ CONVERSION = {
         "depth",
         {
             "layers": "{layers}",
-            "weights written": "{written!M:.0f} MB",
-            "peak memory": "{peak!M:.0f} MB",
-            "seconds": "{seconds:.0f}",
+            "weights written, MB": "{written!M:.0f}",
+            "peak memory, MB": "{peak!M:.0f}",
+            "time, s": "{seconds:.0f}",
         },
     ),
     "conversion.plan": Table(
         "conversion",
         "plan",
         {
-            "model": "{model}",
-            "setting": "{setting}",
-            "seconds": "{expected[seconds]:.0f} / {seconds:.0f}",
-            "ratio": "{ratio[seconds]:.2f}",
-            "peak memory, GB": "{expected[peak]!G:.2f} / {peak!G:.2f}",
-            "its ratio": "{ratio[peak]:.2f}",
-            "temporary disk, GB": "{expected[temporary]!G:.2f} / {temporary!G:.2f}",
-            "ratio of that": "{ratio[temporary]:.2f}",
-            "weights written, GB": "{expected[written]!G:.3f} / {written!G:.3f}",
-            "ratio of these": "{ratio[written]:.2f}",
+            **_PLANNED,
+            "`plan`, s": "{expected[seconds]:.0f}",
+            "measured, s": "{seconds:.0f}",
+            "`plan` / measured": "{ratio[seconds]:.2f}",
         },
+    ),
+    "conversion.plan_memory": Table(
+        "conversion",
+        "plan",
+        {
+            **_PLANNED,
+            "`plan`, GB": "{expected[peak]!G:.2f}",
+            "measured, GB": "{peak!G:.2f}",
+            "`plan` / measured": "{ratio[peak]:.2f}",
+        },
+        needs="peak",
+    ),
+    "conversion.plan_disk": Table(
+        "conversion",
+        "plan",
+        {
+            **_PLANNED,
+            "temporary files: `plan`, measured, GB": "{expected[temporary]!G:.2f}, {temporary!G:.2f}",
+            "`plan` / measured": "{ratio[temporary]:.2f}",
+            "weights: `plan`, measured, GB": "{expected[written]!G:.3f}, {written!G:.3f}",
+            "`plan` / measured, weights": "{ratio[written]:.2f}",
+        },
+        needs="peak",
     ),
 }
 TABLES: dict[str, Table] = {**QUALITY, **SERVING, **QUANTIZATION, **CONVERSION}
-"""By the name that stands in a page: `<!-- table NAME -->`."""
+"""By the name that a page gives: `<!-- table NAME -->`."""

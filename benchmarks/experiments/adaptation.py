@@ -4,7 +4,7 @@ The compressed models and what is trained are those of `healing.py`. The task is
 right solution as the completion: the first questions train, the last ones are held out, and are answered by the
 log-probability of both solutions. What is forgotten is the perplexity of a text of another kind.
 
-Decided: nothing, because it has not been measured.
+Decided: nothing yet, because nobody has run this experiment.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ EoRA (arXiv 2410.21271) adds to a quantized matrix the best rank-r approximation
 rounding has lost. Here that is measured at its best: the truncated SVD of ΔW·H^½ itself, in float16, not rounded any
 further. The same bytes can store some matrices in int8 instead of int4, as `--bits-per-weight` does.
 
-Decided: there is no such correction, because at equal bytes int8 for some matrices loses less and needs no further
-product.
+Decided: curconvert adds no low-rank correction, because at equal bytes int8 for some matrices loses less and needs no
+further product.
 """
 
 from __future__ import annotations

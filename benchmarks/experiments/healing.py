@@ -4,8 +4,8 @@ The compressed models are CURing's setting (q/k/gate of the layers with the leas
 `--method curing` and `--method cur`. LoRA (PEFT's) and MoRA (`mora.py`) are on the linears that stayed dense, towards
 the same targets with the same data, batches and rates; their ranks are those that train as many numbers as U has.
 
-Decided: `heal` trains U, because it wins back as much perplexity as LoRA and more than MoRA at equal numbers, and needs
-no other tensor than the artifact has.
+Decided: `heal` trains U, because U recovers as much perplexity as LoRA and more than MoRA at equal trained parameters,
+and the artifact needs no new tensor.
 """
 
 from __future__ import annotations

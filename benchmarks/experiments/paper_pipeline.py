@@ -5,8 +5,8 @@ pseudo-inverses. Ours is the conversion's own code and executor: `curing` as it 
 columns, and with the fastest selector and the link that makes up for it. All get the same matrices, ranks and
 statistics, in turns.
 
-Decided: no full SVD by default, because the smaller Gram matrix gives DEIM the same points in a fraction of the time; a
-Krylov space, which finds fewer of them, serves only where matrices are large.
+Decided: DEIM uses the smaller Gram matrix and no full SVD, because both give the same points and the Gram matrix takes
+a fraction of the time; only large matrices use a Krylov space, which finds fewer of these points.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ The C·U·R rows keep the same layers, targets and ranks, so their parameter cou
 The other forms get the density that makes the whole model as large, within 0.1 %, over the same layers and targets.
 Fidelity is exact: the original runs through its own exported graph on the same text.
 
-Decided: `--rank` keeps the paper's setting to compare with and is no recommendation, because at the same size other
-forms lose much less.
+Decided: `--rank` alone reproduces the paper's setting for comparison and is no recommendation, because the other forms
+lose much less at the same size.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Products take turns, with more than the caches hold read between them, and CPU seconds of one thread are counted. Then
 each runs again and again: by what it is faster then, it had waited for memory.
 
-Decided: quantized products round the activations (accuracy level 4), because with float32 ones int8 is slower than
-float32 weights and int4 a third as fast; `--block-size 128` is offered, because it reads memory faster than 64.
+Decided: quantized products round the activations to 8 bits (accuracy level 4), because with float32 activations int8 is
+slower than float32 weights and int4 is a third as fast.
 """
 
 from __future__ import annotations

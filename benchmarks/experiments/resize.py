@@ -3,8 +3,8 @@
 One conversion with `--method auto --scored`; from it `resize` to each smaller size, and beside each a fresh conversion
 by `--method auto`. What stands in the results is not measured again.
 
-Decided: one scored artifact serves for all smaller sizes, because its perplexities differ from those of fresh
-conversions by a few hundredths of a percent.
+Decided: one scored artifact serves all smaller sizes, because its perplexities differ from those of fresh conversions
+by a few hundredths of a percent.
 """
 
 from __future__ import annotations

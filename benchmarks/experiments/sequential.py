@@ -3,8 +3,8 @@
 KL is exact: the original runs through its own exported graph on the same text. Differences are paired: window by window
 of the text, with the standard error of their mean. What stands in the results is not measured again.
 
-Decided: `--sequential` is an option and off by default, because it lowers the divergence but a conversion of all
-linears then takes two to three times as long.
+Decided: `--sequential` is off by default, because it lowers the divergence but a conversion of all linears then takes
+two to three times as long.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ separately, each by the best rank-r matrix in its own metric; and with one basis
 so at a higher rank. `--method auto` stores the one, and with `--share` the other. The error is K-FAC's estimate of the
 divergence, `½ tr(F ΔW H ΔWᵀ)`. What `--share` then brings is measured by `suite/quality.py`.
 
-Decided: `--share` is off by default, because the measured divergence does not follow the estimate, and each of the two
-layers multiplies by the whole common factor.
+Decided: `--share` is off by default, because the measured divergence does not follow the prediction, and each of the
+two layers multiplies by the whole shared factor.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Graphs of nothing but these products run under onnxruntime on one CPU thread, in turns; the weights of all layers
 together are larger than the caches, as in a model. CPU time, so that other work on the machine shows little.
 
-Decided: q/k/v and gate/up keep a product each, because what takes the time gains nothing by stacking.
+Decided: q/k/v and gate/up stay separate products, because the large products, which take most of the time, gain nothing
+from stacking.
 """
 
 from __future__ import annotations

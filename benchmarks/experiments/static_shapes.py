@@ -3,8 +3,8 @@
 The fused graph in two sessions, as it is and with its symbolic axes overridden, takes turns step by step over buffers
 that stay where they are. One thread, CPU time.
 
-Decided: one session serves prompts and steps, because knowing all shapes changes a step by little, and a second session
-would hold the weights twice.
+Decided: one session serves prompts and decoding steps, because known shapes hardly change the time of a step, and a
+second session would hold the weights twice.
 """
 
 from __future__ import annotations
