@@ -79,6 +79,21 @@ QUALITY = {
         },
     ),
 }
+OVERVIEW = {
+    "overview": Table(
+        "overview",
+        "artifacts",
+        {
+            "options": "`{options}`",
+            "MB": "{bytes!M:.0f}",
+            "KL, nats": "{kl:.3f}",
+            "same top-1": "{top1:.0%}",
+            "perplexity": "{perplexity:.2f}",
+            "decode speed": "{decode_ratio[median]:.1f}×",
+        },
+    ),
+    "overview.answers": Table("overview", "artifacts", {"options": "`{options}`", "continuation": "…{answer}"}),
+}
 SERVING = {
     "serving": Table(
         "serving",
@@ -342,5 +357,5 @@ CONVERSION = {
         needs="peak",
     ),
 }
-TABLES: dict[str, Table] = {**QUALITY, **SERVING, **QUANTIZATION, **CONVERSION}
+TABLES: dict[str, Table] = {**QUALITY, **OVERVIEW, **SERVING, **QUANTIZATION, **CONVERSION}
 """By the name that a page gives: `<!-- table NAME -->`."""
