@@ -1,8 +1,8 @@
 """Put the figures of `results/*.json` into the pages.
 
-Between `<!-- table NAME -->` and `<!-- end -->` stands a table, between `<!-- setting NAME -->` and
-`<!-- end -->` what a result was measured with, and between `<!-- decision NAME -->` and `<!-- end -->` the last
-paragraph of an experiment's docstring. With `--check` nothing is written; a page that differs is an error.
+It fills the text before the next `<!-- end -->`. After `<!-- table NAME -->` it writes a table, after
+`<!-- setting NAME -->` the setting of a result, and after `<!-- decision NAME -->` the last paragraph of an
+experiment's docstring. With `--check` it writes nothing; a page that differs is an error.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def pages() -> list[Path]:
 
 
 def rendered(text: str) -> str:
-    """Return a page with its figures as the results have them."""
+    """Return the page with the present figures of the results."""
     return _SECTION.sub(_section, text)
 
 
 def setting(name: str) -> str:
-    """Return a line that says what a result was measured with, and how."""
+    """Return a line with the setting, machine and command of a result."""
     result = _result(name)
     machine = result["machine"]
     parts = [
@@ -72,7 +72,7 @@ def _result(name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Render, or check."""
+    """Write the pages, or check them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a page differs")
     check = parser.parse_args().check

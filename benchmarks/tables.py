@@ -1,4 +1,4 @@
-"""The tables of the pages about the suite: which figures of which result each shows."""
+"""Defines the tables of the pages about the suite: which figures of which result each one shows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _OURS = {
 
 
 def _beside(peer: str) -> dict[str, str]:
-    """Return the columns that say how many times as long a peer takes as our runtime."""
+    """Return the columns with a peer's times divided by those of this project's runtime."""
     return {part: span_cell(f"{peer}[{part}]") for part in ("prefill", "decode", "start")} | {
         "peak, MB": f"{{{peer}[peak]!M:,.0f}}"
     }
@@ -273,4 +273,4 @@ CONVERSION = {
     ),
 }
 TABLES: dict[str, Table] = {**QUALITY, **SERVING, **QUANTIZATION, **CONVERSION}
-"""By the name that stands in a page: `<!-- table NAME -->`."""
+"""Tables by the name in a page: `<!-- table NAME -->`."""
