@@ -55,8 +55,8 @@ def _quantized(found: Mapping[str, Any] | None) -> str | None:
     bits = 8 * found["bytes"] / found["parameters"]
     zeros = "symmetric" if found["symmetric"] else "with zero points"
     return (
-        f"{found['parameters']:,} of them are stored in {stored_types(found)}, {zeros}: "
-        f"{bits:.2f} bits each, scales included; rounding: {found['rounding']}."
+        f"{found['parameters']:,} of these parameters are stored in {stored_types(found)}, {zeros}: "
+        f"{bits:.2f} bits each, including scales; rounding: {found['rounding']}."
     )
 
 

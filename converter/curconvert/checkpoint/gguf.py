@@ -121,7 +121,7 @@ class GgufFile:
         except (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError, OSError) as error:
             raise InputError(f"{path}: not a valid GGUF file: {' '.join(str(error).split())}") from None
         if reader.byte_order != "I":
-            raise UnsupportedError(f"{path}: the file has the other byte order of this machine; convert it first")
+            raise UnsupportedError(f"{path}: the byte order differs from this machine's; convert the file first")
         architecture = str(metadata.get("general.architecture"))
         if metadata.get("split.count") not in (None, 0, 1):
             raise UnsupportedError(

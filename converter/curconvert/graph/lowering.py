@@ -77,7 +77,7 @@ class Lowering:
         unknown = self._forms.keys() - self._formed
         if unknown:
             raise InputError(
-                f"graph: no linear of the model has the weight {min(unknown)}, which is said to be factored"
+                f"graph: the model has no linear with the weight {min(unknown)}, which is listed as factored"
             )
         passes.RemoveUnusedNodesPass()(self._model)
         self._graph.opset_imports.clear()
@@ -230,13 +230,13 @@ class Lowering:
         if name in self._factors:
             return self._factors[name]
         if name not in self._tensors:
-            raise InputError(f"graph: tensor {name} is missing, its matrix is said to be {form}")
+            raise InputError(f"graph: tensor {name} is missing, its matrix has form {form}")
         dtype = INDEX_DTYPE if is_index(name) else self._dialect.emit.stored
         return self._initializer(name, dtype, self._tensors[name].shape, form)
 
     def _initializer(self, name: str, dtype: ir.DataType, shape: tuple[int, ...], form: str) -> ir.Value:
         if source_of(name, self._tensors) not in self._tensors:
-            raise InputError(f"graph: tensor {name} is missing, its matrix is said to be {form}")
+            raise InputError(f"graph: tensor {name} is missing, its matrix has form {form}")
         value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
         # `binding.bind` sets the initializer's tensor later.
         self._graph.initializers[name] = self._factors[name] = value

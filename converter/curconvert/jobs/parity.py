@@ -133,17 +133,17 @@ def check_slices(path: str | Path, original: str | Path | Checkpoint) -> list[Ch
     same = recorded == found
     detail = f"{len(found)} source files have the recorded sha256"
     checks = [
-        Check("source.files", same, detail if same else f"the artifact was made from other files than {original}")
+        Check("source.files", same, detail if same else f"the artifact was not made from the files of {original}")
     ]
     slices, others = list(_slice_faults(artifact, checkpoint)), list(_other_faults(artifact, checkpoint))
     verdicts = [
-        ("source.slices", slices, "every tensor that is said to be columns or rows of the original's is"),
-        ("source.tensors", others, "every other tensor equals the original's"),
+        ("source.slices", slices, "all factors that must be columns or rows of the original are"),
+        ("source.tensors", others, "all other tensors equal the original's"),
     ]
     if artifact.quantized:
         far = list(_quantized_faults(artifact, checkpoint))
         verdicts.append(
-            ("source.quantized", far, "every quantized matrix is as near to the original's as it is said to be")
+            ("source.quantized", far, "quantized matrices are as close to the original as the manifest says")
         )
     return [*checks, *(Check(name, not faults, "; ".join(faults[:3]) or good) for name, faults, good in verdicts)]
 
@@ -171,7 +171,7 @@ def _distance_faults(row: Mapping[str, Any], stored: NDArray[Any], checkpoint: C
     whole = float(np.linalg.norm(weight))
     error = float(np.linalg.norm(weight - stored)) / whole if whole > 0 else 0.0
     if said is None or not math.isclose(error, said, rel_tol=_SAME_ERROR, abs_tol=_SAME_ERROR):
-        yield f"{name} is {error:.4f} of its norm from the original, the manifest says {said}"
+        yield f"{name} has a relative error of {error:.4f} to the original, the manifest says {said}"
 
 
 def _slice_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[str]:

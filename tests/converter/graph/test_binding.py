@@ -62,15 +62,15 @@ def test_a_missing_factor_is_named(model: TinyModel, factor: str) -> None:
 def test_a_missing_tensor_of_another_form_is_named(tmp_path: Path, form: str, suffix: str) -> None:
     """Every tensor that a product needs must be stored, the order of outputs too."""
     other = compress(make_checkpoint(tmp_path / "dense", "llama"), tmp_path / form, forms=(form,))
-    check(other, {f"{QUERY}.{suffix}": None}, InputError, rf"{QUERY}\.{suffix} is missing, .* said to be {form}")
+    check(other, {f"{QUERY}.{suffix}": None}, InputError, rf"{QUERY}\.{suffix} is missing, .* has form {form}")
 
 
 @pytest.mark.parametrize("linear", ["gate_proj", "down_proj"])
 def test_a_missing_weight_of_a_smaller_mlp_is_named(tmp_path: Path, linear: str) -> None:
-    """It has the dense weight's name, and is said to be of its form."""
+    """It has the name of the dense weight, and the manifest gives its form."""
     other = drop_neurons(make_checkpoint(tmp_path / "dense", "llama"), tmp_path / "neurons")
     name = f"model.layers.1.mlp.{linear}.weight"
-    check(other, {name: None}, InputError, rf"{name} is missing, .* said to be modular")
+    check(other, {name: None}, InputError, rf"{name} is missing, .* has form modular")
 
 
 def test_a_smaller_mlp_that_is_said_to_be_dense_is_refused(tmp_path: Path) -> None:

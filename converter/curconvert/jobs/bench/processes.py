@@ -64,7 +64,7 @@ class MeasuringProcess:
     def _last_message(self) -> str:
         self._messages.seek(0)
         lines = self._messages.read().decode(errors="replace").strip().splitlines()
-        return " ".join(lines[-1].split())[:300] if lines else "it said nothing; was there enough memory?"
+        return " ".join(lines[-1].split())[:300] if lines else "without a message; check that there is enough memory"
 
     def __enter__(self) -> MeasuringProcess:
         return self
