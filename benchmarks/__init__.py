@@ -1,5 +1,5 @@
-"""Measurements: `suite` is what a release must not lose, `experiments` are decisions taken, `results` their figures.
+"""Measures quality, speed and cost. `suite` runs before each release, `experiments` justify decisions.
 
-Run a script from the repository's root, as `python -m benchmarks.suite.quality --help`. It writes its figures to
+Run a script from the repository's root, such as `python -m benchmarks.suite.quality --help`. It writes its figures to
 `benchmarks/results/`; `python -m benchmarks.render` puts them into the pages.
 """

@@ -1,4 +1,4 @@
-"""Figures of results as Markdown: how a cell is written, and which rows and columns a table has."""
+"""Renders figures of results as Markdown: formats cells, and selects rows and columns of a table."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Cells(string.Formatter):
 
 
 def cell(template: str, row: Row) -> str:
-    """Return a row's figures as a template writes them; `MISSING` where it has not got all of them."""
+    """Return a row's figures in the format of a template; `MISSING` if the row lacks one."""
     try:
         return _Cells().vformat(template, (), row).replace("|", "\\|")
     except KeyError:
@@ -35,16 +35,16 @@ def cell(template: str, row: Row) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """Some figures of one result, as Markdown.
+    """A Markdown table of figures from one result.
 
     Attributes:
-        result: The file's name, without `.json`.
-        part: Which of its tables.
-        columns: Headings, and the templates of their cells.
-        across: Template of further headings: rows that are the same in `columns` become one, each with a cell there.
+        result: Name of the result's file, without `.json`.
+        part: Name of the table in the result.
+        columns: Templates of cells, by heading.
+        across: Template of additional headings. Rows with the same `columns` become one row, with a cell per heading.
         value: Template of these cells.
-        only: Fields, and the values that rows must have to be shown.
-        needs: A field that rows must have to be shown.
+        only: Fields with the values that a row must have to be shown.
+        needs: A field that a row must have to be shown.
     """
 
     result: str
@@ -56,10 +56,10 @@ class Table:
     needs: str = ""
 
     def markdown(self, tables: Mapping[str, Sequence[Row]]) -> str:
-        """Return the table.
+        """Return the table as Markdown.
 
         Args:
-            tables: Of the result.
+            tables: The tables of the result, by name.
         """
         rows = [row for row in tables[self.part] if self._shown(row)]
         if not rows:
@@ -88,7 +88,7 @@ class Table:
 
 
 def span_cell(name: str, digits: str = ".2f", scale: str = "") -> str:
-    """Return the template of a median with its least and its largest value."""
+    """Return the template of a median with minimum and maximum."""
     middle, least, most = (f"{{{name}[{part}]{scale}:{digits}}}" for part in ("median", "least", "most"))
     return f"{middle} ({least} to {most})"
 

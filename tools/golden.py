@@ -1,4 +1,4 @@
-"""Tell whether a change left every byte as it was: lists before and after, and what differs.
+"""Check that a change keeps every output byte: make a list before and after, and print the differences.
 
     python tools/golden.py -o before.txt            # about three minutes of one free core
     python tools/golden.py -o after.txt
@@ -6,8 +6,8 @@
 
 Converts tiny random checkpoints in every way that the command line has, and lists a sha256 for each file made and each
 text printed: `CASE/FILE`, `CASE!stdout`, `CASE!exit` (exit code and error). `golden_cases.py` has the commands.
-Nothing but the command line and the public names of both packages is used, so the inside may change as it likes.
-A list is good for one machine: bytes depend on the CPU's type and on the packages' versions.
+Only the command line and the public names of both packages are used, so internal code may change freely. A list is only
+valid on one machine, because bytes depend on the CPU's type and on the packages' versions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parent.parent
 _ENVIRONMENT = {
-    # The packages beside this script, whatever is installed.
+    # Use the packages of this source tree, not installed ones.
     "PYTHONPATH": os.pathsep.join(str(_ROOT / name) for name in ("converter", "runtime", "schemas")),
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -40,10 +40,10 @@ def take(pattern: str, model: Path | None, work: Path) -> tuple[str, int]:
     Args:
         pattern: Regular expression that a case's name must match somewhere.
         model: A real checkpoint file, for a shorter set on it; None for the tiny ones.
-        work: Empty folder for all that is made.
+        work: Empty folder for all outputs.
 
     Returns:
-        The list, and the exit code: 1 where a case ended in another way than it should.
+        The list, and the exit code: 1 if a case did not end as expected.
     """
     target = work / "list.txt"
     command = [sys.executable, str(Path(__file__).with_name("golden_worker.py")), pattern, str(target)]
@@ -55,7 +55,7 @@ def take(pattern: str, model: Path | None, work: Path) -> tuple[str, int]:
 
 
 def compare(old: Path, new: Path, pattern: str = "") -> int:
-    """Print the names that match a pattern and whose lines differ, case by case; returns the exit code."""
+    """Print names that match a pattern and have different lines, case by case; return the exit code."""
     before, after = (dict(line.split("  ") for line in path.read_text("utf-8").splitlines()) for path in (old, new))
     names = sorted(name for name in before.keys() | after.keys() if re.search(pattern, name))
     differing = [name for name in names if before.get(name) != after.get(name)]
@@ -71,7 +71,7 @@ def compare(old: Path, new: Path, pattern: str = "") -> int:
 
 
 def main() -> int:
-    """Parse the options; make a list or compare two."""
+    """Parse the options; make a list or compare two lists; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, help="write the list to this file instead of standard output")
     parser.add_argument("-k", "--pattern", default="", help="only what matches this regular expression")

@@ -1,7 +1,7 @@
-"""The command lines that `golden.py` runs. Cases are data: a name and the arguments of `curconvert`.
+"""Lists the command lines that `golden.py` runs. A case is a name and the arguments of `curconvert`.
 
-`@` stands for the folder (or the file) that the case makes, `@name` for that of another case, which is then made first.
-Inputs are the files and folders of `golden_models.py`.
+`@` means the folder or file that the case writes. `@name` means the output of another case, which then runs first.
+`golden_models.py` writes the inputs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _AUTO = f"{_TEXT} --method auto --rank-multiple 4"
 _HEAL = (
     "--data text.txt --data-sequences 32 --data-tokens 32 --probe-sequences 4 --batch 4 --warmup 2 --evaluate-every 3"
 )
-# A size for each method, in its own way.
+# A size for each method, with the option that the method takes.
 _METHODS = {
     **dict.fromkeys(("cur", "curing", "row-id", "pifa", "svd-llm", "asvd", "fwsvd", "svd"), _ALL),
     "neurons": "--layers all",
@@ -86,7 +86,7 @@ def _settings() -> dict[str, str]:
         "--config-set rope_theta=10000 --config-set rms_norm_eps=0.0003 --config-set model_type=llama "
         "--config-set max_position_embeddings=128",
         "source-gguf": f"qwen2.gguf {_IDS} --rank 12 --layers all",
-        # Between `plan`'s estimates with and without hidden states in memory: they go to the disk.
+        # Between `plan`'s estimates with and without hidden states in memory, so that they go to the disk.
         "memory-limit": f"llama {_CUR.replace(_SAMPLE, _LONG)} --workers 1 --memory-limit 529MB",
     }
 
@@ -137,7 +137,7 @@ def _families() -> dict[str, str]:
 
 
 def _further() -> dict[str, str]:
-    """Return the cases of the commands that take what `convert` made, and of `export` and `sweep`."""
+    """Return the cases of commands that read converted artifacts, and of `export` and `sweep`."""
     heal = {
         "whole": f"@form-cur --against llama {_HEAL} --steps 6",
         "whole-kl": f"@bias-cur --against qwen2 {_HEAL} --steps 6 --kl 0.5 --accumulate 2 --checkpointing",
@@ -244,14 +244,14 @@ def _refusals() -> dict[str, str]:
 
 
 def tiny_cases() -> dict[str, str]:
-    """Return name to arguments of every case on the tiny checkpoints."""
+    """Return the arguments of every case on the tiny checkpoints, by name."""
     converting = _convert(_methods() | _settings() | _sizes() | _quantized() | _families())
     helping = {"help": "--help"} | {f"help-{command}": f"{command} --help" for command in COMMANDS}
     return converting | _further() | _reading() | _refusals() | helping
 
 
 def model_cases(model: str) -> dict[str, str]:
-    """Return a shorter set for a real checkpoint file; takes some minutes."""
+    """Return a shorter set of cases for a real checkpoint file, which takes some minutes."""
     sample = "--calibration-sequences 32 --calibration-tokens 64 --probe-sequences 4"
     return _convert(
         {

@@ -1,4 +1,4 @@
-"""Makes what `golden.py` converts: tiny random checkpoints, a tokenizer, texts. Seeded, and the same on each run."""
+"""Makes the inputs of `golden.py`: tiny random checkpoints, a tokenizer, texts. All are the same on each run."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _BASE: Mapping[str, Any] = {
 }
 _SHORT = {"num_hidden_layers": 2}
 _ONE_OF_EACH = {**_SHORT, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
-# Folder name to model type and what differs from `_BASE`, so that each family's own features are at work.
+# Model type and differences from `_BASE` by folder name, so that the cases use each family's own features.
 _CHECKPOINTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "llama": ("llama", {"tie_word_embeddings": True}),
     "qwen2": ("qwen2", {}),
@@ -82,7 +82,7 @@ _CHECKPOINTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "phi3": ("phi3", {**_SHORT, "sliding_window": 6, "original_max_position_embeddings": 128}),
 }
 FAMILIES = tuple(name for name in _CHECKPOINTS if name not in ("llama", "qwen2"))
-"""Folders of checkpoints with two layers, one for each further family."""
+"""Folders of checkpoints with two layers, one for each other family."""
 
 _GGUF_NAMES = {
     "model.embed_tokens": "token_embd",
@@ -120,7 +120,7 @@ def make_inputs(folder: Path) -> None:
 
 
 def _text(sentences: int, seed: int) -> str:
-    """Return random sentences, one a line, a paragraph each ten."""
+    """Return random sentences, one per line, with ten per paragraph."""
     draw = random.Random(seed)
     lines = []
     for number in range(sentences):
@@ -130,7 +130,7 @@ def _text(sentences: int, seed: int) -> str:
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
-    """Return byte-level BPE with a few merges that are given, not trained."""
+    """Return a byte-level BPE tokenizer with a few fixed merges."""
     merges = list(_MERGES)
     tokens = [*_SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()), *(left + right for left, right in merges)]
     tokenizer = Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, merges))
@@ -141,7 +141,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _checkpoint(folder: Path, model_type: str, settings: Mapping[str, Any], seed: int) -> None:
-    """Write a random model: logits of order 1, no norm weight equal to one, no bias equal to zero."""
+    """Write a random model with logits of order 1, without norm weights equal to one or biases equal to zero."""
     config = CONFIG_MAPPING[model_type](**{**_BASE, **settings})
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
@@ -160,7 +160,7 @@ def _checkpoint(folder: Path, model_type: str, settings: Mapping[str, Any], seed
 
 
 def _variants(folder: Path) -> None:
-    """Write the tiny Llama in other shapes: 16 bits, shards, a lone file, layers that resemble each other."""
+    """Write variants of the tiny Llama: 16 bits, shards, a single file, and similar layers."""
     source = folder / "llama"
     tensors = load_file(source / "model.safetensors")
     companions = [path for path in source.iterdir() if path.suffix != ".safetensors"]
@@ -184,7 +184,7 @@ def _variants(folder: Path) -> None:
 
 
 def _alike(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return tensors in which all layers have nearly the first one's keys and values, so that sharing pays."""
+    """Return tensors in which all layers have nearly the first layer's keys and values, so that sharing helps."""
     generator = torch.Generator().manual_seed(0)
     changed = dict(tensors)
     for name in sorted(tensors):
@@ -196,7 +196,7 @@ def _alike(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _write_gguf(source: Path, path: Path) -> None:
-    """Write the tiny Qwen2 as llama.cpp's converter lays it out, matrices in Q8_0, without a tokenizer."""
+    """Write the tiny Qwen2 in llama.cpp's layout, with matrices in Q8_0 and without a tokenizer."""
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     writer = GGUFWriter(path, "qwen2")
     writer.add_context_length(config["max_position_embeddings"])

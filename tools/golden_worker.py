@@ -1,7 +1,7 @@
-"""Runs the cases of `golden_cases.py` in one process and hashes what they make; `golden.py` starts it.
+"""Runs the cases of `golden_cases.py` in one process and hashes their outputs; `golden.py` starts it.
 
-Commands go through `curconvert.cli.main`, which is what `python -m curconvert` calls: imports are paid for once.
-One case runs that module in a process of its own, so that a difference between the two shows.
+Cases call `curconvert.cli.main`, as `python -m curconvert` does, so that imports happen only once. One case also runs
+`python -m curconvert` in a separate process, to show differences between the two.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ from curconvert.cli import main as command_line
 _OUT = "out"
 _TRANSFORMERS = ("form-cur", "form-folded", "method-auto", "bias-modegpt", "bias-pifa", "dtype-float16")
 _PROCESS = "form-cur"
-"""The case that is also run by `python -m curconvert`."""
+"""The case that also runs through `python -m curconvert`."""
 
-# What differs between two runs that make the same: times, memory and speeds.
+# Values that differ between two equal runs: times, memory and speeds.
 _MEASURED = re.compile(r"estimate|peak_memory_bytes|decode_\w+|seconds|bandwidth\w*")
 _MEASURED_LINES = re.compile(r"^(peak memory|Estimate for this machine)")
-_INTERRUPTED = (130, 143)  # by Ctrl-C and by SIGTERM, which a command answers itself
+_INTERRUPTED = (130, 143)  # exit codes after Ctrl-C and SIGTERM
 _HIDDEN = re.compile(r"\.\w+\.partial\b")
 _SPEED = re.compile(r"[\d.]+ tokens/s.*")
 _NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?")
 
 
 class Golden:
-    """Runs cases, each once, and collects a line for each file and output.
+    """Runs each case once and collects a line for each file and output.
 
     Attributes:
-        lines: Name to hash.
-        surprises: Cases that ended in another way than they should.
+        lines: Hash by name.
+        surprises: Cases that did not end as expected.
     """
 
     def __init__(self, cases: dict[str, str]) -> None:
@@ -60,11 +60,11 @@ class Golden:
         self.surprises: list[str] = []
 
     def run(self, name: str, *, listed: bool = True) -> None:
-        """Run a case after those that it needs, and list what it made.
+        """Run a case, after the cases that it needs, and list its outputs.
 
         Args:
-            name: Of the case.
-            listed: Whether its lines are wanted; without them it serves another case.
+            name: Name of the case.
+            listed: Whether to list its outputs; False if only another case needs it.
         """
         if name not in self._made:
             self._made.add(name)
@@ -76,7 +76,7 @@ class Golden:
             self.lines |= _files(name, Path(_OUT, name)) | _texts(name)
 
     def run_others(self, pattern: re.Pattern[str]) -> None:
-        """List what is no command in this process: public names, transformers, one conversion by `-m curconvert`."""
+        """List results that need no command in this process: public names, transformers, and `-m curconvert`."""
         if pattern.search("public"):
             self.lines |= _public_names()
         if pattern.search("process"):
@@ -99,7 +99,7 @@ class Golden:
             self.surprises.append(name)
             _say(f"{name}: exit code {result.exit_code}: {result.stderr}")
         Path("printed", f"{name}.stdout").write_text(_without_measurements(name, result.stdout), encoding="utf-8")
-        # Where nothing fails, stderr has progress only.
+        # If nothing fails, stderr only has progress, so leave it out.
         error = f"{result.exit_code}\n{result.stderr if fails else ''}"
         Path("printed", f"{name}.exit").write_text(_without_place(error), encoding="utf-8")
 
@@ -113,20 +113,20 @@ def _hash(content: bytes) -> str:
 
 
 def _texts(name: str) -> dict[str, str]:
-    """Return the lines of what a case printed: stdout, and its exit code with the error."""
+    """Return the lines for a case's printed texts: stdout, and its exit code with the error."""
     kinds = ("exit", "stdout")
     return {f"{name}!{kind}": _hash(Path("printed", f"{name}.{kind}").read_bytes()) for kind in kinds}
 
 
 def _without_place(text: str) -> str:
-    """Return a text without this run's folder, and without the random part of a hidden one's name."""
+    """Return a text without this run's folder, and without the random part of hidden folder names."""
     return _HIDDEN.sub(".partial", text.replace(str(Path.cwd()), "WORK"))
 
 
 def _without_measurements(name: str, printed: str) -> str:
-    """Return what a command printed without what each run measures anew, and without the place where it runs."""
+    """Return a command's output without measured values, and without the folder in which it runs."""
     text = _without_place(printed)
-    if name == "bench":  # nothing but measurements: its fields stay
+    if name == "bench":  # all values are measured, so compare only the fields
         return _NUMBER.sub("0", text)
     if text.startswith(("{", "[")):
         return json.dumps(_unmeasured(json.loads(text)), indent=1)
@@ -141,7 +141,7 @@ def _unmeasured(value: Any) -> Any:
 
 
 def _files(name: str, folder: Path) -> dict[str, str]:
-    """Return a line for each file of a folder, and for each graph one without the order of its initializers."""
+    """Return a line for each file of a folder, and for each graph a second one that ignores the initializers' order."""
     lines = {}
     paths = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
     for path in paths:
@@ -155,7 +155,7 @@ def _files(name: str, folder: Path) -> dict[str, str]:
 
 
 def _without_speeds(path: Path) -> bytes | None:
-    """Return a file's bytes; of a sweep's tables those without speeds; None for its plot, which shows them."""
+    """Return a file's bytes; without speeds for a sweep's tables; None for its plot, which shows speeds."""
     if path.name == "sweep.png":
         return None
     if path.name == "sweep.json":
@@ -177,7 +177,7 @@ def _sorted_graph(path: Path) -> bytes:
 
 
 def _public_names() -> Iterator[tuple[str, str]]:
-    """Yield a line for each public name: the names of its parameters, where it can be called."""
+    """Yield a line for each public name, with the names of its parameters if it is callable."""
     for package in ("curconvert", "curconvert_runtime"):
         module = importlib.import_module(package)
         for name in sorted(module.__all__):
@@ -190,7 +190,7 @@ def _public_names() -> Iterator[tuple[str, str]]:
 
 
 def _transformers_logits(artifact: str) -> str:
-    """Return the hash of what transformers computes with an artifact; `curconvert` has registered its loader."""
+    """Return the hash of transformers' logits for an artifact, loaded through curconvert's quantizer."""
     model = AutoModelForCausalLM.from_pretrained(Path(_OUT, artifact))
     with torch.no_grad():
         logits = model(torch.arange(3, 27)[None]).logits
@@ -198,14 +198,14 @@ def _transformers_logits(artifact: str) -> str:
 
 
 def _in_a_process(arguments: str) -> dict[str, str]:
-    """Run a conversion by `python -m curconvert`; the lines end like those of the same case in this process."""
+    """Run a conversion through `python -m curconvert`; return lines as for the same case in this process."""
     command = [sys.executable, "-m", "curconvert", *shlex.split(arguments.replace("@", f"{_OUT}/process"))]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - a fixed command, no shell
     return _files("process", Path(_OUT, "process"))
 
 
 def main() -> int:
-    """Run in the folder that is to hold all that is made: PATTERN LIST [MODEL]."""
+    """Run the cases in the current folder; arguments are PATTERN LIST [MODEL]."""
     pattern, target = re.compile(sys.argv[1]), Path(sys.argv[2])
     _say(f"curconvert from {inspect.getfile(importlib.import_module('curconvert'))}")
     Path("printed").mkdir()
@@ -220,7 +220,7 @@ def main() -> int:
             golden.run(name)
         if not model:
             golden.run_others(pattern)
-    finally:  # a list of what there is says where it stopped
+    finally:  # write the list even after an error, to show where the run stopped
         lines = golden.lines
         target.write_text("".join(f"{name}  {lines[name]}\n" for name in sorted(lines)), encoding="utf-8")
     if golden.surprises:

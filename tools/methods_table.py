@@ -1,4 +1,4 @@
-"""Render the table of methods in docs/methods.md from the registry: `methods_table.py`, or with `--check` only compare.
+"""Write the table of methods in docs/methods.md from the registry; with `--check`, only compare.
 
 Run it from the root of the project, in the environment that the tests use.
 """
@@ -22,7 +22,7 @@ def table() -> str:
 
 
 def row(method: type[Method]) -> str:
-    """Return a method's row."""
+    """Return a method's row of the table."""
     default = ", ".join(f"{SIZES[name]} {value:g}" for name, value in method.default_size.items())
     sizes = ", ".join(f"`{SIZES[name]}`" for name in method.sizes)
     cells = (f"`{method.name}`", method.summary, method.stores, f"{sizes} [{default}]" if sizes else "")
@@ -30,14 +30,14 @@ def row(method: type[Method]) -> str:
 
 
 def rendered(page: str) -> str:
-    """Return a page with the table between its marks."""
+    """Return the page with the new table between its marks."""
     before, _, rest = page.partition(START)
     _, _, after = rest.partition(END)
     return f"{before}{START}\n{table()}\n{END}{after}"
 
 
 def main(arguments: list[str]) -> int:
-    """Write the page; with `--check` say whether it is what it would be."""
+    """Write the page; with `--check`, return 1 if it is out of date."""
     page = PAGE.read_text(encoding="utf-8")
     if "--check" not in arguments:
         PAGE.write_text(rendered(page), encoding="utf-8")

@@ -70,7 +70,7 @@ def _plain(block: str) -> str:
     text = re.sub(r"`+[^`]+`+", "code", block)
     text = re.sub(r"\[([^\]]*)\]\([^)]*\)(\{[^}]*\})?|\[([^\]]*)\]\[[^\]]*\]", r"\1\3", text)
     text = re.sub(r"[*_]{1,2}(\S.*?\S|\S)[*_]{1,2}", r"\1", text)
-    text = re.sub(r"(\d)\.(\d)", r"\1\2", text)  # a decimal point ends no sentence
+    text = re.sub(r"(\d)\.(\d)", r"\1\2", text)  # a decimal point does not end a sentence
     text = re.sub(r"\b(e\.g|i\.e|vs|arXiv)\.", r"\1", text)
     return text if text.rstrip()[-1:] in {".", "!", "?"} else text.rstrip(" :;,") + "."
 

@@ -1,10 +1,10 @@
-"""Check and draw the rooms of the house: which package may import which.
+"""Check and draw the rooms: which package may import which.
 
-`python tools/rooms.py check` fails where an import goes up, to a sibling, or round in a circle.
-`python tools/rooms.py width` fails where a function takes too many parameters.
+`python tools/rooms.py check` fails if an import goes up, to a sibling, or in a circle.
+`python tools/rooms.py width` fails if a function takes too many parameters.
 `python tools/rooms.py draw` writes docs/architecture.svg.
-Every import counts, also one inside a function or under TYPE_CHECKING.
-Standard library only.
+Every import counts, even inside a function or under TYPE_CHECKING.
+The script uses only the standard library.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 DRAWING = Path("docs", "architecture.svg")
 SOURCES = ("converter", "runtime", "schemas")
 
-# From roof to ground. Rooms of one line are siblings: neither imports the other.
-# A package's own name stands for its __init__ and __main__; another flat module counts as a room.
+# From top to bottom. Rooms in the same line are siblings: neither imports the other.
+# A package's own name means its __init__ and __main__; every other flat module counts as a room.
 ORDER = (
     ("curconvert",),
     ("curconvert.cli",),
@@ -57,7 +57,7 @@ MOST_PARAMETERS = 8
 
 
 class Module(NamedTuple):
-    """A source file, parsed."""
+    """A parsed source file."""
 
     path: Path
     tree: ast.Module
@@ -77,7 +77,7 @@ def read_modules(root: Path) -> dict[str, Module]:
 
 
 def imports_of(name: str, modules: Mapping[str, Module]) -> set[str]:
-    """Return the modules of the house that a module imports, wherever in its text."""
+    """Return the modules of this project that a module imports, at any place in its text."""
     found: set[str] = set()
     for node in ast.walk(modules[name].tree):
         if isinstance(node, ast.Import):
@@ -93,13 +93,13 @@ def imports_of(name: str, modules: Mapping[str, Module]) -> set[str]:
 
 
 def room_of(module: str) -> str:
-    """Return the room that a module lies in; of __init__ and __main__ it is the package's own name."""
+    """Return the room of a module; for __init__ and __main__ it is the package's own name."""
     package, *rest = module.split(".")
     return package if not rest or rest[0] == "__main__" else f"{package}.{rest[0]}"
 
 
 def order_errors(modules: Mapping[str, Module]) -> Iterator[str]:
-    """Yield a line for each room that ORDER does not name or that is gone, and for each import of a room not below."""
+    """Yield a line for each difference between ORDER and the rooms, and for each import of a room that is not below."""
     rooms = {room_of(name) for name in modules}
     yield from (f"{room}: ORDER does not say where this room lies" for room in sorted(rooms - LEVEL.keys()))
     yield from (f"{room}: ORDER names this room, but it is gone" for room in sorted(LEVEL.keys() - rooms))
@@ -111,12 +111,12 @@ def order_errors(modules: Mapping[str, Module]) -> Iterator[str]:
 
 
 def _short(room: str, beside: str) -> str:
-    """Return a room's last name, or its full one if the other room is of another package."""
+    """Return the last part of a room's name, or its full name if the other room is in another package."""
     return room.rpartition(".")[2] if room.partition(".")[0] == beside.partition(".")[0] else room
 
 
 def circle_errors(modules: Mapping[str, Module]) -> Iterator[str]:
-    """Yield a line for each import that closes a circle of files, on a walk in depth."""
+    """Yield a line for each import that closes a circle of modules, found by a depth-first walk."""
     graph = {name: sorted(imports_of(name, modules)) for name in modules}
     done: set[str] = set()
 
@@ -148,7 +148,7 @@ def width_errors(modules: Mapping[str, Module]) -> Iterator[str]:
                     yield f"{where}: {node.name} has {count} parameters, more than {MOST_PARAMETERS}"
 
 
-# Pixels of the drawing, and how large a dot is from how many imports on.
+# Pixels of the drawing, and the size of a dot by the number of imports.
 STEP, TOP, LEFT, BOX = 23, 140, 158, 18
 SIZES = ((20, 5.5), (5, 4), (1, 2.5))
 COLORS = {"curconvert": "#1f5fa8", "curconvert_runtime": "#23783f", "curconvert_schemas": "#8a5a00"}
@@ -163,9 +163,9 @@ LEGEND = (
 
 
 def draw(modules: Mapping[str, Module]) -> str:
-    """Return an SVG of the rooms, from roof to ground, and of the imports between them.
+    """Return an SVG of the rooms, from top to bottom, and of the imports between them.
 
-    Each room has one arrow, which comes down a lane of its own; a dot joins a room that imports it to this lane.
+    Each room has one arrow, which comes down in its own lane. A dot connects each room that imports it to this lane.
     """
     rooms = [room for siblings in ORDER for room in siblings]
     row = {room: TOP + STEP * number for number, room in enumerate(rooms)}
@@ -195,7 +195,7 @@ def _box(room: str, y: int) -> str:
 
 
 def _arrow(room: str, x: int, y: int, above: Mapping[int, int]) -> Iterator[str]:
-    """Yield the arrow of a room: its name on top, down its lane, to its box; a dot at each row that imports it."""
+    """Yield the SVG parts of a room's arrow: name, lane, line to its box, and a dot at each row that imports it."""
     color = COLORS[room.partition(".")[0]]
     start = min(above) + 5
     yield f'<path class="name" d="M{x} {TOP - 16}V{start}"/>'

@@ -26,7 +26,7 @@ def phrases(text: str) -> dict[re.Pattern[str], str]:
 
 
 def find(text: str, known: dict[re.Pattern[str], str]) -> Iterator[tuple[int, str, str]]:
-    """Yield line number, phrase and advice for each phrase in a text, a phrase across two lines too."""
+    """Yield line number, phrase and advice for each phrase in a text, including phrases across two lines."""
     for pattern, advice in known.items():
         spread = re.compile(pattern.pattern.replace(" ", r"\s+(?:#:? )?"), re.IGNORECASE)
         for match in spread.finditer(text):

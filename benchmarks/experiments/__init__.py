@@ -1,1 +1,1 @@
-"""Decisions taken; the docstring of each script ends with what was decided, and why."""
+"""Holds the measurements behind decisions. Each script's docstring ends with the decision and its reason."""

@@ -1,8 +1,9 @@
-"""What learning a task costs elsewhere: PIQA against WikiText-2, for ΔU, LoRA and MoRA at equal trained parameters.
+"""Measures what a model forgets while it learns a task, for ΔU, LoRA and MoRA at equal trained parameters.
 
-The compressed models and what is trained are those of `healing.py`. The task is PIQA's question as a prompt and its
-right solution as the completion: the first questions train, the last ones are held out, and are answered by the
-log-probability of both solutions. What is forgotten is the perplexity of a text of another kind.
+Compressed models and trained parameters are those of `healing.py`. The task is PIQA: the question is the prompt, and
+the right solution is the completion. The first questions are for training, the last ones are held out. A held-out
+question counts as correct if the right solution has the higher log-probability. Perplexity on WikiText-2 shows how much
+is forgotten.
 
 Decided: nothing yet, because nobody has run this experiment.
 """
@@ -42,12 +43,12 @@ _LONGEST = 256  # tokens of a line
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model says.
+    """A model's results on task and text.
 
     Attributes:
         right: Log-probability of each question's right solution.
-        correct: Whether it is the more probable one.
-        text: Each window's loss.
+        correct: Whether the right solution is the more probable one.
+        text: Loss of each window.
     """
 
     right: NDArray[np.float64]
@@ -56,7 +57,7 @@ class Outputs:
 
     @property
     def figures(self) -> dict[str, float]:
-        """Accuracy, nats of the right solution, and the text's perplexity."""
+        """Return accuracy, mean nats of the right solution, and the text's perplexity."""
         found = accuracy(self.correct)
         return {
             "accuracy": found["share"], "accuracy_error": found["error"], "nats": -float(self.right.mean()),
@@ -67,7 +68,7 @@ class Outputs:
 def measured(
     model: nn.Module, tokenizer: Tokenizer, questions: Sequence[Question], windows: NDArray[np.int64]
 ) -> Outputs:
-    """Ask a model."""
+    """Return a model's results on task and text."""
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     scores = piqa_scores(Scorer(base), tokenizer, questions)
     right = np.array([row[question.label] for row, question in zip(scores, questions, strict=True)])
@@ -81,7 +82,7 @@ def write_task(path: Path, questions: Sequence[Question]) -> None:
 
 
 def run(method: str, part: str, folder: Path, given: Namespace, result: Result) -> None:
-    """Adapt one compressed model in one way, and measure task and text before and after."""
+    """Train one compressed model with one method; measure task and text before and after."""
     calibration = CalibrationOptions(source=given.calibration)
     options = ConvertOptions.for_method(method, rank=128, calibration=calibration)
     convert(SourceOptions(str(given.model)), folder / "out", options)
@@ -111,7 +112,7 @@ def run(method: str, part: str, folder: Path, given: Namespace, result: Result) 
 
 
 def heal_options(given: Namespace, task: Path) -> HealOptions:
-    """Return the training's options: the paper's schedule, shortened, and no early end."""
+    """Return the training options: the paper's schedule with fewer steps and no early stopping."""
     return HealOptions.for_objective(
         "ce", steps=given.steps, accumulate=4, warmup=min(100, given.steps // 6), patience=given.steps,
         evaluate_every=max(1, given.steps // 10), learning_rate=given.learning_rate,
@@ -120,7 +121,7 @@ def heal_options(given: Namespace, task: Path) -> HealOptions:
 
 
 def main() -> None:
-    """Adapt each model in each way."""
+    """Train each model with each method."""
     parser = training_arguments("adaptation", __doc__, 100)
     parser.add_argument("--piqa", type=Path, required=True, help="folder with valid.jsonl and valid-labels.lst")
     parser.add_argument("--train", type=int, default=450, help="questions to train on, the first ones")

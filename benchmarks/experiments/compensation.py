@@ -1,8 +1,8 @@
-"""What a low-rank correction of the rounding error would gain: beside int8 for some of the matrices, byte for byte.
+"""Compares a low-rank correction of the rounding error with int8 for some matrices, at equal bytes.
 
-EoRA (arXiv 2410.21271) adds to a quantized matrix the best rank-r approximation, in the metric of the inputs, of what
-rounding has lost. Here that is measured at its best: the truncated SVD of ΔW·H^½ itself, in float16, not rounded any
-further. The same bytes can store some matrices in int8 instead of int4, as `--bits-per-weight` does.
+EoRA (arXiv 2410.21271) adds a low-rank matrix to a quantized one: the best rank-r approximation of the rounding error
+in the metric of the inputs. This script measures its best case, the truncated SVD of ΔW·H^½ in float16. The same bytes
+can store some matrices in int8 instead of int4, as `--bits-per-weight` does.
 
 Decided: curconvert adds no low-rank correction, because at equal bytes int8 for some matrices loses less and needs no
 further product.
@@ -41,13 +41,13 @@ _FACTOR_BITS = 16
 
 @dataclass(frozen=True)
 class Loss:
-    """What one matrix loses.
+    """Relative output errors of one quantized matrix.
 
     Attributes:
         shape: (m, n).
         outputs: E‖W x‖².
-        tails: E‖(ΔW − its best rank-r approximation) x‖² over that, for each r from 0, in int4.
-        int8: E‖ΔW x‖² over that, in int8.
+        tails: E‖(ΔW − its best rank-r approximation) x‖² / outputs, for each r from 0, in int4.
+        int8: E‖ΔW x‖² / outputs, in int8.
     """
 
     shape: tuple[int, int]
@@ -56,20 +56,20 @@ class Loss:
     int8: float
 
     def corrected(self, bits: float) -> float:
-        """Return the loss with as large a correction as so many bits a number allow beyond int4's."""
+        """Return the loss in int4 with the largest correction that fits into `bits` per weight."""
         m, n = self.shape
         rank = int((bits - bits_of(_INT4, n)) * m * n / (_FACTOR_BITS * (m + n)))
         return float(self.tails[max(0, min(rank, len(self.tails) - 1))])
 
 
 def bits_of(layout: Layout, width: int) -> float:
-    """Return the bits of a stored number, scales and padding included."""
+    """Return the stored bits per weight, including scales and padding."""
     blocks = -(-width // layout.block_size)
     return blocks * (layout.block_size * layout.bits + 32) / width
 
 
 def loss_of(name: str, weight: Matrix, statistics: InputStatistics, stored: dict[str, Matrix]) -> Loss:
-    """Measure one matrix, on the statistics that it was rounded by."""
+    """Return the errors of one matrix, on the same statistics that its rounding used."""
     root, whole = square_root(statistics.gram), output_norm(weight, statistics.gram) ** 2
     singular = np.linalg.svd((weight - stored["int4"]) @ root, compute_uv=False) ** 2 / whole
     tails = np.append(np.cumsum(singular[::-1])[::-1], 0.0)
@@ -78,7 +78,7 @@ def loss_of(name: str, weight: Matrix, statistics: InputStatistics, stored: dict
 
 
 def mixed(losses: list[Loss], bits: float) -> float:
-    """Return the mean loss where matrices go to int8 as the bits allow, those first that gain most for each bit."""
+    """Return the mean loss if int8 is used as far as the bits allow, first where it gains most per bit."""
     sizes = [m * n for m, n in (loss.shape for loss in losses)]
     extra = [
         (bits_of(_INT8, loss.shape[1]) - bits_of(_INT4, loss.shape[1])) * size
@@ -94,10 +94,10 @@ def mixed(losses: list[Loss], bits: float) -> float:
 
 
 def main() -> None:
-    """Measure."""
+    """Measure the matrices and store the figures."""
     parser = model_arguments("compensation", __doc__)
     parser.add_argument("--calibration", default="builtin", help="calibration text")
-    parser.add_argument("--every", type=int, default=5, help="of so many layers one is measured")
+    parser.add_argument("--every", type=int, default=5, help="measure one of this many layers")
     given = parser.parse_args()
     checkpoint = open_checkpoint(str(given.model))
     calibration = CalibrationOptions(source=given.calibration, sequences=64)
@@ -105,7 +105,7 @@ def main() -> None:
     losses = []
     with tempfile.TemporaryDirectory() as folder:
         context = prepare(checkpoint, options).context(options, Path(folder), LocalExecutor(1), silent)
-        measure(context, [options, options])  # two: so all are gathered
+        measure(context, [options, options])  # with two conversions, `measure` collects statistics of all linears
         evidence = context.evidence
         for name in decoder_linears(checkpoint):
             if layer_of(name) % given.every:

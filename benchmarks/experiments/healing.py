@@ -1,8 +1,8 @@
-"""What healing wins back: perplexity and divergence over the steps, for ΔU, LoRA and MoRA at equal trained parameters.
+"""Measures how much perplexity and divergence healing recovers, for ΔU, LoRA and MoRA at equal trained parameters.
 
-The compressed models are CURing's setting (q/k/gate of the layers with the least angular distance, rank 128) by
-`--method curing` and `--method cur`. LoRA (PEFT's) and MoRA (`mora.py`) are on the linears that stayed dense, towards
-the same targets with the same data, batches and rates; their ranks are those that train as many numbers as U has.
+The compressed models have CURing's setting (q/k/gate of the layers with the least angular distance, rank 128), from
+`--method curing` and `--method cur`. LoRA (PEFT's) and MoRA (`mora.py`) train beside the dense linears, with the same
+targets, data, batches and learning rates. Their ranks give as many trained parameters as U has.
 
 Decided: `heal` trains U, because U recovers as much perplexity as LoRA and more than MoRA at equal trained parameters,
 and the artifact needs no new tensor.
@@ -51,7 +51,7 @@ _DENSE = ("v_proj", "o_proj", "up_proj", "down_proj")
 
 
 def losses(model: nn.Module, windows: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return each window's mean negative log-probability, in float32 logits."""
+    """Return each window's mean negative log-probability, from float32 logits."""
     found = []
     with torch.no_grad():
         for row in torch.from_numpy(windows):
@@ -62,12 +62,12 @@ def losses(model: nn.Module, windows: NDArray[np.int64]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Adapted:
-    """A compressed model with something to train.
+    """A compressed model with trainable parameters.
 
     Attributes:
-        model: Frozen but for the parameters; transformers' model, or PEFT's around it.
-        parameters: What is trained.
-        ranks: Of LoRA's or MoRA's matrices, as text; empty for ΔU.
+        model: transformers' model, or PEFT's around it; frozen except for the parameters.
+        parameters: The trained parameters.
+        ranks: Ranks of LoRA's or MoRA's matrices, as text; empty for ΔU.
     """
 
     model: nn.Module
@@ -76,12 +76,12 @@ class Adapted:
 
     @property
     def count(self) -> int:
-        """Numbers that are trained."""
+        """Number of trained parameters."""
         return sum(parameter.numel() for parameter in self.parameters)
 
 
 def adapted(part: str, artifact: Artifact) -> Adapted:
-    """Load a compressed model with one of `PARTS` to train, each with as many numbers as U has."""
+    """Return a compressed model with one of `PARTS` to train; each trains as many parameters as U has."""
     model = build_torch_model(artifact)
     delta = Adapted(model, list(trainable(model, "u").values()))
     if part == "delta-u":
@@ -119,7 +119,7 @@ def part_name(part: str, ranks: str) -> str:
 def trained(
     found: Adapted, teacher: nn.Module | None, data: Data, options: HealOptions, label: str
 ) -> tuple[list[Point], float]:
-    """Train what is to be trained; return the curve and the seconds of all cores."""
+    """Train a model; return the curve and the CPU seconds of all cores."""
     start = time.process_time()
 
     def progress(_stage: str, done: int, total: int) -> None:
@@ -138,7 +138,7 @@ def trained(
 def run(
     method: str, part: str, folder: Path, given: Namespace, options: HealOptions
 ) -> tuple[str, dict[str, Any], list[Point]]:
-    """Heal one compressed model in one way; return the part's name, what it won back, and the curve."""
+    """Heal one compressed model with one method; return the part's name, the recovered share, and the curve."""
     checkpoint = open_checkpoint(str(given.model))
     calibration = CalibrationOptions(source=given.calibration)
     convert(
@@ -161,7 +161,7 @@ def run(
 
 
 def recovered(losses: dict[str, NDArray[np.float64]]) -> tuple[float, float]:
-    """Return the share of the lost perplexity that is won back, and its standard error (jackknife over windows)."""
+    """Return the share of the lost perplexity that is recovered, and its standard error (jackknife over windows)."""
 
     def share(kept: NDArray[np.bool_]) -> float:
         dense, before, after = (math.exp(losses[name][kept].mean()) for name in ("original", "before", "after"))
@@ -173,7 +173,7 @@ def recovered(losses: dict[str, NDArray[np.float64]]) -> tuple[float, float]:
 
 
 def training_arguments(name: str, description: str | None, steps: int) -> ArgumentParser:
-    """Return a command line of a script that trains each method's model in each part."""
+    """Return the argument parser of a script that trains each method's model in each part."""
     parser = text_arguments(name, description)
     parser.add_argument("--methods", nargs="+", default=["curing", "cur"])
     parser.add_argument("--parts", nargs="+", default=[*PARTS], choices=PARTS)
@@ -183,7 +183,7 @@ def training_arguments(name: str, description: str | None, steps: int) -> Argume
 
 
 def main() -> None:
-    """Heal each model in each way."""
+    """Heal each model with each method."""
     given = training_arguments("healing", __doc__, 600).parse_args()
     options = HealOptions(
         steps=given.steps,

@@ -1,8 +1,8 @@
-"""MoRA (Jiang et al. 2024, arXiv 2405.12130), which PEFT does not have: one square trained matrix, not LoRA's two.
+"""Implements MoRA (Jiang et al. 2024, arXiv 2405.12130), which trains one square matrix M instead of LoRA's two.
 
-The operators around it are the rotating ones (type 6 of the authors' code): the input is cut into
-pieces of r̂ features, the i-th piece is turned as RoPE turns position i, each goes through the one M, and the results
-are laid end to end and added unscaled. They share no numbers with M and have none to train.
+PEFT does not have it. The operators around M are the rotating ones (type 6 of the authors' code). The input is cut into
+pieces of r̂ features. Piece i is rotated as RoPE rotates position i, then multiplied by M. The concatenated results are
+added unscaled. These operators have no trained parameters.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-_BASE = 10000.0  # of RoPE's frequencies, the paper's
+_BASE = 10000.0  # base of RoPE's frequencies, as in the paper
 _Linear = TypeVar("_Linear")
 
 
@@ -22,19 +22,19 @@ class MoRALinear(nn.Module):
     """`y = W x + decompress(M compress(x))`.
 
     Attributes:
-        base: The linear that stays as it is.
-        M: (r̂, r̂), zero at first.
+        base: The frozen linear W.
+        M: (r̂, r̂), initially zero.
     """
 
     cos: Tensor
     sin: Tensor
 
     def __init__(self, base: nn.Linear, rank: int) -> None:
-        """Put M beside a linear.
+        """Add M to a linear.
 
         Args:
             base: The linear.
-            rank: r̂, even, at most its inputs.
+            rank: r̂, even, at most the linear's number of inputs.
         """
         super().__init__()
         if rank % 2 or not 0 < rank <= base.in_features:
@@ -50,7 +50,7 @@ class MoRALinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, in_features) to (…, out_features)."""
         pieces, rank = self.cos.shape
-        padding = x[..., : pieces * rank - x.shape[-1]]  # the first features once more, as in the paper's code
+        padding = x[..., : pieces * rank - x.shape[-1]]  # repeats the first features, as the paper's code does
         parts = torch.cat([x, padding], -1).reshape(*x.shape[:-1], pieces, rank)
         front, back = parts.chunk(2, -1)
         turned = parts * self.cos + torch.cat([-back, front], -1) * self.sin
@@ -63,15 +63,15 @@ class MoRALinear(nn.Module):
 def spread_ranks(
     count: int, linears: Sequence[_Linear], price: Callable[[_Linear, int], int], step: int = 1
 ) -> list[int]:
-    """Return ranks that together train as nearly as possible a number of parameters.
+    """Return ranks that together train as close to `count` parameters as possible.
 
-    All linears have one rank, but the first ones, as many as that takes, one step more.
+    All linears get the same rank, and the first ones get one step more until the count is reached.
 
     Args:
-        count: Parameters.
-        linears: What is trained beside; a rank of 0 leaves it alone.
-        price: Parameters that a linear's rank costs.
-        step: Ranks are its multiples.
+        count: Number of parameters.
+        linears: The linears to train beside; a rank of 0 skips one.
+        price: Returns the parameters of a linear at a rank.
+        step: Ranks are multiples of it.
     """
     rank = 0
     while sum(price(linear, rank + step) for linear in linears) <= count:
@@ -80,19 +80,19 @@ def spread_ranks(
     ranks = []
     for linear in linears:
         more = price(linear, rank + step) - price(linear, rank)
-        taken = 2 * left >= more  # nearer with it than without
+        taken = 2 * left >= more  # take the step if it brings the count closer
         left -= more if taken else 0
         ranks.append(rank + step if taken else rank)
     return ranks
 
 
 def attach(model: nn.Module, names: Sequence[str], ranks: Sequence[int]) -> list[nn.Parameter]:
-    """Freeze a model, put M beside some of its linears, and return what is trained.
+    """Freeze a model, add M to some of its linears, and return the trained parameters.
 
     Args:
-        model: Changed in place.
-        names: Of the linears' modules.
-        ranks: r̂ of each; 0 leaves it alone.
+        model: The model, changed in place.
+        names: Names of the linears' modules.
+        ranks: r̂ of each linear; 0 skips it.
     """
     model.requires_grad_(False)
     found = []

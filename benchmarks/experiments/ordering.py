@@ -1,6 +1,6 @@
-"""Numbers in another order: Gather beside GatherElements, which wants the order of every token.
+"""Compares two ways to reorder outputs in a graph: Gather, and GatherElements with an order for every token.
 
-Interpolative factors give the outputs of the kept rows and then those of the others; a graph puts them in their order.
+Interpolative factors compute the outputs of the kept rows first, then the others. A graph restores the original order.
 
 Decided: the graphs use Expand and GatherElements, because Gather is slower, by up to ten times.
 """
@@ -21,19 +21,19 @@ TOKENS = (1, 128)
 
 
 class Ordering:
-    """A graph that puts the last axis of (1, tokens, width) in an order.
+    """A graph that reorders the last axis of (1, tokens, width).
 
     Args:
-        nodes: From x and `order` to y; `tokens` is (1, tokens, 1).
+        nodes: Nodes that compute y from x and `order`; `tokens` is (1, tokens, 1).
         order: The order.
-        tokens: How many.
+        tokens: Number of tokens.
     """
 
     def __init__(self, nodes: list[NodeProto], order: NDArray[np.int32], tokens: int) -> None:
         shape = [1, tokens, len(order)]
         ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "y")]
         stored = [numpy_helper.from_array(order, "order")]
-        # As in a real graph, where it comes from a request, the shape is no constant.
+        # The shape is an input and no constant, as in a real graph, where a request decides it.
         choice = [helper.make_tensor_value_info("tokens", TensorProto.INT64, [3])]
         graph = helper.make_graph(nodes, "ordering", [ends[0], *choice], ends[1:], stored)
         settings = onnxruntime.SessionOptions()
@@ -46,12 +46,12 @@ class Ordering:
         self._tokens = np.array([1, tokens, 1])
 
     def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return x in the order."""
+        """Return x reordered."""
         return np.asarray(self._session.run(None, {"x": x, "tokens": self._tokens})[0])
 
 
 def main() -> None:
-    """Measure."""
+    """Measure both graphs and store the figures."""
     parser = arguments("ordering", __doc__)
     parser.add_argument("--rounds", type=int, default=200)
     given = parser.parse_args()

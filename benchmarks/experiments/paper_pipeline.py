@@ -1,9 +1,9 @@
-"""The factorization stage beside the paper's: `--method curing` against CURing's own steps, at equal settings.
+"""Compares the factorization time of `--method curing` with CURing's published steps, at equal settings.
 
-The baseline does what arXiv 2501.04211 prints, in NumPy float64 with all cores: full SVD of |W|∘a, DEIM in Python, two
-pseudo-inverses. Ours is the conversion's own code and executor: `curing` as it is, which finds the same rows and
-columns, and with the fastest selector and the link that makes up for it. All get the same matrices, ranks and
-statistics, in turns.
+The baseline runs the steps of arXiv 2501.04211 in NumPy float64 on all cores: full SVD of |W|∘a, DEIM in Python, two
+pseudo-inverses. The other side is the conversion's own code and executor. It runs `curing` by default, which finds the
+same rows and columns, and with the fastest selector and a linking matrix that compensates for it. All get the same
+matrices, ranks and statistics, and run alternately.
 
 Decided: DEIM uses the smaller Gram matrix and no full SVD, because both give the same points and the Gram matrix takes
 a fraction of the time; only large matrices use a Krylov space, which finds fewer of these points.
@@ -49,7 +49,7 @@ Matrix = NDArray[np.float64]
 
 
 def greedy_deim(basis: Matrix) -> NDArray[np.int64]:
-    """Return DEIM's points, step by step, as Sorensen and Embree print it."""
+    """Return DEIM's points, computed step by step as in Sorensen and Embree."""
     points = [int(np.abs(basis[:, 0]).argmax())]
     for k in range(1, basis.shape[1]):
         coefficients = np.linalg.solve(basis[points, :k], basis[points, k])
@@ -59,19 +59,19 @@ def greedy_deim(basis: Matrix) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Errors:
-    """The part of a factorization that measures what it made."""
+    """Task for the part of a factorization that measures its errors."""
 
     factors: Factorization
     weight: Tensor
     statistics: InputStatistics
 
     def run(self) -> Factorization:
-        """Measure again."""
+        """Measure the errors again."""
         return measured("cur", self.factors.tensors, self.factors.rank, self.weight, self.statistics)
 
 
 def paper(weight: Tensor, rms: Matrix, rank: int, seconds: dict[str, float]) -> dict[str, Tensor]:
-    """Factorize as the paper does, and add the seconds of each stage."""
+    """Return the paper's factors, and add the seconds of each stage to `seconds`."""
     W = weight.double().numpy()
     marks = [time.perf_counter()]
     left, _, right = np.linalg.svd(np.abs(W) * rms)  # "full", as the paper says: all vectors of both sides
@@ -90,9 +90,10 @@ def paper(weight: Tensor, rms: Matrix, rank: int, seconds: dict[str, float]) -> 
 
 
 def agreement(checkpoint: Checkpoint, rank: int) -> dict[str, dict[str, float]]:
-    """Return the shares of DEIM's rows and columns that are those of a full SVD: by default, and in a Krylov space.
+    """Return the share of DEIM's rows and columns that agree with a full SVD, by default and with a Krylov space.
 
-    In all linears of every third layer, on |W|: its singular values are as close to each other as those of |W|∘a.
+    It covers all linears of every third layer, on |W|, whose singular values are as close to each other as those of
+    |W|∘a.
     """
     default: list[float] = []
     krylov: list[float] = []
@@ -103,7 +104,7 @@ def agreement(checkpoint: Checkpoint, rank: int) -> dict[str, dict[str, float]]:
         exact = exact_bases(matrix.dense(), rank)[:2]
         for bases, shares in ((leading_bases, default), (krylov_bases, krylov)):
             if bases is krylov_bases and 6 * (rank + 16) > min(shape):
-                continue  # no smaller than the matrix
+                continue  # the Krylov space would not be smaller than the matrix
             for ours, theirs in zip(bases(matrix, rank, rng), exact, strict=True):
                 shares.append(len(np.intersect1d(deim(ours), deim(theirs))) / rank)
     both = {"default": default, "krylov": krylov}
@@ -112,12 +113,12 @@ def agreement(checkpoint: Checkpoint, rank: int) -> dict[str, dict[str, float]]:
 
 @dataclass
 class Ours:
-    """Rounds of one setting, and its factors.
+    """Rounds of one setting of curconvert, and its factors.
 
     Attributes:
-        given: Options beside `--method curing`.
-        seconds: Of the tasks, the measurement of the errors included.
-        errors: Seconds of that measurement, made again alone.
+        given: Options besides `--method curing`.
+        seconds: Seconds of the tasks in each round, including the measurement of errors.
+        errors: Seconds of that measurement alone.
         found: Factors by weight name.
     """
 
@@ -128,12 +129,12 @@ class Ours:
 
     @property
     def label(self) -> str:
-        """The command line's options."""
+        """Options as on the command line."""
         options = {"selector": "--select", "link": "--link"}
         return " ".join(["`curing", *(f"{options[key]} {value}" for key, value in self.given.items())]) + "`"
 
     def run(self, tasks: list[MatrixTask], executor: LocalExecutor) -> None:
-        """Add a round."""
+        """Run and time one round."""
         start = time.perf_counter()
         self.found = {name: factors for part in executor.map(tasks) for name, factors in part.items()}
         self.seconds.append(time.perf_counter() - start)
@@ -142,7 +143,7 @@ class Ours:
         self.errors.append(time.perf_counter() - start)
 
     def speedups(self, theirs: list[float]) -> dict[str, dict[str, float]]:
-        """Return the ratio of the times with and without the errors: median and range."""
+        """Return the ratios of times, with and without the measurement of errors: median and range."""
         alone = [own - errors for own, errors in zip(self.seconds, self.errors, strict=True)]
         both = {"faster": self.seconds, "faster_alone": alone}
         return {
@@ -151,12 +152,12 @@ class Ours:
 
 
 def same_rows(found: Tensor, theirs: Tensor) -> float:
-    """Return the share of rows that are among others."""
+    """Return the share of rows of `found` that are also rows of `theirs`."""
     return float((found[:, None] == theirs).all(-1).any(1).float().mean())
 
 
 def main() -> None:
-    """Measure."""
+    """Measure both sides and store the figures."""
     parser = model_arguments("paper_pipeline", __doc__)
     parser.add_argument("--rank", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
@@ -166,7 +167,7 @@ def main() -> None:
     options = ConvertOptions.for_method("curing", rank=given.rank, layers="all", calibration=calibration)
     plans = [matrix for matrix in options.method.plan(checkpoint, options).matrices if matrix.rank is not None]
     with tempfile.TemporaryDirectory() as folder:
-        # Two conversions of one model: so the statistics of all layers are gathered.
+        # With two conversions, `measure` collects the statistics of all layers.
         context = prepare(checkpoint, options).context(options, Path(folder), LocalExecutor(1), silent)
         measure(context, [options, options])
         inputs: dict[str, InputStatistics] = {plan.name: context.evidence.statistics(plan.name) for plan in plans}

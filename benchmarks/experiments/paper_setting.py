@@ -1,7 +1,7 @@
-"""Quality at equal parameters: CURing as published, what each change to it brings, and the other forms.
+"""Compares quality at equal parameters: CURing as published, each change to it, and the other forms.
 
 The C·U·R rows keep the same layers, targets and ranks, so their parameter counts are equal (the script checks it).
-The other forms get the density that makes the whole model as large, within 0.1 %, over the same layers and targets.
+The other forms get the density that gives the same model size, within 0.1%, over the same layers and targets.
 Fidelity is exact: the original runs through its own exported graph on the same text.
 
 Decided: `--rank` alone reproduces the paper's setting for comparison and is no recommendation, because the other forms
@@ -30,7 +30,7 @@ OTHER_METHODS = ("svd-llm", "row-id", "pifa")
 
 
 def main() -> None:
-    """Convert, measure."""
+    """Convert and measure each row."""
     parser = text_arguments("paper_setting", __doc__)
     parser.add_argument("--rank", type=int, default=128)
     given = parser.parse_args()

@@ -1,7 +1,7 @@
-"""One row times one matrix: onnxruntime's quantized products beside a float32 one, by width, block and accuracy level.
+"""Compares onnxruntime's quantized products of one row with a float32 one, by bits, block size and accuracy level.
 
-Products take turns, with more than the caches hold read between them, and CPU seconds of one thread are counted. Then
-each runs again and again: by what it is faster then, it had waited for memory.
+Products run alternately, and between them more memory is read than the caches hold. CPU seconds of one thread count.
+Then each product runs many times in a row. The time that it saves then is the time that it waited for memory before.
 
 Decided: quantized products round the activations to 8 bits (accuracy level 4), because with float32 activations int8 is
 slower than float32 weights and int4 is a third as fast.
@@ -30,10 +30,10 @@ class Product:
     """An operator on a constant matrix, (m, n).
 
     Args:
-        operator: Its type; the input is called x.
+        operator: Type of the operator; its first input is x.
         constants: Its other inputs.
         shape: (m, n).
-        **attributes: Of the operator.
+        **attributes: Attributes of the operator.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ def spent(product: Product, x: NDArray[np.float32]) -> float:
 
 
 def main() -> None:
-    """Measure every product."""
+    """Measure every product and store the figures."""
     parser = arguments("products", __doc__)
     parser.add_argument("--shape", type=int, nargs=2, default=[8192, 2048], help="outputs and inputs")
     parser.add_argument("--rounds", type=int, default=25)

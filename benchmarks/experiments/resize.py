@@ -1,7 +1,7 @@
-"""Is `resize` from one scored artifact as good as a fresh conversion of that size?
+"""Compares `resize` from one scored artifact with a new conversion of the same size.
 
-One conversion with `--method auto --scored`; from it `resize` to each smaller size, and beside each a fresh conversion
-by `--method auto`. What stands in the results is not measured again.
+It converts once with `--method auto --scored` and resizes the result to each smaller size. For each size it also
+converts with `--method auto`. Sizes in the results are not measured again.
 
 Decided: one scored artifact serves all smaller sizes, because its perplexities differ from those of fresh conversions
 by a few hundredths of a percent.
@@ -28,7 +28,7 @@ from curconvert_runtime import load
 
 
 def main() -> None:
-    """Convert, cut, measure."""
+    """Convert, resize and measure each size."""
     given = arguments()
     source, calibration = SourceOptions(str(given.model)), CalibrationOptions(source=given.calibration)
     checkpoint = open_checkpoint(str(given.model))
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def measured(out: Path, seconds: float, yardstick: Yardstick) -> dict[str, Any]:
-    """Return an artifact's figures, and drop it."""
+    """Return an artifact's figures, and delete it."""
     session = load(out, graph="portable")
     parameters = session.artifact.model["parameters_after"]
     found = figures(yardstick.fidelity(session))
@@ -68,7 +68,7 @@ def measured(out: Path, seconds: float, yardstick: Yardstick) -> dict[str, Any]:
 
 
 def components(folder: Path) -> dict[str, int]:
-    """Return the bytes of the components, and of the weights."""
+    """Return the bytes of the components and of the weights."""
     names = {"components": "components*", "weights": "model*.safetensors"}
     return {name: sum(path.stat().st_size for path in folder.glob(files)) for name, files in names.items()}
 

@@ -1,7 +1,7 @@
-"""What `--sequential` changes: the same matrices, ranks and calibration text, with the rule and without.
+"""Compares conversions with and without `--sequential`, with the same matrices, ranks and calibration text.
 
-KL is exact: the original runs through its own exported graph on the same text. Differences are paired: window by window
-of the text, with the standard error of their mean. What stands in the results is not measured again.
+KL is exact: the original runs through its own exported graph on the same text. Differences are paired by window of the
+text, with the standard error of their mean. Points in the results are not measured again.
 
 Decided: `--sequential` is off by default, because it lowers the divergence but a conversion of all linears then takes
 two to three times as long.
@@ -28,14 +28,14 @@ from curconvert_runtime.checks.fidelity import exact_fidelity
 from curconvert_runtime.serve.session import Session
 
 PAPER_DENSITY = 0.4228
-"""Of q/k/gate in nine layers: the size of C·U·R at the paper's rank 128, as `paper_setting.py` finds it."""
+"""Density of q/k/gate in nine layers with the size of C·U·R at the paper's rank 128, as `paper_setting.py` finds it."""
 PAPER = "q/k/gate of 9 layers"
 WHOLE = "all linears, 0.9 of all parameters"
 RULES = ("plain", "`--sequential`")
 
 
 def main() -> None:
-    """Convert, measure."""
+    """Convert and measure each point."""
     given = arguments()
     calibration = CalibrationOptions(source=given.calibration, sequences=given.sequences)
     checkpoint = open_checkpoint(str(given.model))
@@ -71,16 +71,16 @@ def main() -> None:
 
 
 def measured(session: Session, yardstick: Yardstick) -> dict[str, Any]:
-    """Return the mean KL, of each window and of all, and the perplexity."""
-    original: Any = yardstick.recorded  # it answers like a model
+    """Return the mean KL of each window and of all windows, and the perplexity."""
+    original: Any = yardstick.recorded  # it has `logits` like a model
     found = [exact_fidelity(session, original, row[None]) for row in yardstick.windows]
-    perplexity = np.exp(np.mean([np.log(f.perplexity_compressed) for f in found]))  # windows have one length
+    perplexity = np.exp(np.mean([np.log(f.perplexity_compressed) for f in found]))  # all windows have the same length
     windows = [f.kl.mean for f in found]
     return {"windows": windows, "kl": float(np.mean(windows)), "perplexity": float(perplexity)}
 
 
 def paired(found: dict[str, Any], plain: dict[str, Any]) -> dict[str, float]:
-    """Return the mean difference of windows, and its standard error."""
+    """Return the mean difference over windows, and its standard error."""
     differences = np.array(found["windows"]) - np.array(plain["windows"])
     error = differences.std(ddof=1) / np.sqrt(len(differences))
     return {"difference": float(differences.mean()), "difference_error": float(error)}

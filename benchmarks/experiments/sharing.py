@@ -1,9 +1,9 @@
-"""Would neighboring layers' matrices be better off with one basis (Basis Sharing, arXiv 2410.03765)?
+"""Compares separate bases of neighboring layers' matrices with one shared basis (Basis Sharing, arXiv 2410.03765).
 
-Two matrices of the same kind in layers i and i + 1 are approximated at the same number of parameters in two ways:
-separately, each by the best rank-r matrix in its own metric; and with one basis for both, in interpolative storage too,
-so at a higher rank. `--method auto` stores the one, and with `--share` the other. The error is K-FAC's estimate of the
-divergence, `½ tr(F ΔW H ΔWᵀ)`. What `--share` then brings is measured by `suite/quality.py`.
+Two matrices of the same kind in layers i and i + 1 are approximated in two ways with the same number of parameters.
+`--method auto` stores the best rank-r matrix of each in its own metric. `--share` stores one basis for both, also in
+interpolative form, which allows a higher rank. The error is K-FAC's estimate of the divergence, `½ tr(F ΔW H ΔWᵀ)`.
+`suite/quality.py` measures the quality of `--share`.
 
 Decided: `--share` is off by default, because the measured divergence does not follow the prediction, and each of the
 two layers multiplies by the whole shared factor.
@@ -43,13 +43,13 @@ def cost(metric: Metric, product: NDArray[np.float64]) -> float:
 
 
 def alone(metric: Metric, density: float) -> float:
-    """Return the cost of the best matrix of the density's rank."""
+    """Return the cost of the best matrix with the rank that the density allows."""
     m, n = metric.weight.shape
     return float(metric.best_costs()[rank_for_density("interpolative", (m, n), density)])
 
 
 def together(basis: SharedBasis, density: float) -> float:
-    """Return the summed cost of both matrices with one basis, in the same density."""
+    """Return the summed cost of both matrices with one basis, at the same density."""
     m, n = basis.rows.shape
     A, B = basis.factors(rank_for_density("interpolative", (m, n), density))
     products = np.split(A @ B, [len(basis.metrics[0].weight)])
@@ -57,7 +57,7 @@ def together(basis: SharedBasis, density: float) -> float:
 
 
 def main() -> None:
-    """Measure."""
+    """Measure all pairs and store the figures."""
     parser = model_arguments("sharing", __doc__)
     parser.add_argument("--calibration", default="builtin")
     given = parser.parse_args()

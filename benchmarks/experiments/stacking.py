@@ -1,7 +1,7 @@
-"""Whether linears that read one input are faster as one product: q/k/v and gate/up or their R factors, quantized too.
+"""Tests whether linears with the same input are faster as one product: q/k/v, gate/up or their R factors.
 
-Graphs of nothing but these products run under onnxruntime on one CPU thread, in turns; the weights of all layers
-together are larger than the caches, as in a model. CPU time, so that other work on the machine shows little.
+Graphs that only have these products, also quantized, run alternately in onnxruntime on one CPU thread. The weights of
+all layers together are larger than the caches, as in a model. CPU time is measured, because other load affects it less.
 
 Decided: q/k/v and gate/up stay separate products, because the large products, which take most of the time, gain nothing
 from stacking.
@@ -22,8 +22,8 @@ from benchmarks.common import Result, arguments
 from benchmarks.experiments.products import random_parts
 from curconvert_runtime.format.quantized import ROUNDS_ACTIVATIONS, Layout
 
-# Hidden size, numbers of rows that share the input, layers: R factors of SmolLM2-135M at rank 128 and its matrices, R
-# factors of Llama 3.2 1B at rank 256 and 512 and its matrices, of which two layers are more than the caches hold.
+# Hidden size, rows of the linears with the same input, layers. R factors of SmolLM2-135M at rank 128, and its matrices;
+# R factors of Llama 3.2 1B at rank 256 and 512, and its matrices, of which two layers exceed the caches.
 SHAPES = (
     (576, (128, 128, 128), 30),
     (576, (128, 128), 30),
@@ -41,7 +41,7 @@ TOKENS = (1, 128)
 def session(
     width: int, rows: tuple[int, ...], layers: int, layout: Layout | None, *, stacked: bool
 ) -> ort.InferenceSession:
-    """Build each layer's products with one input, as one product and a split of its result or apart."""
+    """Return a session with each layer's products with one input: as one product and a split, or separate."""
     rng, sums = np.random.default_rng(0), [sum(rows)] if stacked else rows
     nodes, weights, outputs = [], [], []
     for layer in range(layers):
@@ -70,7 +70,7 @@ def session(
 def product(
     rng: np.random.Generator, shape: tuple[int, int], layout: Layout | None
 ) -> tuple[str, list[NDArray[np.generic]], dict[str, int]]:
-    """Return a product with a random matrix as the fused graph has it: operator, constants and attributes."""
+    """Return operator, constants and attributes of a product with a random matrix, as in the fused graph."""
     if layout is None:
         return "FusedMatMul", [rng.standard_normal(shape, dtype=np.float32)], {"transB": 1}
     rows, columns = shape
@@ -80,7 +80,7 @@ def product(
 
 
 def seconds(sessions: list[ort.InferenceSession], x: np.ndarray, rounds: int) -> list[float]:
-    """Return each session's median CPU seconds of a run, in turns."""
+    """Return each session's median CPU seconds of a run; sessions run alternately."""
     found: list[list[float]] = [[] for _ in sessions]
     for _ in range(rounds):
         for own, times in zip(sessions, found, strict=True):
@@ -91,7 +91,7 @@ def seconds(sessions: list[ort.InferenceSession], x: np.ndarray, rounds: int) ->
 
 
 def main() -> None:
-    """Measure."""
+    """Measure all shapes and store the figures."""
     parser = arguments("stacking", __doc__)
     parser.add_argument("--rounds", type=int, default=40)
     given = parser.parse_args()

@@ -1,7 +1,7 @@
-"""Whether steps of decoding are faster where onnxruntime knows all shapes: batch, one token, the cache's capacity.
+"""Tests whether decoding steps are faster if onnxruntime knows all shapes: batch, one token, the cache's capacity.
 
-The fused graph in two sessions, as it is and with its symbolic axes overridden, takes turns step by step over buffers
-that stay where they are. One thread, CPU time.
+Two sessions of the fused graph, one with fixed instead of symbolic axes, run alternately step by step on fixed
+buffers. CPU time of one thread is measured.
 
 Decided: one session serves prompts and decoding steps, because known shapes hardly change the time of a step, and a
 second session would hold the weights twice.
@@ -19,16 +19,16 @@ from benchmarks.common import Result, model_arguments, model_name
 from benchmarks.suite.artifacts import make
 from curconvert_runtime import Artifact
 
-_LENGTH, _CAPACITY = 128, 512  # tokens in the cache at first, and its columns
+_LENGTH, _CAPACITY = 128, 512  # tokens in the cache at the start, and its columns
 
 
 class Steps:
-    """Single steps of a graph, over a cache of zeros: what they compute does not matter to how long they take.
+    """Runs single steps of a graph on a cache of zeros, because values do not change the time.
 
     Args:
         artifact: The model.
-        batch: Rows.
-        static: Whether the session is told all shapes.
+        batch: Number of rows.
+        static: Whether the session knows all shapes.
     """
 
     def __init__(self, artifact: Artifact, batch: int, *, static: bool) -> None:
@@ -63,7 +63,7 @@ class Steps:
                 self._binding.bind_ortvalue_output(name.replace("past_key_values", "present"), value)
 
     def seconds(self, length: int) -> float:
-        """Return the CPU seconds of a step after so many tokens."""
+        """Return the CPU seconds of a step with `length` tokens in the cache."""
         self._mask[:, : length + 1] = 1
         self._positions[:] = length
         begin = time.process_time()
@@ -72,7 +72,7 @@ class Steps:
 
 
 def main() -> None:
-    """Measure."""
+    """Measure both sessions and store the figures."""
     parser = model_arguments("static_shapes", __doc__)
     parser.add_argument("--scratch", type=Path, required=True, help="the artifact, made where it is not there yet")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])

@@ -1,1 +1,1 @@
-"""What a release must not lose."""
+"""Measures quality, speed and cost that a release must not lose."""

@@ -1,4 +1,4 @@
-"""Artifacts for measurements of speed: of the demo model, and of random numbers in Llama's shape."""
+"""Makes artifacts for measurements of speed: of the demo model, and of random numbers in Llama's shape."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.suite.random_artifacts import hollow, make_random
 from benchmarks.suite.scale import SHAPES
 
-# Of compressed models half of the numbers of every linear, and little calibration: they are for their speed.
+# Compressed models keep half of the numbers of every linear, with little calibration, because only speed counts here.
 FORMS: dict[str, tuple[str, ...]] = {
     "dense": (),
     "cur": ("--method", "curing", "--select", "lu"),
@@ -25,12 +25,12 @@ _SMALLER = (
 
 
 def make(form: str, model: Path, scratch: Path, stored: str = "float32") -> Path:
-    """Return the artifact of a form, made where it is not there yet.
+    """Return the folder of a form's artifact; make the artifact if it does not exist.
 
     Args:
         form: A key of `FORMS`.
         model: The original.
-        scratch: Holds the artifacts.
+        scratch: Folder of the artifacts.
         stored: One of `STORED`.
     """
     out = scratch / f"{form}-{stored}"
@@ -45,12 +45,12 @@ def make(form: str, model: Path, scratch: Path, stored: str = "float32") -> Path
 
 
 def make_layers(layers: int, forms: tuple[str, ...], scratch: Path) -> tuple[str, dict[str, Path]]:
-    """Return a name for some layers of `SHAPE`, and artifacts of random numbers by form.
+    """Return a name for a model with some layers of `SHAPE`, and its artifacts of random numbers by form.
 
     Args:
-        layers: How many.
-        forms: Of `random_artifacts`.
-        scratch: Holds the artifacts.
+        layers: Number of layers.
+        forms: Forms of `random_artifacts`.
+        scratch: Folder of the artifacts.
     """
     home = scratch / f"{SHAPE}-{layers}"
     checkpoint = hollow(home / "source", SHAPE, layers)

@@ -1,8 +1,7 @@
-"""Cost of a conversion: time, memory and disk of the default one, over the number of layers, and beside `plan`.
+"""Measures time, memory and disk of conversions: the default one, by number of layers, and compared with `plan`.
 
-Each plan and each conversion is a process of its own, and a plan runs just before its conversion: both see the same
-load. A conversion is watched from outside: its peak memory is the system's figure (`VmHWM`), its temporary disk the
-most that lies in the folder it works in.
+Each plan and each conversion runs in its own process. A plan runs just before its conversion, so that both see the
+same load. Peak memory is the system's figure (`VmHWM`). Temporary disk is the largest size of the working folder.
 """
 
 from __future__ import annotations
@@ -39,11 +38,11 @@ Cost = dict[str, float]
 
 
 def convert(model: Path, *options: str) -> Cost:
-    """Convert with the command line; return seconds and bytes.
+    """Run a conversion on the command line and return its seconds and bytes.
 
     Args:
         model: The checkpoint.
-        *options: Of the command line.
+        *options: Options of the command line.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -62,7 +61,7 @@ def convert(model: Path, *options: str) -> Cost:
 
 
 def _peak(pid: int) -> int:
-    """Return a process's peak resident memory; 0 where it has ended."""
+    """Return a process's peak resident memory in bytes; 0 if the process has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -71,7 +70,7 @@ def _peak(pid: int) -> int:
 
 
 def _used(folder: Path) -> int:
-    """Return the bytes on the disk under a folder whose files come and go."""
+    """Return the bytes on the disk under a folder, while files appear and disappear."""
     total = 0
     for home, _, names in os.walk(folder):
         for name in names:
@@ -83,7 +82,7 @@ def _used(folder: Path) -> int:
 
 
 def plan(model: Path, *options: str, verify: bool) -> Cost:
-    """Return what `curconvert plan` expects of a conversion."""
+    """Return the seconds and bytes that `curconvert plan` estimates for a conversion."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "curconvert", "plan", str(model), "-o", folder, "--json", *options]
         done = subprocess.run(command, capture_output=True, check=True)
@@ -100,7 +99,7 @@ def plan(model: Path, *options: str, verify: bool) -> Cost:
 def generate(
     folder: Path, layers: int, hidden: int, intermediate: int, vocabulary: int, dtype: torch.dtype
 ) -> tuple[Path, Path]:
-    """Write a random Llama, and a text for it as token ids."""
+    """Write a random Llama and token ids as its text; return both paths."""
     config = LlamaConfig(
         hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers, num_attention_heads=hidden // 64,
         num_key_value_heads=4, head_dim=64, vocab_size=vocabulary, max_position_embeddings=2048,
@@ -113,7 +112,7 @@ def generate(
 
 
 def measure_default(model: Path, runs: int, result: Result) -> None:
-    """Convert with and without verification, in turn: the machine's speed drifts."""
+    """Convert alternately with and without verification, because the machine's speed changes over time."""
     whole, alone = [], []
     for _ in range(runs):
         whole.append(convert(model))
@@ -126,7 +125,7 @@ def measure_default(model: Path, runs: int, result: Result) -> None:
 
 
 def measure_depth(result: Result) -> None:
-    """Convert models of more and more layers."""
+    """Convert models with increasing numbers of layers."""
     for layers in LAYERS:
         with tempfile.TemporaryDirectory() as name:
             model, ids = generate(Path(name), layers, 512, 1536, 8192, torch.float32)
@@ -135,7 +134,7 @@ def measure_depth(result: Result) -> None:
 
 
 def measure_plans(model: Path, settings: list[str], result: Result) -> None:
-    """Plan, then convert."""
+    """Plan and then convert each setting, and store the estimate, the cost and their ratio."""
     with tempfile.TemporaryDirectory() as name:
         generated, ids = generate(Path(name), 8, 1024, 2816, 16_384, torch.bfloat16)
         runs = [(model_name(model), setting, model, SETTINGS[setting], False) for setting in settings]

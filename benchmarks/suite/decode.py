@@ -1,9 +1,8 @@
-"""Decoding beside the bytes it reads: is a compressed model as much faster as it is smaller, at every precision?
+"""Compares decoding speed with the bytes that decoding reads, for compressed and quantized models.
 
-The models of a group take turns step by step, in one process with one thread, and CPU seconds are counted: on a shared
-machine that shows what the program costs, where the clock on the wall shows the neighbors. A read of memory stands
-between the steps, as the measure of what can be reached. Where the system puts a process's memory changes its speed by
-some percent, so there are several processes.
+The models of a group alternate step by step, in one process with one thread. CPU seconds count, because on a shared
+machine wall-clock time includes the load of other programs. A memory read between the steps shows the reachable speed.
+The placement of a process's memory changes its speed by some percent, so several processes are measured.
 """
 
 from __future__ import annotations
@@ -34,10 +33,10 @@ PROMPT = 128
 
 @dataclass(frozen=True)
 class Round:
-    """What one process measured of a group.
+    """Measurements of a group in one process.
 
     Attributes:
-        read: Bytes a second that memory was read at, once for each step.
+        read: Bytes per second of the memory reads, one per step.
         seconds: CPU seconds of each step, by model.
     """
 
@@ -46,7 +45,7 @@ class Round:
 
 
 def measure(folders: dict[str, Path], batch: int, steps: int) -> Round:
-    """Let the models of a group take turns, in this process."""
+    """Run the models of a group alternately in this process and return the measurements."""
     decoders = {}
     for name, folder in folders.items():
         decoders[name] = Decoder(load(folder, threads=1), [np.full(PROMPT, 5)] * batch, steps + 1)
@@ -66,7 +65,7 @@ def measure(folders: dict[str, Path], batch: int, steps: int) -> Round:
 
 
 def measured(folders: dict[str, Path], batch: int, steps: int, rounds: int) -> list[Round]:
-    """Measure in new processes, each of which loads another model first: that one may get the worse memory."""
+    """Measure in new processes. Each loads another model first, because the order may decide which memory it gets."""
     names, found = list(folders), []
     for turn in range(rounds):
         first = turn % len(names)
@@ -77,7 +76,7 @@ def measured(folders: dict[str, Path], batch: int, steps: int, rounds: int) -> l
 
 
 def rows_of(folders: dict[str, Path], batch: int, steps: int, rounds: list[Round]) -> dict[str, dict[str, Any]]:
-    """Return the figures of each model of a group; the first is what the others are compared with."""
+    """Return the figures of each model of a group; the first model is the reference for the others."""
     workload = Workload(batch, PROMPT, steps)
     sizes = {name: step_bytes(Artifact.open(folder), "fused", workload) for name, folder in folders.items()}
     reached = float(np.median([found.read for found in rounds]))
@@ -96,7 +95,7 @@ def rows_of(folders: dict[str, Path], batch: int, steps: int, rounds: list[Round
 
 
 def groups_of(given: Namespace) -> dict[str, dict[str, Path]]:
-    """Return the artifacts that take turns, made where they are not there yet."""
+    """Return the artifacts of each group; make those that do not exist."""
     groups: dict[str, dict[str, Path]] = {}
     if "real" in given.groups:
         name = "SmolLM2-135M" if given.model == MODEL else given.model.name

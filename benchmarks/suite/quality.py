@@ -1,9 +1,9 @@
-"""Quality under one budget of parameters for the whole model: every method at every size.
+"""Measures the quality of every method at every size, with the same parameter budget for the whole model.
 
-`auto` gets the size itself; the others get the density of all linears that gives the same size. KL is exact: the
-original runs through its own exported graph on the same text. The calibration text is another than the evaluation's.
+`auto` gets the size itself. Other methods get the density of all linears that gives the same size. KL is exact: the
+original runs through its own exported graph on the same text. Calibration and evaluation use different texts.
 
-What stands in the results of the same setting is not measured again, so a long run can be made in parts.
+Points in the results with the same setting are not measured again, so that you can split a long run.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ from curconvert_runtime.checks.fidelity import text_windows
 
 ORIGINAL = "original"
 SEARCH = "auto --max-kl"
-"""It finds the size."""
+"""This method finds the size itself."""
 SHARED = "auto --share"
 METHODS = ("auto", "soco", "modegpt", "neurons", "pifa", "svd-llm", "row-id", "cur", "asvd", "fwsvd", "svd", "curing")
 WINDOWS = {"perplexity_1024": (1024, 10**9), "perplexity_512": (512, 24_576), "perplexity_128": (128, 24_576)}
-"""Windows for the perplexity, and how many of the text's tokens, where the tasks are measured, too."""
+"""Window length and most tokens of each perplexity; only measured for models that also get the tasks."""
 LIMIT = 100.0
-"""Perplexity above which a model gets no tasks."""
+"""Models with a higher perplexity do not get the tasks."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A method at a size.
+    """One method at one size.
 
     Attributes:
         method: One of `METHODS`, `SEARCH` or `SHARED`.
-        target: Size of the whole model; 0 where the method finds it.
-        kept: The same as a share of the original, where it was given as one.
+        target: Parameters of the whole model; 0 if the method finds the size.
+        kept: The size as a share of the original, if it was given as a share.
     """
 
     method: str
@@ -62,11 +62,11 @@ class Point:
 
     @property
     def part(self) -> str:
-        """The table that it is for."""
+        """Name of the table for this point."""
         return "points" if self.kept and self.method in METHODS else "auto"
 
     def key(self, max_kl: float) -> dict[str, Any]:
-        """Return what names its row there."""
+        """Return the values that identify the point's row in the table."""
         if self.part == "points":
             return {"method": self.method, "kept": self.kept, "target": self.target}
         if self.method == SEARCH:
@@ -75,12 +75,12 @@ class Point:
 
 
 class Bench:
-    """What is made and measured.
+    """Makes and measures the models.
 
     Args:
-        folder: Scratch.
+        folder: Folder for temporary files.
         given: The command's options.
-        result: Where the figures go.
+        result: Receives the figures.
     """
 
     def __init__(self, folder: Path, given: Namespace, result: Result) -> None:
@@ -90,11 +90,11 @@ class Bench:
         self._yardstick = Yardstick(folder, given)
 
     def original(self) -> None:
-        """Measure the original's tasks."""
+        """Measure the original on the tasks."""
         self._tasks(self._yardstick.path, {"method": ORIGINAL, "kept": 1.0})
 
     def compressed(self, points: Iterable[Point]) -> None:
-        """Convert and measure; the original is run once for all of them."""
+        """Convert and measure the points; the original runs once for all of them."""
         wanted = {}
         for point in points:
             try:
@@ -123,7 +123,7 @@ class Bench:
         shutil.rmtree(scratch)
 
     def _add(self, out: Path, point: Point, made: dict[str, Any]) -> None:
-        """Measure an artifact."""
+        """Measure an artifact and store its figures."""
         found = {**made, **figures(self._yardstick.fidelity(load(out, graph="portable")))}
         share = {"kept": made["parameters"] / self._whole}
         row = found if point.part == "points" else {**share, **found}
@@ -132,7 +132,7 @@ class Bench:
             self._tasks(out, {"method": point.method, **share, "target": point.target})
 
     def _tasks(self, path: Path, key: dict[str, Any]) -> None:
-        """Measure BLiMP, PIQA and perplexities by windows."""
+        """Measure BLiMP, PIQA and the perplexities of `WINDOWS`."""
         scorer, tokenizer = tasks.Scorer.load(path), load(path, graph="portable").tokenizer
         blimp, piqa = self._given.tasks
         prefix = int(self._yardstick.artifact.config["bos_token_id"])
@@ -150,7 +150,7 @@ class Bench:
 
 
 def options_of(checkpoint: Checkpoint, point: Point, given: Namespace) -> ConvertOptions:
-    """Return the options of a point."""
+    """Return the conversion options of a point."""
     calibration = CalibrationOptions(source=given.calibration)
     if point.method == SEARCH:
         return ConvertOptions.for_method("auto", max_kl=given.max_kl, calibration=calibration)
@@ -160,7 +160,7 @@ def options_of(checkpoint: Checkpoint, point: Point, given: Namespace) -> Conver
 
 
 def missing(given: Namespace, whole: int, result: Result) -> list[Point]:
-    """Return the points that the results do not have."""
+    """Return the points that are not in the results."""
     sizes = [(size, None) for size in given.parameters] or [(int(keep * whole), keep) for keep in given.keep]
     points = [
         Point(method, target, kept)
@@ -180,14 +180,14 @@ def _stands(point: Point, given: Namespace, result: Result) -> bool:
 
 
 def main() -> None:
-    """Convert, measure, draw."""
+    """Convert and measure the points, and draw the plot."""
     given = arguments()
     setting = text_setting(given, CalibrationOptions(source=given.calibration))
     whole = total_parameters(open_checkpoint(str(given.model)))
     result = Result(given.out, setting | {"parameters": whole, "pairs": given.pairs}, torch_threads())
     points = missing(given, whole, result)
     wants_original = ORIGINAL in given.methods and given.tasks and result.find("tasks", method=ORIGINAL) is None
-    # `auto` is calibrated on its own text: half of it is the model's.
+    # `auto` has its own calibration text: half of it is sampled from the model.
     own, rest = ([p for p in points if p.method.startswith("auto") is mine] for mine in (True, False))
     if points or wants_original:
         with tempfile.TemporaryDirectory(dir=given.scratch) as folder:

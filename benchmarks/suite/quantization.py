@@ -1,9 +1,9 @@
-"""What quantization costs: round to nearest beside error feedback (GPTQ), for the dense model and compressed ones.
+"""Measures the loss by quantization: round to nearest and error feedback (GPTQ), for dense and compressed models.
 
-The original runs once, on the calibration text; every artifact is then made from the same statistics. KL is exact,
-against the original's float32 graph on another text, and measured on the fused graph (MatMulNBits).
+The original runs once on the calibration text, and all artifacts use the same statistics. KL is exact, against the
+original's float32 graph on another text. It is measured on the fused graph (MatMulNBits).
 
-What stands in the results of the same setting is not measured again.
+Points in the results with the same setting are not measured again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from curconvert.quantization.tensors import UNQUANTIZED, quantized_tables
 from curconvert_runtime import load
 
 DENSITY = 0.8
-"""Of `pifa`: each linear of every layer keeps this share of its numbers."""
+"""Density for `pifa`: each linear of every layer keeps this share of its numbers."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Point:
 
     Attributes:
         model: `dense` or `pifa`.
-        quantization: None leaves it float.
+        quantization: The quantization; None for float weights.
     """
 
     model: str
@@ -50,7 +50,7 @@ class Point:
 
     @property
     def label(self) -> str:
-        """A name for results."""
+        """Name of the point in results."""
         asked = self.quantization
         if asked is None:
             return f"{self.model} float32"
@@ -74,7 +74,7 @@ POINTS = tuple(_points())
 
 
 def main() -> None:
-    """Convert, measure."""
+    """Convert and measure the points."""
     given = arguments()
     calibration = CalibrationOptions(source=given.calibration)
     setting = text_setting(given, calibration) | {
@@ -98,7 +98,7 @@ def arguments() -> Namespace:
 def measured_points(
     points: list[Point], folder: Path, calibration: CalibrationOptions, given: Namespace
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the figures of each point; the original is calibrated on once for all of them."""
+    """Yield the figures of each point; the original runs once for all of them."""
     yardstick = Yardstick(folder, given)
     checkpoint = open_checkpoint(str(given.model))
     common = {"calibration": calibration, "dtype": "float32"}
@@ -119,7 +119,7 @@ def measured_points(
     for point in points:
         start = time.perf_counter()
         asked = point.quantization
-        # The options of a float point are those of a quantized one but for that.
+        # A float point has the options of a quantized one, except for `quantization`.
         options = replace(wanted[point.model], quantization=asked)
         head = measured.original.head if asked and asked.uses_statistics else None
         tables = quantized_tables(checkpoint, asked, head) if asked and not asked.mixed else UNQUANTIZED

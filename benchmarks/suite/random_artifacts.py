@@ -1,7 +1,7 @@
-"""Artifacts in the shape of a model, full of random numbers: they open, run and take the time of real ones.
+"""Makes artifacts of random numbers in the shape of a real model. They open and run as fast as real ones.
 
-Nothing is converted. The plan of a conversion says which tensors there are; numbers are drawn for them, a tensor at a
-time, and the graphs are those of any artifact. The checkpoint that the plan is made for is a file of holes.
+Nothing is converted. The plan of a conversion lists the tensors, and each is filled with random numbers. The graphs are
+built as for any artifact. The plan's checkpoint is a sparse file without data.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from curconvert.options.targets import LINEARS
 from curconvert.quantization.tensors import quantization_json, quantized_tensors
 from curconvert.selection.indices import tensor_rng
 
-# With half of the numbers of every linear where it is not dense; float32, or quantized: `int4-128` is in blocks of 128.
+# Compressed forms keep half of the numbers of every linear. `int4-128` has blocks of 128.
 FORMS = ("dense", "cur", "interpolative", "int8", "int4", "int4-128")
 QUANTIZED_FORMS = {kind: (kind, f"cur-{kind}", f"interpolative-{kind}") for kind in FORMS if kind.startswith(TYPES)}
 _METHODS = {"cur": "curing", "interpolative": "row-id"}
@@ -35,12 +35,12 @@ _DRAWN = 2**20  # numbers; longer tensors repeat them
 
 
 def hollow(folder: Path, shape: str, layers: int) -> Checkpoint:
-    """Return a checkpoint of which only names and shapes count; its file takes no room.
+    """Return a checkpoint with names and shapes but no data; its sparse file needs no disk space.
 
     Args:
-        folder: Made where it is not there yet.
+        folder: Folder of the checkpoint; made if it does not exist.
         shape: A key of `scale.SHAPES`.
-        layers: Decoder layers; the vocabulary is cut in the same proportion, so that their weights' ratio stays.
+        layers: Number of decoder layers. The vocabulary is cut in the same proportion, to keep the ratio of weights.
     """
     if not folder.exists():
         folder.mkdir(parents=True)
@@ -53,11 +53,11 @@ def hollow(folder: Path, shape: str, layers: int) -> Checkpoint:
 
 
 def make_random(form: str, checkpoint: Checkpoint, out: Path) -> Path:
-    """Return an artifact of random numbers, made where it is not there yet.
+    """Return the folder of an artifact of random numbers; make the artifact if it does not exist.
 
     Args:
         form: One of `FORMS` or of `QUANTIZED_FORMS`.
-        checkpoint: Says what tensors the model has.
+        checkpoint: Names and shapes of the model's tensors.
         out: The artifact's folder.
     """
     if out.exists():
@@ -92,9 +92,9 @@ def _asked(form: str) -> tuple[str | None, Quantization | None]:
 
 def _drawn(name: str, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
     size = torch.Size(shape).numel()
-    if dtype == "I32":  # rows, columns and orders: the first ones, as they come
+    if dtype == "I32":  # rows, columns and orders count up from 0
         return torch.arange(size, dtype=torch.int32)
-    # From the name, for onnxruntime keeps matrices of the same numbers once, and a step would read fewer than counted.
+    # Seed by name: onnxruntime stores equal matrices only once, and a step would then read fewer bytes than counted.
     random, count = tensor_rng(0, name), min(size, _DRAWN)
     drawn: np.ndarray
     if dtype == "U8":

@@ -1,8 +1,8 @@
-"""Scale: a Llama-shaped checkpoint of any size, generated with decaying spectra, converted, with time and memory.
+"""Measures time and memory of converting large models: Llama-shaped checkpoints, generated with decaying spectra.
 
-Each conversion is a process of its own; its stages are timed, and its peak resident memory is the system's figure for
-that process (`VmHWM`). The weights are random, so nothing here says anything about quality. What is verified is the
-artifact's integrity, and that every C, R and untouched tensor has the original's bits; the graphs are not run.
+Each conversion runs in its own process. Its stages are timed, and its peak resident memory is the system's figure for
+that process (`VmHWM`). The weights are random, so the results say nothing about quality. The script checks the
+artifact's integrity, and that every C, R and uncompressed tensor has the original's bits. It does not run the graphs.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "all linears": {"method": "curing", "rank": 256, "layers": "all", "targets": LINEARS},
 }
 SEQUENCES, LENGTH, PROBES = 16, 128, 4
-_COMPONENTS = 256  # of each generated matrix; below them lies noise
+_COMPONENTS = 256  # components of each generated matrix, added to noise
 
 
 def shape_of(name: str, cut: int | None) -> tuple[tuple[int, int, int, int, int, int, bool], int]:
-    """Return a shape's numbers and its vocabulary, both cut to some of its layers."""
+    """Return a shape's numbers and its vocabulary, both cut to `cut` layers if given."""
     hidden, intermediate, layers, heads, kv_heads, head_dim, tied = SHAPES[name]
     found = cut or layers
     return (hidden, intermediate, found, heads, kv_heads, head_dim, tied), VOCABULARY * found // layers
 
 
 def config_of(name: str, cut: int | None = None) -> dict[str, Any]:
-    """Return the `config.json` of a shape, of all its layers or some."""
+    """Return the `config.json` of a shape, with all layers or `cut` layers."""
     (hidden, intermediate, layers, heads, kv_heads, head_dim, tied), vocabulary = shape_of(name, cut)
     return {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden,
@@ -71,7 +71,7 @@ def config_of(name: str, cut: int | None = None) -> dict[str, Any]:
 
 
 def shapes_of(name: str, cut: int | None = None) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each tensor, by name, with all layers or some."""
+    """Return the shape of each tensor by name, with all layers or `cut` layers."""
     (hidden, intermediate, layers, heads, kv_heads, head_dim, tied), vocabulary = shape_of(name, cut)
     found: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (vocabulary, hidden),
@@ -96,7 +96,7 @@ def shapes_of(name: str, cut: int | None = None) -> dict[str, tuple[int, ...]]:
 
 
 def generate(folder: Path, name: str) -> Path:
-    """Write a checkpoint of a shape: bfloat16, sharded, a tensor at a time."""
+    """Write a sharded bfloat16 checkpoint of a shape, one tensor at a time; return its folder."""
     folder.mkdir(parents=True)
     shapes = shapes_of(name)
     (folder / "config.json").write_text(json.dumps(config_of(name), indent=1), encoding="utf-8")
@@ -110,7 +110,7 @@ def generate(folder: Path, name: str) -> Path:
 
 
 def decaying(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """Return a matrix whose singular values fall like those of trained ones: i^-½ over noise; ones for a norm."""
+    """Return a matrix whose singular values decay like those of trained ones, i^-½ plus noise; ones for a norm."""
     if len(shape) == 1:
         return torch.ones(shape)
     m, n = shape
@@ -124,13 +124,13 @@ def decaying(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor
 
 
 def tokens_of(path: Path) -> None:
-    """Write token ids, frequent ones more often, as text has them."""
+    """Write random token ids with unequal frequencies, as in real text."""
     ids = np.random.default_rng(0).zipf(1.2, (SEQUENCES + PROBES, LENGTH))
     save_file({"input_ids": torch.from_numpy(np.minimum(ids, VOCABULARY - 1))}, path)
 
 
 def options_of(tokens: Path, name: str) -> ConvertOptions:
-    """Return the options of a setting."""
+    """Return the conversion options of a setting."""
     calibration = CalibrationOptions(
         str(tokens), sequences=SEQUENCES, tokens_per_sequence=LENGTH, probe_sequences=PROBES
     )
@@ -163,7 +163,7 @@ def convert_here(source: Path, tokens: Path, out: Path, name: str) -> dict[str, 
 
 
 def measure(folder: Path, shape: str, setting: str) -> dict[str, Any]:
-    """Convert in a process of its own, check what it wrote, and drop it."""
+    """Convert in a separate process, check the artifact and delete it; return the figures."""
     source, out = folder / shape, folder / "out"
     command = [sys.executable, "-m", __spec__.name, "--convert", setting, "--scratch", str(folder), "--shapes", shape]
     expected = predict(SourceOptions(str(source)), options_of(folder / "tokens.safetensors", setting), folder)
@@ -172,7 +172,7 @@ def measure(folder: Path, shape: str, setting: str) -> dict[str, Any]:
         raise SystemExit(done.stderr)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
-    # This opens the artifact, which is refused if any byte differs from its manifest.
+    # Opening the artifact fails if any byte differs from its manifest.
     failed = [check.name for check in check_slices(out, source) if not check.passed]
     if failed:
         raise SystemExit(f"{shape}, {setting}: {', '.join(failed)}")
@@ -183,7 +183,7 @@ def measure(folder: Path, shape: str, setting: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Generate, convert, check."""
+    """Generate, convert and check each shape."""
     parser = arguments("scale", __doc__)
     parser.add_argument("--shapes", nargs="+", default=[*SHAPES], choices=[*SHAPES])
     parser.add_argument("--settings", nargs="+", default=[*SETTINGS], choices=[*SETTINGS])

@@ -1,12 +1,12 @@
-"""Serving: our runtime beside onnxruntime-genai, optimum and torch, on the same artifacts.
+"""Compares this project's runtime with onnxruntime-genai, optimum and torch, on the same artifacts.
 
-Each runtime is a process of its own. In each round every process starts anew, and all take turns on the same cores, so
-that what else the machine does meets each of them; every other round goes the other way. Where the system puts a
-process's memory changes its speed by several percent for as long as it lives, which is why there are rounds.
-A ratio is of the medians over all rounds; its least and its largest value are of single rounds.
+Each runtime runs in its own process. Every round starts all processes again, and they alternate on the same cores, so
+that other load affects all of them alike. Every second round reverses the order. The placement of a process's memory
+changes its speed by several percent until it ends, so there are several rounds. A ratio compares the medians over all
+rounds; its minimum and maximum come from single rounds.
 
-Without options this is what a release must not lose: dense and `cur`, float32 and int4, beside onnxruntime-genai. The
-peer `hugetlb` is our runtime with `GLIBC_TUNABLES=glibc.malloc.hugetlb=1` in its environment.
+Without options, it measures what a release must not lose: dense and `cur`, float32 and int4, against
+onnxruntime-genai. The peer `hugetlb` is this project's runtime with `GLIBC_TUNABLES=glibc.malloc.hugetlb=1`.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ Workload = tuple[int, int]  # batch, tokens of each prompt
 
 
 class Peer:
-    """A process that serves, once it has answered a request of eight tokens with one.
+    """A serving process that has already answered a first request (eight prompt tokens, one new token).
 
     Attributes:
         start: Seconds from the start of the process to its first token.
     """
 
     def __init__(self, name: str, folder: Path, given: Namespace) -> None:
-        """Start it.
+        """Start the process and wait for its first token.
 
         Args:
             name: One of `PEERS`.
-            folder: The artifact.
+            folder: Folder of the artifact.
             given: The command's options.
         """
         python = given.optimum_python if name == "optimum" else Path(sys.executable)
@@ -68,7 +68,7 @@ class Peer:
         self.start = time.perf_counter() - begin
 
     def ask(self, workload: Workload, generated: int) -> dict[str, float]:
-        """Serve one request; return the seconds to the first token and after it, and the process's peak memory."""
+        """Send one request; return the seconds to the first token and after it, and the process's peak memory."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps([*workload, generated]) + "\n")
@@ -88,15 +88,15 @@ Outputs = dict[tuple[str, Workload], list[dict[str, float]]]
 
 
 def measured(folder: Path, peers: Sequence[str], workloads: Sequence[Workload], given: Namespace) -> Outputs:
-    """Return each peer's answers on one artifact, one a round.
+    """Return each peer's answers on one artifact, by round.
 
     Args:
-        folder: The artifact.
-        peers: Of `PEERS`.
-        workloads: What each process is asked, in order.
+        folder: Folder of the artifact.
+        peers: Names of `PEERS`.
+        workloads: Requests for each process, in order.
         given: The command's options.
     """
-    for peer in peers:  # once: compiles, hashes and reads files that are in nobody's memory yet
+    for peer in peers:  # start each once, to compile, hash and read files before the measurement
         Peer(peer, folder, given).close()
     answers: Outputs = {(peer, workload): [] for peer in peers for workload in workloads}
     for turn in range(given.rounds):
@@ -109,7 +109,7 @@ def measured(folder: Path, peers: Sequence[str], workloads: Sequence[Workload], 
 
 
 def row_of(answers: Outputs, workload: Workload, generated: int) -> dict[str, Any]:
-    """Return our figures of one workload, and the other peers' beside them."""
+    """Return the runtime's figures of one workload, and the ratios of the other peers."""
     found = {peer: rounds for (peer, asked), rounds in answers.items() if asked == workload}
     ours, (batch, prompt) = found.pop(OURS), workload
     row: dict[str, Any] = {
@@ -125,19 +125,19 @@ def row_of(answers: Outputs, workload: Workload, generated: int) -> dict[str, An
 
 
 def span(values: Sequence[float]) -> dict[str, float]:
-    """Return the median, the least and the largest value."""
+    """Return median, minimum and maximum."""
     return {"median": median(values), "least": min(values), "most": max(values)}
 
 
 def times(theirs: Sequence[dict[str, float]], ours: Sequence[dict[str, float]], part: str) -> dict[str, float]:
-    """Return how many times as long they take: the ratio of medians, and the least and largest of a round."""
+    """Return a peer's time divided by the runtime's: the ratio of medians, and the extreme ratios of rounds."""
     rounds = [their[part] / our[part] for their, our in zip(theirs, ours, strict=True)]
     middle = median(their[part] for their in theirs) / median(our[part] for our in ours)
     return {**span(rounds), "median": middle}
 
 
 def artifacts(given: Namespace) -> dict[str, Path]:
-    """Return the folders of all artifacts that are asked for, by what they are called in the table."""
+    """Return the folders of all requested artifacts, by their name in the table."""
     if given.layers:
         name, made = make_layers(given.layers, RANDOM_FORMS, given.scratch)
         return {f"{name}, {form}": folder for form, folder in made.items()}
@@ -146,7 +146,7 @@ def artifacts(given: Namespace) -> dict[str, Path]:
 
 
 def main() -> None:
-    """Make the artifacts, measure each."""
+    """Make the artifacts and measure each."""
     given = arguments()
     given.scratch.mkdir(parents=True, exist_ok=True)
     setting = {
@@ -158,7 +158,7 @@ def main() -> None:
     workloads = sorted(product(given.batch, given.prompt))
     for name, folder in artifacts(given).items():
         quantized = any(width in name for width in STORED[1:])
-        peers = [peer for peer in given.peers if not (quantized and peer == "torch")]  # torch serves no integers
+        peers = [peer for peer in given.peers if not (quantized and peer == "torch")]  # torch cannot load quantized
         answers = measured(folder, peers, workloads, given)
         for batch, prompt in workloads:
             row = row_of(answers, (batch, prompt), given.generated)

@@ -1,8 +1,8 @@
-"""One way to serve a model, in a process of its own; it imports only what it serves with.
+"""Serves a model with one runtime, in a separate process; it imports only this runtime.
 
-Arguments: the peer, the artifact's folder, the threads.
-A line of input is `[batch, prompt tokens, generated tokens]`; the answer, one line of JSON, has the seconds until the
-first token (prefill) and after it (decode), and the peak memory of the process.
+The arguments are the peer, the artifact's folder and the number of threads. A line of input is `[batch, prompt tokens,
+generated tokens]`. The answer, one line of JSON, has the seconds until the first token (prefill) and after it (decode),
+and the peak memory of the process.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Serve = Callable[[np.ndarray, int, Callable[[], None]], None]
 
 
 def runtime(folder: str, threads: int) -> Serve:
-    """Our own runtime on the fused graph."""
+    """Serve with this project's runtime on the fused graph."""
     from curconvert_runtime import load
     from curconvert_runtime.serve.decoding import Decoder
 
@@ -40,7 +40,7 @@ def runtime(folder: str, threads: int) -> Serve:
 
 
 def genai(folder: str, threads: int) -> Serve:
-    """onnxruntime-genai on the fused graph."""
+    """Serve with onnxruntime-genai on the fused graph."""
     import onnxruntime_genai as og
 
     config = og.Config(folder)
@@ -61,7 +61,7 @@ def genai(folder: str, threads: int) -> Serve:
 
 
 def _transformers(model: Any) -> Serve:
-    """Whatever has transformers' `generate`."""
+    """Serve with a model that has transformers' `generate`."""
     import torch
     from transformers import StoppingCriteria, StoppingCriteriaList
 
@@ -87,7 +87,7 @@ def _transformers(model: Any) -> Serve:
 
 
 def optimum(folder: str, threads: int) -> Serve:
-    """The portable graph in optimum."""
+    """Serve with optimum on the portable graph."""
     import onnxruntime
     import torch
     from optimum.onnxruntime import ORTModelForCausalLM
@@ -99,7 +99,7 @@ def optimum(folder: str, threads: int) -> Serve:
 
 
 def in_torch(folder: str, threads: int) -> Serve:
-    """The model of transformers, with the factors in the place of the matrices."""
+    """Serve with transformers' model in torch, with factored linears."""
     import torch
 
     from curconvert.blocks.stored import build_torch_model
@@ -125,7 +125,7 @@ def _peak() -> int:
 
 
 def main() -> None:
-    """Load on as many cores as threads, the same ones for every peer, then serve what is asked."""
+    """Pin the process to as many cores as threads, load the model and answer requests."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     peer, folder, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])

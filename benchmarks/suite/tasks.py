@@ -1,7 +1,7 @@
-"""Perplexity of a whole text and accuracy on BLiMP and PIQA, by the artifact as a torch model.
+"""Measures perplexity of a text and accuracy on BLiMP and PIQA, with the artifact loaded as a torch model.
 
-300,000 tokens a model take hours in float32 on two cores: products are bfloat16 here (float32 between them), in
-transformers, which loads the same factors. `quality.py` prints what that changes where it has both.
+300,000 tokens per model take hours in float32 on two cores. So transformers loads the same factors and computes
+matrix products in bfloat16, and the rest in float32. `quality.py` prints the difference if it has both.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ import curconvert  # noqa: F401  # registers what loads an artifact
 from curconvert_runtime.serve.text import Tokenizer
 
 _TOKENS = 4096  # per batch
-_ROWS = 128  # of logits at a time: 25 MB at a vocabulary of 49,152, which a cache holds
+_ROWS = 128  # rows of logits at a time: 25 MB with a vocabulary of 49,152, which fits in a cache
 
 
 class Scorer:
-    """Log-probabilities by a causal language model, products in bfloat16.
+    """Computes log-probabilities with a causal language model, with matrix products in bfloat16.
 
     Args:
         model: transformers' model, for evaluation.
@@ -44,9 +44,9 @@ class Scorer:
         return cls(model.eval())
 
     def log_probs(self, rows: list[NDArray[np.int64]]) -> list[NDArray[np.float32]]:
-        """Return the log-probability of each row's tokens but the first.
+        """Return the log-probability of each row's tokens, without the first.
 
-        Shorter rows are padded on the right, which no token before sees.
+        Shorter rows are padded on the right, which earlier tokens do not see.
         """
         ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
         for index, row in enumerate(rows):
@@ -64,7 +64,7 @@ class Scorer:
 
 
 def perplexity(scorer: Scorer, windows: NDArray[np.int64]) -> float:
-    """Return exp of the mean negative log-probability of each window's tokens but the first.
+    """Return the perplexity: exp of the mean negative log-probability of each window's tokens, without the first.
 
     Args:
         scorer: The model.
@@ -82,8 +82,8 @@ def blimp(scorer: Scorer, tokenizer: Tokenizer, folder: Path, prefix: int, limit
         scorer: The model.
         tokenizer: Its tokenizer.
         folder: One `.jsonl` file for each phenomenon.
-        prefix: Token that stands before each sentence, so that its first token counts.
-        limit: Pairs of each phenomenon, the first ones.
+        prefix: Token before each sentence, so that the sentence's first token counts.
+        limit: Number of pairs per phenomenon; the first ones are used.
     """
     files = [path.read_text(encoding="utf-8").splitlines() for path in sorted(folder.glob("*.jsonl"))]
     pairs = [json.loads(line) for lines in files for line in lines[:limit]]
@@ -95,12 +95,12 @@ def blimp(scorer: Scorer, tokenizer: Tokenizer, folder: Path, prefix: int, limit
 
 @dataclass(frozen=True)
 class Question:
-    """One of PIQA (Bisk et al. 2020).
+    """A question of PIQA (Bisk et al. 2020).
 
     Attributes:
         prompt: `Question: … Answer:`.
-        solutions: The two texts that may follow.
-        label: Which of them is right.
+        solutions: The two possible answers.
+        label: Index of the right one.
     """
 
     prompt: str
@@ -126,7 +126,7 @@ def piqa_scores(
     Args:
         scorer: The model.
         tokenizer: Its tokenizer.
-        questions: What is asked.
+        questions: The questions.
         prefix: Tokens before the prompt.
     """
     rows, starts = [], []
@@ -142,20 +142,20 @@ def piqa(questions: Sequence[Question], scores: NDArray[np.float64]) -> list[boo
     """Tell for each question whether the right solution is more probable.
 
     Args:
-        questions: What was asked.
-        scores: Of `piqa_scores`.
+        questions: The questions.
+        scores: Result of `piqa_scores`.
     """
     return [bool(second > first) == bool(q.label) for (first, second), q in zip(scores, questions, strict=True)]
 
 
 def accuracy(correct: Sequence[bool]) -> dict[str, Any]:
-    """Return the share of right answers and its binomial standard error."""
+    """Return the share of correct answers and its binomial standard error."""
     share = float(np.mean(correct))
     return {"share": share, "error": math.sqrt(share * (1 - share) / len(correct)), "count": len(correct)}
 
 
 def _scores(scorer: Scorer, rows: list[list[int]], starts: list[int]) -> list[float]:
-    """Sum each row's log-probabilities from its start on, rows of like length together."""
+    """Return the sum of each row's log-probabilities from its start; rows of similar length run in one batch."""
     scores = [0.0] * len(rows)
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     while order:

@@ -1,4 +1,4 @@
-"""Runs and checks curconvert artifacts: onnxruntime, NumPy and tokenizers; no torch, no transformers.
+"""Runs and checks curconvert artifacts with onnxruntime, NumPy and tokenizers, without torch or transformers.
 
 session = curconvert_runtime.load("out/")
 print(session.generate("The capital of France is").text)
@@ -46,7 +46,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name, or the version, when it is first used: the package itself costs nothing."""
+    """Import a public name when it is first used, so that `import curconvert_runtime` itself is fast."""
     if name == "__version__":
         from curconvert_runtime.version import version  # noqa: PLC0415 - it imports importlib.metadata
 
@@ -57,5 +57,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Return the names of this package, the public ones too that have not been used yet."""
+    """Return the names of this package, including public names that are not imported yet."""
     return sorted({*globals(), *__all__, "__version__"})

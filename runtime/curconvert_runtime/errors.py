@@ -1,6 +1,6 @@
-"""Every error a user can meet, with the exit code of the command line.
+"""Defines every error that curconvert raises on purpose, with the command line's exit code for it.
 
-A message is one line: what, where (file, tensor), found and expected, and what to do.
+A message is one line: what is wrong, where (file, tensor), what was found and expected, and what to do.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ class BackendError(CurConvertError):
 
 
 def check_integer(name: str, value: object, least: int) -> None:
-    """Refuse an option that is no integer, or a smaller one."""
+    """Raise `InputError` unless `value` is an integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InputError(f"{name} {value!r}: expected an integer of at least {least}")
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn a failure to read a file into an error that names it."""
+    """Turn an `OSError` while reading a file into an `IntegrityError` that names the file."""
     try:
         yield
     except OSError as error:
@@ -62,5 +62,5 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def unsound(where: object, what: str) -> IntegrityError:
-    """Return the error of an artifact that must be made again."""
+    """Return an `IntegrityError` that tells the user to convert the model again."""
     return IntegrityError(f"{where}: {what}; convert the model again")

@@ -1,4 +1,4 @@
-"""Versions of installed packages."""
+"""Reads the versions of installed packages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def version() -> str:
 
 
 def installed_versions() -> dict[str, str]:
-    """Return the versions of the packages that decide what a session computes, those that are installed."""
+    """Return the versions of the installed packages that decide what a session computes, by name."""
     return _installed("onnxruntime", "onnxruntime-gpu", "numpy", "tokenizers")
 
 

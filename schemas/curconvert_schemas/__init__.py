@@ -1,6 +1,6 @@
-"""JSON Schemas (draft 2020-12) of every document that curconvert writes, and one function to check against them.
+"""Holds the JSON Schemas (draft 2020-12) of the documents that curconvert writes, and checks documents against them.
 
-A schema's name is its file name without `.schema.json`, version included: `manifest-1.0`.
+A schema's name is its file name without `.schema.json`, such as `manifest-1.0`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["SchemaError", "load_schema", "schema_text", "validate"]
 
 
 class SchemaError(ValueError):
-    """A document does not match its schema; the message is one line with the place and the reason."""
+    """A document does not match its schema. The message is one line with the place and the reason."""
 
 
 @functools.cache
@@ -24,7 +24,7 @@ def schema_text(name: str) -> str:
     Raises:
         KeyError: No such schema is part of this package.
     """
-    # Not importlib.resources, which takes longer to import than the rest of this package.
+    # importlib.resources would work too, but takes longer to import than the rest of this package.
     try:
         return Path(__file__).with_name(f"{name}.schema.json").read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -43,11 +43,11 @@ def load_schema(name: str) -> dict[str, Any]:
 
 @functools.cache
 def _validator(name: str) -> Any:
-    # Inside, because the schemas alone need no third-party package.
+    # Import here, so that reading schemas needs no third-party package.
     from jsonschema import Draft202012Validator  # noqa: PLC0415
     from jsonschema.validators import extend  # noqa: PLC0415
 
-    # JSON Schema counts 8.0 as an integer; a reader that takes it for a dimension would stumble later.
+    # JSON Schema accepts 8.0 as an integer, but code that uses it as a dimension would fail later.
     types = Draft202012Validator.TYPE_CHECKER.redefine(
         "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
     )
@@ -58,11 +58,11 @@ def validate(instance: object, name: str) -> None:
     """Check a parsed JSON document.
 
     Args:
-        instance: What `json.loads` returned.
-        name: Schema to check against.
+        instance: The parsed document.
+        name: Name of its schema.
 
     Raises:
-        SchemaError: The first mismatch, outermost place first.
+        SchemaError: Names the outermost mismatch.
     """
     try:
         errors = sorted(_validator(name).iter_errors(instance), key=lambda error: (len(error.path), str(error.path)))

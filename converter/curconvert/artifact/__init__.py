@@ -1,1 +1,1 @@
-"""Writes the output folder: tensors, manifest and reports, published by one rename."""
+"""Writes the output folder (tensors, manifest, reports) and publishes it by one rename."""

@@ -1,4 +1,4 @@
-"""The artifact's README (model card) and HTML report, from the manifest alone."""
+"""Writes an artifact's README (model card) and HTML report from its manifest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def write_reports(folder: Path, manifest: Mapping[str, Any]) -> None:
 
     Args:
         folder: The artifact.
-        manifest: Its manifest; metrics may be missing.
+        manifest: The artifact's manifest; `metrics` may be null.
     """
     environment = Environment(
         loader=PackageLoader("curconvert.artifact"),
@@ -49,19 +49,19 @@ def write_reports(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def _quantized(found: Mapping[str, Any] | None) -> str | None:
-    """Return a sentence about an artifact's quantization."""
+    """Return a sentence that describes an artifact's quantization; None if nothing is quantized."""
     if found is None:
         return None
     bits = 8 * found["bytes"] / found["parameters"]
     zeros = "symmetric" if found["symmetric"] else "with zero points"
     return (
-        f"{found['parameters']:,} of them are stored in {stored_types(found)}, {zeros}: "
-        f"{bits:.2f} bits each, scales included; rounding: {found['rounding']}."
+        f"{found['parameters']:,} of these parameters are stored in {stored_types(found)}, {zeros}: "
+        f"{bits:.2f} bits each, including scales; rounding: {found['rounding']}."
     )
 
 
 def _fidelity_rows(metrics: Mapping[str, Any] | None) -> list[tuple[str, float]]:
-    """Return the quality numbers as (label, value), in the order in which every table of the project has them."""
+    """Return the quality numbers as (label, value), in the order of all tables of the project."""
     if metrics is None:
         return []
     kl = "kl" if "kl" in metrics else "kl_lower_bound"

@@ -1,4 +1,4 @@
-"""What the bytes of a conversion depend on: an interrupted one is continued only where all of it is as it was."""
+"""Lists what the bytes of a conversion depend on. An interrupted run resumes only if none of it has changed."""
 
 from __future__ import annotations
 
@@ -18,16 +18,13 @@ from curconvert_runtime.format.hashing import sha256
 def fingerprint(
     checkpoint: Checkpoint, companions: Companions, tokens: CalibrationTokens, options: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Return versions, hashes, options and environment of a conversion.
+    """Return versions, hashes, options and environment of a conversion, by names that messages show.
 
     Args:
-        checkpoint: The original, whose files are hashed.
+        checkpoint: The original; its files are hashed.
         companions: Its other files.
-        tokens: The calibration text, as it is before the model writes some of it.
-        options: As JSON; all of them count.
-
-    Returns:
-        By names that are meant for messages.
+        tokens: The calibration text, before the model adds text of its own.
+        options: All options as JSON.
     """
     copied = {f"source file {name}": sha256(path) for name, path in companions.copied.items()}
     written = {
@@ -42,12 +39,12 @@ def fingerprint(
 
 
 def common(sources: Iterable[Mapping[str, Any]], token_sha256: str, options: Mapping[str, Any]) -> dict[str, str]:
-    """Return what any work on a model and a text depends on.
+    """Return the part of a fingerprint that all work on a model and a text has.
 
     Args:
         sources: Name, size and sha256 of each file of the original.
-        token_sha256: Of the text.
-        options: As JSON; all of them count.
+        token_sha256: sha256 of the text's tokens.
+        options: All options as JSON.
     """
     files = {f"source file {entry['name']}": f"{entry['size']} bytes, {entry['sha256']}" for entry in sources}
     return {
@@ -61,7 +58,7 @@ def common(sources: Iterable[Mapping[str, Any]], token_sha256: str, options: Map
 
 
 def _flat(prefix: str, values: Mapping[str, Any]) -> dict[str, str]:
-    """Return nested values as text, by dotted name."""
+    """Return nested values as JSON texts; a name is the path of keys, joined by spaces."""
     found: dict[str, str] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):

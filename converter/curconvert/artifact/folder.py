@@ -1,4 +1,4 @@
-"""The output folder: complete or absent."""
+"""Publishes an output folder so that it is either complete or absent."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Kind:
-    """What a folder is known by: a folder is replaced only by another of its kind.
+    """How to recognize a kind of output folder. A folder is only replaced by one of the same kind.
 
     Attributes:
-        noun: For messages.
-        marker: The file that every folder of this kind holds.
-        signature: Bytes that the marker holds, where its name alone could be anybody's.
+        noun: Name of the kind in messages.
+        marker: A file that every folder of this kind holds.
+        signature: Bytes in the marker, for a file name that other programs may use.
     """
 
     noun: str
@@ -43,16 +43,16 @@ SWEEP = Kind("sweep", "sweep.json", b'"schema": "sweep-1.')
 
 
 def check_output(out: Path, overwrite: bool, sources: tuple[Path, ...] = (), kind: Kind = ARTIFACT) -> None:
-    """Refuse an output that would lose something, before any work is done.
+    """Check, before any work is done, that an output can be written and overwrites nothing of value.
 
     Args:
         out: The folder to make.
         overwrite: Whether an existing folder of this kind may be replaced.
-        sources: The input's files and folder; the output must not be or lie within or around them.
-        kind: What will be published.
+        sources: The input's files and folder. The output must not be one of them, in them or around them.
+        kind: Kind of folder to publish.
 
     Raises:
-        InputError: Says what stands in the way.
+        InputError: The output cannot be written or must not be overwritten.
     """
     if out.is_symlink():
         raise InputError(f"{out}: is a symbolic link; name the folder itself")
@@ -83,17 +83,17 @@ def check_output(out: Path, overwrite: bool, sources: tuple[Path, ...] = (), kin
 
 @contextmanager
 def atomic_folder(out: Path, overwrite: bool = False, kind: Kind = ARTIFACT) -> Iterator[Path]:
-    """Yield a temporary sibling folder that becomes `out` by one rename when the context ends without an error.
+    """Yield a temporary folder beside `out`. It becomes `out` by one rename if the context ends without an error.
 
-    A folder that is replaced is moved aside first, put back if anything goes wrong, and removed last.
+    An old folder is moved aside first, put back after an error, and removed last.
 
     Args:
         out: The folder to publish.
         overwrite: Whether an existing folder of this kind may be replaced.
-        kind: What is published.
+        kind: Kind of folder to publish.
 
     Raises:
-        InputError: Something that must not be replaced has appeared at `out` in the meantime.
+        InputError: A folder or file that must not be replaced appeared at `out` meanwhile.
     """
     out, created = out.resolve(), missing_parents(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -109,21 +109,21 @@ def atomic_folder(out: Path, overwrite: bool = False, kind: Kind = ARTIFACT) -> 
 
 
 def missing_parents(out: Path) -> list[Path]:
-    """Return the folders around an output that are not there yet, the innermost first."""
+    """Return the parent folders of an output that do not exist yet, the innermost first."""
     return [folder for folder in out.resolve().parents if not folder.exists()]
 
 
 def publish(work: Path, out: Path, overwrite: bool = False, kind: Kind = ARTIFACT) -> None:
-    """Make a finished folder the output: to the disk first, then by one rename.
+    """Flush a finished folder to the disk, then rename it to the output.
 
     Args:
-        work: On the same file system.
-        out: The output; what it replaces is put back if anything goes wrong.
+        work: The finished folder, on the output's file system.
+        out: The output. An old folder there is put back after an error.
         overwrite: Whether an existing folder of this kind may be replaced.
-        kind: What is published.
+        kind: Kind of folder to publish.
 
     Raises:
-        InputError: Something that must not be replaced is at `out`.
+        InputError: A folder or file that must not be replaced is at `out`.
     """
     out = out.resolve()
     work.chmod(0o777 & ~_umask())
@@ -145,7 +145,7 @@ def _rename(work: Path, out: Path) -> None:
         out.rename(old)
         work.rename(out)
     finally:
-        # Also after Ctrl-C. What could not be put back is kept aside rather than lost.
+        # This also runs after Ctrl-C. If the rename fails, the old folder stays in `aside` and is not deleted.
         if not out.exists():
             old.rename(out)
         shutil.rmtree(aside, ignore_errors=True)

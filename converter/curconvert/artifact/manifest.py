@@ -1,4 +1,4 @@
-"""`curconvert.json`: what the folder holds, where it came from and how it was made."""
+"""Builds and writes `curconvert.json`: what the folder holds, its source, and how it was made."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from curconvert_schemas import validate
 
 FORMAT_VERSION = "1.0"
 UNKNOWN_ERRORS: Mapping[str, None] = {"relative_output_error": None, "relative_frobenius_error": None, "bound": None}
-"""Of a matrix whose numbers were changed after they were compared with the original's."""
+"""Error fields of a matrix that changed after its errors were measured."""
 _PORTABLE = {"file": "model.onnx", "padding": "left"}
 _FUSED = {"file": "model.fused.onnx", "padding": "right"}
 
@@ -37,7 +37,7 @@ def build_manifest(
 ) -> dict[str, Any]:
     """Return the manifest without its file table and metrics.
 
-    An exported, uncompressed checkpoint has no plan, reports, options or calibration. What is quantized is described by
+    An exported, uncompressed checkpoint has no plan, reports, options or calibration. `quantization` comes from
     `curconvert.quantization.tensors.quantization_json`. The fused graph computes in `arithmetic`.
     """
     config = checkpoint.config
@@ -83,7 +83,7 @@ def build_manifest(
 
 
 def generator() -> dict[str, str]:
-    """Return what writes the artifact."""
+    """Return name and version of the program that writes the artifact."""
     return {"name": "curconvert", "version": __version__}
 
 
@@ -124,10 +124,10 @@ def _matrix(plan: MatrixPlan, report: Factorization | None) -> dict[str, Any]:
 
 
 def seal(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the manifest with the size and hash of every other file in the folder.
+    """Write the manifest, with size and sha256 of every other file in the folder.
 
     Raises:
-        IntegrityError: The manifest does not meet its own schema.
+        SchemaError: The manifest does not meet its schema.
     """
     files = {
         path.name: {"size": path.stat().st_size, "sha256": sha256(path)}

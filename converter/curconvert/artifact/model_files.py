@@ -1,4 +1,4 @@
-"""What an artifact holds beside its manifest and reports: the list of its tensors, config, tokenizer and graphs."""
+"""Lists an artifact's tensors and writes the files beside its weights: config, tokenizer, graphs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PART_DTYPES = {"U8": torch.uint8, "F32": torch.float32}
 def tensor_specs(
     checkpoint: Checkpoint, decided: Plan | None, dtype: torch.dtype, quantization: Quantization | None = None
 ) -> list[TensorSpec]:
-    """List every tensor of the artifact: shapes are known before any factor is."""
+    """Return dtype and shape of every tensor of the artifact, before any factor is computed."""
     specs = _float_specs(checkpoint, decided, dtype)
     if quantization is None:
         return specs
@@ -71,17 +71,17 @@ def write_model_files(
     quantized: Mapping[str, Packing] | None = None,
     target: str = CPU,
 ) -> None:
-    """Write what belongs to the weights: config, tokenizer, graphs, onnxruntime-genai's settings.
+    """Write the files beside the weights: config, tokenizer, graphs, onnxruntime-genai's settings.
 
     Args:
         work: The artifact's folder, with its weights.
         checkpoint: The original.
-        companions: Files that are passed on.
+        companions: The original's other files, which are copied or written.
         dtype: Deployed dtype.
-        tensors: Where each stored tensor lies.
-        matrices: Of the decided plan.
-        quantized: The tensors that are stored in parts.
-        target: Provider that the fused graph is for.
+        tensors: Location of each stored tensor.
+        matrices: Matrices of the final plan.
+        quantized: Shape and layout of each quantized tensor.
+        target: Execution provider that the fused graph is made for.
     """
     arithmetic = provider_named(target).arithmetic
     config, compressed = with_dtype(checkpoint.config, dtype), [m for m in matrices if m.rank is not None]

@@ -1,4 +1,4 @@
-"""What an artifact's config.json tells transformers: which linears are compressed, and how they are stored."""
+"""Builds the `quantization_config` of config.json, which tells transformers how compressed linears are stored."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ QUANTIZATION_VERSION = 1
 
 
 def quantization_config(matrices: Iterable[MatrixPlan], quantized: Iterable[Packing] = ()) -> dict[str, Any]:
-    """Return the entries of `quantization_config`; empty where nothing is compressed, as for any dense model.
+    """Return the entries of `quantization_config`; empty for a dense model.
 
     Args:
-        matrices: Of the decided plan.
-        quantized: Matrices stored in parts: transformers cannot load these, and is to say so, with the fewest bits.
+        matrices: Matrices of the final plan.
+        quantized: Quantized matrices. Their smallest number of bits goes into the config, because transformers cannot
+            load them and its error names the bits.
     """
     found: dict[str, Any] = {}
     for matrix in matrices:

@@ -1,4 +1,4 @@
-"""Write quantized matrices."""
+"""Writes quantized matrices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from curconvert_runtime.format.quantized import part_name
 
 
 def write_quantized(name: str, weight: Tensor, quantization: Quantization, writer: SafetensorsWriter) -> float:
-    """Round a matrix to the nearest, write its parts and return its relative Frobenius error."""
+    """Quantize a matrix by round to nearest, write its parts and return its relative Frobenius error."""
     found = quantize(name, weight, quantization.of_matrix(name).layout)
     for suffix, part in found.parts.items():
         writer.write(part_name(name, suffix), part)

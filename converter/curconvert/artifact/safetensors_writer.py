@@ -1,7 +1,7 @@
-"""Write safetensors files tensor by tensor, so that no model has to fit in memory.
+"""Writes safetensors files one tensor at a time, so that a model need not fit in memory.
 
-The format's own library wants every tensor at once; its layout is fixed by the shapes, so the header can go first
-and each tensor to its place when it is ready.
+The safetensors library needs all tensors at once. But dtypes and shapes fix the layout of a file. So this writer
+writes the header first, and then each tensor to its place, in any order.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from curconvert.base.layout import SAFETENSORS_DTYPES, TensorSpec, encoded_heade
 from curconvert.checkpoint.types import ByteRange, TensorInfo
 
 SHARD_BYTES = 5 * 10**9
-_CHUNK = 4 * 2**20  # elements converted at a time: bounds the copy when the dtype changes
+_CHUNK = 4 * 2**20  # elements converted at a time, which limits the copy when the dtype changes
 
 
 class SafetensorsWriter:
-    """Lays tensors out in one or more files and fills them in any order.
+    """Creates one or more files from a list of tensors and writes the tensors in any order.
 
     Attributes:
-        tensors: Where each tensor's bytes lie, by name.
+        tensors: Location, dtype and shape of each tensor, by name.
         files: The files, in order.
     """
 
     def __init__(
         self, folder: Path, specs: Iterable[TensorSpec], stem: str = "model", shard_bytes: int = SHARD_BYTES
     ) -> None:
-        """Create the files at full size, or open those that an interrupted run has created.
+        """Create the files at full size, or open the files of an interrupted run.
 
         Args:
-            folder: Where the file (or the shards and their index) go.
-            specs: Every tensor; order does not matter.
+            folder: Folder for the file, or for the shards and their index.
+            specs: Name, dtype and shape of every tensor, in any order.
             stem: File name without its ending.
-            shard_bytes: Data bytes after which a new shard begins.
+            shard_bytes: Most bytes of tensors in one shard, unless a single tensor is larger.
         """
-        # Large elements first keeps every tensor aligned to its element, as the safetensors library does.
+        # Wide dtypes first, as in the safetensors library: each tensor is then aligned to its element size.
         ordered = sorted(specs, key=lambda spec: (-spec.dtype.itemsize, spec.name))
         shards = _shards(ordered, shard_bytes)
         self.tensors: dict[str, TensorInfo] = {}
@@ -76,10 +76,10 @@ class SafetensorsWriter:
         os.ftruncate(handle, start)
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Write one tensor in its announced dtype, a few megabytes at a time.
+        """Convert one tensor to the dtype of its spec and write it, a few megabytes at a time.
 
         Raises:
-            InputError: A value is not finite, in the source or once it is rounded to the deployed dtype.
+            InputError: A value is not finite, in the source or after rounding to the deployed dtype.
         """
         location = self.tensors[name].location
         assert location is not None
@@ -91,15 +91,15 @@ class SafetensorsWriter:
         self._missing.discard(name)
 
     def copy(self, name: str, tensor: Tensor, source: TensorInfo) -> None:
-        """Write one tensor from another file, from file to file where its dtype stays.
+        """Copy one tensor from another file. The kernel copies the bytes if the dtype stays the same.
 
         Args:
-            name: Its name.
-            tensor: Its values, mapped from the file: they are checked, and written where the dtype changes.
-            source: Where they lie.
+            name: Name of the tensor.
+            tensor: Its values, mapped from the other file. They are checked, and written if the dtype changes.
+            source: Location of the values in the other file.
 
         Raises:
-            InputError: As `write`.
+            InputError: As in `write`.
         """
         found, location = source.location, self.tensors[name].location
         assert location is not None
@@ -116,7 +116,7 @@ class SafetensorsWriter:
             self.write(name, tensor)
 
     def _checked(self, name: str, tensor: Tensor) -> Iterator[Tensor]:
-        """Yield a tensor's values in their announced dtype, a few megabytes at a time."""
+        """Yield a tensor's values in the dtype of its spec, a few megabytes at a time; raise if one is not finite."""
         spec = self._specs[name]
         if tuple(tensor.shape) != spec.shape:
             raise ValueError(f"{name}: shape {tuple(tensor.shape)}, announced {spec.shape}")
@@ -128,23 +128,23 @@ class SafetensorsWriter:
 
     @property
     def written(self) -> list[str]:
-        """Names of the tensors that are in their places."""
+        """Names of the tensors that are written."""
         return sorted(self._specs.keys() - self._missing)
 
     def resume(self, written: Iterable[str]) -> None:
-        """Take tensors as written: by an interrupted run, whose files these are."""
+        """Mark tensors as written, because an interrupted run wrote them into these files."""
         self._missing.difference_update(written)
 
     def flush(self) -> None:
-        """Bring what is written to the disk."""
+        """Flush the files to the disk."""
         for handle in self._handles.values():
             os.fsync(handle)
 
     def finish(self) -> None:
-        """Flush to disk.
+        """Check that every tensor is written, and flush the files to the disk.
 
         Raises:
-            ValueError: A tensor was announced and never written.
+            ValueError: A tensor was never written.
         """
         if self._missing:
             raise ValueError(f"never written: {', '.join(sorted(self._missing)[:5])}")
@@ -186,9 +186,10 @@ def _file(info: TensorInfo) -> Path:
 
 
 def _copy_all(source: int, target: int, offset: int, location: ByteRange) -> bool:
-    """Copy bytes inside the kernel, which shares blocks where the file system can; False where it cannot copy at all.
+    """Copy bytes inside the kernel and return whether that worked.
 
-    Some file systems, and copies across two of them on older kernels, are refused; the caller then writes.
+    On some file systems the copy shares the disk blocks. Other file systems do not support the call, and older kernels
+    do not copy between file systems. The caller then writes the bytes itself.
     """
     done = 0
     while done < location.length:
@@ -200,7 +201,7 @@ def _copy_all(source: int, target: int, offset: int, location: ByteRange) -> boo
             if error.errno in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
                 return False
             raise
-        if count == 0:  # the source has become shorter
+        if count == 0:  # the source file is shorter than before
             return False
         done += count
     return True

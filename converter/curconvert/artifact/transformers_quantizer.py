@@ -1,8 +1,8 @@
-"""What lets `AutoModelForCausalLM.from_pretrained` load an artifact: a quantizer, in transformers' sense of the word.
+"""Lets `AutoModelForCausalLM.from_pretrained` load an artifact, by a class that transformers calls a quantizer.
 
-`import curconvert` registers it as soon as transformers is imported, before or after; it works in 4.57 and 5. The
-model's own code runs, without remote code: only the compressed linears are other modules. `save_pretrained` writes
-what `from_pretrained` reads.
+`import curconvert` registers it, no matter whether you import transformers before or after. It works with
+transformers 4.57 and 5. transformers' own model code runs, without remote code. Only the compressed linears are
+replaced. `save_pretrained` writes files that `from_pretrained` reads.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from curconvert_runtime.format.forms.form import Shared
 
 @register_quantization_config(QUANT_METHOD)
 class CurConvertConfig(QuantizationConfigMixin):  # type: ignore[misc]  # transformers is not typed
-    """`quantization_config` of an artifact's config.json.
+    """Holds the `quantization_config` of an artifact's config.json.
 
     Args:
-        matrices: Of each compressed matrix, by its weight's name: `form`, `rank` and, where two matrices have one R,
-            `shared` as in the manifest.
-        version: Of this layout.
-        bits: Of quantized matrices; None where there are none.
+        matrices: `form` and `rank` of each compressed matrix, by the name of its weight; also `shared`, as in the
+            manifest, if two matrices share R.
+        version: Version of this layout.
+        bits: Bits of quantized matrices; None if no matrix is quantized.
 
     Raises:
-        InputError: The layout is of a later version.
+        InputError: The layout has another version.
         UnsupportedError: Matrices are quantized.
     """
 
@@ -65,7 +65,7 @@ class CurConvertConfig(QuantizationConfigMixin):  # type: ignore[misc]  # transf
 
 @register_quantizer(QUANT_METHOD)
 class CurConvertQuantizer(HfQuantizer):  # type: ignore[misc]
-    """Puts factored linears in the place of the dense ones before the weights are loaded.
+    """Replaces dense linears by factored ones before transformers loads the weights.
 
     U of `CURLinear` can be trained; all other factors are frozen.
     """
@@ -73,16 +73,16 @@ class CurConvertQuantizer(HfQuantizer):  # type: ignore[misc]
     requires_calibration = True  # from_pretrained(model, quantization_config=…) cannot compress a dense checkpoint
 
     def is_serializable(self, safe_serialization: bool | None = None) -> bool:
-        """Always: factors are plain tensors."""
+        """Return True: factors are plain tensors, which can always be saved."""
         return True
 
     @property
     def is_trainable(self) -> bool:
-        """Gradients pass through every form."""
+        """True: gradients pass through every form."""
         return True
 
     def _convert_model_for_quantization(self, model: nn.Module) -> None:
-        """Nothing: no family's experts are compressed. transformers 4's own wants accelerate."""
+        """Do nothing, because experts are never compressed. transformers 4's own method needs accelerate."""
 
     def _process_model_before_weight_loading(self, model: Any, **_: object) -> Any:
         matrices = self.quantization_config.matrices
@@ -105,7 +105,7 @@ class CurConvertQuantizer(HfQuantizer):  # type: ignore[misc]
             module = model.get_submodule(name.removesuffix(".weight"))
             shared = Shared.of(matrix)
             if shared and shared.matrices[0] != name:
-                # Not as a parameter: it would be stored twice.
+                # Do not register it as a parameter: it would be stored twice.
                 common, owner = str(form_of(matrix["form"]).common), shared.matrices[0].removesuffix(".weight")
                 module.__dict__[common] = getattr(model.get_submodule(owner), common)
             for suffix, parameter in module.named_parameters(recurse=False):
@@ -114,7 +114,7 @@ class CurConvertQuantizer(HfQuantizer):  # type: ignore[misc]
 
 
 class _Joined(nn.Module):
-    """A fused projection whose parts are its parent's modules, so that they have their canonical names."""
+    """Computes a fused projection from separate linears, which are the parent's modules and keep their usual names."""
 
     def __init__(self, parent: nn.Module, parts: tuple[str, ...]) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class _Joined(nn.Module):
 
 
 def _unfuse(layer: nn.Module, family: Family, config: Mapping[str, Any]) -> None:
-    """Give a block's fused projections the modules that artifacts store."""
+    """Replace a block's fused projections by the separate linears that artifacts store."""
     for path in family.fused:
         fused = layer.get_submodule(path)
         assert isinstance(fused, nn.Linear)
@@ -140,7 +140,7 @@ def _unfuse(layer: nn.Module, family: Family, config: Mapping[str, Any]) -> None
 
 
 def _placeholder(old: nn.Module, name: str, rank: int, shared: Shared | None) -> nn.Module:
-    """Return a form's module with tensors on the meta device, in the dtype of the one that it replaces."""
+    """Return a form's module with tensors on the meta device, in the dtype of the replaced linear."""
     assert isinstance(old, nn.Linear)
     form, shape, dtype = form_of(name), (old.out_features, old.in_features), old.weight.dtype
     tensors = {s: torch.empty(size, device="meta") for s, size in form.shapes(shape, rank, shared).items()}
@@ -151,6 +151,6 @@ def _placeholder(old: nn.Module, name: str, rank: int, shared: Shared | None) ->
     size = rank if form.cuts_outputs else old.out_features
     bias = None if old.bias is None else torch.empty(size, device="meta")
     module = factored_linear(name, {**tensors, **indices}, bias).to(dtype)
-    for suffix, vector in indices.items():  # stored as they are, those that say where factors come from too
+    for suffix, vector in indices.items():  # all index vectors are stored, also those that no product needs
         module.register_buffer(suffix, vector)
     return module

@@ -1,4 +1,4 @@
-"""The folder in which one run at a time makes an output, kept when the run is interrupted."""
+"""Manages the working folder beside an output. One run at a time uses it; it stays after an interruption."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from curconvert.base.errors import BackendError, InputError, IntegrityError, Uns
 from curconvert.journal.store import JOURNAL, Journal
 
 _LOCK = "lock"
-_OWNER = "process"  # not in the lock's file, which the library may empty and some systems let nobody else read
+_OWNER = "process"  # not in the lock file: filelock may empty it, and some systems let no other process read it
 RESUME = "run the same command again to continue"
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where an output is made.
+    """Parts of the working folder of one output.
 
     Attributes:
-        artifact: Becomes the output.
-        evidence: Keeps what the passes over the original found.
-        journal: Of what is finished.
+        artifact: Folder that becomes the output.
+        evidence: Folder with results of the passes over the original.
+        journal: Record of the finished steps.
     """
 
     artifact: Path
@@ -38,24 +38,25 @@ class Workspace:
 
 
 def workspace_of(out: Path) -> Path:
-    """Return the folder beside an output in which it is made."""
+    """Return the path of the working folder beside an output."""
     out = out.resolve()
     return out.parent / f".{out.name}.curconvert"
 
 
 @contextmanager
 def workspace(out: Path, fingerprint: Mapping[str, str], *, resume: bool) -> Iterator[Workspace]:
-    """Yield the folder's parts, as an unfinished run has left them or empty.
+    """Lock the working folder and yield its parts: those of an unfinished run, or empty ones.
 
-    When the context ends the folder goes, unless going on is of use: after an interruption or a fault of the system.
+    The folder is deleted when the context ends. It stays after an interruption or a system error, so that the next
+    run can resume.
 
     Args:
         out: The output.
-        fingerprint: What its bytes depend on, by name.
-        resume: Go on from an unfinished run; otherwise its work is dropped.
+        fingerprint: What the output's bytes depend on, by name.
+        resume: Resume an unfinished run; otherwise delete its work.
 
     Raises:
-        InputError: Another run is at work on this output, or the unfinished run was of something else.
+        InputError: Another run is writing this output, or the unfinished run has another fingerprint.
         BackendError: The disk is full.
     """
     folder, created = workspace_of(out), missing_parents(out)
@@ -64,7 +65,7 @@ def workspace(out: Path, fingerprint: Mapping[str, str], *, resume: bool) -> Ite
         try:
             yield space
         except (InputError, UnsupportedError, VerificationError, IntegrityError):
-            _remove(folder, created)  # the same command would come to the same end
+            _remove(folder, created)  # running the same command again would fail in the same way
             raise
         _remove(folder, created)
 
@@ -81,7 +82,7 @@ def _full_disk_named(place: Path) -> Iterator[None]:
 
 def _open(folder: Path, fingerprint: Mapping[str, str], resume: bool) -> Workspace:
     artifact, evidence = folder / "artifact", folder / "evidence"
-    # Without the artifact it is what a run has left that published it and was stopped before it had cleaned up.
+    # If the artifact folder is missing, a run published it and was stopped before it cleaned up.
     if resume and (folder / JOURNAL).exists() and artifact.is_dir():
         return Workspace(artifact, evidence, Journal.open(folder, fingerprint))
     _clear(folder)
@@ -101,7 +102,7 @@ def _locked(folder: Path, out: Path) -> Iterator[None]:
 
 
 def _lock(folder: Path, out: Path) -> FileLock:
-    """Take the lock, which the system gives back however its owner ends."""
+    """Take the lock. The system releases it when its process ends, in any way."""
     path = folder / _LOCK
     lock = FileLock(path, timeout=0, mode=0o600)
     while True:
@@ -112,7 +113,7 @@ def _lock(folder: Path, out: Path) -> FileLock:
             path.touch(mode=0o600)
             file = path.stat().st_ino
             lock.acquire()
-        except (FileNotFoundError, FileExistsError):  # an owner that ends has just removed the folder
+        except (FileNotFoundError, FileExistsError):  # the previous owner just removed the folder
             continue
         except Timeout:
             if not path.exists():
@@ -121,7 +122,7 @@ def _lock(folder: Path, out: Path) -> FileLock:
                 f"{out}: another conversion is writing it (process {_owner(folder)}); wait for it, or choose another "
                 "output"
             ) from None
-        # An owner that ends removes the file: then this lock is on nothing, and on another file is where it was.
+        # The previous owner may have removed the file. Then this lock is on a deleted file, so try again.
         with suppress(FileNotFoundError):
             if path.stat().st_ino == file:
                 return lock
@@ -136,20 +137,20 @@ def _owner(folder: Path) -> str:
 
 
 def _check_ours(folder: Path) -> None:
-    """Refuse a folder of this name that somebody else has made: what is in it will be trusted, or deleted."""
+    """Raise `InputError` if another user or program made the folder: its contents would be trusted or deleted."""
     try:
         status = folder.lstat()
     except FileNotFoundError:
         return
     ours = stat.S_ISDIR(status.st_mode) and (not hasattr(os, "getuid") or status.st_uid == os.getuid())
-    # One look at all names: others come and go meanwhile, and the lock is the first of them and the last.
+    # List all names once, because another run may add or delete files. It creates the lock first and deletes it last.
     names = [path.name for path in folder.iterdir()] if ours else []
     if not ours or (names and _LOCK not in names):
         raise InputError(f"{folder}: is no folder that curconvert made for this user; remove it yourself")
 
 
 def _clear(folder: Path) -> None:
-    """Delete everything but the lock and its owner's number, the journal first: what it refers to must outlive it."""
+    """Delete all but the lock and the owner's process number; the journal first, because it refers to the others."""
     (folder / JOURNAL).unlink(missing_ok=True)
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
@@ -159,10 +160,10 @@ def _clear(folder: Path) -> None:
 
 
 def _remove(folder: Path, created: list[Path]) -> None:
-    with suppress(OSError):  # what cannot be deleted must not hide how the work ended
+    with suppress(OSError):  # a failed deletion must not hide the error of the run
         _clear(folder)
         (folder / _OWNER).unlink(missing_ok=True)
-        (folder / _LOCK).unlink()  # last: by it the folder is known as ours
+        (folder / _LOCK).unlink()  # last, because `_check_ours` recognizes the folder by the lock
         folder.rmdir()
     for parent in created:
         with suppress(OSError):  # not empty: it holds the published folder

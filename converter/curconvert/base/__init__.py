@@ -1,1 +1,1 @@
-"""Holds what every room may use: names, dtypes, devices, plans and errors."""
+"""Holds definitions that every room may use: names, dtypes, devices, plans and errors."""

@@ -1,4 +1,4 @@
-"""Where the model runs and large products are computed."""
+"""Finds the torch device and sets the dtype of matrix products."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from curconvert.base.names import CPU
 
 
 def find_device(name: str) -> torch.device:
-    """Return a device that is there.
+    """Return the torch device of a name.
 
     Raises:
-        BackendError: torch sees no such device: there is no fallback to the CPU.
+        BackendError: torch has no such device. There is no fallback to the CPU.
     """
     device = torch.device(name)
     if device.type == "cuda":
@@ -29,5 +29,5 @@ def find_device(name: str) -> torch.device:
 
 
 def products_in(dtype: torch.dtype, device_type: str = CPU) -> AbstractContextManager[object]:
-    """Return a context in which products are computed in a dtype; sums and norms stay float32."""
+    """Return a context in which torch computes matrix products in `dtype`; sums and norms stay float32."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device_type, dtype)

@@ -1,4 +1,4 @@
-"""The spelling of dtypes."""
+"""Converts between torch dtypes and their names."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """Return torch's dtype of a name."""
+    """Return the torch dtype of a name such as `bfloat16`."""
     found: torch.dtype = getattr(torch, name)
     return found

@@ -1,4 +1,4 @@
-"""Writes that outlive a crash: what a journal refers to must be on the disk, not in a cache."""
+"""Writes files so that they survive a crash. A journal may only refer to files that are on the disk, not in a cache."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def fsync(path: Path) -> None:
-    """Flush a file, or a folder's list of files, to the disk."""
+    """Flush a file, or a folder's list of entries, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -32,7 +32,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def save_array(path: Path, array: NDArray[Any]) -> None:
-    """Write a `.npy` file. `np.save` does not say that the disk is full: its short writes have no error number."""
+    """Write a `.npy` file. `np.save` does not report a full disk: its short writes have no error number."""
     array = np.ascontiguousarray(array)
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))

@@ -1,4 +1,4 @@
-"""The versions and hardware that the bytes of an artifact depend on."""
+"""Describes the versions and hardware that the bytes of an artifact depend on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def environment() -> dict[str, str]:
-    """Return what the bytes depend on besides input and options."""
+    """Return versions and hardware that the bytes of an artifact depend on, besides input and options."""
     return {
         "machine": platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),

@@ -1,4 +1,4 @@
-"""Whether every number of a tensor can be stored."""
+"""Checks that tensors hold no NaN or infinity."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from curconvert.base.dtypes import dtype_name
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Tell whether no number is NaN or infinite.
+    """Tell whether all numbers are finite.
 
-    Their sum tells at once, ten times faster than a test of each 16-bit number; only where it overflows each is tested.
+    A finite sum proves it, ten times faster than testing each 16-bit number. Only if the sum overflows, test each.
     """
     if not tensor.is_floating_point():
         return True
@@ -19,7 +19,7 @@ def all_finite(tensor: Tensor) -> bool:
 
 
 def not_finite(name: str, part: Tensor, dtype: torch.dtype) -> str:
-    """Say why a tensor cannot be stored: it is damaged, or too large for the deployed dtype."""
+    """Return the message for a tensor that cannot be stored: it is damaged, or too large for the deployed dtype."""
     if torch.isfinite(part).all():
         largest = float(part.abs().max())
         return f"{name}: {largest:.4g} does not fit {dtype_name(dtype)}; choose --dtype bfloat16 or float32"

@@ -1,4 +1,4 @@
-"""What a conversion asks of a form; `curconvert_runtime.format.forms` says how each is stored and multiplied."""
+"""States what a conversion must know about each form; `curconvert_runtime.format.forms` defines how it is stored."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from curconvert_runtime.format.forms import form_of
 from curconvert_runtime.format.forms.form import Form, Matrix, Shape, Tensors, wide
 
 Basis = Literal["rows", "subspace"]
-"""What the rows of an interpolative R, or of a sparse weight, are: rows of W, or of its best rank-r approximation."""
+"""Origin of the rows of an interpolative R or of a sparse weight: rows of W, or of its best rank-r approximation."""
 
 FLOAT_LINK_RANK = 128
-"""Largest rank at which U stays float: it is small then, and has the largest entries of the three."""
+"""Largest rank at which U is not quantized. Such a U is small, and has the largest entries of the three factors."""
 
-MIN_SAVING = 0.05  # a matrix that would shrink by less stays dense: three products cost more than they save
+MIN_SAVING = 0.05  # a matrix that would shrink by less stays dense: extra products would cost more than they save
 
 
 @dataclass(frozen=True, eq=False)
 class Traits:
-    """What a conversion asks of a form. The defaults are those of a product that a corrected bias follows.
+    """What a conversion must know about a form. The defaults fit a product of factors with a corrected bias.
 
     Attributes:
-        form: The runtime's entry.
-        linking: The factor that healing trains; None where it trains none.
-        corrects_bias: Whether the layer's bias makes up for the mean of what the matrix loses; otherwise it is kept, or
-            its entries of kept outputs are.
-        nested: Whether a smaller rank is made of a larger one's components; `resize` makes such ranks.
-        has_basis: Whether the manifest says what its rows are, a `Basis`.
+        form: The runtime's description of the form.
+        linking: Suffix of the factor that healing trains; None if it trains none.
+        corrects_bias: Whether the layer's bias compensates for the mean output error. Otherwise the bias stays
+            unchanged, apart from entries of dropped outputs.
+        nested: Whether `resize` can cut the form to a smaller rank, by dropping components.
+        has_basis: Whether the manifest states a `Basis` for its rows.
     """
 
     form: Form
@@ -43,28 +43,28 @@ class Traits:
     has_basis: bool = False
 
     def break_even_rank(self, shape: Shape) -> int:
-        """Return the largest rank at which no more numbers are stored than the matrix has."""
+        """Return the largest rank at which the form stores at most as many numbers as the matrix has."""
         ranks = range(1, self.form.largest_rank(shape) + 1)
         return bisect.bisect_right(ranks, math.prod(shape), key=lambda rank: self.form.parameters(shape, rank))
 
     def slices(self, basis: str | None) -> Mapping[str, tuple[int, str]]:
-        """Return the factors that are slices of the matrix where its basis is this one, see `Form.slices`."""
+        """Return the factors that are rows or columns of the matrix, given its basis; see `Form.slices`."""
         return {} if self.has_basis and basis != "rows" else self.form.slices
 
     def quantized(self, rank: int) -> tuple[str, ...]:
-        """Return the factors that are quantized where the artifact is, in the order in which an input meets them."""
+        """Return the suffixes of factors that `--quantize` rounds, in the order in which they multiply an input."""
         return tuple(self.form.factors)
 
     def seen(self, gram: Matrix, tensors: Tensors) -> Matrix | None:
-        """Return the Gram matrix of what the first factor multiplies, from the original input's; None if unknown."""
+        """Return the Gram matrix of the first factor's inputs, from that of the original inputs; None if unknown."""
         return gram
 
     def thin(self, tensors: Tensors) -> tuple[Matrix, Matrix] | None:
-        """Return two factors, (m, r) and (r, n), of which the matrix is the product; None for a part of a matrix."""
+        """Return two factors, (m, r) and (r, n), whose product is the matrix; None for a part of a matrix."""
         return None
 
     def link_outputs(self, tensors: Tensors) -> NDArray[Any]:
-        """Return what the linking factor's outputs become: what multiplies them, (m, k), or their places, (k,).
+        """Return the matrix (m, k) that multiplies the linking factor's outputs, or their places in the output, (k,).
 
         Raises:
             ValueError: The form has no linking factor.
@@ -74,51 +74,51 @@ class Traits:
 
 class _CUR(Traits):
     def quantized(self, rank: int) -> tuple[str, ...]:
-        """All, but for a small U."""
+        """Return all factors except a small U."""
         return tuple(suffix for suffix in self.form.factors if suffix != "U" or rank > FLOAT_LINK_RANK)
 
     def thin(self, tensors: Tensors) -> tuple[Matrix, Matrix]:
-        """C and U·R."""
+        """Return C and U·R."""
         found = wide(tensors)
         return found["C"], found["U"] @ found["R"]
 
     def link_outputs(self, tensors: Tensors) -> NDArray[Any]:
-        """C."""
+        """Return C."""
         return wide(tensors)["C"]
 
 
 class _Interpolative(Traits):
     def break_even_rank(self, shape: Shape) -> int:
-        """r(m + n − r) ≤ mn up to min(m, n)."""
+        """Return min(m, n): r(m + n − r) ≤ mn for all smaller r."""
         return min(shape)
 
     def thin(self, tensors: Tensors) -> tuple[Matrix, Matrix]:
-        """[I; T][order] and R."""
+        """Return [I; T][order] and R."""
         found = wide(tensors)
         return np.concatenate([np.eye(len(found["R"])), found["T"]])[tensors["order"]], found["R"]
 
     def link_outputs(self, tensors: Tensors) -> NDArray[Any]:
-        """The outputs that are rows of T, in its order."""
+        """Return the outputs that T computes, in the order of T's rows."""
         return np.argsort(tensors["order"])[-len(tensors["T"]) :]
 
 
 class _TwoFactor(Traits):
     def thin(self, tensors: Tensors) -> tuple[Matrix, Matrix]:
-        """A and B."""
+        """Return A and B."""
         found = wide(tensors)
         return found["A"], found["B"]
 
 
 class _ModularColumns(Traits):
     def seen(self, gram: Matrix, tensors: Tensors) -> Matrix:
-        """That of the kept inputs."""
+        """Return the Gram matrix of the kept inputs."""
         kept = tensors["cols"]
         return np.asarray(gram[np.ix_(kept, kept)])
 
 
 class _SparseColumns(Traits):
     def seen(self, gram: Matrix, tensors: Tensors) -> None:
-        """Unknown: the inputs of a smaller o_proj are new combinations of the values."""
+        """Return None: a smaller o_proj gets new combinations of the values, whose Gram matrix is unknown."""
 
 
 _TRAITS = {
@@ -137,7 +137,7 @@ _TRAITS = {
 
 
 def traits_of(form: str) -> Traits:
-    """Return what a conversion asks of a form; the defaults where nothing else is said.
+    """Return the traits of a form; the defaults for a form that is not listed.
 
     Raises:
         ValueError: There is no such form.
@@ -147,7 +147,7 @@ def traits_of(form: str) -> Traits:
 
 
 def rank_for_density(form: str, shape: Shape, density: float) -> int:
-    """Largest rank at which a form stores at most this share of the matrix's numbers; 0 where there is none."""
+    """Return the largest rank at which a form stores at most this share of the matrix's numbers; 0 if none fits."""
     entry, budget = form_of(form), density * math.prod(shape)
     ranks = range(1, traits_of(form).break_even_rank(shape) + 1)
     return bisect.bisect_right(ranks, budget, key=lambda rank: entry.parameters(shape, rank))

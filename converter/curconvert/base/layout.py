@@ -1,4 +1,4 @@
-"""The layout of a safetensors file, which its tensors' shapes fix."""
+"""Builds the header of a safetensors file from its tensors' dtypes and shapes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class TensorSpec:
 
 
 def encoded_header(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> bytes:
-    """Return the first bytes of a file, which the tensors' bytes follow in this order."""
+    """Return the first bytes of a safetensors file. The tensors' bytes must follow in the order of `specs`."""
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     offset = 0
     for spec in specs:
@@ -52,7 +52,7 @@ def encoded_header(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> 
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
-    """Return a tensor's bytes in the order of its elements, copied only where it is not contiguous."""
-    # A view of bytes, since NumPy has no bfloat16.
+    """Return a tensor's bytes in the order of its elements; copy only a tensor that is not contiguous."""
+    # View the tensor as bytes, because NumPy has no bfloat16.
     found: memoryview = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
     return found

@@ -1,4 +1,4 @@
-"""What this machine and this process can tell: memory in use, and how fast memory is read."""
+"""Measures this machine and process: memory in use, available CPUs, and how fast memory is read."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _PASSES = 3
 
 
 def peak_memory() -> int | None:
-    """Most resident memory of this process so far, in bytes; None where the system is not Linux."""
+    """Return the peak resident memory of this process, in bytes; None on systems other than Linux."""
     return _status("VmHWM")
 
 
 def resident_memory() -> int | None:
-    """Resident memory of this process, in bytes; None where the system is not Linux."""
+    """Return the resident memory of this process, in bytes; None on systems other than Linux."""
     return _status("VmRSS")
 
 
 def _status(field: str) -> int | None:
-    # Not getrusage: its peak begins with that of the process that started this one.
+    # getrusage is no use here: its peak starts with the peak of the parent process.
     status = Path("/proc/self/status")
     found = re.search(rf"{field}:\s+(\d+) kB", status.read_text()) if status.exists() else None
     return None if found is None else 1024 * int(found[1])
@@ -40,12 +40,12 @@ def available_cpus() -> int:
 
 
 class MemoryReader:
-    """Reads a large buffer as decoding reads weights: multiplied and added up, once, in order.
+    """Measures the read bandwidth of the memory, by products over a large buffer, as decoding reads weights.
 
-    NumPy's product must not start threads of its own (`OPENBLAS_NUM_THREADS=1`): the threads here are meant.
+    Set `OPENBLAS_NUM_THREADS=1`, so that NumPy's product starts no threads of its own.
 
     Args:
-        threads: How many read at the same time, each its own part; None for all CPUs of this process.
+        threads: Number of threads, each reading its own part of the buffer; None for all CPUs of this process.
     """
 
     def __init__(self, threads: int | None) -> None:
@@ -55,7 +55,7 @@ class MemoryReader:
 
     @property
     def buffer_bytes(self) -> int:
-        """What a pass reads."""
+        """Bytes that one pass reads."""
         return sum(part.nbytes for part in self._parts)
 
     def bytes_per_second(self) -> float:

@@ -1,15 +1,15 @@
-"""Canonical tensor names, taken apart."""
+"""Takes canonical tensor names apart."""
 
 from __future__ import annotations
 
 
 def layer_of(name: str) -> int:
-    """Decoder layer of a canonical tensor name."""
+    """Return the number of the decoder layer in a canonical tensor name."""
     return int(name.split(".")[2])
 
 
 def bias_of(name: str) -> str:
-    """Name of the bias beside a weight."""
+    """Return the name of the bias of a weight's linear."""
     return f"{name.removesuffix('weight')}bias"
 
 

@@ -1,4 +1,4 @@
-"""Integers into bytes, and what a layout costs and is called."""
+"""Packs quantized integers into bytes and back, and computes the size of a layout."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def packed_bytes(layout: Layout, shape: tuple[int, int]) -> int:
 
 
 def bits_per_number(layout: Layout) -> float:
-    """Return the bits of a number with its share of scale and zero point, padding left out."""
+    """Return the stored bits per weight, with its share of scale and zero point, without padding."""
     return layout.bits + (32 + (0 if layout.symmetric else layout.bits)) / layout.block_size
 
 
 def stored_types(quantization: Mapping[str, Any]) -> str:
-    """Return types and block sizes of an artifact's quantized matrices, with how many have each where there are two."""
+    """Return types and block sizes of an artifact's quantized matrices as text; with counts if there are several."""
     stored = packings({"quantization": quantization}).values()
     found = Counter((packing.layout.bits, packing.layout.block_size) for packing in stored)
     several = len(found) > 1
@@ -35,7 +35,7 @@ def stored_types(quantization: Mapping[str, Any]) -> str:
 
 
 def pack(values: NDArray[np.uint8], layout: Layout) -> NDArray[np.uint8]:
-    """Put integers into bytes, along the last axis; of 4 bits an odd one out is followed by 0."""
+    """Return integers packed into bytes along the last axis; 4-bit integers are padded by 0 to an even number."""
     if layout.bits == 8:
         return values
     if values.shape[-1] % 2:
@@ -44,7 +44,7 @@ def pack(values: NDArray[np.uint8], layout: Layout) -> NDArray[np.uint8]:
 
 
 def unpack(packed: NDArray[Any], layout: Layout, count: int) -> NDArray[np.int16]:
-    """Take integers out of bytes, along the last axis, the first `count` of them."""
+    """Return the first `count` integers that are packed along the last axis."""
     if layout.bits == 4:
         packed = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
     return packed[..., :count].astype(np.int16)
@@ -53,7 +53,7 @@ def unpack(packed: NDArray[Any], layout: Layout, count: int) -> NDArray[np.int16
 def dequantize(
     parts: Mapping[str, NDArray[Any]], columns: int, layout: Layout, rows: slice = slice(None)
 ) -> NDArray[np.float32]:
-    """Return what the stored parts, by suffix, stand for: `s·(q − z)`, rounded once, some rows of (m, n) float32."""
+    """Return rows of the matrix `s·(q − z)` from its stored parts by suffix, (rows, n) float32, rounded once."""
     scales = parts["scales"][rows]
     q = unpack(parts["q"][rows], layout, layout.block_size)
     if layout.symmetric:

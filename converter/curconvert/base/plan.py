@@ -1,4 +1,4 @@
-"""What a conversion makes of each linear."""
+"""Holds the plan of a conversion: form and rank of each linear."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from curconvert_runtime.format.forms.form import Form, Shared
 
 @dataclass(frozen=True)
 class MatrixPlan:
-    """One linear of the model.
+    """Form and rank of one linear.
 
     Attributes:
         name: Canonical weight name.
         shape: (out_features, in_features).
-        form: Name of what it becomes.
-        rank: Of the factors; None when dense.
-        reason: Why it stays dense; None when compressed.
-        shared: Where its R is another layer's too.
+        form: Name of the form in which it is stored.
+        rank: Rank of the factors; None if dense.
+        reason: Why it stays dense; None if compressed.
+        shared: Set if it shares R with another layer's linear.
 
     Raises:
         ValueError: The form is unknown.
@@ -40,27 +40,27 @@ class MatrixPlan:
 
     @property
     def entry(self) -> Form:
-        """What the registry says of the form."""
+        """The runtime's description of the form."""
         return form_of(self.form)
 
     @property
     def traits(self) -> Traits:
-        """What a conversion asks of the form."""
+        """What a conversion must know about the form."""
         return traits_of(self.form)
 
     @property
     def is_compressed(self) -> bool:
-        """Whether it becomes anything else than it was."""
+        """Whether the form compresses the matrix."""
         return self.entry.is_compressed
 
     @property
     def parameters_before(self) -> int:
-        """Numbers in W."""
+        """Number of weights of the dense matrix."""
         return math.prod(self.shape)
 
     @property
     def parameters_after(self) -> int:
-        """Stored numbers of the form."""
+        """Number of weights that the form stores; a shared R counts for its owner."""
         if self.rank is None:
             return self.parameters_before
         return self.entry.parameters(self.shape, self.rank, self.shared, self.name)
@@ -72,24 +72,24 @@ class MatrixPlan:
 
     @property
     def sharing(self) -> dict[str, Any] | None:
-        """What the manifest's row says of a common factor; None where there is none."""
+        """The manifest's entry `shared` of this matrix; None if it shares no factor."""
         return None if self.shared is None else {"matrices": list(self.shared.matrices), "rows": self.shared.rows}
 
     def stores(self, suffix: str) -> bool:
-        """Tell whether a factor is stored under this matrix's name: a common one is only under its owner's."""
+        """Tell whether a factor is stored under this matrix's name; a common factor only has its owner's name."""
         mine = self.shared is None or self.shared.matrices[0] == self.name
         return mine or suffix.split(".", maxsplit=1)[0] != self.entry.common
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The whole conversion.
+    """Form and rank of every linear of a model.
 
     Attributes:
         matrices: Every linear of every decoder block, in the model's order.
-        layers: Layers to compress; None while a choice by score waits for hidden states.
-        layer_total: How many layers will be compressed.
-        other_parameters: Embedding, norms, biases, an untied head.
+        layers: Layers to compress; None if a score chooses them and hidden states are not measured yet.
+        layer_total: Number of layers to compress.
+        other_parameters: Parameters of embedding, norms, biases and an untied lm_head.
         biases: The checkpoint's biases of decoder linears.
     """
 
@@ -101,13 +101,13 @@ class Plan:
 
     @property
     def cut_biases(self) -> dict[str, int]:
-        """New length of each bias that loses the entries of dropped rows, by name."""
+        """New length of each bias that loses entries, by name; its linear's form drops outputs."""
         cut = {bias_of(m.name): m.rank for m in self.matrices if m.entry.cuts_outputs}
         return {name: rank for name, rank in cut.items() if rank is not None and name in self.biases}
 
     @property
     def parameters_before(self) -> int:
-        """Parameters of the checkpoint, a tied head counted once."""
+        """Parameters of the checkpoint; a tied lm_head counts once."""
         return self.other_parameters + sum(m.parameters_before for m in self.matrices)
 
     @property

@@ -1,4 +1,4 @@
-"""What the linears of a decoder block are for. Families call them by names of their own; code says the role."""
+"""Defines the roles of a decoder block's linears. Families name their linears differently, so code uses the role."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 
 class Role(StrEnum):
-    """What a linear of a decoder block is for."""
+    """Role of a linear in a decoder block."""
 
     QUERY = "query"
     KEY = "key"
@@ -22,9 +22,9 @@ class Role(StrEnum):
 MODULAR: Mapping[Role, str] = MappingProxyType(
     {Role.GATE: "modular_rows", Role.UP: "modular_rows", Role.DOWN: "modular_columns"}
 )
-"""The linears of a smaller MLP, each with its form: they are stored so together or not at all."""
+"""Forms of the linears of an MLP with fewer neurons. All three are stored in these forms, or none is."""
 
 SPARSE: Mapping[Role, str] = MappingProxyType(
     {Role.QUERY: "sparse_rows", Role.KEY: "sparse_rows", Role.VALUE: "sparse_rows", Role.OUTPUT: "sparse_columns"}
 )
-"""The linears of an attention whose heads keep some of their dimensions, each with its form."""
+"""Forms of the linears of an attention whose heads keep only some of their dimensions."""

@@ -1,4 +1,4 @@
-"""Types of arrays, which say what an array means where its shape and dtype do not."""
+"""Names array types by their meaning, which shape and dtype do not show."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from numpy.typing import NDArray
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]
 Indices = NDArray[np.int32]
-"""Numbers of rows or columns, as they are stored."""
+"""Indices of rows or columns, in the stored dtype."""
 Ids = NDArray[np.int64]
 """Token ids."""

@@ -1,4 +1,4 @@
-"""The output head, multiplied by blocks of the vocabulary's rows."""
+"""Computes logits by an lm_head in blocks of vocabulary rows, to save memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from curconvert.blocks.quantized import Quantized
 
-_HEAD_CHUNK = 8192  # vocabulary rows per product: bounds the float32 copy of a half-precision lm_head
+_HEAD_CHUNK = 8192  # vocabulary rows per product, which limits the float32 copy of a half-precision lm_head
 
 
 class ChunkedHead(nn.Module):
@@ -19,7 +19,7 @@ class ChunkedHead(nn.Module):
         self, weight: Tensor | Quantized, bias: Tensor | None = None, deployed: torch.dtype | None = None
     ) -> None:
         super().__init__()
-        # Plain attributes: the mapped file must not be moved or cast by module-wide calls.
+        # Plain attributes, because calls on the whole module must not move or cast the memory-mapped file.
         self._weight, self._bias, self._deployed = weight, bias, deployed
 
     def forward(self, hidden: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""bfloat16 products for calibration, where weights have 16 bits anyway and the CPU multiplies them much faster.
+"""Decides whether calibration may compute matrix products in bfloat16, which some CPUs multiply much faster.
 
-Only what chooses rows, columns and layers is computed so. The original's answers on the probes, what the artifact is
-verified against, and every solve keep float32 and float64.
+Only 16-bit weights use it, and only statistics that choose rows, columns and layers. The original's answers on the
+probes, which verification uses, and all solves stay in float32 and float64.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from curconvert.blocks.stream import Block
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.families.skeleton import EMBEDDING
 
-_TOLERANCE = 0.02  # of what a block adds to its input; bfloat16 rounds to 0.004
+_TOLERANCE = 0.02  # relative error of what a block adds to its input; bfloat16 itself rounds to 0.004
 _CPUINFO = Path("/proc/cpuinfo")
 
 
 def multiplies_bfloat16() -> bool:
-    """Tell whether this CPU has products of bfloat16 in hardware (AVX512-BF16 or AMX); Linux on x86-64 tells."""
+    """Tell whether this CPU multiplies bfloat16 in hardware (AVX512-BF16 or AMX); only known on Linux on x86-64."""
     try:
         found = re.search(r"^flags\s*:(.*)$", _CPUINFO.read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:
@@ -30,16 +30,16 @@ def multiplies_bfloat16() -> bool:
 
 
 def calibration_dtype(checkpoint: Checkpoint, block: Block, hidden: Tensor) -> torch.dtype:
-    """Choose the dtype of calibration's products, and check it on one batch and block.
+    """Return the dtype for calibration's matrix products, after a test on one batch and block.
 
     Args:
         checkpoint: The original.
         block: One of its blocks.
-        hidden: What enters it, (batch, tokens, hidden_size) float32.
+        hidden: The block's input, (batch, tokens, hidden_size) float32.
 
     Returns:
-        bfloat16 where the weights have 16 bits, the CPU multiplies them, and what the block adds to this batch is
-        within 2 % of what it adds in float32; otherwise float32.
+        bfloat16 if the weights have 16 bits, the CPU supports it, and what the block adds to this batch differs by
+        less than 2% from float32; otherwise float32.
     """
     if checkpoint.tensors[EMBEDDING].dtype == "F32" or not (block.on_gpu or multiplies_bfloat16()):
         return torch.float32

@@ -1,4 +1,4 @@
-"""A quantized matrix in memory."""
+"""Holds a quantized matrix in memory and dequantizes rows of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Quantized:
 
     Attributes:
         shape: (m, n).
-        layout: How it is stored.
+        layout: Bits, block size and zero points.
         parts: The stored tensors by suffix, see `curconvert_runtime.format.quantized`.
     """
 
@@ -26,11 +26,11 @@ class Quantized:
     parts: dict[str, Tensor]
 
     def rows(self, which: slice = slice(None)) -> Tensor:
-        """Return what some rows stand for, (rows, n) float32."""
+        """Return a slice of rows, dequantized, (rows, n) float32."""
         arrays = {suffix: part.numpy() for suffix, part in self.parts.items()}
         return torch.from_numpy(dequantize(arrays, self.shape[1], self.layout, which))
 
     def __getitem__(self, ids: Tensor) -> Tensor:
-        """Return what the rows of some numbers stand for, (count, n) float32."""
+        """Return the rows with these indices, dequantized, (count, n) float32."""
         chosen = {suffix: part[ids] for suffix, part in self.parts.items()}
         return Quantized((len(ids), self.shape[1]), self.layout, chosen).rows()

@@ -1,4 +1,4 @@
-"""Torch modules from a stored artifact."""
+"""Builds torch modules from a stored artifact."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "
 
 
 def stored_matrix(artifact: Artifact, name: str) -> NDArray[Any]:
-    """Return a tensor of an artifact as it is stored, or what the parts of a quantized one stand for, float32."""
+    """Return a tensor of an artifact as stored; a quantized one is dequantized to float32."""
     packing = artifact.quantized.get(name)
     if packing is None:
         return artifact.tensor(name)
@@ -33,7 +33,7 @@ def stored_matrix(artifact: Artifact, name: str) -> NDArray[Any]:
 
 
 def stored_tensor(artifact: Artifact, name: str) -> Tensor:
-    """Return a stored tensor in its stored dtype, memory-mapped; writing to it does not reach the file."""
+    """Return a stored tensor in its stored dtype, memory-mapped; writing to it does not change the file."""
     header = artifact.tensors[name]
     if header.length == 0:
         return torch.zeros(header.shape, dtype=_DTYPES[header.dtype])
@@ -42,11 +42,11 @@ def stored_tensor(artifact: Artifact, name: str) -> Tensor:
 
 
 def build_torch_model(artifact: Artifact) -> nn.Module:
-    """Build transformers' model of an artifact in float32: eager attention, factors multiplied one by one.
+    """Return transformers' model of an artifact in float32, with eager attention and factored linears.
 
     Raises:
-        IntegrityError: A tensor that the config asks for is missing or of another shape, or one is left over.
-        InputError: transformers refuses the config.
+        IntegrityError: A tensor that the config requires is missing or has another shape, or a tensor is left over.
+        InputError: transformers rejects the config.
     """
     model = build_skeleton({key: value for key, value in artifact.config.items() if key != "quantization_config"})
     parts = {part_name(name, part) for name in artifact.quantized for part in PARTS}
@@ -92,11 +92,11 @@ def build_torch_model(artifact: Artifact) -> nn.Module:
 
 
 def linear_of_artifact(artifact: Artifact, matrix: Mapping[str, Any]) -> nn.Module:
-    """Build the linear of one of the manifest's matrices, in float32.
+    """Return the torch linear of a matrix, in float32.
 
     Args:
-        artifact: Where its factors are stored, and its bias if there is one.
-        matrix: The manifest's row.
+        artifact: The artifact that stores its factors, and its bias if there is one.
+        matrix: The matrix's entry in the manifest.
 
     Raises:
         IntegrityError: A factor is not stored.
@@ -117,7 +117,7 @@ def linear_of_artifact(artifact: Artifact, matrix: Mapping[str, Any]) -> nn.Modu
 
 
 def factor_names(matrix: Mapping[str, Any]) -> dict[str, str]:
-    """Return the names of a matrix's stored tensors, by suffix; `weight` of a dense one."""
+    """Return the names of a matrix's stored tensors by suffix, from its entry in the manifest."""
     return form_of(matrix["form"]).tensor_names(matrix["name"], Shared.of(matrix))
 
 

@@ -1,4 +1,4 @@
-"""Run a checkpoint block by block: one decoder block's weights in memory at a time."""
+"""Runs a checkpoint block by block, with the weights of one decoder block in memory at a time."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _CPU = torch.device("cpu")
 
 
 class _FrontReachedError(Exception):
-    """Ends transformers' forward pass once what is wanted of it is computed."""
+    """Stops transformers' forward pass when the needed values are computed."""
 
 
 class _Stub(nn.Module):
-    """Takes a decoder layer's place and records what transformers passes to it."""
+    """Replaces a decoder layer and records the arguments that transformers passes to it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class _Stub(nn.Module):
 
 
 class Recorder(nn.Module):
-    """Takes the head's place and returns one number of its input for each token: hooks see the whole input."""
+    """Replaces the lm_head, so that hooks can read its input; returns one number per token instead of logits."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Map (…, hidden_size) to (…, 1)."""
@@ -60,8 +60,8 @@ class Block:
 
     Attributes:
         index: Position in the model.
-        prefix: What the canonical names of its tensors begin with.
-        device: Where it runs.
+        prefix: Beginning of the canonical names of its tensors.
+        device: Device on which it runs.
         linears: The block's linears by canonical weight name.
     """
 
@@ -89,18 +89,18 @@ class Block:
         """Run the block on whole sequences without padding.
 
         Args:
-            hidden: (batch, tokens, hidden_size) float32; this shape must have gone through `BlockStream.embed`.
+            hidden: (batch, tokens, hidden_size) float32. Call `BlockStream.embed` with this batch and length before.
             cache: Receives this layer's keys (after rotary embedding) and values.
-            dtype: Of products; sums, norms and what the block returns stay float32.
+            dtype: Dtype of matrix products; sums, norms and the result stay float32.
         """
-        # The cache itself is passed on: where transformers has told torch its parts, it would be taken for a tree.
+        # Keep the cache out of `placed`, which would copy it: transformers may register caches as trees with torch.
         kwargs = {**placed(self._kwargs[hidden.shape[0], hidden.shape[1]], self.device), "past_key_values": cache}
         with torch.inference_mode(), products_in(dtype, self.device.type):
             output: Tensor = self.layer(hidden.to(self.device), **kwargs)
         return output.to(hidden.device)
 
     def input_of(self, name: str, hidden: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Run the block as far as one of its linears, and return what enters that, (batch, tokens, in_features).
+        """Run the block up to one of its linears; return the linear's input, (batch, tokens, in_features).
 
         Args:
             name: The linear's canonical weight name.
@@ -123,19 +123,19 @@ class Block:
         return found[0]
 
     def trained(self, hidden: Tensor) -> Tensor:
-        """Run the block as `forward` does, with gradients for those of its parameters that want them."""
+        """Run the block as `forward` does, but record gradients for parameters with `requires_grad`."""
         output: Tensor = self.layer(hidden, **self._kwargs[hidden.shape[0], hidden.shape[1]])
         return output
 
     def backward(self, hidden: Tensor, gradient: Tensor) -> Tensor:
-        """Run the block forwards and backwards.
+        """Run the block forward and backward.
 
         Args:
             hidden: (batch, tokens, hidden_size) float32, the block's input.
-            gradient: The same shape: of some scalar with respect to the block's output.
+            gradient: Gradient of a scalar with respect to the block's output, of the same shape.
 
         Returns:
-            The scalar's gradient with respect to the block's input.
+            Gradient of the scalar with respect to the block's input.
         """
         hidden = hidden.detach().requires_grad_()
         with torch.enable_grad():
@@ -144,13 +144,13 @@ class Block:
         return found
 
     def advance(self, batches: Iterable[Tensor], *, dtype: torch.dtype = torch.float32) -> None:
-        """Run the block on each batch and put its output in the input's place: no second copy of the hidden states."""
+        """Run the block on each batch in place, so that no second copy of the hidden states is needed."""
         with torch.inference_mode():
             for batch in batches:
                 batch.copy_(self.forward(batch, dtype=dtype))
 
     def replace(self, name: str, module: nn.Module) -> None:
-        """Put another module in the place of the linear with this canonical weight name."""
+        """Replace the linear with this canonical weight name by another module."""
         old = self.linears[name]
         for parent in self.layer.modules():
             for attribute, child in parent.named_children():
@@ -160,10 +160,10 @@ class Block:
 
 
 class BlockStream:
-    """A checkpoint's model, never materialized as a whole.
+    """Runs a checkpoint's model without loading it as a whole.
 
-    transformers' own forward runs with recording stubs in the place of the decoder layers, so that masks, rotary
-    embeddings and scalings are exactly the family's, whatever the family.
+    transformers' own forward runs with recording stubs instead of decoder layers. So masks, rotary embeddings and
+    scalings are exactly those of the model's family.
 
     Attributes:
         num_layers: Number of decoder blocks.
@@ -177,13 +177,13 @@ class BlockStream:
         device: torch.device = _CPU,
         tables: Mapping[str, Quantized] = MappingProxyType({}),
     ) -> None:
-        """Open the stream.
+        """Build the model's skeleton without reading a block.
 
         Args:
             checkpoint: The model.
             deployed: Round every weight to this dtype, as an artifact stores it; None keeps the checkpoint's values.
-            device: Where blocks run. Hidden states, the embedding and the head stay in main memory.
-            tables: Embedding and head where they are quantized.
+            device: Device of the blocks. Hidden states, embedding and lm_head stay in main memory.
+            tables: Quantized embedding and lm_head, if they are quantized.
         """
         self._checkpoint, self._deployed, self._device = checkpoint, deployed, device
         self._tables = tables
@@ -192,7 +192,7 @@ class BlockStream:
         base = self._model.get_submodule("model")
         embedding = base.get_submodule("embed_tokens")
         assert isinstance(embedding, nn.Embedding)
-        embedding.padding_idx = None  # matters in training only, and is out of range of a compact table
+        embedding.padding_idx = None  # only matters in training, and can be out of range of a compact table
         self._blocks = family_of(checkpoint.config).blocks
         self._layers = list(self._model.get_submodule(self._blocks).children())
         self._stubs = [_Stub() for _ in self._layers]
@@ -212,14 +212,14 @@ class BlockStream:
             (batch, tokens, hidden_size) float32.
         """
         unique, compact = torch.unique(token_ids, return_inverse=True)
-        # Only the rows in use are widened; the embedding itself stays in the file.
+        # Convert only the used rows to float32; the embedding itself stays in the file.
         table = self._vocabulary_table(EMBEDDING)
         rows = table[unique] if isinstance(table, Quantized) else self._round(table[unique]).to(torch.float32)
         embedding = self._model.get_submodule("model.embed_tokens")
         set_tensor(embedding, "weight", rows)
         self._stubs[-1].stop = True
         try:
-            # Not inference_mode: what is recorded here (masks, rotary tables) also serves `Block.backward`.
+            # inference_mode is wrong here, because `Block.backward` uses the recorded masks and rotary tables.
             with torch.no_grad():
                 self._model(input_ids=compact, use_cache=False)
         except _FrontReachedError:
@@ -234,22 +234,22 @@ class BlockStream:
         return hidden
 
     def release_table(self) -> None:
-        """Give up the embedding or the head, which is kept from its last use until the next block."""
+        """Release the embedding or lm_head, which otherwise stays in memory until the next block."""
         self._table = None
         _release_freed_memory()
 
     @contextmanager
     def block(self, index: int) -> Iterator[Block]:
-        """Materialize one decoder block in float32 and release it again."""
+        """Yield one decoder block in float32, and release it at the end of the context."""
         self.release_table()
         layer = self._layers[index]
         owners = list(canonical_parameters(layer, self._prefix(index)))
         for name, owner, attribute in owners:
-            # A copy, so that the mapped file is touched once and a replaced weight is freed at once.
+            # Copy the weight, so that the mapped file is read once and a replaced weight is freed immediately.
             set_tensor(
                 owner, attribute, self._round(self._checkpoint.read(name)).to(self._device, torch.float32, copy=True)
             )
-        if index + 1 < self.num_layers:  # the next block is read while this one is in work
+        if index + 1 < self.num_layers:  # read the next block from the disk while this one runs
             prefetch(self._checkpoint.tensors[name] for name in self._names(index + 1))
         block = Block(index, layer, self._prefix(index), self._kwargs[index], self._device)
         originals = dict(block.linears)
@@ -278,20 +278,20 @@ class BlockStream:
         Returns:
             (batch, tokens, vocab_size) float32.
         """
-        with torch.no_grad():  # not inference_mode: the table that this reads also serves `likelihood_gradient`
+        with torch.no_grad():  # inference_mode is wrong here: `likelihood_gradient` uses the same table
             return self._head(hidden)
 
     def likelihood_gradient(self, hidden: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the gradient of the log-likelihood of next tokens that are sampled from the model itself.
+        """Return the gradient of the log-likelihood with respect to `hidden`, for next tokens sampled from the model.
 
-        Its second moment is the Fisher information: the curvature of the divergence from this model.
+        Its second moment is the Fisher information: the curvature of the KL divergence from this model.
 
         Args:
             hidden: (batch, tokens, hidden_size) float32, the last block's output.
-            generator: Samples the tokens.
+            generator: Random generator for the tokens.
 
         Returns:
-            With respect to `hidden`, the same shape.
+            Gradient of the same shape as `hidden`.
         """
         hidden = hidden.detach().requires_grad_()
         with torch.enable_grad():
@@ -301,11 +301,11 @@ class BlockStream:
         return found
 
     def record_head(self, hidden: Tensor, recorder: Recorder) -> None:
-        """Show a recorder what enters the head.
+        """Call a recorder with the lm_head's input.
 
         Args:
             hidden: (batch, tokens, hidden_size) float32, the last block's output.
-            recorder: Called once.
+            recorder: Module that is called once.
         """
         with torch.no_grad():
             self._after_blocks(hidden, recorder)
@@ -331,7 +331,7 @@ class BlockStream:
         return logits
 
     def _vocabulary_table(self, name: str) -> Tensor | Quantized:
-        """Read the embedding or the head, kept until the next block: a GGUF file dequantizes it on every read."""
+        """Return embedding or lm_head, kept until the next block because a GGUF file dequantizes it on each read."""
         if name in self._tables:
             return self._tables[name]
         if self._table is None or self._table[0] != name:
@@ -343,12 +343,12 @@ class BlockStream:
 
 
 def placed(value: Any, device: torch.device) -> Any:
-    """Return nested arguments with their tensors on a device."""
+    """Return nested arguments with all tensors moved to a device."""
     return tree_map_only(Tensor, lambda tensor: tensor.to(device), value)
 
 
 def _release_freed_memory() -> None:
-    """Hand freed memory back to the system: glibc keeps it in pieces that add up, several megabytes a block."""
+    """Return freed memory to the system, because glibc otherwise keeps several megabytes per block."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # not in musl
         if trim is not None:

@@ -1,4 +1,4 @@
-"""The files beside the weights that travel with a model: tokenizer, generation defaults, chat template."""
+"""Collects the files that an artifact gets besides weights: tokenizer, generation defaults, chat template."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ TOKENIZER_LIMIT = 100_000_000
 
 
 def folder_companions(folder: ModelFolder) -> Companions:
-    """Collect the companions of the model in a folder.
+    """Return the companion files of the model in a folder.
 
     Raises:
-        InputError: One of them leads out of the folder, is no regular file, or its JSON is malformed.
+        InputError: A file is a link out of the folder, is no regular file, or its JSON is malformed.
     """
     copied: dict[str, Path] = {}
     written: dict[str, bytes] = {}
@@ -37,7 +37,7 @@ def folder_companions(folder: ModelFolder) -> Companions:
             copied[name] = path
     if path := copied.get("tokenizer_config.json"):
         settings = load_json_object(path, TOKENIZER_LIMIT)
-        # transformers 5 writes a class name that 4.57 cannot load; both can load the one it stands for.
+        # transformers 5 writes a class name that 4.57 cannot load; both versions load the name written here.
         if settings.get("tokenizer_class") == "TokenizersBackend":
             del copied["tokenizer_config.json"]
             settings["tokenizer_class"] = "PreTrainedTokenizerFast"
@@ -47,5 +47,5 @@ def folder_companions(folder: ModelFolder) -> Companions:
 
 
 def json_bytes(value: object) -> bytes:
-    """Serialize a companion file."""
+    """Return a companion file's content as indented JSON."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")

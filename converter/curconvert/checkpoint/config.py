@@ -1,8 +1,8 @@
-"""Configs: read strictly, completed by transformers, and written in the dialects of transformers 4 and 5 at once.
+"""Checks a Hugging Face config, completes it with the family's defaults, and writes it for transformers 4 and 5.
 
-Version 5 keeps everything about rotary embeddings in `rope_parameters` and calls the stored type `dtype`; version 4
-(which optimum pins) has `rope_theta`, `rope_scaling`, `rope_local_base_freq` and `torch_dtype`. A normalized config
-has all of them, and they agree.
+Version 5 keeps all rotary settings in `rope_parameters` and calls the stored dtype `dtype`. Version 4 (which optimum
+pins) has `rope_theta`, `rope_scaling`, `rope_local_base_freq` and `torch_dtype`. A normalized config has all of these
+fields, with the same values.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from curconvert_runtime.format import strict_json
 
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
 _WIDTH_LIMIT = 2**24
-# Largest value of each count that a weight shape or a loop depends on; None or absent means the family's default.
+# Largest accepted value of each count that decides shapes or loops. A missing or null count takes the family's default.
 _INTEGERS: Mapping[str, int] = {
     "vocab_size": _WIDTH_LIMIT,
     "hidden_size": _WIDTH_LIMIT,
@@ -48,7 +48,7 @@ _ROPE_POSITIVE = (
     "short_factor",
     "long_factor",
 )
-# Left out unless the source has them: they describe no model, or name another program's code or files.
+# Dropped unless the source has them: they do not describe the model, or name another program's code or files.
 _NOISE = (
     "_name_or_path",
     "transformers_version",
@@ -65,7 +65,7 @@ _NOISE = (
 
 
 def parse_overrides(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Parse `--config-set` values: JSON where they are JSON (`8`, `true`, `{"a": 1}`), else the text itself."""
+    """Return the values of `--config-set`, parsed as JSON if possible (`8`, `true`, `{"a": 1}`), otherwise as text."""
     parsed: dict[str, Any] = {}
     for key, value in settings.items():
         try:
@@ -76,7 +76,7 @@ def parse_overrides(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merge_overrides(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Apply overrides; a rope override in the version 4 dialect also reaches stored `rope_parameters`."""
+    """Return the config with overrides; a rope override in the version 4 dialect also changes `rope_parameters`."""
     merged = {**raw, **overrides}
     parameters = deepcopy(raw.get("rope_parameters"))
     rope = overrides.keys() & {"rope_theta", "rope_scaling", "rope_local_base_freq"}
@@ -85,7 +85,7 @@ def merge_overrides(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> dic
     full = parameters.get("full_attention", parameters)
     sliding = parameters.get("sliding_attention")
     if not isinstance(full, dict) or not isinstance(overrides.get("rope_scaling") or {}, dict):
-        return merged  # validation refuses it
+        return merged  # the validation rejects it later
     if "rope_scaling" in rope:
         kept = {key: full[key] for key in ("rope_theta", "partial_rotary_factor") if key in full}
         full.clear()
@@ -97,17 +97,17 @@ def merge_overrides(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> dic
             sliding["rope_theta"] = overrides["rope_theta"]
     if "rope_local_base_freq" in rope and isinstance(sliding, dict):
         sliding["rope_theta"] = overrides["rope_local_base_freq"]
-    # transformers prefers a top-level rope_scaling to all of this, and it has no base in it.
+    # Remove it, because transformers prefers a top-level rope_scaling, which has no base.
     merged.pop("rope_scaling", None)
     return {**merged, "rope_parameters": parameters}
 
 
 def normalize_config(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Validate a config and complete it.
+    """Return the config, validated and completed.
 
     Args:
         raw: The config as stored, in either dialect.
-        source: What the messages call it, usually its path.
+        source: Name of the config in messages, usually its path.
 
     Returns:
         A config that transformers 4.57 and 5 both load, with the family's defaults filled in.
@@ -125,7 +125,7 @@ def normalize_config(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
         if values.get(key, ...) is None:
             del values[key]
     if family.one_rope_base and "rope_parameters" not in values and "rope_theta" in values:
-        # transformers 5 gives the version 4 base to the full layers only; it is that of the sliding layers, too.
+        # transformers 5 uses the version 4 base only for full layers, but sliding layers have the same base.
         plain = {"rope_type": "default", "rope_theta": values["rope_theta"]}
         values["rope_parameters"] = {"sliding_attention": plain, "full_attention": dict(plain)}
     scaling = values.get("rope_scaling")
@@ -137,10 +137,10 @@ def normalize_config(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
             f"correct it or pass --config-set {key}=null"
         )
     for key in ("rope_scaling", "rope_parameters"):
-        _check_rope(values.get(key) or {}, source)  # transformers builds tables by it, and only warns of a wrong type
+        _check_rope(values.get(key) or {}, source)  # transformers builds tables from it and only warns of wrong types
     config = _complete(values, source)
     for key in _special_tokens_outside(config):
-        config[key] = None  # a default of the family, for a larger vocabulary
+        config[key] = None  # the family's default is an id of a larger vocabulary
     if config.get("num_key_value_heads") is None:
         config["num_key_value_heads"] = config["num_attention_heads"]
     if config.get("head_dim") is None:
@@ -162,14 +162,14 @@ def normalize_config(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def refuse_artifact(raw: Mapping[str, Any], source: str) -> None:
-    """Refuse the config of a compressed model, before its factors are taken for damaged weights.
+    """Reject the config of an artifact, whose factors would otherwise look like damaged weights.
 
     Raises:
-        UnsupportedError: It is one.
+        UnsupportedError: The config is an artifact's.
     """
     quantized = raw.get("quantization_config")
     if isinstance(quantized, dict) and quantized.get("quant_method") == QUANT_METHOD:
-        raise UnsupportedError(f"{source}: is an artifact, compressed already; give the original that it was made from")
+        raise UnsupportedError(f"{source}: is an artifact, already compressed; give the original that it was made from")
 
 
 def _refuse_unsupported(values: Mapping[str, Any], source: str) -> None:
@@ -210,11 +210,11 @@ def _validate(values: Mapping[str, Any], source: str) -> None:
 
 
 def _special_tokens_outside(config: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the special tokens that the vocabulary does not have."""
+    """Yield the config fields whose special tokens are outside the vocabulary."""
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = config.get(key)
         ids = value if isinstance(value, list) else [value]
-        limit = config["vocab_size"]  # -1 is an old way to say that there is none
+        limit = config["vocab_size"]  # in old configs, -1 means no token
         if not all(isinstance(number, int) and -1 <= number < limit for number in ids if number is not None):
             yield key
 
@@ -224,10 +224,10 @@ def _is_positive(value: Any) -> bool:
 
 
 def _complete(values: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Let transformers fill in the family's defaults and check the fields that only it knows."""
+    """Return the config with the family's defaults, after transformers has checked the fields that only it knows."""
     arguments = {key: value for key, value in values.items() if key != "model_type"}
     try:
-        # transformers moves rope keys around in place: it gets its own copy of the nested objects.
+        # transformers changes rope keys in place, so give it a copy of the nested objects.
         config = AutoConfig.for_model(values["model_type"], **deepcopy(arguments))
         completed: dict[str, Any] = config.to_dict()
     except (StrictDataclassError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
@@ -238,7 +238,7 @@ def _complete(values: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def _check_rope(parameters: Mapping[str, Any], source: str) -> None:
-    """Check the rope of a model, or of each of its layer types."""
+    """Raise if the rope parameters of a model, or of one of its layer types, are not supported."""
     for part in parameters.values() if "full_attention" in parameters else [parameters]:
         if not isinstance(part, dict):
             raise InputError(f"{source}: rope_parameters holds {part!r:.60}, expected objects by layer type")
@@ -250,7 +250,7 @@ def _check_rope(parameters: Mapping[str, Any], source: str) -> None:
             numbers = value if key in ("short_factor", "long_factor") and isinstance(value, list) else [value]
             if key in _ROPE_POSITIVE and not all(map(_is_positive, numbers)):
                 raise InputError(f"{source}: {key} of the rope is {value!r:.60}, expected a positive number")
-            if key == "partial_rotary_factor" and value > 1:  # its table would be as large as the number says
+            if key == "partial_rotary_factor" and value > 1:  # the rotary table would grow with this number
                 raise InputError(f"{source}: {key} of the rope is {value!r:.60}, expected a share of at most 1")
 
 
@@ -259,13 +259,13 @@ def _both_dialects(config: dict[str, Any], source: str) -> dict[str, Any]:
     nested = "full_attention" in parameters
     for part in parameters.values() if nested else [parameters]:
         if isinstance(part, dict):
-            part.pop("type", None)  # the older spelling of rope_type, which is present by now
+            part.pop("type", None)  # the older spelling; rope_type is set by now
             part.setdefault("rope_theta", None)
     _check_rope(parameters, source)
     full = parameters["full_attention"] if nested else parameters
     scaling = {key: value for key, value in full.items() if key not in ("rope_theta", "partial_rotary_factor")}
     if family_of(config).bare_longrope and scaling["rope_type"] == "longrope":
-        # Version 4's config insists on exactly these three; the original length is a field of its own.
+        # Version 4's config accepts only these three; the original length is a separate field.
         scaling = {"type": "longrope", "short_factor": full["short_factor"], "long_factor": full["long_factor"]}
     config["rope_parameters"] = parameters
     config["rope_theta"] = full["rope_theta"]
@@ -274,6 +274,6 @@ def _both_dialects(config: dict[str, Any], source: str) -> dict[str, Any]:
         config["rope_local_base_freq"] = parameters.get("sliding_attention", full)["rope_theta"]
     if "partial_rotary_factor" in full:
         config["partial_rotary_factor"] = full["partial_rotary_factor"]
-    # Anything else is no dtype of weights that are read here; the stored tensors will tell.
+    # Drop other values, which are no supported weight dtypes. The stored tensors tell the dtype later.
     dtype = config.pop("dtype", None)
     return with_dtype(config, dtype) if dtype in DTYPE_NAMES else config

@@ -1,4 +1,4 @@
-"""The dtypes of stored and of deployed weights."""
+"""Chooses the dtype of an artifact's weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from curconvert.families.skeleton import EMBEDDING
 
 
 def deployed_dtype(checkpoint: Checkpoint, dtype: str | None, arithmetic: str) -> str:
-    """Return the dtype of the artifact's weights: what is asked for, else what the graph needs, else the original's."""
+    """Return the dtype of the artifact's weights: the requested one, float16 for float16 graphs, or the original's."""
     return dtype or ("float16" if arithmetic == "float16" else stored_dtype(checkpoint))
 
 

@@ -1,7 +1,7 @@
-"""Which files may be read, and strict JSON.
+"""Decides which files of a model folder may be read, and reads JSON strictly.
 
-Everything a model folder names (shards, tokenizer files) goes through `ModelFolder.regular`, so that nothing outside
-the folder is opened and nothing that could block (a FIFO) or run (a pickle) is either.
+All file names from a model folder (shards, tokenizer files) go through `ModelFolder.regular`. So curconvert never opens
+a file outside the folder, a file that could block (a FIFO), or a pickle.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import Any
 from curconvert.base.errors import InputError
 from curconvert_runtime.format import strict_json
 
-CONFIG_LIMIT = 250_000  # a config has some kilobytes; ten times the memory of its text goes into copies
+CONFIG_LIMIT = 250_000  # a config has a few kilobytes; copies need ten times the memory of its text
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A folder of model files, and the boundary that their symbolic links must not leave.
+    """A folder of model files, with the boundary that symbolic links must not leave.
 
     Attributes:
         path: The folder.
-        root: Resolved boundary. The folder itself, or, in a Hugging Face cache, the repository's cache folder:
-            snapshots there are made of links to `../../blobs`.
+        root: Resolved boundary: the folder itself. In a Hugging Face cache it is the repository's cache folder, because
+            snapshots consist of links to `../../blobs`.
     """
 
     path: Path
@@ -32,16 +32,16 @@ class ModelFolder:
 
     @classmethod
     def at(cls, path: Path) -> ModelFolder:
-        """Describe the folder `path`."""
+        """Return the folder `path` with its boundary."""
         resolved = path.resolve()
         in_cache = resolved.parent.name == "snapshots" and resolved.parent.parent.name.startswith("models--")
         return cls(path, resolved.parent.parent if in_cache else resolved)
 
     def regular(self, name: str) -> Path | None:
-        """Return the file `name` of this folder, or None when there is none.
+        """Return the path of the file `name` in this folder, or None if it does not exist.
 
         Raises:
-            InputError: It leads out of the folder or is not a regular file.
+            InputError: It is outside the folder or is not a regular file.
         """
         path = self.path / name
         if not path.exists() and not path.is_symlink():
@@ -56,10 +56,10 @@ class ModelFolder:
 
 
 def regular_file(path: Path) -> Path:
-    """Return `path` if it is a regular file; nothing is opened to find out, because opening a FIFO blocks.
+    """Return `path` if it is a regular file. This does not open it, because opening a FIFO blocks.
 
     Raises:
-        InputError: It does not exist, cannot be reached or is something else.
+        InputError: It does not exist, is not accessible, or is no regular file.
     """
     try:
         mode = path.stat().st_mode
@@ -74,7 +74,7 @@ def regular_file(path: Path) -> Path:
 
 
 def load_json_object(path: Path, limit: int = CONFIG_LIMIT) -> dict[str, Any]:
-    """Read a JSON object strictly (see `strict_json.loads`) from a regular file of at most `limit` bytes."""
+    """Return the JSON object in a regular file of at most `limit` bytes, parsed strictly (see `strict_json.loads`)."""
     size = regular_file(path).stat().st_size
     if size > limit:
         raise InputError(f"{path}: {size} bytes, expected a JSON file of at most {limit}")

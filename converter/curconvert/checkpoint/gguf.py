@@ -1,4 +1,4 @@
-"""GGUF files: llama.cpp's names and layouts put back into Hugging Face's, one tensor dequantized at a time."""
+"""Reads GGUF files: converts llama.cpp's names and layouts to Hugging Face's and dequantizes one tensor at a time."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _BLOCK = {
     "post_attention_norm": "post_attention_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
-# Where an architecture's blocks differ from Llama's.
+# Block tensor names of architectures that differ from Llama's.
 _BLOCK_OF: Mapping[str, Mapping[str, str]] = {
     "gemma2": _BLOCK | {"ffn_norm": "pre_feedforward_layernorm"},
     "gemma3": _BLOCK | {"ffn_norm": "pre_feedforward_layernorm"},
@@ -53,19 +53,19 @@ _BLOCK_OF: Mapping[str, Mapping[str, str]] = {
 }
 # llama.cpp interleaves the two halves of each rotary head for these; the others keep Hugging Face's order.
 _PERMUTED = ("llama", "granite", "smollm3")
-# Their norms multiply by 1 + w; llama.cpp stores the sum.
+# Norms of these multiply by 1 + w; llama.cpp stores 1 + w instead of w.
 _SHIFTED_NORMS = ("gemma2", "gemma3")
 _DECODED_AT_ONCE = 2**20  # elements
 
 
 class _BoundedReader(GGUFReader):  # type: ignore[misc]
-    """The gguf package's reader, which takes the end of the file for an empty array and could count to 2⁶³ there."""
+    """The gguf package's reader with a check for the file's end, where the original would loop up to 2⁶³ times."""
 
     data: npt.NDArray[Any]
 
     def _get(self, offset: int, dtype: npt.DTypeLike, count: int = 1, override_order: Any = None) -> npt.NDArray[Any]:
         if isinstance(self.data, np.memmap):
-            self.data = self.data.view(np.ndarray)  # hundreds of thousands of slices follow, and plain ones are light
+            self.data = self.data.view(np.ndarray)  # the reader makes many thousand slices, and plain arrays are faster
         values: npt.NDArray[Any] = super()._get(offset, dtype, count, override_order)
         if len(values) != count:
             raise ValueError(f"the file ends within the data at byte {offset}")
@@ -74,7 +74,7 @@ class _BoundedReader(GGUFReader):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class _Stored:
-    """Where a tensor lies in the file and how it is encoded; `shape` in torch's order."""
+    """Position and encoding of a tensor in the file; `shape` is in torch's order."""
 
     kind: GGMLQuantizationType
     shape: tuple[int, ...]
@@ -84,12 +84,12 @@ class _Stored:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """A GGUF file as a checkpoint: config, tensors by Hugging Face name, tokenizer.
+    """Presents a GGUF file as a checkpoint: config, tensors by Hugging Face name, tokenizer.
 
     Attributes:
         path: The file.
         metadata: Its key-value pairs, arrays as lists.
-        config: The Hugging Face config that they describe.
+        config: The Hugging Face config built from them.
     """
 
     path: Path
@@ -99,7 +99,7 @@ class GgufFile:
 
     @classmethod
     def open(cls, path: Path) -> GgufFile:
-        """Read metadata and tensor headers.
+        """Return the file, with its metadata and tensor headers read.
 
         Raises:
             InputError: The file is not valid GGUF.
@@ -108,7 +108,7 @@ class GgufFile:
         try:
             reader = _BoundedReader(path)
             metadata = {name: field.contents() for name, field in reader.fields.items()}
-            # Only numbers are kept: the reader's map of the whole file goes away with it.
+            # Keep only numbers, so that the reader's memory map of the whole file is released.
             by_ggml_name = {
                 tensor.name: _Stored(
                     tensor.tensor_type,
@@ -121,7 +121,7 @@ class GgufFile:
         except (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError, OSError) as error:
             raise InputError(f"{path}: not a valid GGUF file: {' '.join(str(error).split())}") from None
         if reader.byte_order != "I":
-            raise UnsupportedError(f"{path}: the file has the other byte order of this machine; convert it first")
+            raise UnsupportedError(f"{path}: the byte order differs from this machine's; convert the file first")
         architecture = str(metadata.get("general.architecture"))
         if metadata.get("split.count") not in (None, 0, 1):
             raise UnsupportedError(
@@ -140,26 +140,26 @@ class GgufFile:
                 continue
             canonical = _canonical_name(path, architecture, name)
             if canonical in stored:
-                raise InputError(f"{path}: tensor {name} is one of two that stand for {canonical}")
+                raise InputError(f"{path}: tensor {name} is the second one for {canonical}")
             stored[canonical] = entry
         return cls(path, metadata, config, stored)
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """The tensors, under their Hugging Face names; quantized ones appear as float32."""
+        """Dtype and shape of each tensor, by Hugging Face name; quantized tensors are float32."""
         return {
             name: TensorInfo(name, "F32" if self._transform(name) is _unshift else _dtype(entry), entry.shape)
             for name, entry in self._stored.items()
         }
 
     def read(self, name: str) -> torch.Tensor:
-        """Dequantize one tensor and undo what llama.cpp's converter did to it."""
+        """Return one tensor, dequantized and in Hugging Face's layout."""
         tensor = _decode(self.path, self._stored[name])
         transform = self._transform(name)
         return tensor if transform is None else transform(tensor)
 
     def companions(self) -> Companions:
-        """Rebuild the tokenizer files from the metadata."""
+        """Return the tokenizer files, built from the metadata."""
         return Companions(written=tokenizer_files(self.metadata, str(self.path)))
 
     def _transform(self, name: str) -> Callable[[torch.Tensor], torch.Tensor] | None:
@@ -174,14 +174,14 @@ class GgufFile:
 
 
 def unpermute(tensor: torch.Tensor, heads: int) -> torch.Tensor:
-    """Put the rows of queries or keys back: per head, from (pairs, 2) to Hugging Face's (2, pairs).
+    """Return the rows of queries or keys in Hugging Face's order: per head, from (pairs, 2) to (2, pairs).
 
     Args:
         tensor: (heads · head_dim, …) in llama.cpp's order.
-        heads: Number of heads that the rows hold.
+        heads: Number of heads.
 
     Raises:
-        InputError: The rows are not those of so many heads.
+        InputError: The number of rows does not fit the number of heads.
     """
     rows = tensor.shape[0]
     if rows % (2 * heads):
@@ -225,7 +225,7 @@ def _decode(path: Path, entry: _Stored) -> torch.Tensor:
     table = decoded.view(-1, entry.shape[-1]).numpy()
     rows = data.reshape(len(table), -1)
     step = max(1, _DECODED_AT_ONCE // entry.shape[-1])
-    for start in range(0, len(rows), step):  # the decoder's intermediates are several times its result
+    for start in range(0, len(rows), step):  # the decoder's intermediate arrays are several times its result
         table[start : start + step] = dequantize(rows[start : start + step], entry.kind)
     return decoded
 

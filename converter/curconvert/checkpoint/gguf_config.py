@@ -1,4 +1,4 @@
-"""GGUF metadata as a Hugging Face config."""
+"""Builds a Hugging Face config from GGUF metadata."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from curconvert.base.errors import InputError, UnsupportedError
 
-# Tensors that are settings: rotary frequency factors.
+# These tensors hold settings: rotary frequency factors.
 ROPE_FREQS = "rope_freqs.weight"
 ROPE_LONG = "rope_factors_long.weight"
 ROPE_SHORT = "rope_factors_short.weight"
@@ -53,7 +53,7 @@ _TOKENS = {
     "eos_token_id": "tokenizer.ggml.eos_token_id",
     "pad_token_id": "tokenizer.ggml.padding_token_id",
 }
-# The 27B Gemmas scale queries by hidden_size/heads, the others by head_dim; GGUF does not say, llama.cpp counts layers.
+# 27B Gemmas scale queries by hidden_size/heads, others by head_dim. GGUF does not store it; llama.cpp counts layers.
 _GEMMA_27B_LAYERS = {"gemma2": 46, "gemma3": 62}
 
 
@@ -63,13 +63,13 @@ def config_from_metadata(
     factors: Mapping[str, Sequence[float]],
     source: str,
 ) -> dict[str, Any]:
-    """Build a config, in the version 4 dialect.
+    """Return a config in the dialect of transformers 4.
 
     Args:
         metadata: The file's key-value pairs.
         shapes: Tensor shapes by GGUF name, in torch's order.
-        factors: Contents of those of `GLOBAL_TENSORS` that the file holds.
-        source: What messages call the file.
+        factors: Contents of the `GLOBAL_TENSORS` in the file.
+        source: Name of the file in messages.
 
     Raises:
         InputError: A key is missing.
@@ -108,7 +108,7 @@ def config_from_metadata(
         config["attention_bias"] = "blk.0.attn_output.bias" in shapes
         config["mlp_bias"] = "blk.0.ffn_down.bias" in shapes
     if architecture in ("gemma2", "gemma3", "phi3"):
-        # Zero is how phi3 files say "none".
+        # In phi3 files, zero means no window.
         config["sliding_window"] = get("attention.sliding_window") or None
     if architecture in _GEMMA_27B_LAYERS:
         large = config["num_hidden_layers"] == _GEMMA_27B_LAYERS[architecture]
@@ -147,9 +147,10 @@ def _rope(
 
 
 def _llama3_scaling(factors: Sequence[float], theta: float, head_dim: int, source: str) -> dict[str, Any]:
-    """Recover Llama 3's rope scaling from the frequency factors, the only form in which GGUF keeps it.
+    """Return Llama 3's rope scaling, recovered from the frequency factors, because GGUF stores nothing more.
 
-    All published models share low, high and original length; what is recovered is checked against every factor.
+    All published models have the same low and high factors and original length. The result is checked against every
+    stored factor.
     """
     factor = max(factors)
     scaling = {
@@ -168,5 +169,5 @@ def _llama3_scaling(factors: Sequence[float], theta: float, head_dim: int, sourc
 
 
 def _exact(value: Any) -> Any:
-    """Undo the widening of a stored float32: 9.999999747378752e-06 was 1e-05."""
+    """Return the shortest number with the same float32 value: 9.999999747378752e-06 becomes 1e-05."""
     return float(str(np.float32(value))) if isinstance(value, float) else value

@@ -1,6 +1,6 @@
-"""The tokenizer files that a GGUF file's metadata describes.
+"""Builds tokenizer files from a GGUF file's metadata.
 
-A GGUF names its pre-tokenizer (`tokenizer.ggml.pre`) instead of describing it, so the names must be known here.
+A GGUF file only names its pre-tokenizer (`tokenizer.ggml.pre`), so this module has a list of known names.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ _SPLITS: Mapping[str, str] = {
 }
 _SINGLE_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell")
 _GPT2 = ("gpt-2", "olmo", "default")
-# Whole words that are in the vocabulary are taken as they are, and text starts with BOS unless the file says otherwise.
+# These take whole words of the vocabulary without merging, and start text with BOS unless the file says otherwise.
 _IGNORE_MERGES = ("llama3", "llama-v3", "llama-bpe", "tekken")
 
 
 def tokenizer_files(metadata: Mapping[str, Any], source: str) -> dict[str, bytes]:
-    """Build the tokenizer and generation files.
+    """Return the tokenizer and generation files.
 
-    A vocabulary of an unknown kind gives no tokenizer files and a warning: the weights are good without them.
+    An unknown kind of vocabulary gives a warning and no tokenizer files, because the weights are usable without them.
 
     Args:
         metadata: The file's key-value pairs.
-        source: What messages call the file.
+        source: Name of the file in messages.
 
     Returns:
-        File name to content: `generation_config.json` and, where the kind is known, `tokenizer.json`,
+        Content by file name: `generation_config.json` and, if the kind is known, `tokenizer.json`,
         `tokenizer_config.json` and `chat_template.jinja`.
 
     Raises:
@@ -118,7 +118,7 @@ def _build(
         else:
             logger.warning("%s: tokenizer kind %r is unknown; continuing without a tokenizer", source, kind)
             return None
-    except Exception as error:  # noqa: BLE001 - what the tokenizers library raises has no narrower class
+    except Exception as error:  # noqa: BLE001 - the tokenizers library raises plain Exception
         raise InputError(f"{source}: malformed tokenizer metadata: {' '.join(str(error).split())}") from None
     if tokenizer is None:
         return None
@@ -133,7 +133,7 @@ def _build(
 
 
 def _byte_level(tokens: Sequence[str], merges: Sequence[str], pre: str, source: str) -> Tokenizer | None:
-    """BPE over bytes spelled as characters, as in GPT-2."""
+    """Return a BPE tokenizer over bytes written as characters, as in GPT-2; None for an unknown pre-tokenizer."""
     vocabulary = {token: number for number, token in enumerate(tokens)}
     pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=pre in _IGNORE_MERGES))
@@ -158,8 +158,8 @@ def _byte_level(tokens: Sequence[str], merges: Sequence[str], pre: str, source: 
 
 
 def _sentencepiece(metadata: Mapping[str, Any], tokens: Sequence[str], special: Mapping[str, str]) -> Tokenizer:
-    """BPE over characters with ▁ for the space and bytes as a fallback, as in Llama 1 and 2."""
-    # Gemma's runs of spaces are stored as spaces; its vocabulary spells them like every other space.
+    """Return a BPE tokenizer over characters, with ▁ for the space and byte fallback, as in Llama 1 and 2."""
+    # GGUF stores Gemma's runs of spaces as spaces, but its vocabulary writes each as ▁.
     pieces = [token.replace(" ", _SPACE) if token and not token.strip(" ") else token for token in tokens]
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
     gemma = str(metadata.get("general.architecture", "")).startswith("gemma")
@@ -181,7 +181,7 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: Sequence[str], special: 
 
 
 def _merges(vocabulary: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """Recover the merges: every way to put a piece together from two others, best pieces first."""
+    """Return the merges: every pair of pieces that forms another piece, best pieces first."""
     found = [
         (-scores[number], vocabulary[piece[:cut]], vocabulary[piece[cut:]], piece[:cut], piece[cut:])
         for piece, number in vocabulary.items()
@@ -194,7 +194,7 @@ def _merges(vocabulary: Mapping[str, int], scores: Sequence[float]) -> list[tupl
 def _add_ends(
     tokenizer: Tokenizer, metadata: Mapping[str, Any], special: Mapping[str, str], starts_with_bos: bool
 ) -> None:
-    """Put BOS before and EOS after the text where the file asks for it."""
+    """Make the tokenizer add BOS before and EOS after the text, if the file says so."""
     before = metadata.get("tokenizer.ggml.add_bos_token", starts_with_bos) and "bos" in special
     after = metadata.get("tokenizer.ggml.add_eos_token", False) and "eos" in special
     if not before and not after:

@@ -1,4 +1,4 @@
-"""Hugging Face hub ids: fetch the files of a model that may be read."""
+"""Downloads models from the Hugging Face hub, only the files that curconvert reads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def is_hub_id(source: str) -> bool:
-    """Tell whether a name could be `organization/name`."""
+    """Tell whether a name has the form `organization/name`."""
     return _HUB_ID.fullmatch(source) is not None and not source.endswith((".safetensors", ".gguf", ".json"))
 
 
@@ -20,8 +20,8 @@ def fetch_snapshot(hub_id: str, revision: str | None = None) -> Path:
     """Download a model's safetensors, config and tokenizer files (never pickles or code) and return the snapshot.
 
     Raises:
-        InputError: The hub has no such model or revision, or asks for a login.
-        BackendError: The hub cannot be reached and the model is not cached.
+        InputError: The hub has no such model or revision, or requires a login.
+        BackendError: The hub is not reachable and the model is not cached.
     """
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - loads an HTTP client that local files do not need
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError  # noqa: PLC0415
@@ -36,7 +36,7 @@ def fetch_snapshot(hub_id: str, revision: str | None = None) -> Path:
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):
         where = hub_id if revision is None else f"{hub_id} at revision {revision}"
         raise InputError(f"{where}: no such file or folder here, and no such model on the Hugging Face hub") from None
-    except Exception as error:  # noqa: BLE001 - whatever the HTTP stack raises, the user can do the same about it
+    except Exception as error:  # noqa: BLE001 - the advice is the same for every error of the HTTP client
         raise BackendError(
             f"{hub_id}: no such file or folder here, and the Hugging Face hub cannot be reached "
             f"({type(error).__name__}); download the model where there is a network and pass its folder"

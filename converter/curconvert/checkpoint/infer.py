@@ -1,4 +1,4 @@
-"""A config for a lone safetensors file: what the shapes tell, and a precise question for what they cannot."""
+"""Infers the config of a single safetensors file from shapes, and asks the user for the values that shapes hide."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _PLAIN = ("llama", "mistral", "granite", "smollm3")
 
 
 def infer_config(tensors: Mapping[str, TensorInfo], given: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Infer a config from names and shapes.
+    """Return a config that follows from tensor names and shapes.
 
     Args:
-        tensors: What the file holds.
-        given: Overrides from the user; they also answer what shapes leave open.
-        source: What messages call the file.
+        tensors: The file's tensors.
+        given: Overrides from the user, including values that shapes cannot tell.
+        source: Name of the file in messages.
 
     Returns:
         A config in the version 4 dialect, `given` included.
 
     Raises:
-        InputError: Names or shapes are not those of a supported model, or `given` leaves a question open.
+        InputError: Names or shapes do not fit a supported model, or `given` lacks a value.
     """
     shapes = {name: info.shape for name, info in tensors.items()}
     vocab_size, hidden_size = _matrix(shapes, EMBEDDING, source)
@@ -51,7 +51,7 @@ def infer_config(tensors: Mapping[str, TensorInfo], given: Mapping[str, Any], so
         config["attention_bias"] = _first(Role.OUTPUT, "bias") in shapes
         config["mlp_bias"] = _first(Role.DOWN, "bias") in shapes
     head_norm = shapes.get(_LAYER + "self_attn.q_norm.weight", ())
-    if head_norm and head_norm != (q_width,):  # one norm per head: OLMo 2's spans all heads
+    if head_norm and head_norm != (q_width,):  # a norm per head; OLMo 2 has one norm over all heads
         config["head_dim"] = head_norm[0]
     widths = ("head_dim", "num_attention_heads", "num_key_value_heads")
     config |= {key: value for key, value in given.items() if value is not None or key not in widths}
@@ -71,7 +71,7 @@ def infer_config(tensors: Mapping[str, TensorInfo], given: Mapping[str, Any], so
 
 
 def _families(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
-    """Return the families whose blocks look like this one."""
+    """Return the families whose blocks have these tensors."""
     has = {name.removeprefix(_LAYER) for name in shapes if name.startswith(_LAYER)}
     if f"{FUSED_ATTENTION}.weight" in has:
         return ("phi3",)
@@ -90,7 +90,7 @@ def _layer_count(shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 
 def _widths(shapes: Mapping[str, tuple[int, ...]], source: str) -> tuple[int, int, int]:
-    """Return the widths of queries, of keys and of the MLP, whether their linears are stored fused or not."""
+    """Return the widths of queries, of keys and of the MLP, for fused and for separate linears."""
     q_width = _matrix(shapes, _first(Role.OUTPUT), source)[1]
     fused = f"{_LAYER}{FUSED_ATTENTION}.weight"
     if fused in shapes:
@@ -116,7 +116,7 @@ def _matrix(shapes: Mapping[str, tuple[int, ...]], name: str, source: str) -> tu
 
 
 def _count_heads(config: dict[str, Any], known: str, q_width: int, kv_width: int, source: str) -> None:
-    """Derive the head counts and their width from the known one."""
+    """Set the numbers of heads and the head size in `config`, derived from the known one of them."""
     value = config[known]
     if isinstance(value, bool) or not isinstance(value, int) or value < 1 or q_width % value:
         raise InputError(

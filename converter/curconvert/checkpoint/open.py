@@ -1,4 +1,4 @@
-"""The one entrance: whatever the user names becomes a complete, strict `Checkpoint`."""
+"""Opens any supported model (file, folder, GGUF, hub id) as a complete, checked `Checkpoint`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _NO_PICKLE = (
 
 @dataclass(frozen=True)
 class _Storage:
-    """What a reader found: tensors under their stored names, and how to read them."""
+    """Result of a reader: tensors by stored name, and a function to read them."""
 
     kind: SourceKind
     path: Path
@@ -53,7 +53,7 @@ class _Storage:
 
 @dataclass
 class _OpenCheckpoint:
-    """A `Checkpoint` over any storage; `_slices` says which rows of a stored tensor a canonical name stands for."""
+    """A `Checkpoint` over any storage; `_slices` has the rows of a stored tensor that a canonical name means."""
 
     kind: SourceKind
     path: Path
@@ -64,7 +64,7 @@ class _OpenCheckpoint:
     _slices: Mapping[str, tuple[str, int, int]] = field(default_factory=dict)
 
     def read(self, name: str) -> torch.Tensor:
-        """Return one tensor in its stored dtype; memory-mapped (never written to) where the bytes are raw."""
+        """Return one tensor in its stored dtype; raw bytes are memory-mapped, so do not write to it."""
         if name not in self.tensors:
             raise InputError(f"{self.path}: there is no tensor {name}")
         if name not in self._slices:
@@ -89,7 +89,7 @@ def open_checkpoint(
     Args:
         source: A `.safetensors` file, a Hugging Face folder, a `.gguf` file or a hub id `organization/name`.
         config: A config.json to use instead of the one beside the weights.
-        config_set: Config fields that override the stored ones; text is parsed as JSON where it is JSON.
+        config_set: Config fields that override the stored ones; text is parsed as JSON if possible.
         revision: Branch, tag or commit of a hub id.
 
     Returns:
@@ -97,8 +97,8 @@ def open_checkpoint(
 
     Raises:
         InputError: The files are missing, malformed or inconsistent.
-        UnsupportedError: They are well formed and not supported (pickle, quantized, another family).
-        BackendError: A hub id cannot be fetched.
+        UnsupportedError: The files are valid but not supported (pickle, quantized, another family).
+        BackendError: The download of a hub id failed.
     """
     overrides = parse_overrides(config_set or {})
     config = config.expanduser() if config else None
@@ -201,7 +201,7 @@ def _complete(storage: _Storage, raw: Mapping[str, Any]) -> Checkpoint:
     if config["tie_word_embeddings"]:
         tensors.pop(HEAD, None)
     check_layers(tensors, config["num_hidden_layers"], source)
-    # transformers adds keys to the nested rope objects that it is given.
+    # Pass a copy, because transformers adds keys to the nested rope objects.
     check_tensors(tensors, expected_tensors(deepcopy(config)), source)
     if not config.get("dtype"):
         config = with_dtype(config, dtype_name(DTYPES[tensors[EMBEDDING].dtype]))
@@ -211,10 +211,10 @@ def _complete(storage: _Storage, raw: Mapping[str, Any]) -> Checkpoint:
 def _split_fused(
     stored: Mapping[str, TensorInfo], config: Mapping[str, Any], family: Family, source: str
 ) -> tuple[dict[str, TensorInfo], dict[str, tuple[str, int, int]]]:
-    """Present fused projections as their row slices, which are byte ranges of a row-major tensor.
+    """Replace fused projections by their row slices, which are byte ranges of a row-major tensor.
 
     Returns:
-        The tensors under canonical names, and for each slice its stored tensor, first row and end.
+        The tensors by canonical name; and the stored tensor, first row and end of each slice.
     """
     tensors: dict[str, TensorInfo] = {}
     slices: dict[str, tuple[str, int, int]] = {}

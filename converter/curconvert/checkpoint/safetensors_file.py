@@ -1,4 +1,4 @@
-"""Safetensors: headers, byte ranges, index files and memory-mapped tensors."""
+"""Reads safetensors files: headers, byte ranges, index files and memory-mapped tensors."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from curconvert_runtime.format.tensor_file import TensorHeader
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
-# For some 20 000 tensors. Parsed, such text takes twenty times its size, so more would be slow and fill the memory.
+# Enough for about 20,000 tensors. Parsing needs twenty times the text's size, so more would be slow and fill memory.
 HEADER_LIMIT = INDEX_LIMIT = 2_000_000
 
 NAME_LIMIT = 200  # characters of the name of a tensor or a shard; messages repeat it
 
 DTYPES: Mapping[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-# All that the format knows: an unsupported type is named, and is no damage.
+# All dtypes of the format, so that an unsupported one is reported by name and not as damage.
 _ITEM_BITS = tensor_file.ITEM_BITS | {
     "U16": 16, "U32": 32, "U64": 64, "C64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
     "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
@@ -33,7 +33,7 @@ _QUANTIZED_SUFFIXES = (".qweight", ".qzeros", ".scales", ".g_idx", ".weight_scal
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Read the names, shapes and byte ranges of a safetensors file; no tensor byte is read.
+    """Return names, shapes and byte ranges of a safetensors file, without reading tensor data.
 
     Raises:
         InputError: The file is not valid safetensors.
@@ -64,7 +64,7 @@ def _tensor_info(header: TensorHeader) -> TensorInfo:
         raise InputError(f"{path}: a tensor's name has {len(name)} characters, expected at most {NAME_LIMIT}")
     if name.endswith(_QUANTIZED_SUFFIXES):
         raise UnsupportedError(f"{path}: tensor {name} belongs to a quantized checkpoint; use the unquantized one")
-    # An old buffer is dropped later whatever its dtype; every other tensor is a weight.
+    # Legacy buffers are dropped later, so their dtype does not matter. All other tensors are weights.
     if dtype not in DTYPES and not is_legacy_buffer(name):
         advice = "convert it to float32" if dtype == "F64" else "quantized and integer weights are not supported"
         raise UnsupportedError(f"{path}: tensor {name} has dtype {dtype}, expected F32, F16 or BF16; {advice}")
@@ -72,15 +72,15 @@ def _tensor_info(header: TensorHeader) -> TensorInfo:
 
 
 def is_legacy_buffer(name: str) -> bool:
-    """Tell whether a tensor is a rotary table that old versions saved and that every model computes by itself."""
+    """Tell whether a tensor is a rotary table, which old versions saved although models compute it."""
     return name.endswith(".rotary_emb.inv_freq")
 
 
 def read_headers(paths: Iterable[Path]) -> dict[str, TensorInfo]:
-    """Read several files' headers as one table.
+    """Return the tensors of several files as one table.
 
     Raises:
-        InputError: A tensor is in two of them, or one of them is invalid.
+        InputError: A tensor is in two files, or a file is invalid.
     """
     tensors: dict[str, TensorInfo] = {}
     for path in paths:
@@ -93,13 +93,10 @@ def read_headers(paths: Iterable[Path]) -> dict[str, TensorInfo]:
 
 
 def read_index(folder: ModelFolder) -> tuple[tuple[Path, ...], dict[str, TensorInfo]]:
-    """Read a sharded checkpoint through its index file.
-
-    Returns:
-        The shards, by name, and every tensor.
+    """Return the shards of a checkpoint with an index file, sorted by name, and all their tensors.
 
     Raises:
-        InputError: The index names files outside the folder, or disagrees with the shards.
+        InputError: The index names files outside the folder, or contradicts the shards.
     """
     path = folder.regular(INDEX_NAME)
     if path is None:
@@ -128,7 +125,7 @@ def read_index(folder: ModelFolder) -> tuple[tuple[Path, ...], dict[str, TensorI
 
 
 def _is_plain_name(value: object) -> bool:
-    """A file name without any path in it, on any operating system."""
+    """Tell whether a value is a `.safetensors` file name without a path, on any operating system."""
     return (
         isinstance(value, str)
         and value.endswith(".safetensors")
@@ -141,8 +138,8 @@ def _is_plain_name(value: object) -> bool:
 def map_tensor(info: TensorInfo) -> torch.Tensor:
     """Return a tensor that is a memory map of its bytes.
 
-    Each tensor has a mapping of its own, so dropping the tensor gives its pages back. The mapping is private: torch
-    knows no read-only tensors, and a write by mistake must not reach the file.
+    Each tensor has its own mapping, so dropping the tensor releases its memory. The mapping is private, because torch
+    has no read-only tensors, and an accidental write must not change the file.
 
     Raises:
         InputError: The file changed since its header was read.
@@ -163,7 +160,7 @@ def map_tensor(info: TensorInfo) -> torch.Tensor:
 
 
 def prefetch(tensors: Iterable[TensorInfo]) -> None:
-    """Ask the system to read tensors' bytes into its cache, and do not wait for it."""
+    """Ask the system to read tensors into its file cache, without waiting for it."""
     if not hasattr(os, "posix_fadvise"):
         return
     for info in tensors:
@@ -171,7 +168,7 @@ def prefetch(tensors: Iterable[TensorInfo]) -> None:
             with (
                 contextlib.suppress(OSError),
                 location.file.open("rb") as file,
-            ):  # whoever reads it will say what is wrong
+            ):  # a later read reports the error
                 os.posix_fadvise(file.fileno(), location.offset, location.length, os.POSIX_FADV_WILLNEED)
 
 

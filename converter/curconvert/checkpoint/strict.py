@@ -1,4 +1,4 @@
-"""Strict tensors: exactly the expected names and shapes, and tying decided from what is stored."""
+"""Checks that a checkpoint has exactly the expected tensors, and decides whether its lm_head is tied."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_layers(tensors: Mapping[str, TensorInfo], layers: int, source: str) -> None:
-    """Refuse a config with more layers than are stored, before time and memory go into building them.
+    """Check that every layer of the config is stored, before the model is built, which takes time and memory.
 
     Raises:
         InputError: A layer has no tensor.
@@ -34,10 +34,10 @@ def check_layers(tensors: Mapping[str, TensorInfo], layers: int, source: str) ->
 def check_tensors(
     tensors: Mapping[str, TensorInfo], expected: Mapping[str, tuple[int, ...]], source: str = "checkpoint"
 ) -> None:
-    """Compare stored tensors with those that the config asks for.
+    """Check that the stored tensors are exactly those that the config requires.
 
     Raises:
-        InputError: Some are missing, unexpected or of another shape; the message names the first few.
+        InputError: Tensors are missing, unexpected or of another shape; the message names the first few.
     """
     if missing := [name for name in expected if name not in tensors]:
         raise InputError(f"{source}: {_some(missing)} missing; the config does not describe these weights")
@@ -54,19 +54,19 @@ def check_tensors(
 def resolve_tying(
     tensors: Mapping[str, TensorInfo], tied: bool, read: Callable[[str], torch.Tensor], source: str
 ) -> bool:
-    """Decide from the stored tensors whether the lm_head is the embedding.
+    """Tell from the stored tensors whether the lm_head is the embedding.
 
     Args:
-        tensors: What is stored.
-        tied: What the config says.
+        tensors: The stored tensors.
+        tied: `tie_word_embeddings` of the config.
         read: Reads a stored tensor.
-        source: What messages call the checkpoint.
+        source: Name of the checkpoint in messages.
 
     Returns:
-        Whether the model is tied. A config that says so is overruled by an lm_head that differs.
+        Whether the model is tied. A stored lm_head that differs from the embedding overrules the config.
 
     Raises:
-        InputError: The config says that they are not tied, and there is no lm_head.
+        InputError: The config says untied, and there is no lm_head.
     """
     if HEAD not in tensors:
         if not tied:
@@ -88,7 +88,7 @@ def _same_bytes(
 ) -> bool:
     if (tensors[one].dtype, tensors[one].shape) != (tensors[other].dtype, tensors[other].shape):
         return False
-    # As integers, so that NaNs compare by their bits; by rows, so that no second copy is held.
+    # Compare bytes, so that equal NaNs count as equal; and a few rows at a time, to avoid a second copy in memory.
     first, second = read(one).view(torch.uint8), read(other).view(torch.uint8)
     return all(
         torch.equal(first[start : start + rows], second[start : start + rows]) for start in range(0, len(first), rows)

@@ -1,4 +1,4 @@
-"""What every checkpoint reader returns: names, shapes, dtypes and lazily read tensors."""
+"""Defines the result of every checkpoint reader: names, shapes, dtypes and lazily read tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SourceKind = Literal["safetensors", "directory", "gguf"]
 
 @dataclass(frozen=True)
 class ByteRange:
-    """Where a tensor's raw little-endian bytes lie.
+    """Position of a tensor's raw little-endian bytes in a file.
 
     Attributes:
         file: The file that holds them.
@@ -29,13 +29,13 @@ class ByteRange:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor as its file's header describes it, before any byte of it is read.
+    """Name, dtype, shape and position of a tensor whose data is not read yet.
 
     Attributes:
         name: Hugging Face tensor name, such as `model.layers.3.self_attn.q_proj.weight`.
         dtype: safetensors spelling: `F32`, `F16`, `BF16`, `I32`, `I64`.
         shape: torch layout; a linear weight is (out_features, in_features).
-        location: Raw bytes, or None when reading means computing (a dequantized GGUF tensor).
+        location: Position of the raw bytes; None if reading computes the values (a dequantized GGUF tensor).
     """
 
     name: str
@@ -48,9 +48,9 @@ class Checkpoint(Protocol):
     """A transformer checkpoint, opened but not read.
 
     Attributes:
-        kind: What was opened.
-        path: The file or folder that the user named (a hub id's local snapshot).
-        files: Every file whose bytes make up the weights, in a fixed order (for sha256).
+        kind: Kind of the source.
+        path: The file or folder that the user named, or a hub id's local snapshot.
+        files: Every file that holds weights, in a fixed order (for sha256).
         config: The Hugging Face config as a plain dict, with both dialects of rope and dtype keys present.
         tensors: By canonical name. Fused projections (Phi-3's `qkv_proj`, `gate_up_proj`) appear as their
             row slices `q_proj`, `k_proj`, `v_proj`, `gate_proj`, `up_proj`. A tied `lm_head.weight` is absent.
@@ -63,21 +63,21 @@ class Checkpoint(Protocol):
     tensors: Mapping[str, TensorInfo]
 
     def read(self, name: str) -> torch.Tensor:
-        """Return one tensor in its stored dtype; memory-mapped (never written to) where the bytes are raw."""
+        """Return one tensor in its stored dtype; raw bytes are memory-mapped, so do not write to it."""
         ...
 
     def companions(self) -> Companions:
-        """Return the non-weight files that travel with the model."""
+        """Return the files besides the weights that the artifact gets."""
         ...
 
 
 @dataclass(frozen=True)
 class Companions:
-    """Files of a model that are not weights, by the name that they get in the artifact.
+    """Files of a model that are not weights, by their name in the artifact.
 
     Attributes:
-        copied: Files to copy byte for byte, name to source path.
-        written: Files that are derived (a tokenizer rebuilt from GGUF, a template), name to content.
+        copied: Source path of each file that is copied unchanged.
+        written: Content of each file that is generated (a tokenizer from GGUF, a template).
     """
 
     copied: Mapping[str, Path] = field(default_factory=dict)

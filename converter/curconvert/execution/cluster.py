@@ -1,4 +1,4 @@
-"""Tasks on a Ray cluster. Weights and statistics travel through its object store."""
+"""Runs tasks on a Ray cluster. Weights and statistics travel through its object store."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _Result = TypeVar("_Result")
 _ANSWER_SECONDS = 10.0
-_RETRIES = 3  # of a task whose worker died, and of a connection
+_RETRIES = 3  # for a task whose worker died, and for a connection
 
 
 @contextmanager
@@ -34,18 +34,18 @@ def connected(address: str | None, workers: int) -> Iterator[RayExecutor]:
     """Yield an executor on a cluster.
 
     Args:
-        address: `ray://HOST:PORT` of a running cluster; None starts one on this machine and stops it in the end.
-        workers: CPUs of a cluster that is started here.
+        address: `ray://HOST:PORT` of a running cluster. None starts one on this machine and stops it afterwards.
+        workers: Number of CPUs of a cluster that is started here.
 
     Raises:
         BackendError: The cluster does not start, or does not answer.
     """
-    # No usage reports; and no more tries for a task that runs out of memory than for another: Ray's default is no end.
+    # Turn usage reports off. Limit retries of tasks that run out of memory, which Ray would repeat forever.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_task_oom_retries", str(_RETRIES))
     logging.getLogger("ray").setLevel(logging.ERROR)
-    # A thread of its own, because on the main one Ray would put a handler of SIGTERM in the place of the conversion's.
-    # It lives as long as the cluster: Linux ends the processes that a thread has started with that thread.
+    # Start Ray in a separate thread, because on the main thread it would replace the conversion's SIGTERM handler.
+    # Keep the thread as long as the cluster, because its processes end with the thread that started them.
     with ThreadPoolExecutor(1, "ray") as starter:
         try:
             starter.submit(_connect, address, workers).result()
@@ -69,7 +69,7 @@ def _connect(address: str | None, workers: int) -> None:
 
 
 def _init(address: str, settings: Mapping[str, Any]) -> None:
-    """Connect; again where the cluster's proxy gave up, as it does when it catches a process of its own dying."""
+    """Connect to a cluster. Retry if its proxy aborts the connection, which happens when one of its processes dies."""
     for left in reversed(range(_RETRIES)):
         try:
             ray.init(address, **settings)
@@ -81,7 +81,7 @@ def _init(address: str, settings: Mapping[str, Any]) -> None:
 
 
 def _check_listening(address: str) -> None:
-    """Refuse an address where nobody listens: Ray tries for 40 seconds."""
+    """Raise `BackendError` if no program listens at an address, because Ray itself would try for 40 seconds."""
     place = urlsplit(address)
     try:
         host, port = place.hostname, place.port
@@ -98,7 +98,7 @@ def _check_listening(address: str) -> None:
 
 
 class RayExecutor:
-    """Runs tasks on the connected cluster, each on one of its CPUs."""
+    """Runs tasks on the connected cluster, one CPU per task."""
 
     def __init__(self) -> None:
         self._expected = _environment()
@@ -112,11 +112,11 @@ class RayExecutor:
         stored: dict[int, tuple[InputStatistics, Any]] = {}
 
         def passed(value: Any) -> Any:
-            """Put statistics into the object store, once for all tasks that share them; Ray itself does the rest."""
+            """Put statistics into the object store once for all tasks that share them; Ray handles other values."""
             if not isinstance(value, InputStatistics):
                 return value
             if id(value) not in stored:
-                stored[id(value)] = value, ray.put(value)  # kept, so that no other object gets its number
+                stored[id(value)] = value, ray.put(value)  # keep the value, so that no other object gets its id
             return stored[id(value)][1]
 
         try:
@@ -145,7 +145,7 @@ def _compute_from(expected: Mapping[str, str], kind: Callable[..., Task[_Result]
     """Run a task in a worker, from its class and fields.
 
     Raises:
-        BackendError: The worker would compute other bytes than the driver.
+        BackendError: The worker's versions or hardware would give other bytes than the driver's.
     """
     for name, found in _environment().items():
         if found != expected[name]:
@@ -158,13 +158,13 @@ def _compute_from(expected: Mapping[str, str], kind: Callable[..., Task[_Result]
 
 
 def _last_line(error: BaseException) -> str:
-    """Return an error's kind and what it says in the end: Ray's own messages begin with tracebacks."""
+    """Return an error's type and the last line of its message, because Ray's messages begin with tracebacks."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[-1].strip()}"
 
 
 def _environment() -> dict[str, str]:
-    """Return what the bytes of a factorization depend on besides the task."""
+    """Return the versions and hardware that the bytes of a factorization depend on, besides the task."""
     packages = {name: metadata.version(name) for name in ("numpy", "scipy")}
     kept = {name: value for name, value in environment().items() if name != "threads"}
     return {"curconvert": __version__, **packages, **kept, "BLAS kernels": blas_kernels()}

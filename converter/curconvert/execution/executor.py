@@ -1,4 +1,4 @@
-"""Tasks, and what runs them; the choice changes how long a conversion takes, and never its bytes."""
+"""Chooses what runs the tasks of a conversion. The choice changes its time, but never its bytes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from curconvert.options.execution import ExecutionOptions
 
 @contextmanager
 def executing(options: ExecutionOptions) -> Iterator[Executor]:
-    """Yield the executor; a cluster that was started for it is stopped in the end.
+    """Yield the executor; afterwards, stop a cluster that was started for it.
 
     Raises:
         BackendError: Ray cannot be imported, or does not start, or does not answer.

@@ -1,4 +1,4 @@
-"""Tasks in threads of this process, each on one core."""
+"""Runs tasks in threads of this process, one core per task."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _Result = TypeVar("_Result")
 
 
 class LocalExecutor:
-    """Runs tasks in threads: LAPACK and torch let go of Python's lock while they work.
+    """Runs tasks in threads, which works in parallel because LAPACK and torch release Python's lock.
 
     Args:
-        workers: Tasks at the same time.
+        workers: Number of tasks that run at the same time.
     """
 
     def __init__(self, workers: int) -> None:
@@ -27,7 +27,7 @@ class LocalExecutor:
     def map(self, tasks: Iterable[Task[_Result]]) -> list[_Result]:
         """Run tasks and return their results in order; see `Executor.map`.
 
-        A task is taken when a thread is free for it, so that no more of them are in memory than are worked on.
+        A task is taken only when a thread is free, so that waiting tasks need no memory.
         """
         futures: list[Future[_Result]] = []
         running: set[Future[_Result]] = set()
@@ -38,5 +38,5 @@ class LocalExecutor:
                 if len(running) == self._workers:
                     done, running = wait(running, return_when=FIRST_COMPLETED)
                     for future in done:
-                        future.result()  # an error ends the work here
+                        future.result()  # raises a task's error here
             return [future.result() for future in futures]

@@ -1,4 +1,4 @@
-"""A task, and what runs it."""
+"""Defines the protocols of tasks and executors."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Executor(Protocol):
         """Run tasks and return their results in order.
 
         Args:
-            tasks: Taken one by one, as there is room for them.
+            tasks: The tasks; each is taken from the iterable only when it can run.
 
         Raises:
-            CurConvertError: A task's own, or BackendError where tasks cannot be run.
+            CurConvertError: A task's own error, or BackendError if tasks cannot run.
         """
         ...

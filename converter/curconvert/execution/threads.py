@@ -1,4 +1,4 @@
-"""One thread for each task: the bytes of a result do not depend on how many tasks run beside it."""
+"""Limits each task to one thread, so that its bytes do not depend on how many tasks run at the same time."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _Result = TypeVar("_Result")
 
 @functools.cache
 def _controller() -> ThreadpoolController:
-    """Find the BLAS libraries of this process, once: it takes milliseconds, and torch's import has loaded them all."""
-    import scipy.linalg  # noqa: PLC0415, F401 - brings a BLAS library of its own
+    """Return a controller of this process's BLAS libraries, found once, because the search takes milliseconds."""
+    import scipy.linalg  # noqa: PLC0415, F401 - loads its own BLAS library
 
     return ThreadpoolController()
 
 
 def blas_kernels() -> str:
-    """Return the processor types for which the BLAS libraries chose their kernels."""
+    """Return the CPU types whose kernels the BLAS libraries chose."""
     found = _controller().select(user_api="blas").info()
     return ", ".join(sorted({str(library.get("architecture", library["internal_api"])) for library in found}))
 
@@ -38,11 +38,11 @@ def one_blas_thread() -> Iterator[None]:
         with _controller().limit(limits=1, user_api="blas"):
             yield
     finally:
-        # Tasks set it for their own threads, but torch gives the last number set to every thread that is new.
+        # Tasks set it only for their threads, but torch gives the last set number to every new thread.
         torch.set_num_threads(threads)
 
 
 def compute(task: Task[_Result]) -> _Result:
-    """Run a task with one thread of torch; inside `one_blas_thread`."""
+    """Run a task with one torch thread and return its result. Call it inside `one_blas_thread`."""
     torch.set_num_threads(1)
     return task.run()

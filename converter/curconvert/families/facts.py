@@ -1,8 +1,8 @@
-"""What a graph must know beyond its topology, read from transformers' own modules.
+"""Reads the facts that a graph needs beyond its topology from transformers' own modules.
 
-The modules of the skeleton (transformers' model on the meta device) state their attention scale, soft cap and rotary
-frequencies. They are the reference that the graphs are compared with, so they are also the source: a second derivation
-from the config could only disagree.
+The modules of the skeleton (transformers' model on the meta device) have the attention scale, soft cap and rotary
+frequencies. Graphs are later compared with these modules. So deriving the facts from the config again would only add
+a source of errors.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class Rope:
     Attributes:
         inv_freq: float32, (rotary_dim / 2,).
         attention_scaling: Factor on cos and sin.
-        original_length: Positions up to which `inv_freq` holds; beyond it `long_inv_freq` or `ntk_factor` apply.
+        original_length: Number of positions for which `inv_freq` is valid; beyond it `long_inv_freq` or `ntk_factor`
+            apply.
         long_inv_freq: LongRoPE's frequencies for longer contexts.
         ntk_factor: The factor of dynamic NTK scaling, whose frequencies depend on the current length.
     """
@@ -41,12 +42,12 @@ class Rope:
 
 @dataclass(frozen=True)
 class AttentionFacts:
-    """One layer's attention.
+    """Facts of one layer's attention.
 
     Attributes:
-        heads: Query heads.
-        kv_heads: Key and value heads.
-        head_dim: Size of each.
+        heads: Number of query heads.
+        kv_heads: Number of key and value heads.
+        head_dim: Size of a head.
         scale: Factor on query · key.
         softcap: Logits become softcap·tanh(logits / softcap); None for none.
         window: A query sees itself and the window − 1 keys before it; None for all.
@@ -67,9 +68,9 @@ class ModelFacts:
     """Facts of the whole model.
 
     Attributes:
-        layers: By layer number.
-        ropes: By layer type, or under "" when all layers share one.
-        embedding_scale: Factor on the embedding's output where a family has one inside its embedding module.
+        layers: Attention facts by layer number.
+        ropes: Rotary frequencies by layer type, or under "" if all layers share them.
+        embedding_scale: Factor on the embedding's output, if the family's embedding module has one.
     """
 
     layers: tuple[AttentionFacts, ...]
@@ -78,7 +79,7 @@ class ModelFacts:
 
 
 def read_facts(skeleton: Any) -> ModelFacts:
-    """Read attention, rotary and embedding facts from transformers' modules.
+    """Return attention, rotary and embedding facts, read from transformers' modules.
 
     Args:
         skeleton: The model as `build_skeleton` returns it: parameters on the meta device, buffers real.
@@ -109,8 +110,8 @@ def _attention(module: Any, index: int, config: Any, family: Family, ropes: Mapp
 
 
 def _window(config: Any, layer_type: str | None) -> int | None:
-    # Without layer types a window holds for every layer (Mistral, Phi-3). A family that knows no windows may carry
-    # the key all the same; transformers ignores it there, and so must the graph.
+    # Without layer types, a window applies to every layer (Mistral, Phi-3). A config of a family without windows may
+    # still have the key. transformers ignores it then, so the graph must too.
     sliding = layer_type == "sliding_attention" if layer_type else hasattr(type(config), "sliding_window")
     return int(config.sliding_window) if sliding and config.sliding_window is not None else None
 
@@ -132,7 +133,7 @@ def _rope(rotary: Any, prefix: str, rope_type: str, parameters: Mapping[str, Any
     if rope_type == "dynamic":
         return Rope(_array(inv_freq), scaling, length, ntk_factor=float(parameters["factor"]))
     if rope_type == "longrope":
-        # Positions past the original length make transformers switch to the long factors.
+        # transformers switches to the long factors for positions beyond the original length.
         length = int(parameters["original_max_position_embeddings"])
         layer_type = prefix.removesuffix("_") or None
         long_inv_freq, _ = ROPE_INIT_FUNCTIONS[rope_type](

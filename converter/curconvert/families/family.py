@@ -1,8 +1,7 @@
-"""The supported model families, as data.
+"""Lists the supported model families as data.
 
-Code never asks for a family by name. What sets a family apart beyond its config is a field here; everything else comes
-from transformers' modules and mobius' graphs.
-A family is listed when the parity suite passes for it.
+No code compares family names. If a family differs in something that its config does not say, a field here says it.
+All other facts come from transformers' modules and mobius' graphs. A family is listed if the parity tests pass for it.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from curconvert.base.errors import InputError, UnsupportedError
 from curconvert.base.roles import Role
 
 BLOCKS = "model.layers"
-"""Where the decoder blocks of most families are: a name of two parts, which a layer's number follows."""
+"""Path of the decoder blocks in most families; a layer's number follows it."""
 
 LINEAR_PATHS: Mapping[Role, str] = MappingProxyType(
     {
@@ -29,11 +28,11 @@ LINEAR_PATHS: Mapping[Role, str] = MappingProxyType(
         Role.DOWN: "mlp.down_proj",
     }
 )
-"""What most families call the linears of a block."""
+"""Paths of a block's linears in most families."""
 
 
 def linear_name(role: Role) -> str:
-    """Return what most families call a linear, without its path: `q_proj`."""
+    """Return the name of a linear in most families, without its path: `q_proj`."""
     return LINEAR_PATHS[role].rpartition(".")[2]
 
 
@@ -43,7 +42,7 @@ FUSED_MLP = "mlp.gate_up_proj"
 
 @dataclass(frozen=True)
 class Family:
-    """What is needed to know about a family besides its config.
+    """What the code must know about a family besides its config.
 
     Attributes:
         model_type: The config's `model_type`.
@@ -51,14 +50,15 @@ class Family:
         kind: A `decoder` predicts the next token from those before it; no other kind is supported.
         blocks: Path of the decoder blocks.
         linears: Path of each linear within a block, by role.
-        fused: Path of a fused projection within a block, to the roles of the linears whose rows it stacks.
+        fused: Roles of the linears that a fused projection stacks, by its path within a block.
         built_as: `model_type` of the same topology with split projections, from which mobius builds the graph.
-        caps_attention: Whether its attention applies `attn_logit_softcapping`; Gemma 3 keeps the attribute, unused.
-        one_rope_base: Whether `rope_theta` in a version 4 config is the base of the windowed layers, too.
-        bare_longrope: Whether version 4 takes nothing but both lists of factors in a LongRoPE scaling.
+        caps_attention: Whether its attention applies `attn_logit_softcapping`; Gemma 3 has the attribute but ignores
+            it.
+        one_rope_base: Whether `rope_theta` of a version 4 config is also the base of windowed layers.
+        bare_longrope: Whether version 4 accepts only the two lists of factors in a LongRoPE scaling.
         states_biases: Whether the config says which linears have biases.
-        unseen: Config fields that it computes with and no tensor's shape shows, beyond those of every family.
-        genai_type: What onnxruntime-genai calls it; None where it knows the `model_type`.
+        unseen: Config fields that the family needs and that no tensor shape shows, beyond those of every family.
+        genai_type: onnxruntime-genai's name for it; None if that is the `model_type`.
     """
 
     model_type: str
@@ -80,13 +80,13 @@ class Family:
         return f"{self.blocks}.{layer}.{self.linears[role]}.weight"
 
     def parts(self, config: Mapping[str, Any], path: str) -> dict[str, int]:
-        """Return the rows of each part of the fused projection `path`, in storage order, by its name beside it."""
+        """Return the number of rows of each part of the fused projection `path`, by part name, in storage order."""
         rows = output_rows(config)
         return {self.linears[role].rpartition(".")[2]: rows[role] for role in self.fused[path]}
 
 
 def output_rows(config: Mapping[str, Any]) -> dict[Role, int]:
-    """Return the output width of each linear that may be stored fused."""
+    """Return the output width of each linear that can be part of a fused projection."""
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or config["num_attention_heads"]
     return {
@@ -122,7 +122,7 @@ _FAMILIES = (
         "GraniteForCausalLM",
         unseen=("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"),
     ),
-    # onnxruntime-genai refuses model types that it does not know, but treats all plain decoders alike.
+    # onnxruntime-genai rejects unknown model types, but treats all plain decoders alike. So use a known type.
     Family("olmo2", "Olmo2ForCausalLM", states_biases=False, genai_type="olmo"),
     Family(
         "olmo3",
@@ -150,7 +150,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
 
     Raises:
         InputError: The config names no model_type.
-        UnsupportedError: The family is not supported; the message lists those that are.
+        UnsupportedError: The family is not supported; the message lists the supported ones.
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str):

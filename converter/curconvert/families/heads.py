@@ -1,4 +1,4 @@
-"""How a decoder block's attention is divided into heads, and which of their dimensions belong together."""
+"""Describes the heads of a decoder block's attention, and which dimensions form rotary pairs."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from curconvert.families.skeleton import build_skeleton
 
 @dataclass(frozen=True)
 class Heads:
-    """One layer's heads. Query head h reads key and value head h // (heads / kv_heads).
+    """Heads of one layer. Query head h reads key and value head h // (heads / kv_heads).
 
     Attributes:
-        heads: Query heads.
-        kv_heads: Key and value heads.
-        head_dim: Dimensions of each.
-        pairs: Rotary pairs of a head: dimensions i and i + pairs turn together, i < pairs; those from 2·pairs on do not
-            turn.
-        normed: Whether a norm stands between the projections of queries and keys and their product.
+        heads: Number of query heads.
+        kv_heads: Number of key and value heads.
+        head_dim: Dimensions of a head.
+        pairs: Rotary pairs of a head: dimensions i and i + pairs rotate together, i < pairs. Dimensions from 2·pairs do
+            not rotate.
+        normed: Whether queries and keys are normalized before their product.
     """
 
     heads: int
@@ -32,20 +32,20 @@ class Heads:
     normed: bool
 
     def kept(self, role: Role, density: float) -> int:
-        """Return the dimensions of a head that a share of them is, rounded down: of queries and keys whole pairs."""
+        """Return how many dimensions of a head to keep, rounded down; if all dimensions rotate, to whole pairs."""
         count = int(density * self.head_dim)
         whole = role in (Role.QUERY, Role.KEY) and 2 * self.pairs == self.head_dim
         return count // 2 * 2 if whole else count
 
     def count(self, role: Role) -> int:
-        """Return the heads of a linear: as many as the output reads, or the others give."""
+        """Return the number of heads of a linear: query heads for queries and output, otherwise key heads."""
         return self.heads if role in (Role.QUERY, Role.OUTPUT) else self.kv_heads
 
     def units(self, kept: int) -> tuple[int, int]:
-        """Divide kept dimensions into rotary pairs and dimensions that do not turn, in the proportion of all.
+        """Divide kept dimensions into rotary pairs and other dimensions, in the same proportion as in the whole head.
 
         Args:
-            kept: Of `kept`, for queries and keys.
+            kept: Result of `kept` for queries and keys.
 
         Returns:
             (pairs, others), 2·pairs + others = kept.
@@ -57,13 +57,13 @@ class Heads:
 
 
 def attention_heads(config: Mapping[str, Any]) -> tuple[Heads, ...]:
-    """Read each layer's heads from transformers' own modules.
+    """Return each layer's heads, read from transformers' own modules.
 
     Args:
         config: A normalized Hugging Face config.
 
     Raises:
-        UnsupportedError: The model attends in a way that the graphs do not express.
+        UnsupportedError: The graphs do not support the model's attention.
     """
     skeleton = build_skeleton(config)
     facts = read_facts(skeleton)

@@ -1,4 +1,4 @@
-"""Which linear has which role, by the names that families use."""
+"""Finds the role of a linear by its name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _INPUT_ORDER = (Role.QUERY, Role.OUTPUT, Role.GATE, Role.DOWN)
 
 @lru_cache(maxsize=2**16)
 def _find(name: str) -> tuple[Family, int, Role] | None:
-    """Return the first family that has a linear of this name, the layer, and the linear's role."""
+    """Return the first family that has a linear of this name, its layer and its role; None if there is none."""
     match = _WEIGHT.fullmatch(name)
     for family in SUPPORTED_FAMILIES.values() if match else ():
         assert match is not None
@@ -37,7 +37,7 @@ def _found(name: str) -> tuple[Family, int, Role]:
 
 
 def is_linear(name: str) -> bool:
-    """Tell whether a canonical tensor name is that of the weight of a decoder block's linear."""
+    """Tell whether a canonical tensor name is the weight of a decoder block's linear."""
     return _find(name) is not None
 
 
@@ -54,15 +54,15 @@ def role_of(name: str) -> Role:
 
 
 def with_role(name: str, role: Role) -> str:
-    """Return the weight name of another linear of the same block; raises as `role_of`."""
+    """Return the weight name of the linear with another role in the same block; raises like `role_of`."""
     family, layer, _ = _found(name)
     return family.weight_of(layer, role)
 
 
 def distinct_inputs(shapes: Mapping[str, tuple[int, int]]) -> dict[str, int]:
-    """Return the width of each distinct input among some linears, by the weight name of one that reads it.
+    """Return the width of each distinct input of these linears, by the weight name of one linear that reads it.
 
-    Queries, keys and values have one input, gate and up another.
+    Queries, keys and values read the same input; gate and up read another one.
 
     Args:
         shapes: (out_features, in_features), by weight name.
@@ -75,7 +75,7 @@ def distinct_inputs(shapes: Mapping[str, tuple[int, int]]) -> dict[str, int]:
 
 
 def by_input(plans: Sequence[MatrixPlan]) -> list[list[MatrixPlan]]:
-    """Return one block's linears in groups that have one input, in the order in which a block computes these."""
+    """Return one block's linears in groups that read the same input, in the order in which the block runs them."""
     found: dict[Role, list[MatrixPlan]] = {role: [] for role in _INPUT_ORDER}
     for plan in plans:
         role = role_of(plan.name)

@@ -1,4 +1,4 @@
-"""transformers' model on the meta device: every module and shape, no weights."""
+"""Builds transformers' model on the meta device: all modules and shapes, no weights."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ HEAD = "lm_head.weight"
 
 
 def build_skeleton(config: Mapping[str, Any]) -> nn.Module:
-    """Build the causal language model of a config without allocating its weights.
+    """Return the causal language model of a config without allocating its weights.
 
     Parameters are on the meta device; the small non-persistent buffers (rotary frequencies, embedding scale) are real.
-    Fused projections are replaced by `SplitLinear`. Attention is transformers' eager code, the reference of every
-    family (the fused kernels leave out Gemma 2's soft cap).
+    `SplitLinear` replaces fused projections. Attention is transformers' eager code, because the fused kernels omit
+    Gemma 2's soft cap.
 
     Args:
         config: A normalized Hugging Face config.
@@ -33,7 +33,7 @@ def build_skeleton(config: Mapping[str, Any]) -> nn.Module:
         UnsupportedError: The family is not supported, or holds a buffer that cannot be rebuilt.
     """
     family = family_of(config)
-    # A deep copy: transformers completes nested dicts (rope parameters) in place.
+    # Copy the config deeply, because transformers changes nested dicts (rope parameters) in place.
     values = {key: copy.deepcopy(value) for key, value in config.items() if key != "model_type"}
     try:
         model_config = CONFIG_MAPPING[config["model_type"]](**values)
@@ -54,7 +54,7 @@ def build_skeleton(config: Mapping[str, Any]) -> nn.Module:
 
 
 def _rebuild_buffers(model: nn.Module) -> None:
-    """Compute the buffers that no checkpoint stores; on the meta device they have no values."""
+    """Compute the buffers that no checkpoint stores, because on the meta device they have no values."""
     for path, module in list(model.named_modules()):
         names = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
         if not names:
@@ -80,8 +80,8 @@ def _split(layer: nn.Module, path: str, parts: Mapping[str, int]) -> None:
 def canonical_parameters(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module, str]]:
     """Yield (canonical tensor name, owning module, attribute) of each parameter below a module.
 
-    Parts of a `SplitLinear` take the place of the fused projection in the name:
-    `self_attn.qkv_proj.q_proj.weight` is `self_attn.q_proj.weight`.
+    For a part of a `SplitLinear`, the part's name replaces the fused projection's: `self_attn.qkv_proj.q_proj.weight`
+    becomes `self_attn.q_proj.weight`.
     """
     for attribute, _ in module.named_parameters(recurse=False):
         yield f"{prefix}{attribute}", module, attribute
@@ -105,5 +105,5 @@ def expected_tensors(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def set_tensor(owner: nn.Module, attribute: str, value: torch.Tensor) -> None:
-    """Put a tensor in the place of a (meta) parameter."""
+    """Replace a (meta) parameter by a tensor."""
     setattr(owner, attribute, nn.Parameter(value, requires_grad=False))

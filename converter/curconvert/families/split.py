@@ -1,4 +1,4 @@
-"""A fused projection as its parts."""
+"""Splits a fused projection into its parts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class SplitLinear(nn.Module):
-    """A fused projection (Phi-3's `qkv_proj`) as its named parts, so that each can be compressed by itself."""
+    """Replaces a fused projection (Phi-3's `qkv_proj`) by its named parts, so that each is compressed separately."""
 
     def __init__(self, parts: Mapping[str, nn.Module]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Builds the ONNX graphs of a model from its config and tensor table: nothing is traced, no weight is read."""
+"""Builds the ONNX graphs of a model from its config and tensor table, without tracing it or reading weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pointing every weight of a graph at its bytes in the safetensors file."""
+"""Makes every weight of a graph point to its bytes in the safetensors file."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ PACKED_DTYPES = (ir.DataType.UINT8, ir.DataType.UINT4)
 
 
 def deployed_dtype(tensors: Mapping[str, TensorInfo], packed: Collection[str] = ()) -> ir.DataType:
-    """Return the element type that all weights share.
+    """Return the common element type of all weights.
 
     Args:
         tensors: The stored tensors.
-        packed: Names of parts of quantized matrices, whose types are the layout's.
+        packed: Names of the parts of quantized matrices, which are not checked.
 
     Raises:
-        InputError: They do not share one, or it is not a float type that graphs support.
+        InputError: The types differ, or graphs do not support the type.
     """
     found = {info.dtype: name for name, info in tensors.items() if not is_index(name) and name not in packed}
     if len(found) != 1:
@@ -42,11 +42,11 @@ def deployed_dtype(tensors: Mapping[str, TensorInfo], packed: Collection[str] = 
 
 
 def bind(graph: ir.Graph, tensors: Mapping[str, TensorInfo]) -> None:
-    """Give every initializer without a value the byte range of the tensor of its name.
+    """Give every initializer without a value the byte range of the stored tensor with its name.
 
     Raises:
-        InputError: A weight of the graph is not stored, has another shape or no byte range, or a stored tensor is not
-            used by the graph.
+        InputError: A weight is not stored, or has another shape or no byte range; or the graph does not use a stored
+            tensor.
     """
     unused = {name for name in tensors if not name.endswith(PROVENANCE)}
     for name, value in graph.initializers.items():
@@ -58,9 +58,10 @@ def bind(graph: ir.Graph, tensors: Mapping[str, TensorInfo]) -> None:
 
 
 def source_of(name: str, tensors: Collection[str]) -> str:
-    """Return the stored tensor that an initializer reads: the parts of a tied, quantized head are the embedding's.
+    """Return the name of the stored tensor that an initializer reads.
 
-    They have names of their own because the product takes them in another shape than the look-up.
+    Initializers of a tied, quantized lm_head read the embedding's parts. They have separate names, because the product
+    needs the parts in another shape than the look-up.
     """
     if name.startswith(f"{HEAD}.") and name not in tensors:
         return f"{EMBEDDING}{name.removeprefix(HEAD)}"
@@ -73,10 +74,10 @@ def _external(value: ir.Value, tensors: Mapping[str, TensorInfo]) -> ir.External
     if info is None:
         raise InputError(f"graph: weight {name} is not among the stored tensors")
     expected = tuple(value.shape.numpy())
-    # Packed digits are looked up by rows, multiplied by rows and blocks, or taken one by one: the same bytes.
+    # Look-ups and products read the same packed bytes with different shapes, so only the number of rows must agree.
     packed = info.dtype == "U8" and value.dtype in PACKED_DTYPES and info.shape[:1] == expected[:1]
     if info.shape != expected and not packed:
-        raise InputError(f"graph: tensor {name} has shape {info.shape}, the config asks for {expected}")
+        raise InputError(f"graph: tensor {name} has shape {info.shape}, the config needs {expected}")
     if info.location is None:
         raise InputError(f"graph: tensor {name} has no raw bytes in a file; write it to safetensors first")
     dtype = value.dtype if value.dtype in (INDEX_DTYPE, *PACKED_DTYPES) else DTYPES.get(info.dtype)
@@ -85,7 +86,7 @@ def _external(value: ir.Value, tensors: Mapping[str, TensorInfo]) -> ir.External
         raise InputError(f"graph: tensor {name} is {info.dtype}, expected {stored if dtype else 'a float'}")
     size = math.prod(expected) * dtype.itemsize
     if info.location.length != size:
-        raise InputError(f"graph: tensor {name} has {info.location.length} bytes, its shape asks for {int(size)}")
+        raise InputError(f"graph: tensor {name} has {info.location.length} bytes, its shape needs {int(size)}")
     return ir.ExternalTensor(
         info.location.file.name,
         info.location.offset,

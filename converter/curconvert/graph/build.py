@@ -1,4 +1,4 @@
-"""`build_graphs`: config and tensor table in, two graphs out."""
+"""Builds both graphs of a model from its config and tensor table, and saves them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from curconvert_runtime.format.quantized import Packing, part_name
 
 # The IR version of ONNX 1.12, the first release with opset 17.
 _IR_VERSION = 8
-# And of ONNX 1.16, the first with opset 21: integers of 4 bits, and blocks of DequantizeLinear.
+# The IR version of ONNX 1.16, the first release with opset 21: 4-bit integers, and DequantizeLinear with blocks.
 _IR_VERSION_WITH_BLOCKS = 10
 
 
@@ -37,7 +37,7 @@ class Graphs:
 
     Attributes:
         portable: Standard operators only; left padding allowed.
-        fused: onnxruntime's GroupQueryAttention and friends; right padding, lengths from the attention mask.
+        fused: onnxruntime's fused operators such as GroupQueryAttention; right padding, lengths from the mask.
     """
 
     portable: ir.Model
@@ -52,19 +52,19 @@ def build_graphs(
     quantized: Mapping[str, Packing] = MappingProxyType({}),
     arithmetic: str = "float32",
 ) -> Graphs:
-    """Build both graphs of a model without reading a weight.
+    """Return both graphs of a model without reading a weight.
 
     Args:
         config: The Hugging Face config as a plain dict.
-        tensors: Every stored tensor by canonical name, with its byte range. `.rows` and `.cols` are ignored; an absent
-            `lm_head.weight` means tied to the embedding.
-        forms: Weight name to its form's, for matrices that are stored as factors.
-        owners: Weight name to that of the matrix under whose name its R is stored, where R is common to two.
-        quantized: Each matrix that is stored in parts, by the name that it would have as one tensor.
-        arithmetic: What the fused graph computes in: float32, or float16 with float16 weights.
+        tensors: Every stored tensor by canonical name, with its byte range. `.rows` and `.cols` are ignored. Without
+            `lm_head.weight`, the lm_head is tied to the embedding.
+        forms: Form of each compressed matrix, by weight name.
+        owners: For a matrix with a shared R, the weight name under which R is stored, by weight name.
+        quantized: Shape and layout of each quantized matrix, by the name that it would have unquantized.
+        arithmetic: Arithmetic of the fused graph: float32, or float16 with float16 weights.
 
     Returns:
-        Graphs whose weights are external: `location` is the file's name, so they must be saved beside it.
+        Graphs with external weights. `location` is only a file name, so save the graphs beside that file.
 
     Raises:
         InputError: The tensors do not fit the config.
@@ -93,15 +93,15 @@ def build_graphs(
 
 
 def _finish(model: ir.Model) -> None:
-    """Unique node names, one vocabulary of axis names, and nothing left that tells of mobius."""
-    # mobius names a graph after its folder, a temporary one: the same input must give the same bytes.
+    """Make node names unique, give axes common names, and remove mobius' names."""
+    # mobius names a graph after a temporary folder, but the same input must give the same bytes.
     model.graph.name = "model"
     _name_dimensions(model.graph)
     passes.NameFixPass()(model)
     passes.ClearMetadataAndDocStringPass()(model)
     for node in model.graph:
         for output in node.outputs:
-            # An output without a name is left out: the statistics of SkipSimplifiedLayerNormalization.
+            # ONNX omits an output without a name, such as the statistics of SkipSimplifiedLayerNormalization.
             if not output.uses() and not output.is_graph_output():
                 output.name = ""
     model.ir_version = _IR_VERSION if model.graph.opset_imports[""] < OPSET_WITH_BLOCKS else _IR_VERSION_WITH_BLOCKS
@@ -109,7 +109,7 @@ def _finish(model: ir.Model) -> None:
 
 
 def _name_dimensions(graph: ir.Graph) -> None:
-    """Give the symbolic axes of inputs and outputs the names that optimum and onnxruntime-genai use."""
+    """Name the symbolic axes of inputs and outputs as optimum and onnxruntime-genai do."""
     names = {
         "input_ids": ("batch_size", "sequence_length"),
         "attention_mask": ("batch_size", "total_sequence_length"),
@@ -126,7 +126,7 @@ def _name_dimensions(graph: ir.Graph) -> None:
 
 
 def save_graphs(graphs: Graphs, folder: Path) -> None:
-    """Write `model.onnx` and `model.fused.onnx` into a folder; the weights' file is neither read nor touched.
+    """Write `model.onnx` and `model.fused.onnx` into a folder, without reading the weights.
 
     Args:
         graphs: What `build_graphs` returned.

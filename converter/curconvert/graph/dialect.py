@@ -1,4 +1,4 @@
-"""`Dialect`, what the two targets of a graph have in common: the operators that lowering and forms are written in."""
+"""Defines `Dialect`, the operations that both graphs implement. Lowering and forms only use these."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from curconvert_runtime.format.quantized import Layout
 
 
 class Dialect(Protocol):
-    """The operators of one target."""
+    """Emits the operators of one of the two graphs."""
 
     emit: Emitter
     opset_imports: Mapping[str, int]
 
     def integers(self, shape: tuple[int, int], layout: Layout) -> tuple[ir.DataType, tuple[int, ...]]:
-        """Return as what a product takes a matrix's integers: element type and shape, of the same bytes."""
+        """Return element type and shape in which a product reads a quantized matrix's integers."""
 
     def look_up(self, table: Packed, rows: ir.Value) -> ir.Value:
-        """Return some rows of a quantized matrix."""
+        """Return rows of a quantized matrix, dequantized."""
 
     def linear(self, x: ir.Value, weights: list[Weight]) -> ir.Value:
         """Return x·W₁ᵀ·W₂ᵀ… for weights in torch's (out, in) layout."""
 
     def as_rows(self, x: ir.Value, width: int) -> ir.Value:
-        """Return x, (batch, sequence, width), as `multiply` takes it."""
+        """Return x, (batch, sequence, width), in the shape that `multiply` takes."""
 
     def multiply(self, rows: ir.Value, weight: Weight) -> ir.Value:
-        """Return rows·Wᵀ, rows as `as_rows` gives them."""
+        """Return rows·Wᵀ for rows from `as_rows`."""
 
     def from_rows(self, rows: ir.Value, width: int) -> ir.Value:
-        """Return what `multiply` gave as (batch, sequence, width)."""
+        """Return the result of `multiply` as (batch, sequence, width)."""
 
     def ordered(self, x: ir.Value, order: ir.Value, *, whole: bool = False) -> ir.Value:
-        """Return x[:, :, order]; `whole` tells that the order is as long as the axis."""
+        """Return x[:, :, order]; `whole` says that the order is as long as the axis."""
 
     def rms_norm(self, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
         """Return the root-mean-square normalization of the last axis, times a weight."""

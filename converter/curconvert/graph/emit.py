@@ -1,4 +1,4 @@
-"""Writing nodes: a thin layer over onnx_ir that names outputs, shares constants and keeps insertion order."""
+"""Writes graph nodes through onnx_ir: names outputs, shares equal constants and keeps insertion order."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Emitter:
     """Collects the nodes that replace one template node.
 
     Attributes:
-        graph: The graph that constants are added to.
-        stored: Element type of the weights. Everything else is float32: 16 bits are a way to store weights, and a sum
-            of hundreds of products that cancel cannot afford their rounding.
+        graph: The graph that gets the constants.
+        stored: Element type of the weights. All other values are float32: 16 bits only save space, and their rounding
+            is too large for sums of hundreds of products that cancel.
     """
 
     def __init__(self, graph: ir.Graph, stored: ir.DataType) -> None:
@@ -70,7 +70,7 @@ class Emitter:
         return self("Cast", value, to=dtype)
 
     def exact(self, value: ir.Value) -> ir.Value:
-        """Return a value in float32: itself, or one Cast that all uses of a 16-bit weight share."""
+        """Return a value in float32: the value itself, or a Cast that all uses of a 16-bit weight share."""
         if self.stored is _FLOAT or value.dtype != self.stored:
             return value
         if value not in self._exact:

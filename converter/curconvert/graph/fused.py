@@ -1,6 +1,6 @@
-"""The fused dialect: onnxruntime's contributed operators, right padding with per-row lengths.
+"""Emits the fused graph: onnxruntime's contributed operators, right padding with a length per row.
 
-No attention bias: with one, the CUDA kernel of GroupQueryAttention leaves its fast path (or refuses).
+It uses no attention bias, because with a bias the CUDA kernel of GroupQueryAttention is slower or fails.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _INT32, _INT64 = ir.DataType.INT32, ir.DataType.INT64
 class Fused(Portable):
     """GroupQueryAttention, RotaryEmbedding, SkipSimplifiedLayerNormalization, FusedMatMul, QuickGelu and FastGelu.
 
-    What has no contributed operator is inherited: onnxruntime fuses the plain normalization at load.
+    Operations without a contributed operator come from `Portable`. onnxruntime fuses the plain normalization at load.
     """
 
     _lengths: tuple[ir.Value, ir.Value] | None = None
@@ -36,15 +36,15 @@ class Fused(Portable):
         self.opset_imports = {"": 17, MICROSOFT: 1}
 
     def integers(self, shape: tuple[int, int], layout: Layout) -> tuple[ir.DataType, tuple[int, ...]]:
-        """Return MatMulNBits' bytes by rows and blocks."""
+        """Return the shape that MatMulNBits takes: bytes by rows and blocks."""
         return ir.DataType.UINT8, (shape[0], layout.blocks(shape[1]), layout.block_size * layout.bits // 8)
 
     def as_rows(self, x: ir.Value, width: int) -> ir.Value:
-        """Leave the axes as they are: FusedMatMul takes all of them."""
+        """Return x unchanged, because FusedMatMul accepts three axes."""
         return x
 
     def look_up(self, table: Packed, rows: ir.Value) -> ir.Value:
-        """Look rows up by GatherBlockQuantized."""
+        """Return rows through GatherBlockQuantized."""
         parts = (table.integers, rows, table.scales, *([] if table.zeros is None else [table.zeros]))
         found = self.emit(
             "GatherBlockQuantized", *parts, domain=MICROSOFT, gather_axis=0, quantize_axis=1,
@@ -56,7 +56,7 @@ class Fused(Portable):
         return self.emit("Slice", found, self.emit.ints(0), self.emit.ints(columns), self.emit.ints(-1))
 
     def multiply(self, rows: ir.Value, weight: Weight) -> ir.Value:
-        """Multiply by FusedMatMul(transB=1), or MatMulNBits: weights stay in torch's layout."""
+        """Multiply with FusedMatMul(transB=1) or MatMulNBits, so that weights keep torch's layout."""
         if isinstance(weight, Packed):
             parts = (rows, weight.integers, weight.scales, *([] if weight.zeros is None else [weight.zeros]))
             layout = weight.layout
@@ -67,14 +67,14 @@ class Fused(Portable):
         return self.emit("FusedMatMul", rows, self.emit.exact(weight), transB=1, domain=MICROSOFT)
 
     def from_rows(self, rows: ir.Value, width: int) -> ir.Value:
-        """Leave the axes as they are."""
+        """Return the rows unchanged."""
         return rows
 
     def rms_norm(self, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
-        """Normalize the embedding by the kernel that adds, with nothing to add; anything else by the plain pattern.
+        """Normalize the embedding with the add-and-normalize kernel, adding zeros; others with the plain pattern.
 
-        The kernel that onnxruntime makes of the pattern has no schema in ONNX. In most families no other normalization
-        is plain: then nothing is left to be fused at load.
+        onnxruntime replaces the plain pattern at load by a kernel without an ONNX schema. In most families only the
+        embedding's normalization is without an addition, so nothing is left to fuse at load.
         """
         if self._has_normed:
             return super().rms_norm(x, weight, epsilon)
@@ -89,11 +89,11 @@ class Fused(Portable):
         return normed, total
 
     def gelu(self, x: ir.Value, approximate: str) -> ir.Value:
-        """GELU by one kernel."""
+        """Return GELU from one kernel."""
         return self.emit("FastGelu" if approximate == "tanh" else "Gelu", x, domain=MICROSOFT)
 
     def silu(self, x: ir.Value) -> ir.Value:
-        """SiLU by one kernel: QuickGelu is x·sigmoid(alpha·x)."""
+        """Return SiLU from one kernel: QuickGelu is x·sigmoid(alpha·x)."""
         return self.emit("QuickGelu", x, domain=MICROSOFT, alpha=1.0)
 
     def attention(
@@ -104,7 +104,7 @@ class Fused(Portable):
         value: ir.Value,
         past: tuple[ir.Value, ir.Value],
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Attention by GroupQueryAttention, which knows causality, windows and row lengths by itself."""
+        """Return attention from GroupQueryAttention, which handles causality, windows and row lengths."""
         if facts.rope is not None:
             query = self._turn(query, facts.rope, facts.heads, facts.head_dim)
             key = self._turn(key, facts.rope, facts.kv_heads, facts.head_dim)
@@ -134,10 +134,10 @@ class Fused(Portable):
         return self._lengths
 
     def _turn(self, x: ir.Value, kind: str, heads: int, head_dim: int) -> ir.Value:
-        """Rotate by the RotaryEmbedding operator; x is (batch, sequence, heads · head_dim).
+        """Rotate x, (batch, sequence, heads · head_dim), with the RotaryEmbedding operator.
 
-        The operator looks rows up in a table of all positions. Ours holds a row per token of this call, and the
-        row numbers take the place of positions: the table never grows with the context.
+        The operator reads rows of a table by position. This graph computes a table with one row per token of the call
+        and passes row numbers as positions. So the table does not grow with the context.
         """
         emit = self.emit
         half = len(self._facts.ropes[kind].inv_freq)

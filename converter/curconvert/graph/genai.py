@@ -1,4 +1,4 @@
-"""`genai_config.json`, which makes onnxruntime-genai load the folder as it is."""
+"""Builds `genai_config.json`, with which onnxruntime-genai loads the artifact's folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from curconvert.families.family import family_of
 from curconvert_runtime.format.files import FUSED_FILE
 from curconvert_runtime.serve.providers import provider_named
 
-# Generation stops here unless the client sets max_length; the shared cache is allocated for this many tokens.
+# Default max_length of generation. The shared cache is allocated for this number of tokens.
 _MAX_LENGTH = 4096
 
 
@@ -26,8 +26,8 @@ def genai_config(
     Args:
         config: The Hugging Face config as a plain dict.
         graph: File name of the graph to run.
-        generation_config: The model's generation_config.json, whose token ids win over the config's.
-        target: Provider that the graph was made for.
+        generation_config: The model's generation_config.json; its token ids override the config's.
+        target: Execution provider that the graph was made for.
     """
     tokens = {**config, **{key: value for key, value in (generation_config or {}).items() if value is not None}}
     provider = provider_named(target)
@@ -68,7 +68,7 @@ def genai_config(
         "search": {
             "do_sample": False,
             "max_length": min(length, _MAX_LENGTH),
-            # Only GroupQueryAttention writes into a cache that is longer than its content.
+            # Only GroupQueryAttention can write into a cache that is longer than its content.
             "past_present_share_buffer": graph == FUSED_FILE,
         },
     }

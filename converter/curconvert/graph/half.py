@@ -1,8 +1,8 @@
-"""The fused graph in float16, for GPUs whose matrix units multiply 16-bit numbers.
+"""Converts the fused graph to float16, for GPUs whose matrix units multiply 16-bit numbers.
 
-Products, attention, cache and the residual stream are float16. Float32 stays where float16 has too few digits or too
-small a range: squares and means of a plain normalization, rotary angles, and everything after the product with the
-vocabulary. onnxruntime's kernels sum in float32 by themselves.
+Products, attention, cache and the residual stream become float16. Float32 stays where float16 has too few digits or too
+small a range: squares and means of a plain normalization, rotary angles, and everything after the lm_head's product.
+onnxruntime's kernels sum in float32 anyway.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ _KERNELS = (
     "RotaryEmbedding", "SkipSimplifiedLayerNormalization",
 )  # fmt: skip
 _WIDENING = ("Pow",)  # 256² is beyond float16
-_ABOUT_FLOATS = ("Greater", "Shape")  # what they give is none
+_ABOUT_FLOATS = ("Greater", "Shape")  # they read floats, but their results are not floats
 
 
 def to_float16(graph: ir.Graph) -> None:
-    """Let a fused graph compute in float16: its cache becomes float16, its logits stay float32.
+    """Make a fused graph compute in float16, in place; its cache becomes float16, its logits stay float32.
 
     Args:
-        graph: As the lowering left it, with float16 weights and a Cast to float32 behind each; changed in place.
+        graph: Result of the lowering, with float16 weights and a Cast to float32 after each.
     """
     _Halving(graph).run()
 
 
 class _Halving:
-    """One walk over the nodes. A value stays in the type in which it was computed, and is cast where another is asked.
+    """Walks over the nodes once. A value keeps its type and is cast for nodes that need another type.
 
     Kernels take float16. Other nodes compute in float32 if a computed input is float32, or if all inputs are constants.
     """
@@ -68,7 +68,7 @@ class _Halving:
                 self._widen(node)
 
     def _drop(self, node: ir.Node) -> None:
-        """Remove the Cast of a weight, or of its rows; note that of an integer."""
+        """Remove the Cast of a weight or its rows; record the result type of an integer's Cast."""
         (source,), (target,) = node.inputs, node.outputs
         if source in self._floats:
             ir.convenience.replace_all_uses_with(target, source)
@@ -87,7 +87,7 @@ class _Halving:
         self._floats[value] = kind
 
     def _as(self, value: ir.Value, kind: ir.DataType, user: ir.Node) -> ir.Value:
-        """Return a value in a type; the Cast stands before its first user."""
+        """Return a value in a type, with a Cast before its first user if needed."""
         if self._floats[value] is kind:
             return value
         if (value, kind) not in self._casts:
@@ -101,7 +101,7 @@ class _Halving:
         return node.outputs[0]
 
     def _widen(self, head: ir.Node) -> None:
-        """Go on in float32 after a product with the vocabulary."""
+        """Cast the product with the vocabulary to float32, so that all later nodes compute in float32."""
         (product,) = head.outputs
         wide = self._cast(product, _FLOAT)
         wide.shape = product.shape

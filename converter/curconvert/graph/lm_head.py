@@ -1,4 +1,4 @@
-"""The product with the vocabulary: for the tokens that a caller asks for, and a large one in slices."""
+"""Changes the lm_head's product: only for the requested tokens, and in slices if it is large."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import onnx_ir as ir
 from curconvert.families.skeleton import EMBEDDING, HEAD
 from curconvert_runtime.format.contract import FIRST_LOGITS, SLICE
 
-# What may stand between the products with the vocabulary and the logits: a bias, scaling, soft-capping, and the sum of
-# the two products that an int8 head is.
+# Operators allowed between the lm_head's products and the logits: bias, scaling, soft cap, and the sum of the two
+# products of an int8 lm_head.
 _ELEMENTWISE = ("Add", "Mul", "Div", "Tanh")
 _FLOAT = ir.DataType.FLOAT
 _SLICE_BYTES = 2**25
-_PANEL = 16  # columns that the kernels of onnxruntime's CPU provider take at a time
+_PANEL = 16  # columns that kernels of onnxruntime's CPU provider process at a time
 
 
 def choose_logits(graph: ir.Graph) -> None:
-    """Let the runtime choose from which of the new tokens on logits are computed.
+    """Add the constant `first_logits`, the index of the first new token that gets logits, to a graph.
 
-    The choice is a constant, 0: clients get logits for every token, and onnxruntime takes the Slice away. The runtime
-    makes an input of it. It is where Python's slices begin, so -1 means the last token.
+    It is 0, so other clients get logits for every token, and onnxruntime removes the Slice. This project's runtime
+    turns the constant into an input. The index works as in a Python slice: -1 means the last token.
 
     Args:
-        graph: A graph whose product with the vocabulary takes (batch, sequence, hidden), changed in place.
+        graph: A graph whose lm_head's product takes (batch, sequence, hidden), changed in place.
     """
     products = list(vocabulary_products(next(value for value in graph.outputs if value.name == "logits")))
     (hidden,) = {product.inputs[0] for product in products}
@@ -41,15 +41,15 @@ def choose_logits(graph: ir.Graph) -> None:
 
 
 def split_head(graph: ir.Graph, most_bytes: int = _SLICE_BYTES) -> None:
-    """Make a product with a large float32 vocabulary several, each with a range of its rows.
+    """Split the product of a large float32 lm_head into several, each with a range of its rows.
 
-    onnxruntime multiplies by rearranged copies, and lets go of a tensor once it has copied it. In one product the
-    largest tensor of a small model would be there twice for a moment; and a tied one, whose rows are looked up too,
-    from then on.
+    onnxruntime multiplies with rearranged copies and releases each tensor after copying it. With a single product, the
+    largest tensor of a small model would be in memory twice at load. A tied one would stay there twice, because the
+    look-up needs it too.
 
     Args:
         graph: A fused graph whose weights are bound to their bytes, changed in place.
-        most_bytes: Most bytes of a slice, but for rounding to whole panels.
+        most_bytes: Most bytes of a slice, apart from rounding to whole panels.
     """
     for product in list(vocabulary_products(next(value for value in graph.outputs if value.name == "logits"))):
         if product.op_type != "FusedMatMul":
@@ -57,7 +57,7 @@ def split_head(graph: ir.Graph, most_bytes: int = _SLICE_BYTES) -> None:
         weight = product.inputs[1]
         stored = weight.const_value
         if not isinstance(stored, ir.ExternalTensor) or stored.dtype is not _FLOAT or stored.nbytes <= most_bytes:
-            continue  # 16 bits become float32 before any copy is made
+            continue  # 16-bit weights are converted to float32 before they are copied, so splitting saves nothing
         nodes = []
         for number, rows in enumerate(_slices(stored, -(-stored.nbytes // most_bytes))):
             graph.register_initializer(rows)
@@ -71,7 +71,7 @@ def split_head(graph: ir.Graph, most_bytes: int = _SLICE_BYTES) -> None:
 
 
 def _slices(tensor: ir.ExternalTensor, count: int) -> Iterator[ir.Value]:
-    """Yield a stored matrix's rows as initializers of about equal size; the embedding's are those of a tied head."""
+    """Yield the rows of a stored matrix as initializers of about equal size, named as slices."""
     rows, width = tensor.shape.numpy()
     row = tensor.nbytes // rows
     height = -(-rows // (count * _PANEL)) * _PANEL
@@ -91,7 +91,7 @@ def _slices(tensor: ir.ExternalTensor, count: int) -> Iterator[ir.Value]:
 
 
 def vocabulary_products(value: ir.Value) -> Iterator[ir.Node]:
-    """Yield the products with the vocabulary that the logits are an elementwise function of."""
+    """Yield the lm_head's products, found by walking back from the logits through elementwise operators."""
     node = value.producer()
     if node is None:  # a constant
         return

@@ -1,9 +1,9 @@
-"""From the dense template to a deployable graph: walks the template once and lets a dialect rewrite what it means.
+"""Turns the dense template into a deployable graph: a dialect rewrites the nodes that it has operators for.
 
-The template's `Transpose(W) → MatMul`, `RMSNormalization`, `Gelu`, `RotaryEmbedding` and `Attention` nodes are the
-vocabulary. Everything else (activations, multipliers, logits) stays as mobius wrote it.
+The template's `Transpose(W) → MatMul`, `RMSNormalization`, `Gelu`, `RotaryEmbedding` and `Attention` nodes are
+rewritten. Other nodes (activations, multipliers, logits) stay as mobius wrote them.
 
-The template is float32, and so is everything here but stored weights: those of 16 bits become float32 by a Cast.
+All values are float32, except stored weights. A Cast converts 16-bit weights to float32.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _FLOAT, _UINT8 = ir.DataType.FLOAT, ir.DataType.UINT8
 
 
 class Lowering:
-    """One pass over a template.
+    """Rewrites a template in one pass.
 
     Args:
         model: A copy of the template, rewritten in place.
-        dialect: What to rewrite to.
+        dialect: Emits the operators of the target graph.
         facts: The model's facts.
-        tensors: The stored tensors; only names and shapes are looked at.
-        forms: Weight name to its form; a weight that is not named is dense.
-        owners: Weight name to that of the matrix whose R it takes; a weight that is not named has its own.
-        quantized: Matrices that are stored in parts.
+        tensors: The stored tensors; only names and shapes are used.
+        forms: Form by weight name; other weights are dense.
+        owners: Owner of a shared R by weight name; other weights have their own R.
+        quantized: Shape and layout of quantized matrices.
     """
 
     def __init__(
@@ -77,14 +77,14 @@ class Lowering:
         unknown = self._forms.keys() - self._formed
         if unknown:
             raise InputError(
-                f"graph: no linear of the model has the weight {min(unknown)}, which is said to be factored"
+                f"graph: the model has no linear with the weight {min(unknown)}, which is listed as factored"
             )
         passes.RemoveUnusedNodesPass()(self._model)
         self._graph.opset_imports.clear()
         self._graph.opset_imports.update(self._dialect.opset_imports)
 
     def _declare_stored(self) -> None:
-        """Give weights the stored type."""
+        """Set the type of all weights to the stored one."""
         for value in self._graph.initializers.values():
             if value.const_value is None and value.dtype is _FLOAT:
                 value.type = ir.TensorType(self._dialect.emit.stored)
@@ -92,7 +92,7 @@ class Lowering:
     def _keep(self, node: ir.Node) -> None:
         """Leave a node as it is, on float32 inputs."""
         if node.op_type == "Transpose":
-            # Of a weight; it goes when its MatMul is rewritten.
+            # The transpose of a weight is removed when its MatMul is rewritten.
             return
         for index, value in enumerate(node.inputs):
             if value is not None:
@@ -100,7 +100,7 @@ class Lowering:
         self._graph.insert_before(node, self._take(node))
 
     def _replace(self, node: ir.Node, outputs: tuple[ir.Value, ...]) -> None:
-        """Put the emitted nodes in the place of a node and their outputs in the place of its outputs."""
+        """Replace a node by the emitted nodes, and its outputs by theirs."""
         old = node.outputs[: len(outputs)]
         ir.convenience.replace_nodes_and_values(self._graph, node, [node], self._take(node), old, outputs)
 
@@ -134,10 +134,10 @@ class Lowering:
             self._embedded = self._dialect.look_up(self._parts(EMBEDDING, EMBEDDING, rows=True), right)
             return (self._embedded,)
         if node.op_type == "Gather" and emit.stored is not _FLOAT and left.is_initializer():
-            # Rows are looked up first and become float32 then: the embedding itself need not.
+            # Look rows up first and convert only these to float32, not the whole embedding.
             return (emit.cast(emit("Gather", left, right), _FLOAT),)
         if node.op_type == "Add" and not str(right.name).endswith(".bias"):
-            # The residual stream, and Gemma's 1 + weight: a new node has no number of mobius in its name.
+            # The residual stream, and Gemma's 1 + weight. A new node avoids mobius' numbers in node names.
             return (emit("Add", emit.exact(left), emit.exact(right)),)
         if node.op_type == "Mul" and _is_sigmoid_of(right, left):
             return (self._dialect.silu(left),)
@@ -165,12 +165,12 @@ class Lowering:
         if name in self._forms and (form := form_of(self._forms[name])).cuts_outputs:
             _resize(node.outputs[0], self._rows(factor_name(name, list(form.factors)[-1])))
         if bias in self._tensors and bias not in self._graph.initializers:
-            # mobius does not read `mlp_bias`; the biases that it knows are Add nodes of the template.
+            # mobius ignores `mlp_bias`; the biases that it supports are Add nodes of the template.
             product = self._dialect.emit("Add", product, self._dialect.emit.exact(self._stored(bias)))
         return (product,)
 
     def _product(self, x: ir.Value, weight: ir.Value) -> ir.Value:
-        """Return x·Wᵀ, in the form in which W is stored."""
+        """Return x·Wᵀ, computed with the stored form of W."""
         name = str(weight.name)
         self._formed.add(name)
         if name not in self._forms:
@@ -191,7 +191,7 @@ class Lowering:
         return EMITTERS[form.name](self._dialect, x, Stored(matrix, index))
 
     def _dense(self, name: str, weight: ir.Value) -> Weight:
-        """Return a dense weight: the template's initializer, the embedding for a tied head, or its parts."""
+        """Return a dense weight: its initializer, the embedding for a tied lm_head, or its quantized parts."""
         if name in self._quantized and name != EMBEDDING:
             return self._parts(name, name)
         tied = name in (HEAD, EMBEDDING) and HEAD not in self._tensors
@@ -209,9 +209,9 @@ class Lowering:
         """Return the initializers of a quantized matrix.
 
         Args:
-            name: What they are named after.
-            tensor: What is stored.
-            rows: Whether rows of bytes are looked up; otherwise integers are as the dialect's products take them.
+            name: Name for the initializers.
+            tensor: Name of the stored tensor.
+            rows: True for look-ups of rows of bytes; False for the shape that the dialect's products take.
         """
         if name in self._packed:
             return self._packed[name]
@@ -226,19 +226,19 @@ class Lowering:
         return self._packed[name]
 
     def _stored(self, name: str, form: str = "dense") -> ir.Value:
-        """Return the initializer for a stored tensor that the template does not know, or knows in another shape."""
+        """Return the initializer for a stored tensor that the template lacks, or has in another shape."""
         if name in self._factors:
             return self._factors[name]
         if name not in self._tensors:
-            raise InputError(f"graph: tensor {name} is missing, its matrix is said to be {form}")
+            raise InputError(f"graph: tensor {name} is missing, its matrix has form {form}")
         dtype = INDEX_DTYPE if is_index(name) else self._dialect.emit.stored
         return self._initializer(name, dtype, self._tensors[name].shape, form)
 
     def _initializer(self, name: str, dtype: ir.DataType, shape: tuple[int, ...], form: str) -> ir.Value:
         if source_of(name, self._tensors) not in self._tensors:
-            raise InputError(f"graph: tensor {name} is missing, its matrix is said to be {form}")
+            raise InputError(f"graph: tensor {name} is missing, its matrix has form {form}")
         value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
-        # An initializer without a tensor; binding fills it in.
+        # `binding.bind` sets the initializer's tensor later.
         self._graph.initializers[name] = self._factors[name] = value
         return value
 
@@ -271,7 +271,7 @@ class Lowering:
 
 
 def _resize(value: ir.Value, width: int) -> None:
-    """Give a value of the template another last axis, and what is made of it up to the next product (down)."""
+    """Change the last axis of a template value, and of all values computed from it up to the next product (down)."""
     value.shape = ir.Shape([*value.shape[:-1], width])
     for node in value.consumers():
         if node.op_type != "MatMul":

@@ -1,4 +1,4 @@
-"""The portable dialect: standard operators only, left padding allowed."""
+"""Emits the portable graph: standard operators only, left padding allowed."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _BOOL, _INT64 = ir.DataType.BOOL, ir.DataType.INT64
 class Portable:
     """Standard operators of opset 17, which every onnxruntime since 1.12 has on CPU and CUDA.
 
-    Quantized matrices take opset 21: integers of 4 bits, and DequantizeLinear by blocks.
+    Quantized matrices need opset 21: 4-bit integers, and DequantizeLinear with blocks.
 
     Args:
-        emit: Where nodes go.
+        emit: Collects the nodes.
         facts: The model's facts.
         inputs: The graph inputs by name.
-        quantized: Whether some matrices are.
+        quantized: Whether some matrices are quantized.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Portable:
         self._input_ids = inputs["input_ids"]
         self._attention_mask = inputs["attention_mask"]
         self._position_ids = inputs["position_ids"]
-        # Computed where the first layer needs them, shared by the layers after it.
+        # The first layer that needs a table computes it; later layers share it.
         self._tables: dict[str, tuple[ir.Value, ir.Value]] = {}
         self._masks: dict[int | None, ir.Value] = {}
         self._rows: dict[ir.Value, ir.Value] = {}
@@ -51,11 +51,11 @@ class Portable:
         self._batch_sequence: ir.Value | None = None
 
     def integers(self, shape: tuple[int, int], layout: Layout) -> tuple[ir.DataType, tuple[int, ...]]:
-        """Return a row of integers for each row, the padding among them."""
+        """Return the shape of DequantizeLinear's input: rows of integers, padding included."""
         return integer_type(layout), (shape[0], layout.blocks(shape[1]) * layout.block_size)
 
     def look_up(self, table: Packed, rows: ir.Value) -> ir.Value:
-        """Look integers and scales up, and unpack these rows only."""
+        """Return rows by looking up integers and scales, and unpacking only these."""
         chosen = replace(
             table, integers=self.emit("Gather", table.integers, rows), scales=self.emit("Gather", table.scales, rows),
             zeros=None if table.zeros is None else self.emit("Gather", table.zeros, rows),
@@ -63,18 +63,18 @@ class Portable:
         return self.from_rows(unpacked(self.emit, chosen), table.shape[1])
 
     def linear(self, x: ir.Value, weights: list[Weight]) -> ir.Value:
-        """Multiply by one matrix after the other."""
+        """Return x multiplied by one matrix after the other."""
         rows = self.as_rows(x, width(weights[0], 1))
         for weight in weights:
             rows = self.multiply(rows, weight)
         return self.from_rows(rows, width(weights[-1], 0))
 
     def ordered(self, x: ir.Value, order: ir.Value, *, whole: bool = False) -> ir.Value:
-        """Return x[:, :, order]; `whole` tells that the order is as long as the axis.
+        """Return x[:, :, order]; `whole` says that the order is as long as the axis.
 
-        onnxruntime's Gather copies a block for each index, and here every number is one; GatherElements, with the same
-        order for every token, does not. The orders' shape is asked of x: else onnxruntime would make those of all
-        layers before the first is needed, and keep them.
+        GatherElements, with the same order for every token, is faster here: onnxruntime's Gather copies one block per
+        index, and a block is a single number. The expanded order takes its shape from x. Otherwise onnxruntime would
+        compute the orders of all layers at load and keep them in memory.
         """
         if whole:
             shape = self.emit("Shape", x)
@@ -83,14 +83,14 @@ class Portable:
         return self.emit("GatherElements", x, self.emit("Expand", order, shape), axis=-1)
 
     def multiply(self, rows: ir.Value, weight: Weight) -> ir.Value:
-        """Multiply by Gemm(transB=1): weights stay in torch's layout, and no transposed copy is made at load.
+        """Multiply with Gemm(transB=1): weights keep torch's layout, and no transposed copy is made at load.
 
-        Gemm is two-dimensional: the batch and sequence axes become rows and come back afterwards.
+        Gemm takes two axes, so `as_rows` merges batch and sequence before, and `from_rows` splits them after.
         """
         if isinstance(weight, Packed):
-            if weight.scales not in self._unpacked:  # a matrix that serves two products is dequantized once
+            if weight.scales not in self._unpacked:  # dequantize a matrix once, even if two products use it
                 self._unpacked[weight.scales] = dequantized(self.emit, weight)
-            if missing := weight.padded - weight.shape[1]:  # of the two, rows are less to copy
+            if missing := weight.padded - weight.shape[1]:  # pad the rows, which are smaller than the matrix
                 rows = self.emit("Pad", rows, self.emit.ints(0, 0, 0, missing))
             return self.emit("Gemm", rows, self._unpacked[weight.scales], transB=1)
         return self.emit("Gemm", rows, self.emit.exact(weight), transB=1)
@@ -100,7 +100,7 @@ class Portable:
         return self.emit("Reshape", rows, self._shape(width))
 
     def as_rows(self, x: ir.Value, width: int) -> ir.Value:
-        """Reshape to (batch · sequence, width), once for all products with x."""
+        """Reshape to (batch · sequence, width); all products with x share the result."""
         if x not in self._rows:
             self._rows[x] = self.emit("Reshape", x, self.emit.ints(-1, width))
         return self._rows[x]
@@ -113,7 +113,7 @@ class Portable:
         return self._shapes[width]
 
     def rms_norm(self, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
-        """Normalize by the pattern that onnxruntime fuses into its own kernel."""
+        """Normalize with the node pattern that onnxruntime fuses into its own kernel."""
         emit = self.emit
         square = emit("Pow", x, emit.constant(2.0))
         if self.opset_imports[""] < _OPSET_WITH_AXES:
@@ -124,12 +124,12 @@ class Portable:
         return emit("Mul", emit("Div", x, root), weight)
 
     def add_rms_norm(self, x: ir.Value, skip: ir.Value, weight: ir.Value, epsilon: float) -> tuple[ir.Value, ir.Value]:
-        """Add, then normalize."""
+        """Return the normalization of x + skip, and x + skip, from separate nodes."""
         total = self.emit("Add", x, skip)
         return self.rms_norm(total, weight, epsilon), total
 
     def gelu(self, x: ir.Value, approximate: str) -> ir.Value:
-        """GELU from primitives: the operator itself needs opset 20."""
+        """Return GELU from simpler operators, because the Gelu operator needs opset 20."""
         emit = self.emit
         half, one = emit.constant(0.5), emit.constant(1.0)
         if approximate == "tanh":
@@ -141,7 +141,7 @@ class Portable:
         return emit("Mul", emit("Mul", x, half), emit("Add", bell, one))
 
     def silu(self, x: ir.Value) -> ir.Value:
-        """SiLU from primitives."""
+        """Return SiLU from Sigmoid and Mul."""
         return self.emit("Mul", x, self.emit("Sigmoid", x))
 
     def attention(
@@ -152,9 +152,9 @@ class Portable:
         value: ir.Value,
         past: tuple[ir.Value, ir.Value],
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Attention by MatMul and Softmax.
+        """Return attention from MatMul and Softmax.
 
-        Query heads that share a key head are an axis of their own, so keys and values are not repeated.
+        Query heads that share a key head get an extra axis, so keys and values are not repeated.
         """
         emit = self.emit
         size, groups = facts.head_dim, facts.heads // facts.kv_heads
@@ -177,14 +177,14 @@ class Portable:
         if facts.softcap is not None:
             cap = emit.constant(facts.softcap)
             scores = emit("Mul", emit("Tanh", emit("Div", scores, cap)), cap)
-        # Replacing (not adding a large negative number) keeps rows finite that may see nothing: left padding.
+        # Replace scores instead of adding a large negative number: left-padding rows see no key and must stay finite.
         scores = emit("Where", self._mask(facts.window), scores, emit.constant(-1e30))
         mixed = emit("MatMul", emit("Softmax", scores, axis=-1), values)
         mixed = emit("Reshape", emit("Transpose", mixed, perm=[0, 3, 1, 2, 4]), emit.ints(0, 0, facts.heads * size))
         return mixed, present_key, present_value
 
     def _append(self, past: ir.Value, new: ir.Value) -> ir.Value:
-        """Put new tokens, (batch, sequence, heads, head_dim), behind the cached ones."""
+        """Append new tokens, (batch, sequence, heads, head_dim), to the cached ones."""
         return self.emit("Concat", past, self.emit("Transpose", new, perm=[0, 2, 1, 3]), axis=2)
 
     def _rotate(self, x: ir.Value, kind: str, head_dim: int) -> ir.Value:
@@ -207,8 +207,8 @@ class Portable:
     def _mask(self, window: int | None) -> ir.Value:
         """Return which cache slots each query sees: bool, broadcastable to (batch, 1, 1, sequence, total).
 
-        Slots count from the cache's start, padding included. A row's tokens are contiguous, so distances between
-        slots are distances between tokens.
+        Slots count from the cache's start, padding included. A row's tokens are contiguous, so the distance between
+        slots is the distance between tokens.
         """
         emit = self.emit
         if window not in self._masks:

@@ -1,4 +1,4 @@
-"""Cosines and sines of the current positions, computed in the graph from the inverse frequencies."""
+"""Emits nodes that compute cosines and sines of the positions from the inverse frequencies."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _FLOAT = ir.DataType.FLOAT
 def cos_sin(emit: Emitter, rope: Rope, position_ids: ir.Value) -> tuple[ir.Value, ir.Value]:
     """Return cos and sin of position · inv_freq, times the attention scaling.
 
-    Angles are float32 whatever the activations are, as in transformers: float16 cannot hold positions beyond 2048.
+    Angles are always float32, as in transformers: float16 cannot hold all positions beyond 2048.
 
     Args:
-        emit: Where nodes go.
+        emit: Collects the nodes.
         rope: The frequencies.
         position_ids: int64, (batch, sequence).
 

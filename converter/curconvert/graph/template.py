@@ -1,4 +1,4 @@
-"""The dense graph of a family, by mobius: topology and weight names; the lowering replaces everything else."""
+"""Builds the dense graph of a family with mobius. The lowering keeps its topology and weight names."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from curconvert.base.errors import UnsupportedError
 from curconvert.families.family import SUPPORTED_FAMILIES
 
 _PROVIDER = "curconvert-template"
-# The activations that mobius writes as transformers defines them, in operators that the lowering knows.
+# Activations that mobius writes as transformers defines them, with operators that the lowering supports.
 _ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "sigmoid", "tanh", "linear")
-# mobius sizes its rotary tables by this; the lowering drops them, so they need not grow with the context.
+# Rows of mobius' rotary tables. A few are enough, because the lowering drops the tables.
 _TABLE_ROWS = 8
 
 
 def dense_template(hf_config: Any) -> ir.Model:
-    """Build the dense graph from standard operators (opset 24), in float32 and without weights.
+    """Return the dense graph of standard operators (opset 24), in float32 and without weights.
 
     Args:
         hf_config: transformers' config object.
@@ -38,7 +38,7 @@ def dense_template(hf_config: Any) -> ir.Model:
     if activation not in _ACTIVATIONS:
         known = ", ".join(_ACTIVATIONS)
         raise UnsupportedError(f"config.json: activation {activation!r} is not supported; supported are {known}")
-    # No fusions: the lowering wants Attention, RMSNormalization and Transpose → MatMul as they are.
+    # Turn fusions off, because the lowering needs plain Attention, RMSNormalization and Transpose → MatMul.
     register_ep(EpCapabilities(name=_PROVIDER, supports_skip_layer_norm=False), overwrite=True)
     with tempfile.TemporaryDirectory(prefix="curconvert-") as folder:
         Path(folder, "config.json").write_text(json.dumps(_template_config(hf_config)), encoding="utf-8")
@@ -48,16 +48,16 @@ def dense_template(hf_config: Any) -> ir.Model:
 
 
 def _template_config(hf_config: Any) -> dict[str, Any]:
-    """Return a config with the same topology, and the parts gone that mobius should not look at."""
+    """Return a config with the same topology, without the parts that mobius must ignore."""
     plain: dict[str, Any] = hf_config.to_dict()
     built_as = SUPPORTED_FAMILIES[hf_config.model_type].built_as
-    if built_as is not None:  # mobius keeps projections fused, the lowering wants them split
+    if built_as is not None:  # mobius would keep projections fused, but the lowering needs them split
         plain["model_type"] = built_as
         plain["attention_bias"] = plain["mlp_bias"] = False
     plain["architectures"] = None
     plain["max_position_embeddings"] = _TABLE_ROWS
     if not plain.get("layer_types"):
-        # mobius cannot put a uniform window into this graph, and warns; the dialects mask by our own facts.
+        # mobius cannot build a uniform window and warns. The dialects apply the window from `ModelFacts`.
         plain["sliding_window"] = None
     for key in ("rope_scaling", "partial_rotary_factor", "original_max_position_embeddings"):
         plain.pop(key, None)

@@ -1,9 +1,9 @@
-"""Quantized matrices in standard operators.
+"""Emits standard operators that dequantize matrices.
 
-A matrix that multiplies is dequantized by DequantizeLinear. onnxruntime does that in every call, unless the session
-option `session.disable_quant_qdq` is 1: then once, at load, which takes the memory of a float32 matrix. Arithmetic on
-constants would be folded at load without any option, but each of its intermediate results stays in memory until the
-whole model is folded, several times the float32 model in all.
+DequantizeLinear dequantizes a matrix for a product. onnxruntime runs it in every call. With the session option
+`session.disable_quant_qdq` = 1 it runs once, at load, and keeps a float32 matrix in memory. Plain arithmetic on
+constants would be computed at load without any option. But its intermediate results stay in memory until the whole
+model is folded, which needs several times the memory of the float32 model.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ _FLOAT, _UINT8, _UINT4 = ir.DataType.FLOAT, ir.DataType.UINT8, ir.DataType.UINT4
 
 
 def integer_type(layout: Layout) -> ir.DataType:
-    """Return the type of a matrix's integers."""
+    """Return the ONNX type of a matrix's integers."""
     return _UINT4 if layout.bits == 4 else _UINT8
 
 
 def dequantized(emit: Emitter, packed: Packed) -> ir.Value:
-    """Return a matrix as float32, (m, n) with the columns that fill the last block up: `s·(q − z)`.
+    """Return the matrix `s·(q − z)` in float32, (m, padded n), with the columns that fill the last block.
 
     Args:
-        emit: Where nodes go.
-        packed: With integers of their own type, (m, padded n).
+        emit: Collects the nodes.
+        packed: The matrix, with integers of their own type, (m, padded n).
     """
     layout, rows = packed.layout, packed.shape[0]
     if packed.zeros is None:
@@ -41,11 +41,11 @@ def dequantized(emit: Emitter, packed: Packed) -> ir.Value:
 
 
 def unpacked(emit: Emitter, packed: Packed) -> ir.Value:
-    """Return rows that were looked up as float32, (rows, n); rows of any number of axes are flattened to one.
+    """Return looked-up rows in float32, (rows, n); several axes of rows are flattened to one.
 
     Args:
-        emit: Where nodes go.
-        packed: Of the rows, with integers as bytes.
+        emit: Collects the nodes.
+        packed: The rows, with integers as bytes.
     """
     layout, columns = packed.layout, packed.shape[1]
     blocks = layout.blocks(columns)
@@ -61,7 +61,7 @@ def unpacked(emit: Emitter, packed: Packed) -> ir.Value:
 
 
 def _of_blocks(emit: Emitter, packed: Packed, zeros: ir.Value) -> ir.Value:
-    """Return a zero point for each block of each row, (rows, blocks) uint8: without the half byte after an odd row."""
+    """Return the zero point of each block, (rows, blocks) uint8, without the padding of rows with odd block counts."""
     blocks = packed.layout.blocks(packed.shape[1])
     stored = blocks + blocks % 2 if packed.layout.bits == 4 else blocks
     found = emit("Reshape", _integers(emit, packed.layout, zeros), emit.ints(-1, stored))
@@ -73,7 +73,7 @@ def _integers(emit: Emitter, layout: Layout, stored: ir.Value) -> ir.Value:
 
 
 def _digits(emit: Emitter, packed: ir.Value) -> ir.Value:
-    """Return both digits of each byte, low ones first, along a new last axis of uint8."""
+    """Return both 4-bit integers of each byte, the low one first, along a new last axis of uint8."""
     four, last = emit.constant(4, _UINT8), emit.ints(-1)
     high = emit("BitShift", packed, four, direction="RIGHT")
     low = emit("BitShift", emit("BitShift", packed, four, direction="LEFT"), four, direction="RIGHT")

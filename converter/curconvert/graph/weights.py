@@ -1,4 +1,4 @@
-"""A stored matrix as a graph sees it: one initializer, or the parts of a quantized one."""
+"""Describes a stored matrix in a graph: one initializer, or several for a quantized matrix."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Packed:
 
     Attributes:
         shape: (m, n) of the matrix.
-        layout: How it is packed.
-        integers: uint8, (m, bytes of a row), where rows are looked up; otherwise as the dialect's products take them.
+        layout: Bits, block size and zero points.
+        integers: uint8, (m, bytes of a row), for look-ups; otherwise in the shape that the dialect's products take.
         scales: float32, (m, blocks).
-        zeros: uint8, (m, bytes of a row); None where the layout is symmetric.
+        zeros: uint8, (m, bytes of a row); None if the layout is symmetric.
     """
 
     shape: tuple[int, int]
@@ -30,7 +30,7 @@ class Packed:
 
     @property
     def padded(self) -> int:
-        """Columns with those that fill the last block up."""
+        """Number of columns, including those that fill the last block."""
         return self.layout.blocks(self.shape[1]) * self.layout.block_size
 
 

@@ -1,1 +1,1 @@
-"""Runs the commands, one module each: the only place that composes rooms."""
+"""Runs the commands, one module each. Only these modules combine code from several rooms."""

@@ -1,11 +1,10 @@
-"""Which matrices are stored in 4 bits and which in 8: each is rounded both ways, and what that costs is measured.
+"""Chooses which matrices are stored in 4 bits and which in 8. Measures what rounding each matrix to both costs.
 
-The cost of an error E of a linear is `½ Σ_i E[g_i²] e_i H e_iᵀ`, its divergence to second order as the allocation
-counts it, but output by output: g is the gradient of the log-likelihood there, and `E[g_i²]` is taken from the Fisher
-information of row i of the weight, over `E‖x‖²`. A head's outputs are logits, and the mean of `p_i` stands for
-`E[g_i²]`: how often token i occurs in the calibration text. An embedding of its own multiplies nothing, so nothing is
-known of what its errors cost; it is widened last. Without a calibration text the cost is the squared error of the
-numbers themselves.
+The cost of an error E of a linear is `½ Σ_i E[g_i²] e_i H e_iᵀ`, the KL divergence to second order, summed over the
+outputs. g is the gradient of the log-likelihood with respect to the outputs. `E[g_i²]` is the Fisher information of
+row i of the weight, divided by `E‖x‖²`. For the lm_head, whose outputs are logits, the share of token i in the
+calibration text replaces `E[g_i²]`. An untied embedding multiplies no input, so its cost is unknown and set to 0; it
+gets 8 bits last. Without a calibration text, the cost is the squared error of the weights.
 """
 
 from __future__ import annotations
@@ -37,16 +36,16 @@ from curconvert_runtime.checks.fidelity import Progress
 from curconvert_runtime.format.quantized import BITS
 
 _STAGE = "widths"
-_ROWS = 8192  # of a table, in float64 at once
+_ROWS = 8192  # rows of embedding or lm_head that are in float64 at a time
 
 
 def check_bits(quantization: Quantization, checkpoint: Checkpoint, decided: Plan | None) -> None:
-    """Refuse a budget below what all matrices take at 4 bits, or above what they take at 8; raises InputError.
+    """Raise `InputError` if the budget is less than all matrices need at 4 bits, or more than they need at 8.
 
     Args:
         quantization: The budget.
         checkpoint: The original.
-        decided: Form and rank of its matrices; None for a model that is not compressed.
+        decided: Form and rank of its matrices; None for an uncompressed model.
     """
     sizes, numbers = _sizes(quantization, checkpoint, decided)
     quantization.check_budget(*(sum(size[i] for size in sizes.values()) / numbers for i in range(len(BITS))))
@@ -55,7 +54,7 @@ def check_bits(quantization: Quantization, checkpoint: Checkpoint, decided: Plan
 def _sizes(
     quantization: Quantization, checkpoint: Checkpoint, decided: Plan | None
 ) -> tuple[dict[str, list[int]], int]:
-    """Return the bits of each matrix at each width, by its name, and the numbers of all of them."""
+    """Return the stored size of each matrix in bits at 4 and at 8 bits, by name, and the number of all weights."""
     shapes = quantized_shapes(checkpoint, decided)
     layouts = [quantization.single(bits).layout for bits in BITS]
     sizes = {
@@ -68,13 +67,13 @@ def _sizes(
 def with_bits(
     quantization: Quantization, checkpoint: Checkpoint, decided: Plan | None, measured: Sequence[RoundingCost]
 ) -> Quantization:
-    """Choose each matrix's width.
+    """Return the quantization with 4 or 8 bits chosen for each matrix.
 
     Args:
         quantization: The budget, see `check_bits`.
         checkpoint: The original.
-        decided: Form and rank of its matrices; None for a model that is not compressed.
-        measured: Every quantized matrix.
+        decided: Form and rank of its matrices; None for an uncompressed model.
+        measured: Rounding costs of every quantized matrix.
     """
     sizes, numbers = _sizes(quantization, checkpoint, decided)
     assert quantization.bits_per_weight is not None
@@ -86,13 +85,13 @@ def with_bits(
 def measured_costs(
     method: Method, decided: Plan, head: InputStatistics, quantization: Quantization, context: Context
 ) -> list[RoundingCost]:
-    """Round every matrix at each width, as it would be stored, factors included, and measure.
+    """Return the costs of rounding every matrix, or its factors, to 4 and to 8 bits.
 
     Args:
-        method: Of compression.
+        method: The compression method.
         decided: Form and rank of every matrix.
-        head: Statistics of the head's input.
-        quantization: What is asked for.
+        head: Statistics of the lm_head's input.
+        quantization: Rounding, block size and budget.
         context: The conversion; its evidence has statistics and Fisher information of every linear of the original.
     """
     checkpoint, journal = context.checkpoint, context.journal
@@ -128,7 +127,7 @@ def _block_costs(
 def _table_costs(
     checkpoint: Checkpoint, tokens: CalibrationTokens, head: InputStatistics, quantization: Quantization
 ) -> list[RoundingCost]:
-    """Measure embedding and head as they are rounded: by the head's inputs, where they multiply these."""
+    """Return the costs of embedding and lm_head; the lm_head's are measured on its inputs."""
     multiplied = HEAD if HEAD in checkpoint.tensors else EMBEDDING
     found = []
     for name in TABLES:
@@ -148,7 +147,7 @@ def _table_costs(
 def _head_cost(
     name: str, weight: torch.Tensor, head: InputStatistics, importance: Vector, quantization: Quantization
 ) -> tuple[float, float]:
-    """Return relative output error and cost."""
+    """Return relative output error and cost of rounding the lm_head."""
     gram = head.gram
     stored = quantize(name, weight, quantization.layout, gram if quantization.uses_statistics else None)
     cost = error = whole = 0.0
@@ -162,11 +161,11 @@ def _head_cost(
 
 
 def exported_costs(checkpoint: Checkpoint, quantization: Quantization, progress: Progress) -> list[RoundingCost]:
-    """Round every matrix of an uncompressed model to the nearest at each width, and measure.
+    """Return the costs of rounding every matrix of an uncompressed model to 4 and to 8 bits by round to nearest.
 
     Args:
         checkpoint: The original.
-        quantization: What is asked for.
+        quantization: Block size and budget.
         progress: Called after each matrix.
     """
     found: list[RoundingCost] = []

@@ -1,4 +1,4 @@
-"""The block loop: stream the model, compressing as it goes."""
+"""Compresses a model block by block while it streams through memory."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def compress(
 
     Args:
         options: Method and settings.
-        plan: With its layers decided.
-        context: The conversion. Statistics that its evidence does not hold are collected here, and so are those of
-            inputs that come from compressed blocks.
+        plan: The plan, with its layers chosen.
+        context: The conversion. This function collects the statistics that its evidence lacks, and those of inputs
+            that come from compressed blocks.
         writer: Receives each tensor as soon as it is final.
-        tables: Embedding and head where they are quantized.
+        tables: Quantized embedding and lm_head, if they are quantized.
 
     Returns:
         Reports of the factorized and quantized matrices (their tensors released), and the compressed model's parity
@@ -65,8 +65,8 @@ def compress(
         reports = {name: Factorization.from_json(report) for name, report in state.data["reports"].items()}
         probe.restore(state)
         writer.resume(state.data["written"])
-    # First, because a value that cannot be stored is named here; in the block loop it would only be felt.
-    stream.release_table()  # it is read again to be written
+    # Write these first: an infinite value is reported here by name, and would only cause strange errors in the loop.
+    stream.release_table()  # the writer reads it again
     _write_tables(tables, writer)
     _write_all_but(later.union(writer.written, tables.quantized), checkpoint, writer)
     for index in range(done, stream.num_layers):
@@ -109,6 +109,6 @@ def _write_tables(tables: Tables, writer: SafetensorsWriter) -> None:
 
 def _write_factors(matrix: MatrixPlan, factors: Factorization, writer: SafetensorsWriter) -> None:
     for suffix, tensor in factors.tensors.items():
-        quantized = part_name(suffix, "scales") in factors.tensors  # its parts are stored instead
+        quantized = part_name(suffix, "scales") in factors.tensors  # then only its parts are stored
         if matrix.stores(suffix) and not quantized:
             writer.write(factor_name(matrix.name, suffix), tensor)

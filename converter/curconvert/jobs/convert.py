@@ -1,4 +1,4 @@
-"""The main job: checkpoint in, verified artifact out."""
+"""Converts a checkpoint into a verified artifact."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def convert(
     execution.check_installed()
     checkpoint = open_source(source)
     check_output(out, overwrite, inputs(checkpoint, options))
-    first = first_plan(checkpoint, options)  # refuses what cannot work before any tensor is read
+    first = first_plan(checkpoint, options)  # rejects impossible options before any tensor is read
     given = prepare(checkpoint, options)
     store = store_within(checkpoint, first, options, execution, workspace_of(out))
     states = states_bytes(checkpoint, options) if store.on_disk else 0

@@ -1,4 +1,4 @@
-"""Write the graphs and files of an uncompressed checkpoint."""
+"""Writes graphs and files of an uncompressed checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`curconvert heal`: an artifact and its original in, an artifact of the same size out."""
+"""Heals an artifact: trains its small factors and publishes an artifact of the same size."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ from curconvert_runtime.format.probes import Probes
 
 @dataclass(frozen=True)
 class Healing:
-    """What healing made.
+    """Result of healing.
 
     Attributes:
         path: The artifact.
-        curves: By stage: one for the whole model, or one for each block.
-        parameters: Numbers that were trained.
-        notices: Of the text.
-        report: Of the verification.
+        curves: Training curves by stage: one for the whole model, or one for each block.
+        parameters: Number of trained parameters.
+        notices: Notices about the text.
+        report: The verification.
     """
 
     path: Path
@@ -72,15 +72,15 @@ def heal(
 ) -> Healing:
     """Train an artifact's linking factors towards the original, or on a task, and publish the result.
 
-    The size, the graphs and every other tensor stay what they are: what is trained replaces what was there.
+    Trained values replace the old ones. The size, the graphs and every other tensor stay the same.
 
     Args:
         path: The artifact.
-        original: The checkpoint that it was made from; None where `options` does not need it.
+        original: The checkpoint that the artifact was made from; None if `options` does not need it.
         out: The folder to publish.
-        options: What to train, towards what, for how long.
+        options: What to train, the losses and the number of steps.
         overwrite: Replace an existing artifact.
-        resume: Go on from an interrupted run of the same healing.
+        resume: Resume an interrupted run of the same healing.
         verification: Gates that the result must pass; None leaves verification out.
         progress: Called after each step.
 
@@ -110,7 +110,7 @@ def heal(
             teacher = resident_model(checkpoint) if checkpoint and options.needs_original else None
             healed, curves = heal_whole(artifact, teacher, data, options, dtype, space.journal, progress, healed)
         manifest = _manifest(artifact, data, options, curves, healed)
-        for left in space.artifact.iterdir():  # of a run that was stopped while it wrote
+        for left in space.artifact.iterdir():  # files of a run that was stopped while writing
             left.unlink()
         copy_with(artifact, space.artifact, healed)
         seal(space.artifact, manifest)
@@ -135,17 +135,17 @@ def heal_whole(
     progress: Progress,
     start: Mapping[str, torch.Tensor],
 ) -> tuple[dict[str, torch.Tensor], dict[str, list[Point]]]:
-    """Train the model as one.
+    """Train the whole model at once.
 
     Args:
         artifact: The compressed model.
-        teacher: The original, where `options` need it.
-        data: To train on, and held out.
-        options: Losses, steps and rates.
-        dtype: Of products while training.
-        journal: Keeps the training.
+        teacher: The original, if `options` needs it.
+        data: Training and held-out text.
+        options: Losses, steps and learning rates.
+        dtype: Dtype of matrix products during training.
+        journal: Records the training, so that it can resume.
         progress: Called after each step.
-        start: Values that some tensors begin with, by stored name.
+        start: Initial values of some tensors, by stored name.
 
     Returns:
         The trained tensors by stored name, and the curve.
@@ -198,7 +198,7 @@ def _manifest(
     curves: dict[str, list[Point]],
     healed: dict[str, torch.Tensor],
 ) -> dict[str, Any]:
-    """Return the manifest: the matrices' errors were those of other factors."""
+    """Return the manifest of the healed artifact, without the errors of matrices whose factors changed."""
     trained = {name.rpartition(".")[0] for name in healed}
     matrices = [
         matrix | (UNKNOWN_ERRORS if matrix["name"].removesuffix(".weight") in trained else {})

@@ -1,4 +1,4 @@
-"""The passes over the original: once for a conversion, and once for all the sizes of a sweep."""
+"""Runs the passes over the original model: once per conversion, or once for all sizes of a sweep."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from curconvert.selection.layers import score_of, select_layers
 
 
 def measure(context: Context, wanted: Sequence[ConvertOptions]) -> Measured:
-    """Run the original model once forwards and, where gradients are needed, once back.
+    """Run the original model once forward, and once backward if gradients are needed; return what was measured.
 
     Args:
         context: The model and its text; its evidence receives the statistics.
-        wanted: Options of every conversion that the result is to serve; their sizes do not matter.
+        wanted: Options of every conversion that will use the result. Their sizes do not matter.
     """
     checkpoint, settings = context.checkpoint, context.settings
     scores = {score for score in (score_of(options.layers) for options in wanted) if score}
@@ -39,13 +39,13 @@ def measure(context: Context, wanted: Sequence[ConvertOptions]) -> Measured:
         progress=context.progress, journal=context.journal,
     )  # fmt: skip
     tables = UNQUANTIZED
-    if quantization and not quantization.mixed:  # mixed widths are chosen when the plan is known
+    if quantization and not quantization.mixed:  # mixed bits are chosen later, when the plan is known
         tables = quantized_tables(checkpoint, quantization, original.head)
     return Measured(original, backward.curves if isinstance(backward, Sensitivity) else (), tables)
 
 
 def _backward(context: Context, wanted: Sequence[ConvertOptions]) -> BackwardPass | None:
-    """Return the way back through the model that some conversions need, or None."""
+    """Return the backward pass that the conversions need; None if they need no gradients."""
     checkpoint, evidence, progress, journal = context.checkpoint, context.evidence, context.progress, context.journal
     rows = {name for options in wanted for name in _fisher_targets(checkpoint, options)}
     priced = [options for options in wanted if options.needs.curves]
@@ -57,10 +57,10 @@ def _backward(context: Context, wanted: Sequence[ConvertOptions]) -> BackwardPas
 
 
 def _gathering(context: Context, wanted: Sequence[ConvertOptions]) -> Gathering | None:
-    """Return what keeps the statistics of linears' inputs, where some conversions need them beforehand, or None.
+    """Return the collector of input statistics for this pass; None if no conversion needs them before it compresses.
 
-    One conversion calibrates while it compresses, because only some layers may be its targets. Where the inputs
-    themselves are kept, that is cheaper than to run the model again.
+    A single conversion can also collect statistics while it compresses, only for the layers it compresses. But if the
+    inputs are kept, collecting now is cheaper than running the model again.
     """
     checkpoint = context.checkpoint
     served = [options for options in wanted if not options.sequential]
@@ -69,11 +69,11 @@ def _gathering(context: Context, wanted: Sequence[ConvertOptions]) -> Gathering 
     if not first and not (alone and keeps_inputs(checkpoint, alone[0])):
         return None
     targets = {name for options in served for name in targets_of(checkpoint, options.roles)}
-    # What is not compressed is quantized by its inputs, too.
+    # Uncompressed linears are quantized with the statistics of their inputs, so collect those as well.
     if any(options.mixes_bits for options in wanted) or any(options.quantization for options in served):
         targets |= decoder_linears(checkpoint).keys()
     prices = len(alone) < len(served)
-    # Pricing alone needs no exact products: each of its solves has a ridge, far above the rounding.
+    # Costs alone do not need exact products: each of their solves has a ridge, far larger than the rounding error.
     ends = {name for name in targets if role_of(name) is Role.DOWN} if prices else set()
     return Gathering(
         targets, context.evidence, exact=not prices or bool(alone), tokens=context.tokens.calibration.size, split=ends
@@ -81,7 +81,7 @@ def _gathering(context: Context, wanted: Sequence[ConvertOptions]) -> Gathering 
 
 
 def _fisher_targets(checkpoint: Checkpoint, options: ConvertOptions) -> set[str]:
-    """Return the weights whose rows' Fisher information is needed; all layers' where a score will choose some."""
+    """Return the names of weights that need Fisher information per row; of all layers if a score chooses layers."""
     if options.mixes_bits:
         return set(decoder_linears(checkpoint))
     if not options.needs.fisher_rows:

@@ -1,8 +1,8 @@
-"""What only torch and the original can tell about an artifact.
+"""Checks an artifact with torch and with the checkpoint it was made from.
 
-`torch_parity` rebuilds the model in transformers from the artifact's own `config.json` and weights, with the same
-cache, padding and steps as the graphs, and compares every answer. `check_slices` compares the stored bytes with the
-checkpoint they came from.
+`torch_parity` rebuilds the model in transformers from the artifact's own `config.json` and weights. It uses the same
+cache, padding and steps as the graphs, and compares all outputs. `check_slices` compares the stored tensors with the
+source checkpoint.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from curconvert_runtime.format.hashing import sha256
 from curconvert_runtime.format.probes import Probes
 from curconvert_runtime.format.quantized import PARTS, part_name
 
-_SAME_ERROR = 1e-4  # that sums of squares may differ by, on another machine
+_SAME_ERROR = 1e-4  # accepted difference of a relative error, because sums of squares differ between machines
 
 
 @dataclass(frozen=True)
 class ParityResult:
-    """What the comparison with torch found.
+    """Result of the comparison with torch.
 
     Attributes:
-        checks: Per graph: logits, first and last keys; and torch now against torch at the conversion.
+        checks: Logits, first and last keys of each graph; and torch now against torch at the conversion.
     """
 
     checks: tuple[Check, ...]
@@ -53,13 +53,13 @@ class ParityResult:
 
 
 class TorchSession:
-    """The torch model behind a session's `forward`: left padding, a real cache."""
+    """Wraps the torch model with a session's `forward`: left padding, and a key/value cache."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
 
     def allocate_cache(self, batch: int, capacity: int) -> DynamicCache:
-        """Return an empty cache without a config: every layer keeps all keys, windows are a matter of the mask."""
+        """Return an empty cache. Without a config, every layer keeps all keys, and only the mask applies windows."""
         return DynamicCache()
 
     def forward(
@@ -84,11 +84,11 @@ def _cache_keys(cache: DynamicCache) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def torch_parity(path: str | Path, options: VerifyOptions | None = None) -> ParityResult:
-    """Compare both graphs with the torch model built from the artifact: prefill, 16 decode steps, batch, padding.
+    """Compare each graph with the torch model built from the artifact: padded batch, prefill, 16 decoding steps.
 
     Args:
         path: The artifact's folder.
-        options: `max_parity`, provider and threads are used.
+        options: Only `max_parity`, provider and threads are used.
 
     Raises:
         IntegrityError: The folder is damaged, or its tensors do not fit its config.
@@ -117,14 +117,14 @@ def check_slices(path: str | Path, original: str | Path | Checkpoint) -> list[Ch
         original: The checkpoint, or what `open_checkpoint` takes.
 
     Returns:
-        Three checks: the source files' sha256; C and R as columns and rows of the original weight (R of a `subspace`
-        basis is not made of them), and the kept rows of smaller MLPs and of queries and keys; every other tensor, a
-        bias of kept rows too. Of a bias that the manifest calls corrected, and of what was trained, only the shape:
-        their values depend on a text. With quantized tensors a fourth: what they stand for is as far from the original
-        as the manifest says. Bits of theirs cannot be compared, because each rounding error moves the numbers after it.
+        `source.files` compares the sha256 of the source files. `source.slices` compares all factors that must be
+        columns or rows of the original (not R of a `subspace` basis). `source.tensors` compares every other tensor; of
+        corrected biases and trained tensors only the shape, because their values depend on a text.
+        `source.quantized`, if tensors are quantized, checks that each matrix is as far from the original as the
+        manifest says. Bits cannot be compared, because each rounding error changes the numbers after it.
 
     Raises:
-        CurConvertError: Either cannot be opened.
+        CurConvertError: The artifact or the checkpoint cannot be opened.
     """
     artifact = Artifact.open(path)
     checkpoint = open_checkpoint(original) if isinstance(original, str | Path) else original
@@ -133,23 +133,23 @@ def check_slices(path: str | Path, original: str | Path | Checkpoint) -> list[Ch
     same = recorded == found
     detail = f"{len(found)} source files have the recorded sha256"
     checks = [
-        Check("source.files", same, detail if same else f"the artifact was made from other files than {original}")
+        Check("source.files", same, detail if same else f"the artifact was not made from the files of {original}")
     ]
     slices, others = list(_slice_faults(artifact, checkpoint)), list(_other_faults(artifact, checkpoint))
     verdicts = [
-        ("source.slices", slices, "every tensor that is said to be columns or rows of the original's is"),
-        ("source.tensors", others, "every other tensor equals the original's"),
+        ("source.slices", slices, "all factors that must be columns or rows of the original are"),
+        ("source.tensors", others, "all other tensors equal the original's"),
     ]
     if artifact.quantized:
         far = list(_quantized_faults(artifact, checkpoint))
         verdicts.append(
-            ("source.quantized", far, "every quantized matrix is as near to the original's as it is said to be")
+            ("source.quantized", far, "quantized matrices are as close to the original as the manifest says")
         )
     return [*checks, *(Check(name, not faults, "; ".join(faults[:3]) or good) for name, faults, good in verdicts)]
 
 
 def _quantized_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[str]:
-    """Compare distances from the original's matrices with those in the manifest."""
+    """Yield the matrices whose distance from the original differs from the manifest's."""
     for row in artifact.manifest["quantization"]["tensors"]:
         if row["relative_frobenius_error"] is not None:
             yield from _distance_faults(row, stored_matrix(artifact, row["name"]), checkpoint)
@@ -171,7 +171,7 @@ def _distance_faults(row: Mapping[str, Any], stored: NDArray[Any], checkpoint: C
     whole = float(np.linalg.norm(weight))
     error = float(np.linalg.norm(weight - stored)) / whole if whole > 0 else 0.0
     if said is None or not math.isclose(error, said, rel_tol=_SAME_ERROR, abs_tol=_SAME_ERROR):
-        yield f"{name} is {error:.4f} of its norm from the original, the manifest says {said}"
+        yield f"{name} has a relative error of {error:.4f} to the original, the manifest says {said}"
 
 
 def _slice_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[str]:
@@ -213,6 +213,6 @@ def _other_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[str]:
 
 
 def _same_bits(stored: Tensor, wanted: Tensor) -> bool:
-    """Compare bits, so that −0 differs from 0 and a NaN equals itself."""
+    """Tell whether two tensors have the same bits: −0 differs from 0, and a NaN equals itself."""
     cast = wanted.to(stored.dtype).contiguous()
     return bool(torch.equal(stored.contiguous().view(torch.uint8), cast.view(torch.uint8)))

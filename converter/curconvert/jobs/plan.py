@@ -1,4 +1,4 @@
-"""Show and estimate what a conversion would do, without reading a weight."""
+"""Plans a conversion and estimates its time, memory and disk space, without reading a weight."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def plan(source: SourceOptions, options: ConvertOptions) -> Plan:
 def predict(
     source: SourceOptions, options: ConvertOptions, folder: Path, execution: ExecutionOptions = _LOCAL
 ) -> Estimate:
-    """Estimate what `convert` takes on this machine, whose speed is measured for a second or two.
+    """Estimate time, memory and disk space of `convert` on this machine. Measuring its speed takes a second or two.
 
     Args:
         source: The checkpoint.
-        options: What would be done.
-        folder: On the disk that would be written to.
+        options: Options of the conversion.
+        folder: A folder on the disk that the conversion would write to.
         execution: Where matrices would be factorized.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What comes before a conversion's first pass: its plan from shapes alone, the calibration text, the context."""
+"""Prepares a conversion: its plan from shapes, the calibration text, and the context."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from curconvert_runtime.format.files import TOKENIZER
 
 @dataclass(frozen=True)
 class Prepared:
-    """What every conversion of one model on one calibration text starts from.
+    """Model and calibration text, shared by every conversion of one model on one text.
 
     Attributes:
         checkpoint: The original.
-        companions: Its files that are passed on.
+        companions: Its other files, which the artifact gets.
         tokens: Calibration and probe sequences.
         dtype: Name of the deployed dtype.
-        store: Takes hidden states on the calibration tokens.
+        store: Holds hidden states on the calibration tokens.
     """
 
     checkpoint: Checkpoint
@@ -51,14 +51,14 @@ class Prepared:
     def context(
         self, settings: Settings, scratch: Path, executor: Executor, progress: Progress, journal: Journal = UNRECORDED
     ) -> Context:
-        """Return what travels through a conversion.
+        """Return the context of a conversion.
 
         Args:
-            settings: Of the conversion.
-            scratch: A folder for what the passes over the original find: empty, or as an interrupted run has left it.
-            executor: Works on matrices side by side.
-            progress: Called as work goes on.
-            journal: Keeps each step.
+            settings: Settings of the conversion.
+            scratch: Folder for the results of the passes over the original; empty, or left by an interrupted run.
+            executor: Factorizes several matrices at a time.
+            progress: Called after each step.
+            journal: Records finished steps.
         """
         return Context(
             checkpoint=self.checkpoint,
@@ -74,44 +74,44 @@ class Prepared:
 
 
 def first_plan(checkpoint: Checkpoint, options: ConvertOptions) -> Plan:
-    """Plan what shapes alone can tell.
+    """Return the plan that follows from the tensors' shapes.
 
     Raises:
-        InputError: The size cannot be had.
+        InputError: The method cannot reach the size.
     """
     plan = options.method.plan(checkpoint, options)
-    chosen = options.method.sizes_whole or score_of(options.layers)  # what is compressed is known later
+    chosen = options.method.sizes_whole or score_of(options.layers)  # the compressed matrices are only known later
     if options.quantization and options.mixes_bits and not chosen:
         check_bits(options.quantization, checkpoint, plan)
     return plan
 
 
 def prepare(checkpoint: Checkpoint, settings: Settings) -> Prepared:
-    """Read the calibration text.
+    """Read the calibration text, and check the device.
 
     Args:
         checkpoint: The original.
         settings: Name the text, the deployed dtype and the device.
 
     Raises:
-        CurConvertError: The text, or the model's tokenizer, does not do, or the device is not there.
+        CurConvertError: Text or tokenizer is unusable, or the device does not exist.
     """
     find_device(settings.device)
     companions = checkpoint.companions()
     tokenizer = companions.written.get(TOKENIZER) or companions.copied.get(TOKENIZER)
     tokens = load_tokens(settings.calibration, tokenizer, vocab_size=checkpoint.tensors[EMBEDDING].shape[0])
-    parity_batch(tokens.probes)  # refuses sequences too short to verify on
+    parity_batch(tokens.probes)  # rejects sequences that are too short for the verification
     return Prepared(checkpoint, companions, tokens, deployed_dtype(checkpoint, settings.dtype, settings.arithmetic))
 
 
 def sampled(prepared: Prepared, settings: Settings, progress: Progress, journal: Journal = UNRECORDED) -> Prepared:
-    """Let the model write its share of the calibration text.
+    """Return `prepared` with calibration text that includes the model's own samples.
 
     Args:
         prepared: The model and the given text.
-        settings: The share, and the seed of the sampling.
-        progress: Called after each token that is written.
-        journal: Keeps the text.
+        settings: Share of sampled text, and the seed.
+        progress: Called after each sampled token.
+        journal: Records the text.
     """
     if state := journal.recall("sample"):
         calibration, probes = (ids.numpy() for ids in state.restored("ids"))
@@ -127,6 +127,6 @@ def sampled(prepared: Prepared, settings: Settings, progress: Progress, journal:
 
 
 def inputs(checkpoint: Checkpoint, settings: Settings) -> tuple[Path, ...]:
-    """Return every path that a conversion reads, so that its output can keep away from them."""
+    """Return every path that a conversion reads. Its output must not overlap with them."""
     text = () if settings.calibration.source == BUILTIN else (Path(settings.calibration.source),)
     return (checkpoint.path, *checkpoint.files, *text)

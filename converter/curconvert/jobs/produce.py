@@ -1,4 +1,4 @@
-"""From a plan to a verified folder."""
+"""Turns a plan into a verified artifact folder."""
 
 from __future__ import annotations
 
@@ -40,22 +40,22 @@ def produce(
     options: ConvertOptions,
     verification: VerifyOptions | None,
 ) -> tuple[VerificationReport | None, int | None]:
-    """Fill a folder with the artifact, and verify it.
+    """Write the artifact into a folder, and verify it.
 
     Args:
-        work: A folder: empty, or as an interrupted run has left it.
+        work: The folder; empty, or left by an interrupted run.
         context: The conversion.
-        companions: The original's files that are passed on.
-        measured: What the original gave.
+        companions: The original's other files, which the artifact gets.
+        measured: Results of the passes over the original.
         decided: Form and rank of every matrix.
         options: Method and settings.
-        verification: Gates that the artifact must pass; None leaves verification out.
+        verification: Thresholds that the artifact must meet; None skips verification.
 
     Returns:
-        The verification, and the most resident memory before it.
+        The verification report, and the peak resident memory before the verification, in bytes.
 
     Raises:
-        CurConvertError: What cannot be stored or does not pass.
+        CurConvertError: A tensor cannot be stored, or the verification fails.
     """
     checkpoint, tokens, dtype = context.checkpoint, context.tokens, context.dtype
     tables, costs = measured.tables, list[RoundingCost]()
@@ -84,7 +84,7 @@ def produce(
 def _with_bits(
     context: Context, measured: Measured, decided: Plan, options: ConvertOptions
 ) -> tuple[Context, Tables, list[RoundingCost]]:
-    """Choose each matrix's width, and return what it was chosen by as well."""
+    """Choose 4 or 8 bits for each matrix; return the new context, the quantized tables and the measured costs."""
     assert options.quantization is not None
     assert measured.original.head is not None
     check_bits(options.quantization, context.checkpoint, decided)

@@ -1,4 +1,4 @@
-"""`curconvert resize`: a scored artifact in, a smaller one out."""
+"""Resizes a scored artifact: cuts it to a smaller one without calibration or training."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class Resizing:
 
     Attributes:
         path: The folder.
-        plan: Its sizes.
-        report: The verification; None if it was not asked for.
+        plan: Form and rank of its matrices.
+        report: The verification; None if it was skipped.
     """
 
     path: Path
@@ -70,19 +70,19 @@ def resize(
     execution: ExecutionOptions = _LOCAL,
     progress: Progress = silent,
 ) -> Resizing:
-    """Cut a scored artifact to a smaller size; nothing but its folder is read.
+    """Cut a scored artifact to a smaller size. This reads only the artifact's folder.
 
     Args:
         path: The scored artifact.
-        out: The folder to publish; it appears complete, or not at all. It is not scored itself.
+        out: The folder to publish; it appears complete, or not at all. It has no scores and cannot be resized again.
         options: The size.
         overwrite: Replace an existing artifact.
-        verification: Gates that the result must pass; None leaves verification out.
-        execution: Where matrices are cut; it changes no byte.
+        verification: Thresholds that the result must meet; None skips verification.
+        execution: Where matrices are cut; the choice changes no byte.
         progress: Called after each block.
 
     Raises:
-        CurConvertError: Its subclass says whose fault it is; `out` is then untouched.
+        CurConvertError: The subclass tells the cause; `out` is then unchanged.
     """
     execution.check_installed()
     artifact = Artifact.open(path)
@@ -114,7 +114,7 @@ def _write(
     executor: Executor,
     progress: Progress,
 ) -> CompressedProbe:
-    """Write every tensor, block by block, and ask the smaller model what the larger one was asked."""
+    """Write every tensor, block by block; return the smaller model's outputs on the parity sequences."""
     stream = BlockStream(scored.source)
     probe = ParityProbe(stream, asked.ids, asked.lengths)
     matrices = {matrix.name: matrix for matrix in decided.matrices if matrix.rank is not None}
@@ -140,7 +140,7 @@ def _write(
 def _block(
     block: Block, scored: Scored, matrices: Mapping[str, MatrixPlan], dtype: torch.dtype, executor: Executor
 ) -> Tensors:
-    """Return the tensors of a block's smaller matrices: those that stay as they are, and those that are cut."""
+    """Return the tensors of a block's compressed matrices: unchanged if the rank stays, otherwise cut."""
     found: dict[str, dict[str, Tensor]] = {}
     smaller = []
     for name in block.linears:
@@ -156,7 +156,7 @@ def _block(
 
 
 def _manifest(artifact: Artifact, scored: Scored, decided: Plan, options: ResizeOptions) -> dict[str, Any]:
-    """Return the manifest: what was cut has other errors than it had, and nobody has measured them."""
+    """Return the manifest of the smaller artifact. Errors of cut matrices are null, because nothing measured them."""
     kept = {name: value for name, value in artifact.manifest.items() if name != "files"}
     return {
         **kept,
@@ -174,7 +174,7 @@ def _manifest(artifact: Artifact, scored: Scored, decided: Plan, options: Resize
 
 
 def _target(artifact: Artifact) -> str:
-    """Return the provider that an artifact's fused graph was made for; the manifest's options only inform."""
+    """Return the provider that an artifact's fused graph was made for; its arithmetic counts, not only the options."""
     fitting = [name for name, entry in PROVIDERS.items() if entry.arithmetic == artifact.arithmetic("fused")]
     recorded = artifact.manifest["options"].get("target")
     return recorded if recorded in fitting else fitting[0]

@@ -1,4 +1,4 @@
-"""Verify a finished folder and seal it."""
+"""Verifies a finished folder and writes its manifest and reports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from curconvert_runtime.checks.verification import VerifyOptions
 def verify_and_seal(
     work: Path, manifest: dict[str, Any], verification: VerifyOptions | None, progress: Progress
 ) -> VerificationReport | None:
-    """Verify the artifact as it will be published, and put what was measured into it."""
+    """Verify the finished artifact and write the measured fidelity into its manifest and reports."""
     write_reports(work, manifest)
     seal(work, manifest)
     if verification is None:

@@ -1,4 +1,4 @@
-"""Open a checkpoint."""
+"""Opens a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from curconvert.options.source import SourceOptions
 
 
 def open_source(source: SourceOptions) -> Checkpoint:
-    """Open a checkpoint.
+    """Return the opened checkpoint.
 
     Raises:
-        CurConvertError: It cannot be read, or is of a kind that is not supported.
+        CurConvertError: It cannot be read, or its kind is not supported.
     """
     return open_checkpoint(source.model, config=source.config, config_set=source.config_set, revision=source.revision)

@@ -1,4 +1,4 @@
-"""`verify` with everything at hand: the torch-free gates, and what torch and the original can add."""
+"""Verifies an artifact without torch, and adds checks with torch and the original if they are available."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def verify_artifact(
     torch: bool | None = None,
     progress: Progress | None = None,
 ) -> VerificationReport:
-    """Verify an artifact, with torch where it is installed.
+    """Verify an artifact, with torch if it is installed.
 
     Args:
         artifact: The folder.
-        options: Thresholds and the torch-free settings; `against` is filled in here.
-        against: The original: a folder that `export` wrote, or a checkpoint (then the factors' rows and columns
-            are compared with it too, and it is exported to a temporary folder).
-        torch: Whether to compare with transformers; None means where it is installed.
+        options: Thresholds and other settings; this function sets `against`.
+        against: The original: a folder that `export` wrote, or a checkpoint. A checkpoint is exported to a temporary
+            folder, and also compared with the stored factors and tensors.
+        torch: Whether to compare with transformers; None compares if torch is installed.
         progress: Called with (stage, done, total).
 
     Raises:

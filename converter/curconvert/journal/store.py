@@ -1,7 +1,7 @@
-"""The journal of a conversion: what is finished, and what the next step needs of it.
+"""Records the finished steps of a conversion, and the state that the next step needs.
 
-A step is recorded when its outcome is on the disk, by one rename. So a run that ends at any instant, however, leaves a
-journal that another run can go on from, and that run computes with the very same numbers.
+A step is recorded by one rename, after its results are on the disk. So a run can stop at any moment, and another run
+can resume from its journal. The resumed run computes with exactly the same numbers.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _DATA = "data"
 
 @dataclass(frozen=True)
 class State:
-    """What a loop carries from one step to the next.
+    """State that a loop passes from one step to the next.
 
     Attributes:
-        data: JSON.
+        data: Values that JSON can store.
         tensors: Lists of tensors, by name.
     """
 
@@ -41,18 +41,18 @@ class State:
     tensors: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
 
     def restored(self, name: str) -> list[Tensor]:
-        """Return a list of tensors; one that was empty left no trace."""
+        """Return the list of tensors with a name; empty lists are not stored, so a missing name gives an empty one."""
         return list(self.tensors.get(name, ()))
 
     def save(self, path: Path) -> None:
         """Write it to a safetensors file, which has the data as its metadata.
 
-        The library's own writer takes all tensors at once, which may be larger than the memory: here they are written
-        one by one, after the header that their shapes give.
+        The safetensors library needs all tensors at once, which may not fit in memory. So this writes the header first,
+        and then one tensor after the other.
         """
         parts = [(name, number) for name, tensors in self.tensors.items() for number in range(len(tensors))]
         specs = [_spec(name, number, self.tensors[name][number]) for name, number in parts]
-        # Large elements first: then each tensor starts at a multiple of its elements' size.
+        # Wide dtypes first, so that each tensor starts at a multiple of its element size.
         order = sorted(range(len(parts)), key=lambda index: -specs[index].dtype.itemsize)
         with path.open("wb") as file:
             file.write(encoded_header([specs[index] for index in order], {_DATA: json.dumps(self.data)}))
@@ -61,7 +61,7 @@ class State:
 
     @classmethod
     def load(cls, path: Path) -> State:
-        """Open what `save` has written; a tensor is read when it is asked for, so the file has to stay until then."""
+        """Return the state that `save` wrote. Tensors are read when they are used, so keep the file until then."""
         with safe_open(path, framework="pt") as stored:
             data = json.loads(stored.metadata()[_DATA])
             counts = Counter(key.rpartition(".")[0] for key in stored.keys())  # noqa: SIM118 - it is no mapping
@@ -69,7 +69,7 @@ class State:
 
 
 class _Stored(TensorList):
-    """A list of tensors in a file."""
+    """A list of tensors that are stored in a file."""
 
     def __init__(self, path: Path, name: str, count: int) -> None:
         self._path, self._name, self._count = path, name, count
@@ -78,7 +78,7 @@ class _Stored(TensorList):
         return self._count
 
     def at(self, index: int) -> Tensor:
-        """Read one, into torch's own memory, whose alignment some kernels' results depend on."""
+        """Read one tensor into torch's own memory, because results of some kernels depend on the alignment."""
         with safe_open(self._path, framework="pt") as stored:
             found: Tensor = stored.get_tensor(_key(self._name, index)).clone()
         return found
@@ -93,11 +93,11 @@ def _spec(name: str, number: int, tensor: Tensor) -> TensorSpec:
 
 
 class Journal:
-    """The finished steps of one conversion; without a folder nothing is kept.
+    """Records the finished steps of one conversion; without a folder it records nothing.
 
     Args:
-        folder: Where its files are.
-        fingerprint: What the conversion's outcome depends on, by name.
+        folder: Folder of the journal's files.
+        fingerprint: What the conversion's result depends on, by name.
     """
 
     def __init__(self, folder: Path | None = None, fingerprint: Mapping[str, str] | None = None) -> None:
@@ -106,17 +106,17 @@ class Journal:
 
     @classmethod
     def create(cls, folder: Path, fingerprint: Mapping[str, str]) -> Self:
-        """Start a journal in an empty folder."""
+        """Return a new journal in an empty folder."""
         journal = cls(folder, fingerprint)
         journal._commit()
         return journal
 
     @classmethod
     def open(cls, folder: Path, fingerprint: Mapping[str, str]) -> Self:
-        """Read a journal.
+        """Return the journal in a folder.
 
         Raises:
-            InputError: It is damaged, or of a conversion of something else; the first difference is named.
+            InputError: It is damaged, or its fingerprint differs; the message names the first difference.
         """
         journal, path = cls(folder, fingerprint), folder / JOURNAL
         try:
@@ -140,18 +140,18 @@ class Journal:
         return journal
 
     def recall(self, stage: str) -> State | None:
-        """Return what was last recorded of a stage, or None."""
+        """Return the last recorded state of a stage, or None."""
         if self._folder is None or stage not in self._stages:
             return None
         return State.load(self._folder / self._stages[stage]["file"])
 
     def record(self, stage: str, state: State, durable: Sequence[Callable[[], None]] = ()) -> None:
-        """Make a step count; what was recorded of its stage before is given up.
+        """Record a finished step, and drop the previous state of its stage.
 
         Args:
-            stage: Its name.
-            state: What the next step needs.
-            durable: Called first: they bring to the disk what the step has left in other files.
+            stage: Name of the stage.
+            state: State that the next step needs.
+            durable: Called first; they flush the step's other files to the disk.
         """
         if self._folder is None:
             return
@@ -175,4 +175,4 @@ class Journal:
 
 _START_OVER = "pass --no-resume to start over"
 UNRECORDED = Journal()
-"""For work that is done in one go."""
+"""Journal for work that needs no resuming: it records nothing."""

@@ -1,4 +1,4 @@
-"""Tensors that are read one at a time."""
+"""Defines lists of tensors that are read one at a time."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 
 class TensorList(Sequence[Tensor]):
-    """A list whose members are fetched when they are asked for."""
+    """A list that reads each tensor when it is used."""
 
     @abstractmethod
     def at(self, index: int) -> Tensor:
         """Return one member.
 
         Args:
-            index: From 0 to the length, exclusive.
+            index: From 0 to length − 1.
         """
 
     @overload
@@ -26,5 +26,5 @@ class TensorList(Sequence[Tensor]):
     def __getitem__(self, index: slice) -> Sequence[Tensor]: ...
     def __getitem__(self, index: int | slice) -> Tensor | Sequence[Tensor]:
         """Return one member or, in memory, several."""
-        number = range(len(self))[index]  # checks it, and counts negative ones from the end
+        number = range(len(self))[index]  # checks the index, and resolves negative ones
         return self.at(number) if isinstance(number, int) else [self.at(i) for i in number]

@@ -1,1 +1,1 @@
-"""Checks an artifact: its parts, what it computes, and how close it is to the original."""
+"""Checks an artifact: its stored parts, the outputs of its graphs, and how close it is to the original model."""

@@ -1,4 +1,4 @@
-"""Compare the compressed model with the original: from its stored answers, or exactly with both models running."""
+"""Compares the compressed model with the original: with its stored answers, or exactly by running both models."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from curconvert_runtime.format.probes import OriginalProbe
 from curconvert_runtime.serve.runner import Runner
 from curconvert_runtime.serve.text import Tokenizer
 
-_BLOCK = 32  # positions widened to float64 at a time: bounds the memory at large vocabularies
+_BLOCK = 32  # positions widened to float64 at a time, which limits memory with large vocabularies
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
 
 
 def _next_log_probs(log_probs: NDArray[np.float64], ids: NDArray[np.integer], start: int) -> NDArray[np.float64]:
-    """Return the log-probability of the token after each position from `start`; none after the last token."""
+    """Return the log-probability of the next token at each position from `start`; the last token has no next one."""
     following = ids[start + 1 : start + 1 + len(log_probs)].astype(np.int64)
     return np.take_along_axis(log_probs[: len(following)], following[:, None], axis=-1)[:, 0]
 
 
 def probe_fidelity(compressed: Runner, probe: OriginalProbe, progress: Progress | None = None) -> metrics.Fidelity:
-    """Compare with the original's stored answers.
+    """Return the fidelity to the original, computed from its stored answers.
 
-    These are its most likely tokens and one bucket for all others, so the divergence is a lower bound; top-1 agreement
-    and perplexities are exact.
+    Those hold its most likely tokens and one bucket for the others, so the KL divergence is a lower bound. Top-1
+    agreement and perplexities are exact.
     """
     kl, same, following = _unmeasured(probe.ids.shape)
     for row, ids in enumerate(probe.ids):
@@ -55,7 +55,7 @@ def probe_fidelity(compressed: Runner, probe: OriginalProbe, progress: Progress 
 def exact_fidelity(
     compressed: Runner, original: Runner, ids: NDArray[np.integer], progress: Progress | None = None
 ) -> metrics.Fidelity:
-    """Run both models on the same sequences (sequences, tokens) and compare their whole distributions."""
+    """Return the fidelity from running both models on `ids` (sequences, tokens), over the whole vocabulary."""
     kl, same, following = _unmeasured(ids.shape)
     for row, sequence in enumerate(ids):
         theirs, ours = (np.asarray(model.logits(sequence)) for model in (original, compressed))
@@ -75,7 +75,7 @@ def exact_fidelity(
 
 
 def _unmeasured(shape: tuple[int, ...]) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64]]:
-    """Return room for divergences, agreement, and both models' log-probability of the next token."""
+    """Return empty arrays for divergences, top-1 agreement, and both models' log-probability of the next token."""
     sequences, tokens = shape
     following = np.full((2, sequences, max(tokens - 1, 0)), np.nan)
     return np.full(shape, np.nan), np.zeros(shape, dtype=np.bool_), following
@@ -86,10 +86,10 @@ def _blocks(tokens: int) -> Iterator[slice]:
 
 
 def check_reference(artifact: Artifact, reference: Artifact) -> None:
-    """Refuse a reference that cannot be this artifact's original.
+    """Check that a reference can be this artifact's original.
 
     Raises:
-        InputError: It is the compressed model itself, it is compressed too, or its vocabulary or tokenizer differs.
+        InputError: It has the same weights, it is compressed, or its vocabulary or tokenizer differs.
     """
 
     def weights(side: Artifact) -> list[str]:
@@ -109,7 +109,7 @@ def check_reference(artifact: Artifact, reference: Artifact) -> None:
 
 
 def _tokens(artifact: Artifact) -> Any:
-    """Return what decides which text a token id stands for; formatting and defaults of the file do not."""
+    """Return the parts of `tokenizer.json` that decide the text of each token id, without formatting and defaults."""
     if not artifact.has(TOKENIZER):
         return None
     tokenizer = strict_json.read(artifact.file(TOKENIZER), limit=1 << 28)
@@ -120,10 +120,10 @@ def _tokens(artifact: Artifact) -> Any:
 
 
 def text_windows(artifact: Artifact, text: str, window: int, max_tokens: int) -> NDArray[np.int64]:
-    """Encode at most `max_tokens` of a text and cut them into whole windows, without special tokens.
+    """Return the first `max_tokens` tokens of a text in whole windows, (windows, window), without special tokens.
 
     Raises:
-        InputError: The text is shorter than a window, or the window longer than the context.
+        InputError: The text is shorter than a window, or the window is longer than the context.
     """
     context = artifact.model["max_position_embeddings"]
     if not 2 <= window <= context:

@@ -1,7 +1,7 @@
-"""How far one language model is from another, in float64: KL divergence, top-1 agreement, perplexity.
+"""Measures how far one language model is from another, in float64: KL divergence, top-1 agreement, perplexity.
 
-Arrays are (sequences, positions) for per-token values and (..., vocabulary) for logits. Everything is in nats.
-A value that is not finite is never dropped: it reaches the summary, where a threshold comparison fails on it.
+Per-token values have shape (sequences, positions), logits (..., vocabulary). Divergences are in nats. A value that is
+not finite stays in the result, so that a comparison with a threshold fails.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def logsumexp(values: NDArray[np.floating]) -> Float:
 def log_softmax(logits: NDArray[np.floating]) -> Float:
     """Return log-probabilities over the last axis, in float64."""
     wide = np.asarray(logits, dtype=np.float64)
-    with np.errstate(invalid="ignore"):  # inf − inf: the NaN is the answer, and fails the check that reads it
+    with np.errstate(invalid="ignore"):  # inf − inf gives a NaN, on which later checks fail
         return wide - logsumexp(wide)[..., None]
 
 
 def kl_divergence(reference: NDArray[np.floating], candidate: NDArray[np.floating]) -> Float:
     """Return KL(reference ‖ candidate), (...), from log-probabilities (..., vocabulary).
 
-    It is +inf where the candidate excludes what the reference allows. Rounding below zero is clipped.
+    It is +inf if the candidate gives probability 0 to a token that the reference allows. It is never below 0.
     """
     p, q = np.asarray(reference, np.float64), np.asarray(candidate, np.float64)
     mass = np.exp(p)
@@ -74,12 +74,12 @@ def kl_lower_bound(
 
 @dataclass(frozen=True)
 class Distribution:
-    """A per-token quantity, summarized.
+    """Summary of a per-token quantity.
 
     Attributes:
-        mean: Over all tokens.
-        standard_error: Of the mean, from the spread between sequences, because tokens of one sequence are not
-            independent; NaN with a single sequence.
+        mean: Mean over all tokens.
+        standard_error: Standard error of the mean, from the spread between sequences, because tokens of one sequence
+            are not independent; NaN with a single sequence.
         median, p90, p99: 50th, 90th and 99th percentile.
         max: Largest value.
     """
@@ -93,7 +93,7 @@ class Distribution:
 
 
 def standard_error(values: NDArray[np.floating]) -> float:
-    """Return the standard error of the mean of (sequences, positions) values, sequences being the samples."""
+    """Return the standard error of the mean of (sequences, positions) values; the samples are the sequences."""
     if len(values) < 2:
         return float("nan")
     with np.errstate(invalid="ignore"):
@@ -101,7 +101,7 @@ def standard_error(values: NDArray[np.floating]) -> float:
 
 
 def summarize(values: NDArray[np.floating]) -> Distribution:
-    """Summarize (sequences, positions) values."""
+    """Return mean, standard error and percentiles of (sequences, positions) values."""
     wide = np.asarray(values, dtype=np.float64)
     if wide.ndim != 2 or wide.size == 0:
         raise InputError(f"metrics: no tokens to summarize (shape {wide.shape}); give a longer text")
@@ -112,7 +112,7 @@ def summarize(values: NDArray[np.floating]) -> Distribution:
 
 
 def perplexity(next_log_probs: NDArray[np.floating]) -> float:
-    """Return exp of the mean negative log-probability of the tokens that follow; inf when it overflows."""
+    """Return the perplexity: exp of the mean negative log-probability of the next tokens; inf on overflow."""
     if next_log_probs.size == 0:
         raise InputError("metrics: no next tokens to compute a perplexity from; give a longer text")
     with np.errstate(over="ignore"):
@@ -124,15 +124,15 @@ class Fidelity:
     """How close the compressed model is to the original on one text.
 
     Attributes:
-        exact: True when `kl` is over the whole vocabulary; False when it is the bucketed lower bound.
+        exact: True if `kl` covers the whole vocabulary; False if it is the bucketed lower bound.
         sequences: Number of sequences.
         tokens: Number of positions compared.
         kl: KL(original ‖ compressed) per position.
         top1: Share of positions where both models' most likely token is the same.
-        top1_standard_error: Of `top1`, from the spread between sequences.
-        perplexity_original, perplexity_compressed: Of each model on the text.
-        perplexity_ratio: Compressed over original.
-        log_ratio_standard_error: Of log(perplexity_ratio), paired by token, from the spread between sequences.
+        top1_standard_error: Standard error of `top1`, from the spread between sequences.
+        perplexity_original, perplexity_compressed: Perplexity of each model on the text.
+        perplexity_ratio: perplexity_compressed / perplexity_original.
+        log_ratio_standard_error: Standard error of log(perplexity_ratio), paired by token, between sequences.
     """
 
     exact: bool
@@ -155,10 +155,10 @@ def fidelity(
     *,
     exact: bool,
 ) -> Fidelity:
-    """Summarize comparisons per token, (sequences, positions).
+    """Summarize per-token comparisons of two models as one `Fidelity`.
 
-    They are divergences, which cover the whole vocabulary if `exact`, agreement of the most likely tokens, and both
-    models' log-probability of the next token, which the last position lacks.
+    `kl` and `same_top1` are (sequences, positions). `original_next` and `compressed_next` are the log-probabilities of
+    the next token and lack the last position. `exact` says that `kl` covers the whole vocabulary.
     """
     with np.errstate(invalid="ignore", over="ignore"):
         loss_increase = np.asarray(original_next, np.float64) - np.asarray(compressed_next, np.float64)

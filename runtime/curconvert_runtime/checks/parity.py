@@ -1,4 +1,4 @@
-"""Run a graph on stored tokens, prefill and decode with a real cache, and compare the answers number by number."""
+"""Runs a graph on stored tokens (prefill, then decoding with a cache) and compares its outputs with stored ones."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from curconvert_runtime.format.probes import DECODE_STEPS, CompressedProbe
 from curconvert_runtime.serve.runner import KeyValueCache
 
 MAX_PARITY = 1e-3
-"""Largest |Δlogit|, and |Δkey| relative to the largest key, that still counts as the same answer: graphs and torch
-compute in float32 with the same stored weights, whatever the weights' dtype."""
+"""Largest accepted |Δlogit|, and |Δkey| relative to the largest key. Graphs and torch both compute in float32 with the
+same stored weights, whatever the weights' dtype."""
 
 MAX_PARITY_FLOAT16 = 0.02
-"""The same for a graph that computes in float16, |Δlogit| relative to the largest logit: float16 has 11 binary digits,
-and the roundings of all layers add up."""
+"""The limit for a graph that computes in float16, with |Δlogit| relative to the largest logit. float16 has 11 binary
+digits, and the rounding errors of all layers add up."""
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """A model's answers on B sequences, aligned to the first token; nothing past a row's length is meaningful.
+    """A model's outputs on B sequences, aligned to the first token. Values past a row's length mean nothing.
 
     Attributes:
         logits: float32 (B, T, vocabulary or a sample of it).
@@ -48,13 +48,13 @@ def teacher_forced(
     padding: str,
     keys: Callable[[Any], tuple[NDArray[Any], NDArray[Any]]] = session_keys,
 ) -> Outputs:
-    """Prefill all but the last 16 tokens of each row in one padded batch, then feed those 16 one by one.
+    """Return a model's outputs: prefill all but the last 16 tokens of each row, then feed those 16 one by one.
 
     Args:
-        model: A session, or another model with its `allocate_cache` and `forward`.
+        model: A session, or another model with `allocate_cache` and `forward`.
         ids: Right-padded token ids, (B, T).
         lengths: Tokens per row, each more than 16.
-        padding: `left` or `right`: where the model takes the padding of unequal prompts.
+        padding: Side on which the model expects the padding of unequal prompts: `left` or `right`.
         keys: Reads the first and the last layer's keys from the model's cache.
     """
     rows, width = np.arange(len(lengths)), int(max(lengths))
@@ -64,7 +64,7 @@ def teacher_forced(
     columns = np.arange(width)
 
     def mask(real: NDArray[np.int64], total: int) -> NDArray[np.int64]:
-        """Ones where the first `real` tokens of each row lie; right padding moves behind the decoded tokens."""
+        """Return ones at the first `real` tokens of each row; right padding is after the decoded tokens."""
         inside = (columns >= starts[:, None]) & (columns < (starts + real)[:, None])
         return inside[:, :total].astype(np.int64)
 
@@ -91,12 +91,12 @@ def _aligned(key: NDArray[Any], starts: NDArray[np.integer], lengths: NDArray[np
 
 
 def real_positions(lengths: NDArray[np.integer]) -> NDArray[np.bool_]:
-    """Return (B, T): True where a row has a token."""
+    """Return (B, T): True at the positions that hold a token of the row."""
     return np.arange(max(lengths))[None, :] < lengths[:, None]
 
 
 def largest_difference(a: NDArray[np.floating], b: NDArray[np.floating], real: NDArray[np.bool_]) -> float:
-    """Return max |a − b| over real tokens (arrays are (B, T, …)); NaN when either side holds a NaN or an infinity."""
+    """Return max |a − b| over real tokens (arrays are (B, T, …)); NaN if either side holds a NaN or an infinity."""
     worst = 0.0
     for row, mask in enumerate(real):
         left, right = a[row, : len(mask)][mask], b[row, : len(mask)][mask]
@@ -109,7 +109,7 @@ def largest_difference(a: NDArray[np.floating], b: NDArray[np.floating], real: N
 def compare_with_probe(
     name: str, answers: Outputs, probe: CompressedProbe, limit: float, arithmetic: str = "float32"
 ) -> list[Check]:
-    """Compare a graph's answers, over the whole vocabulary, with the torch model's that were stored; see `compare`."""
+    """Return checks of a graph's outputs against the stored ones of the torch model; see `compare`."""
     wanted = Outputs(probe.logits, probe.first_key, probe.last_key)
     sample = Outputs(answers.logits[..., probe.vocabulary], answers.first_key, answers.last_key)
     against = "the torch model of the conversion"
@@ -126,11 +126,10 @@ def compare(
     against: str,
     arithmetic: str = "float32",
 ) -> list[Check]:
-    """Compare logits and keys of two models on the same tokens; shapes that differ fail.
+    """Return checks of two models' logits and keys on the same tokens. Different shapes fail.
 
-    Names of checks begin with `name`, such as `parity.fused`, and details call the reference what `against` says. For a
-    graph that computes in float16 `MAX_PARITY_FLOAT16` counts if it is above the limit, and logits are compared as keys
-    are, relative to the largest.
+    Check names begin with `name`, such as `parity.fused`. Details name the reference by `against`. For a graph that
+    computes in float16, the limit is at least `MAX_PARITY_FLOAT16`, and logits are compared relative to the largest.
     """
     real, half = real_positions(lengths), arithmetic == "float16"
     limit = max(limit, MAX_PARITY_FLOAT16) if half else limit

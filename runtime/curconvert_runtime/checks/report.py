@@ -1,4 +1,4 @@
-"""The result of a verification: checks with their limits, as objects and JSON."""
+"""Holds the result of a verification, checks with their limits, as objects and JSON."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ SCHEMA = "verification-1.0"
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was checked.
+    """Result of one check.
 
     Attributes:
-        name: Dotted, stable: `parity.fused.logits`.
-        passed: The verdict.
+        name: Stable dotted name, such as `parity.fused.logits`.
+        passed: Whether it passed.
         detail: One line for people: what was compared, found and expected.
-        value: The measured number, where there is one.
+        value: The measured number, if there is one.
         limit: The number that `value` was compared with.
-        relation: How: `<=` for an upper limit, `>=` for a lower one.
+        relation: `<=` for an upper limit, `>=` for a lower one.
     """
 
     name: str
@@ -35,13 +35,13 @@ class Check:
 
 
 def at_most(name: str, value: float, limit: float, detail: str) -> Check:
-    """Check value ≤ limit; NaN and infinity fail whatever the limit."""
+    """Return a check of value ≤ limit; NaN and infinity always fail."""
     passed = math.isfinite(value) and value <= limit
     return Check(name, passed, f"{detail} {value:.3g}, limit {limit:g}", value, limit, "<=")
 
 
 def at_least(name: str, value: float, limit: float, detail: str) -> Check:
-    """Check value ≥ limit; NaN and infinity fail whatever the limit."""
+    """Return a check of value ≥ limit; NaN and infinity always fail."""
     passed = math.isfinite(value) and value >= limit
     return Check(name, passed, f"{detail} {value:.6g}, limit {limit:g}", value, limit, ">=")
 
@@ -97,7 +97,7 @@ class VerificationReport:
 
 
 def _fidelity_json(fidelity: Fidelity, text: str) -> dict[str, Any]:
-    """Name the divergence for what it is: a lower bound unless it covers the whole vocabulary."""
+    """Return the numbers as JSON values; the divergence is `kl`, or `kl_lower_bound` if it is not exact."""
     values = asdict(fidelity)
     kl = values.pop("kl")
     return {"text": text, "kl" if fidelity.exact else "kl_lower_bound": _finite(kl), **_finite(values)}

@@ -1,7 +1,7 @@
-"""Does `config.json` describe the rotary embedding that the model was run with? Answered without running a model.
+"""Checks, without running a model, that `config.json` describes the rotary embedding that the model ran with.
 
-The first layer's keys depend on nothing but token and position. So where a token occurs twice among the stored
-parity sequences, its two keys differ by the rotation between the two positions, and by nothing else.
+The first layer's keys depend only on token and position. So if a token occurs twice in the stored parity sequences,
+its two keys differ only by the rotation between the two positions.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from curconvert_runtime.checks.report import Check, at_most
 from curconvert_runtime.format.probes import CompressedProbe
 
 LIMIT = 1e-3
-"""Largest difference, relative to the largest key: keys are computed in float32."""
+"""Largest difference, relative to the largest key. Keys are computed in float32."""
 
 
 def rotary_check(config: Mapping[str, Any], probe: CompressedProbe) -> Check | None:
-    """Check the config's rotary frequencies against the stored keys; return None where nothing can be said.
+    """Check the config's rotary frequencies against the stored keys.
 
-    So it is without a rotary embedding in the first layer, with frequencies that depend on the length, or if no token
-    occurs twice.
+    Return None if the first layer has no rotary embedding, if its frequencies depend on the sequence length, or if no
+    token occurs twice.
     """
     keys = probe.first_key.astype(np.float64)
     try:
@@ -45,7 +45,7 @@ def rotary_check(config: Mapping[str, Any], probe: CompressedProbe) -> Check | N
 
 
 def _repeated_tokens(probe: CompressedProbe) -> NDArray[np.int64]:
-    """Return (row, position, other row, other position) of each token's first and every later occurrence."""
+    """Return (row, position, other row, other position): each token's first occurrence paired with each later one."""
     first: dict[int, tuple[int, int]] = {}
     pairs = []
     for row, length in enumerate(probe.lengths):
@@ -57,7 +57,7 @@ def _repeated_tokens(probe: CompressedProbe) -> NDArray[np.int64]:
 
 
 def _frequencies(config: Mapping[str, Any], head_dim: int) -> NDArray[np.float64] | None:
-    """Return the first layer's angle per position, (rotary_dim / 2,)."""
+    """Return the first layer's angles per position, (rotary_dim / 2,); None if they are unknown or depend on length."""
     parameters = config.get("rope_parameters")
     layer_types = config.get("layer_types") or [None]
     if isinstance(parameters, dict) and layer_types[0] in parameters:  # one set per kind of layer (Gemma 3)
@@ -79,7 +79,7 @@ def _frequencies(config: Mapping[str, Any], head_dim: int) -> NDArray[np.float64
 
 
 def _llama3(frequencies: NDArray[np.float64], parameters: Mapping[str, Any]) -> NDArray[np.float64]:
-    """Llama 3.1's scaling: slow rotations are divided by the factor, fast ones kept, those between blended."""
+    """Apply Llama 3.1's scaling: divide slow rotations by the factor, keep fast ones, blend those between."""
     low, high = float(parameters["low_freq_factor"]), float(parameters["high_freq_factor"])
     turns = float(parameters["original_max_position_embeddings"]) * frequencies / (2 * math.pi)
     kept = np.clip((turns - low) / (high - low), 0.0, 1.0)

@@ -1,7 +1,7 @@
-"""Checks that need nothing but the artifact: what its parts say about each other.
+"""Checks that the parts of an artifact agree with each other.
 
-A resealed manifest agrees with any bytes; these relations between the bytes still hold or break. What index vectors
-must be is checked when the artifact is opened.
+If somebody changes bytes and updates the manifest's digests, the integrity check passes. These checks still find
+contradictions between the bytes. Index vectors are checked when the artifact is opened.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from curconvert_runtime.format.probes import CompressedProbe
 from curconvert_runtime.format.quantized import part_name
 from curconvert_runtime.format.tensor_file import DTYPES, TensorHeader
 
-_BLOCK = 1 << 22  # elements looked at in one go
+_BLOCK = 1 << 22  # elements read at a time
 
 
 def structure_checks(artifact: Artifact, probe: CompressedProbe) -> Iterator[Check]:
-    """Yield the checks that the artifact's own parts allow."""
+    """Yield the results of all checks in this module."""
     yield _config(artifact)
     rotary = rotary_check(artifact.config, probe)
     if rotary is not None:
@@ -48,7 +48,7 @@ def _verdict(name: str, faults: list[str], count: int, what: str) -> Check:
 
 
 def _config(artifact: Artifact) -> Check:
-    """Compare what config.json says in two dialects, and the manifest too; a field that is absent says nothing."""
+    """Check config.json against the manifest, and its two spellings of `rope_theta`; skip absent fields."""
     config, model = artifact.config, artifact.model
     rope: Any = config.get("rope_parameters")
     rope = rope if isinstance(rope, dict) else {}
@@ -63,17 +63,17 @@ def _config(artifact: Artifact) -> Check:
 
 
 def _factors(artifact: Artifact) -> Check:
-    """Columns and rows of one matrix W, C and R, both contain the block `W[rows, cols]`, bit for bit."""
+    """Check that C[rows] equals R[:, cols] bit for bit: both are the block `W[rows, cols]` of the matrix W."""
     faults, count = [], 0
     for matrix in artifact.manifest["matrices"]:
         name, slices = matrix["name"], form_of(matrix["form"]).slices
         by_axis = {axis: (suffix, index) for suffix, (axis, index) in slices.items()}
         if len(by_axis) < 2 or factor_name(name, by_axis[1][0]) in artifact.quantized:
-            continue  # quantized factors are rounded one by one, and differ
+            continue  # C and R are quantized separately, so their blocks differ
         count += 1
         (C, cols), (R, rows) = by_axis[1], by_axis[0]
         stored = {suffix: artifact.tensor(factor_name(name, suffix)) for suffix in (C, cols, R, rows)}
-        # Copies: indexing a memory map otherwise keeps its type and its file.
+        # Copy, because an indexed memory map stays a memory map and keeps its file open.
         ours, theirs = np.array(stored[C][stored[rows]]), np.array(stored[R][:, stored[cols]])
         if wrong := int(np.sum(ours != theirs)):
             stem = name.removesuffix(".weight")
@@ -82,7 +82,7 @@ def _factors(artifact: Artifact) -> Check:
 
 
 def _counts(artifact: Artifact) -> Check:
-    """Compare the manifest's numbers of parameters with shapes, forms and ranks, and with what is stored."""
+    """Check the manifest's numbers of parameters against shapes, forms, ranks and the stored tensors."""
     rows = artifact.manifest["matrices"]
     faults = []
     for row in rows:
@@ -112,14 +112,14 @@ def _finite_weights(artifact: Artifact) -> Check:
 
 
 def _is_finite(header: TensorHeader) -> bool:
-    """Look at a tensor block by block, in its stored dtype: no wider copy of a whole embedding."""
+    """Tell whether a tensor has no NaN or infinity. Read it in blocks, to avoid a wide copy of a large embedding."""
     dtype = DTYPES[header.dtype]
     if header.length == 0 or not (dtype.kind == "f" or header.dtype == "BF16"):
         return True
     flat = np.memmap(header.file, dtype, "r", header.offset, (header.length // dtype.itemsize,))
     for start in range(0, len(flat), _BLOCK):
         block = flat[start : start + _BLOCK]
-        # bfloat16 comes as bits: an exponent of ones means NaN or infinity.
+        # bfloat16 is read as bits; an exponent of all ones means NaN or infinity.
         finite = (block & 0x7F80) != 0x7F80 if header.dtype == "BF16" else np.isfinite(block)
         if not finite.all():
             return False
@@ -127,7 +127,7 @@ def _is_finite(header: TensorHeader) -> bool:
 
 
 def _bindings(artifact: Artifact, kind: str) -> Check:
-    """Each external initializer must read the tensor that it is named after, slices of one all of its rows in turn."""
+    """Check that each external initializer reads the tensor in its name; slices must cover the tensor in order."""
     faults = []
     bound: dict[str, list[ExternalTensor]] = {}
     for initializer in external_tensors(artifact.graphs[kind]):

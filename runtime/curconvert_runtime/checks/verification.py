@@ -1,8 +1,8 @@
-"""`verify`: is the folder intact, does it compute what the compressed model computes, how close is it to the original?
+"""Verifies an artifact in four steps, without torch.
 
-Four gates, in order: integrity (every byte), structure (what the parts say about each other), parity (both graphs
-against the torch model's stored answers and against each other) and fidelity (against the original).
-Needs neither torch nor the original; `curconvert.jobs.parity` adds what torch and the original can tell.
+Integrity checks every byte. Structure checks that the parts agree. Parity compares both graphs with the stored answers
+of the compressed torch model and with each other. Fidelity compares with the stored answers of the original, or runs
+it. `curconvert.jobs.parity` adds checks that need torch and the source model.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def verify(
 def _parity_checks(
     artifact: Artifact, probe: CompressedProbe, options: VerifyOptions, progress: Progress | None = None
 ) -> list[Check]:
-    """Run every graph on the parity sequences and compare it with torch's stored answers and with the other graph."""
+    """Run every graph on the parity sequences; compare it with torch's stored answers and the other graph."""
     checks: list[Check] = []
     answers: dict[str, parity.Outputs] = {}
     kinds = sorted(artifact.graphs, reverse=True)
@@ -123,16 +123,16 @@ def _parity_checks(
         if artifact.arithmetic("fused") == "float16":
             difference /= parity.largest_difference(portable, np.zeros_like(portable), real) or 1.0
             limit, unit = max(limit, parity.MAX_PARITY_FLOAT16), " / max |logit|"
-        # Each may be the limit away from torch, on either side.
+        # Each graph may differ from torch by the limit, in opposite directions.
         detail = f"max |Δlogit|{unit} between the graphs, whole vocabulary:"
         checks.append(at_most("parity.between_graphs", difference, 2 * limit, detail))
     return checks
 
 
 def graph_outputs(artifact: Artifact, kind: str, probe: CompressedProbe, options: VerifyOptions) -> parity.Outputs:
-    """Return one graph's answers on the parity sequences; its session is released again.
+    """Return one graph's outputs on the parity sequences, from a session that is then released.
 
-    Quantized products are computed in float32 here: rounded activations would hide a fault of the graph.
+    Quantized products compute in float32 here, because rounded activations would hide a fault of the graph.
     """
     exact = provider_named(options.provider).options.exact() if artifact.quantized else None
     session = Session(artifact, kind, options.provider, options.threads, exact)
@@ -142,12 +142,12 @@ def graph_outputs(artifact: Artifact, kind: str, probe: CompressedProbe, options
 def _fidelity(
     artifact: Artifact, probes: Probes, options: VerifyOptions, progress: Progress | None
 ) -> tuple[Fidelity, str]:
-    """Measure on the stored sequences or on a text; return the numbers and what they were measured on."""
+    """Measure fidelity on the stored sequences or a text; return it and a description of the text."""
 
     def session(folder: Artifact, kind: str) -> Session:
         return Session(folder, kind, options.provider, options.threads)
 
-    # The fused graph is the one that loses more where it rounds activations.
+    # If the fused graph rounds activations, measure it: its loss is the larger one.
     graphs = artifact.graphs
     rounds = "fused" in graphs and (artifact.quantized or artifact.arithmetic("fused") == "float16")
     kind = "portable" if "portable" in graphs and not rounds else "fused"
@@ -165,7 +165,7 @@ def _fidelity(
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a file, or raise InputError: it cannot be read, or is not UTF-8."""
+    """Return the text of a file; raise `InputError` if it is unreadable or not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
@@ -175,7 +175,7 @@ def read_text(path: Path) -> str:
 
 
 def _fidelity_checks(measured: Fidelity, options: VerifyOptions) -> list[Check]:
-    """Turn the numbers into checks: finiteness always, each threshold that was given."""
+    """Return the fidelity checks: all numbers are finite, and one check per given threshold."""
     kl = measured.kl
     numbers = [kl.mean, kl.max, measured.top1, measured.perplexity_original, measured.perplexity_compressed]
     finite = all(math.isfinite(number) for number in numbers) and measured.tokens > 0

@@ -1,1 +1,1 @@
-"""Defines what an artifact is (files, manifest, tensors, forms) and opens one with every byte checked."""
+"""Defines the artifact's format (files, manifest, tensors, forms) and opens an artifact after checking every byte."""

@@ -1,4 +1,4 @@
-"""An artifact's folder: nothing in it is used before every byte of it is accounted for."""
+"""Opens an artifact's folder. No file is used before all bytes are checked against the manifest."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Artifact:
 
     @property
     def graphs(self) -> Mapping[str, Path]:
-        """Graph files by kind, `portable` and `fused`, those that the folder has."""
+        """Paths of the folder's graph files, by kind: `portable`, `fused`."""
         return {kind: self.path / entry["file"] for kind, entry in self.manifest["graphs"].items()}
 
     def has(self, name: str) -> bool:
@@ -74,12 +74,12 @@ class Artifact:
         return self.path / name
 
     def arithmetic(self, kind: str) -> str:
-        """Return what a graph computes in, cache included: `float32`, or `float16` where it was made for a GPU."""
+        """Return the dtype of a graph's arithmetic and cache: `float32`, or `float16` if it was made for a GPU."""
         return str(self.manifest["graphs"][kind].get("arithmetic", "float32"))
 
     @cached_property
     def quantized(self) -> Mapping[str, Packing]:
-        """The matrices that are stored in parts, by the name that each would have as one tensor."""
+        """Shape and layout of each quantized matrix, by the name that it would have unquantized."""
         return packings(self.manifest)
 
     def tensor(self, name: str) -> NDArray[Any]:

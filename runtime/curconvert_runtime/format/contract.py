@@ -1,7 +1,7 @@
-"""What every graph of an artifact takes and gives (docs/artifact.md, "Graphs"), and the check that a loaded one does.
+"""Checks the inputs and outputs of a loaded graph against the contract in docs/artifact.md, "Graphs".
 
-A graph may have a constant `first_logits`, the first of the new tokens that gets logits. A session makes an input of
-it, with that default; graphs of older artifacts have the input themselves.
+A graph may have a constant `first_logits`: the index of the first new token that gets logits. A session turns it into
+an input with that default. Graphs of older artifacts already have the input.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from curconvert_runtime.errors import unsound
 
 FIRST_LOGITS = "first_logits"
 SLICE = ".slice."
-"""Between a tensor's name and a number in the name of an initializer that reads some of its rows."""
+"""Separates tensor name and number in the name of an initializer that reads only some of the tensor's rows."""
 # onnxruntime's spelling.
 _FLOAT, _INT64 = "tensor(float)", "tensor(int64)"
 _CACHES = {"float32": _FLOAT, "float16": "tensor(float16)"}
@@ -27,13 +27,13 @@ def cache_names(layers: int) -> tuple[list[str], list[str]]:
 
 
 def unsliced_name(name: str) -> str:
-    """Return the name of the tensor whose rows an initializer reads, which may be all of them."""
+    """Return the name of the tensor that an initializer reads: its own name without a slice number."""
     stem, slice_mark, number = name.rpartition(SLICE)
     return stem if slice_mark and number.isdecimal() else name
 
 
 def check_contract(session: Any, path: Path, model: Mapping[str, Any], arithmetic: str = "float32") -> bool:
-    """Refuse a loaded graph that differs from the contract, or from what the manifest says of model and arithmetic.
+    """Raise `IntegrityError` if a loaded graph breaks the contract or does not match the manifest's model.
 
     Returns:
         Whether the graph takes `position_ids`.
@@ -45,7 +45,7 @@ def check_contract(session: Any, path: Path, model: Mapping[str, Any], arithmeti
         )
     except UnicodeDecodeError:
         raise unsound(path, "a name in the graph is not UTF-8") from None
-    # One name past what the graph can have is enough to name the missing one; the manifest's number may be absurd.
+    # The manifest's number of layers may be absurdly large. Names up to the graph's number of inputs are enough.
     past, present = cache_names(min(model["num_hidden_layers"], len(inputs)))
     for kind, found, expected in (
         ("input", set(inputs) - {"position_ids"}, {"input_ids", "attention_mask", *past}),

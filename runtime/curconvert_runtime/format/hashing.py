@@ -1,11 +1,11 @@
-"""What is remembered between runs, in the user's cache: digests of large files, and checks that bytes have passed.
+"""Hashes files, and remembers digests and passed checks in the user's cache.
 
-Hashing a 15 GB model takes longer than starting it. A digest is remembered under the file's path together with its
-size, inode, device and both timestamps; any difference means hashing again. The change time is part of the key because
-a program can put a modification time back, not a change time.
+Hashing a 15 GB model takes longer than starting it. A digest is stored under the file's path, with size, inode, device
+and both timestamps. If any of them differs, the file is hashed again. A program can reset the modification time but not
+the change time, so both count.
 
-A check whose verdict follows from some bytes alone need not be made twice: that they passed is remembered under their
-sha256. Refusals are not remembered.
+A check that depends only on given bytes runs once. The cache stores passed checks under the sha256 of these bytes.
+Failed checks are not stored.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 _MIN_CACHED_BYTES = 2**20
-# A write within the same clock tick as the last one leaves the timestamps alone: young files are not remembered.
+# Two writes within one clock tick have the same timestamps, so digests of recently written files are not stored.
 _SETTLED_SECONDS = 2.0
 
 
@@ -30,7 +30,7 @@ def sha256(path: Path) -> str:
 
 
 def _entry(kind: str, key: bytes) -> Path | None:
-    """Return the file in the user's cache under a key; None where the user has no home directory."""
+    """Return the path of a key's cache file; None if the user has no home directory."""
     base = os.environ.get("XDG_CACHE_HOME")
     try:
         cache = Path(base) if base else Path.home() / ".cache"
@@ -53,7 +53,7 @@ def _remembered(entry: Path, identity: list[object]) -> str | None:
 
 
 def _remember(entry: Path | None, found: object) -> None:
-    import tempfile  # noqa: PLC0415 - takes a while to import, and most starts have nothing to remember
+    import tempfile  # noqa: PLC0415 - slow to import, and most starts have nothing to store
 
     if entry is None:
         return
@@ -71,9 +71,9 @@ def _remember(entry: Path | None, found: object) -> None:
 
 
 def cached_sha256(path: Path, *, fresh: bool = False) -> str:
-    """Return the sha256 of a file (absolute path), from the user's cache when it is provably the one hashed before.
+    """Return the sha256 of a file (absolute path), from the user's cache if the file did not change.
 
-    With `fresh` the bytes are read whatever the cache says.
+    With `fresh`, always read the bytes.
     """
     before = _identity(path)
     if int(str(before[1])) < _MIN_CACHED_BYTES:
@@ -91,9 +91,9 @@ def cached_sha256(path: Path, *, fresh: bool = False) -> str:
 
 
 def check_once(check: Callable[[], None], *parts: str, fresh: bool = False) -> None:
-    """Make a check, which raises, unless the same bytes have passed it before; `fresh` makes it in any case.
+    """Call `check`, which raises on a failure, unless the same `parts` passed before; with `fresh`, always call it.
 
-    The verdict follows from `parts` alone: what is checked, and by what rules.
+    The result must depend only on `parts`: what is checked, and a name for the rules.
     """
     entry = _entry("passed", json.dumps(parts).encode())
     with contextlib.suppress(OSError):

@@ -1,6 +1,6 @@
-"""The checks that an artifact's folder passes before anything in it is used, from cheap to dear.
+"""Checks an artifact's folder before anything in it is used, cheap checks first.
 
-Entries of the folder whose name begins with a dot (`.git`, `.cache`) are ignored: nothing that is loaded can have one.
+Entries whose name begins with a dot (`.git`, `.cache`) are ignored, because no loaded file has such a name.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from curconvert_schemas import SchemaError, schema_text, validate
 
 _FORMAT_VERSION = (1, 0)
 _SCHEMA = "manifest-1.0"
-# Of `_check_graph` and `check_vectors`: a change of what they accept takes another name, so that what passed before is
-# looked at again.
+# Names of the rules of `_check_graph` and `check_vectors`. Change a name when its rules change: then files that passed
+# the old rules are checked again.
 _GRAPH_RULES, _VECTOR_RULES = "graph references 1", "index vectors 1"
 
 
 def read_checked(path: str | Path, full: bool) -> tuple[Path, dict[str, Any], dict[str, TensorHeader]]:
-    """Check a folder as `Artifact.open` says; return its absolute path, manifest, and headers of weights by name."""
+    """Check a folder as `Artifact.open` does; return its absolute path, manifest, and weight headers by name."""
     folder = _resolve(path)
     manifest, text = _read_manifest(folder / MANIFEST, full)
     _check_listing(folder, manifest["files"])
@@ -46,7 +46,7 @@ def read_checked(path: str | Path, full: bool) -> tuple[Path, dict[str, Any], di
         _check_graph(folder, graph["file"], manifest["files"], tensors, full)
     for name, expected in manifest["files"].items():
         _check_hash(folder / name, expected["sha256"], full)
-    # What index vectors hold follows from the weights' digests, which are in the manifest and agree with it.
+    # The manifest holds the weights' digests, checked above. So its text alone decides what the index vectors hold.
     check_once(lambda: check_vectors(manifest["matrices"], tensors), _VECTOR_RULES, text, fresh=full)
     return folder, manifest, tensors
 
@@ -62,7 +62,7 @@ def _resolve(path: str | Path) -> Path:
 
 
 def _read_manifest(path: Path, full: bool) -> tuple[dict[str, Any], str]:
-    """Return a manifest that meets its schema, and its text in one spelling."""
+    """Return the manifest after checking it against its schema, and its text as JSON with sorted keys."""
     if not path.is_file() or path.is_symlink():
         raise IntegrityError(f"{path}: missing; the folder is not a complete curconvert artifact")
     manifest = strict_json.read(path)
@@ -75,7 +75,7 @@ def _read_manifest(path: Path, full: bool) -> tuple[dict[str, Any], str]:
             raise UnsupportedError(f"{path}: format {version} is newer than {known}; upgrade curconvert")
     text = json.dumps(manifest, sort_keys=True)
     try:
-        # The validator takes several times as long to import as everything else here.
+        # Importing the validator takes several times as long as all other steps here.
         check_once(lambda: validate(manifest, _SCHEMA), schema_text(_SCHEMA), text, fresh=full)
     except SchemaError as error:
         raise unsound(path, str(error)) from None
@@ -126,7 +126,7 @@ def _read_weights(folder: Path, files: Mapping[str, Any]) -> dict[str, TensorHea
 
 
 def _check_quantized(manifest: Mapping[str, Any], tensors: Mapping[str, TensorHeader]) -> Mapping[str, Packing]:
-    """Compare the manifest's quantized matrices with their stored parts, and return them."""
+    """Compare the manifest's quantized matrices with their stored parts; return shape and layout of each, by name."""
     found = packings(manifest)
     if not found:
         return {}
@@ -158,7 +158,7 @@ def _check_matrix(
     if not form.fits((m, n), r, shared):
         raise IntegrityError(f"{MANIFEST}: {name!r} of shape {[m, n]} cannot be {form.name} of rank {r}")
     names = form.tensor_names(name, shared)
-    of_factors = dtype if form.is_compressed else None  # a dense matrix may have kept a dtype of its own
+    of_factors = dtype if form.is_compressed else None  # a dense matrix may keep a different dtype
     expected: dict[str, tuple[tuple[int, ...], str | None]]
     expected = {names[suffix]: (shape, of_factors) for suffix, shape in form.shapes((m, n), r, shared).items()}
     expected |= {names[suffix]: ((size,), "I32") for suffix, size in form.index_lengths((m, n), r, shared).items()}
@@ -172,7 +172,7 @@ def _check_matrix(
             found = quantized[tensor].shape
             if found != shape:
                 raise IntegrityError(
-                    f"{MANIFEST}: quantized {tensor!r} is {list(found)}, its matrix asks for {list(shape)}"
+                    f"{MANIFEST}: quantized {tensor!r} is {list(found)}, its matrix needs {list(shape)}"
                 )
             continue
         header = tensors.get(tensor)
@@ -186,7 +186,7 @@ def _check_matrix(
 def _check_graph(
     folder: Path, name: str, files: Mapping[str, Any], tensors: Mapping[str, TensorHeader], full: bool
 ) -> None:
-    """Every external byte range of a graph must lie among the tensor bytes of a listed weight file."""
+    """Check that every external byte range of a graph is within the tensor bytes of a listed weight file."""
     path = folder / name
     if name not in files:
         raise IntegrityError(f"{path}: a graph that {MANIFEST} does not list among its files")
@@ -204,7 +204,7 @@ def _check_graph(
             if not begin <= tensor.offset <= tensor.offset + tensor.length <= end:
                 raise IntegrityError(f"{what} outside the tensors of {tensor.location!r}")
 
-    # Its bytes as they are now, not as the manifest says, so that a damaged one is refused for its damage.
+    # Hash the graph's present bytes, not the manifest's digest: a damaged graph must not pass as one checked before.
     with reading(path):
         digest = sha256(path)
     check_once(check, _GRAPH_RULES, digest, json.dumps(regions, sort_keys=True), fresh=full)

@@ -1,7 +1,7 @@
 """Finds the external data of an ONNX graph without the `onnx` package.
 
-onnxruntime opens whatever file a graph's initializers name. Before a graph gets there, every tensor of it is looked up
-here: a walk over the protobuf wire format that knows only the fields which can lead to a tensor.
+onnxruntime opens any file that a graph's initializers name. So every external tensor is listed and checked before.
+The reader walks the protobuf wire format and knows only the fields that can lead to a tensor.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from curconvert_runtime.format.protobuf import MalformedError, fields, text, var
 MAX_GRAPH_BYTES = 2**31 - 1  # protobuf's own limit
 _MAX_DEPTH = 32
 
-# message → field number → message, from onnx.proto3. Everything else is skipped unread.
+# message → field number → message, from onnx.proto3. Other fields are skipped.
 _CHILDREN: dict[str, dict[int, str]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
@@ -35,12 +35,12 @@ _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_EXTERNAL = 1, 2, 8, 13
 
 @dataclass(frozen=True)
 class ExternalTensor:
-    """A tensor whose bytes lie outside the graph.
+    """A tensor whose bytes are in a file outside the graph.
 
     Attributes:
         name: Initializer name (untrusted text).
-        location: File as the graph names it, without a leading `./` (untrusted text).
-        offset, length: First byte in that file, and number of bytes; equals what shape and type need.
+        location: File name that the graph gives, without a leading `./` (untrusted text).
+        offset, length: First byte in that file, and number of bytes, which equals what shape and type need.
     """
 
     name: str

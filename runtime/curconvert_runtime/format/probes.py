@@ -1,7 +1,7 @@
-"""`probes.safetensors`: what the original and the compressed torch model answered, kept for a torch-free `verify`.
+"""Reads `probes.safetensors`: stored outputs of the original and the compressed torch model, for `verify`.
 
-docs/artifact.md, "Probes", has every tensor. Keys are among them because attention only sees differences of positions:
-positions off by one show in the keys and nowhere else.
+docs/artifact.md, "Probes", lists every tensor. Keys are stored too, because attention only sees position differences:
+if all positions are off by one, only the keys show it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from curconvert_runtime.format.files import PROBES
 from curconvert_runtime.format.tensor_file import read_headers, read_tensor
 
 DECODE_STEPS = 16
-"""Last tokens of each parity sequence, which are decoded one by one."""
+"""Number of last tokens of each parity sequence that are decoded one by one."""
 
 
 @dataclass(frozen=True)
 class CompressedProbe:
-    """The compressed torch model on right-padded sequences: logits at some ids, first and last layer's keys."""
+    """The compressed torch model's outputs on right-padded sequences: logits of some ids, first and last keys."""
 
     ids: NDArray[np.int32]
     lengths: NDArray[np.int32]
@@ -34,7 +34,7 @@ class CompressedProbe:
 
 @dataclass(frozen=True)
 class OriginalProbe:
-    """The original model on sequences of equal length: its most likely tokens, all others together, and the next."""
+    """The original model's log-probabilities on equally long sequences: top tokens, sum of the others, next token."""
 
     ids: NDArray[np.int32]
     top_ids: NDArray[np.int32]
@@ -56,7 +56,7 @@ _AXES: dict[type, dict[str, str]] = {
 
 @dataclass(frozen=True)
 class Probes:
-    """The whole file."""
+    """Both groups of the probe file."""
 
     original: OriginalProbe
     compressed: CompressedProbe
@@ -81,7 +81,7 @@ class Probes:
 
 
 def _outside(part: OriginalProbe | CompressedProbe, vocab_size: int) -> str | None:
-    """Return which token ids lie outside the vocabulary, or None."""
+    """Return a message if token ids are outside the vocabulary, otherwise None."""
     for name in ("ids", "top_ids", "vocabulary"):
         ids = getattr(part, name, None)
         if ids is not None and (ids.min() < 0 or ids.max() >= vocab_size):
@@ -90,7 +90,7 @@ def _outside(part: OriginalProbe | CompressedProbe, vocab_size: int) -> str | No
 
 
 def probe_fault(part: OriginalProbe | CompressedProbe) -> str | None:
-    """Return what is wrong with a group's types and shapes, or None."""
+    """Return a message if dtypes or shapes of a group are wrong, otherwise None."""
     sizes: dict[str, int] = {}
     for name, letters in _AXES[type(part)].items():
         array = getattr(part, name)
@@ -98,7 +98,7 @@ def probe_fault(part: OriginalProbe | CompressedProbe) -> str | None:
         if array.dtype != kind or array.ndim != len(letters):
             return f"{name} is {array.dtype} of shape {array.shape}, expected {np.dtype(kind)} with {len(letters)} axes"
         for letter, size in zip(letters, array.shape, strict=True):
-            # The last layer may have other heads than the first (Gemma's global layers): only B, S, T, K, N are shared.
+            # First and last layer may differ in H and D (Gemma's global layers), so only the other axes must agree.
             if letter not in "HD" and sizes.setdefault(letter, size) != size:
                 return f"{name} has shape {array.shape}, but axis {letter} is {sizes[letter]} in the tensors before it"
     if 0 in sizes.values():
@@ -106,5 +106,5 @@ def probe_fault(part: OriginalProbe | CompressedProbe) -> str | None:
     if isinstance(part, OriginalProbe) and sizes["N"] != sizes["T"] - 1:
         return f"next_log_prob covers {sizes['N']} positions of sequences of {sizes['T']} tokens"
     if isinstance(part, CompressedProbe) and not ((part.lengths > DECODE_STEPS) & (part.lengths <= sizes["T"])).all():
-        return f"lengths {part.lengths.tolist()} must lie in {DECODE_STEPS + 1}…{sizes['T']}"
+        return f"lengths {part.lengths.tolist()} must be in {DECODE_STEPS + 1}…{sizes['T']}"
     return None

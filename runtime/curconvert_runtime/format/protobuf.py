@@ -1,4 +1,4 @@
-"""Reads protobuf's wire format: the fields of one message, as far as ONNX uses it."""
+"""Reads the fields of a message in protobuf's wire format, as far as ONNX uses the format."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class MalformedError(ValueError):
 
 
 def varint(data: memoryview, at: int) -> tuple[int, int]:
-    """Return the number that begins at a byte, and where the next field begins."""
+    """Return the varint that begins at offset `at`, and the offset after it."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(data):
@@ -47,7 +47,7 @@ def fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
 
 
 def children(data: memoryview, wanted: int) -> Iterator[memoryview]:
-    """Yield what the fields of one number hold, messages or text."""
+    """Yield the bytes of each field with number `wanted`: a message or text."""
     for number, value in fields(data):
         if number == wanted and not isinstance(value, int):
             yield value

@@ -1,7 +1,7 @@
-"""How a quantized matrix is stored, and what it stands for.
+"""Describes how a quantized matrix is stored: bits, block size, and the dtype and shape of each part.
 
-A matrix is cut into blocks of columns of one row, and stands for `s·(q − z)` in each: the layout of onnxruntime's
-MatMulNBits, see docs/artifact.md, "Quantized matrices".
+A row is cut into blocks of columns. Each block has a scale s and a zero point z; a weight is `s·(q − z)`. This is the
+layout of onnxruntime's MatMulNBits, see docs/artifact.md, "Quantized matrices".
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ BLOCK_SIZES = (32, 64, 128)
 PARTS = ("q", "scales", "zeros")
 """Suffixes of all parts that a quantized tensor can have."""
 KEEPS_ACTIVATIONS, ROUNDS_ACTIVATIONS = 1, 4
-"""`accuracy_level` of MatMulNBits: activations in float32, which is slow, or rounded to 8 bits as the weight is."""
+"""`accuracy_level` of MatMulNBits: 1 keeps activations in float32 (slow), 4 rounds them to 8 bits."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How integers of a quantized matrix are stored.
+    """How the integers of a quantized matrix are stored.
 
     Attributes:
-        bits: Of an integer, one of `BITS`.
+        bits: Bits of one integer, one of `BITS`.
         block_size: Columns that share a scale, one of `BLOCK_SIZES`.
         symmetric: Whether zero points are constant and not stored.
     """
@@ -35,7 +35,7 @@ class Layout:
 
     @property
     def middle(self) -> int:
-        """The zero point where none is stored."""
+        """Zero point of a symmetric layout, which stores none."""
         return int(2 ** (self.bits - 1))
 
     def blocks(self, columns: int) -> int:
@@ -56,7 +56,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Packing:
-    """A quantized matrix without its numbers: (m, n), and how it is stored."""
+    """Shape (m, n) and layout of a quantized matrix, without its numbers."""
 
     shape: tuple[int, int]
     layout: Layout
@@ -68,12 +68,12 @@ class Packing:
 
     @property
     def numbers(self) -> int:
-        """m·n."""
+        """Number of weights, m·n."""
         return math.prod(self.shape)
 
 
 def part_name(name: str, suffix: str) -> str:
-    """Name of a stored part: `….q_proj.weight` and `scales` give `….q_proj.weight.scales`."""
+    """Return the name of a stored part: `….q_proj.weight` and `scales` give `….q_proj.weight.scales`."""
     return f"{name}.{suffix}"
 
 
@@ -84,7 +84,7 @@ def packings(manifest: Mapping[str, Any]) -> dict[str, Packing]:
         return {}
 
     def packing(row: Mapping[str, Any]) -> Packing:
-        own = {**found, **row}  # where widths are mixed, each row has its own
+        own = {**found, **row}  # with mixed bits, each row has its own values
         return Packing((row["shape"][0], row["shape"][1]), Layout(own["bits"], own["block_size"], own["symmetric"]))
 
     return {row["name"]: packing(row) for row in found["tensors"]}

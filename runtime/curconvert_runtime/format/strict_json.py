@@ -1,4 +1,4 @@
-"""JSON for files that may be hostile: bounded, finite numbers only, no duplicate keys, no runaway nesting."""
+"""Parses JSON files that may be hostile: limits size and nesting, rejects duplicate keys and infinite numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from curconvert_runtime.errors import IntegrityError, reading
 
 MAX_BYTES = 16 * 2**20
-MAX_DEPTH = 100  # far above any model file, and far below where copying or printing a value overflows the stack
+MAX_DEPTH = 100  # model files need far less; copying or printing a value overflows the stack only far above
 
 
 def _pairs(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -45,10 +45,10 @@ def _check_depth(value: Any) -> None:
 
 
 def loads(text: str | bytes) -> Any:
-    """Parse JSON, refusing what readers disagree on: duplicate keys, NaN, Infinity, huge numbers, deep nesting.
+    """Return the parsed JSON value. Reject what parsers treat differently: duplicate keys, NaN, Infinity, deep nesting.
 
     Raises:
-        ValueError: Not UTF-8, or not such JSON.
+        ValueError: Not UTF-8, not JSON, or one of these.
     """
     try:
         if isinstance(text, bytes):
@@ -61,10 +61,10 @@ def loads(text: str | bytes) -> Any:
 
 
 def parse(data: bytes, where: str) -> dict[str, Any]:
-    """Parse a JSON object.
+    """Return the parsed JSON object.
 
     Raises:
-        IntegrityError: Refused by `loads`, or not an object; `where` names the file, and the part of it.
+        IntegrityError: `loads` rejects the text, or it is not an object; `where` names the file and part.
     """
     try:
         value = loads(data)
@@ -77,10 +77,10 @@ def parse(data: bytes, where: str) -> dict[str, Any]:
 
 
 def read(path: Path, limit: int = MAX_BYTES) -> dict[str, Any]:
-    """Read a JSON object from a file of at most `limit` bytes.
+    """Return the JSON object in a file of at most `limit` bytes.
 
     Raises:
-        IntegrityError: Unreadable, larger than the limit, or refused by `parse`.
+        IntegrityError: Unreadable, larger than the limit, or rejected by `parse`.
     """
     with reading(path), path.open("rb") as file:
         data = file.read(limit + 1)

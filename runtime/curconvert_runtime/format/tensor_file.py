@@ -1,4 +1,4 @@
-"""A strict reader of safetensors headers: the tensors' bytes cover the file without a gap or an overlap."""
+"""Reads safetensors files strictly: the tensors must cover the file without a gap or an overlap."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from curconvert_runtime.errors import IntegrityError, reading
 from curconvert_runtime.format import strict_json
 
-# BF16 has no NumPy type: its bits are read as uint16 and widened.
+# NumPy has no bfloat16, so its bits are read as uint16 and widened to float32.
 DTYPES: dict[str, np.dtype[Any]] = {
     name: np.dtype(code)
     for name, code in (
@@ -24,13 +24,13 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }  # fmt: skip
 ITEM_BITS = {name: 8 * dtype.itemsize for name, dtype in DTYPES.items()}
 STORED_DTYPE = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-"""Dtypes of models in the manifest's spelling, to that of a file."""
+"""Maps a model dtype from the manifest's spelling to safetensors'."""
 MAX_HEADER_BYTES = 100_000_000
 
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """Where one tensor lies and how to read it.
+    """Position, dtype and shape of one stored tensor.
 
     Attributes:
         name: Tensor name, exactly as stored (untrusted text).
@@ -71,14 +71,14 @@ def _tensor(name: str, entry: object, path: Path, data_start: int, item_bits: Ma
 
 
 def read_headers(path: Path, item_bits: Mapping[str, int] = ITEM_BITS) -> dict[str, TensorHeader]:
-    """Return every tensor's header, in the order of their bytes.
+    """Return the header of every tensor by name, in the order of their bytes.
 
     Args:
         path: The file.
-        item_bits: Size of an element of each dtype that may be in it.
+        item_bits: Bits per element of each allowed dtype.
 
     Raises:
-        IntegrityError: The file breaks any rule of the format; nothing of the tensors' contents is looked at.
+        IntegrityError: The file breaks a rule of the format. The tensors' contents are not read.
     """
     with reading(path), path.open("rb") as file:
         size, prefix = path.stat().st_size, file.read(8)
@@ -114,7 +114,7 @@ def read_tensor(tensor: TensorHeader) -> NDArray[Any]:
     dtype = DTYPES[tensor.dtype]
     if tensor.length == 0:
         return np.zeros(tensor.shape, dtype)
-    # mmap wants a page-aligned start; np.memmap takes care of it for any offset.
+    # mmap needs a page-aligned start; np.memmap accepts any offset.
     array: NDArray[Any] = np.memmap(tensor.file, dtype, "r", offset=tensor.offset, shape=tensor.shape)
     if tensor.dtype == "BF16":
         return (array.astype(np.uint32) << np.uint32(16)).view(np.float32)

@@ -1,4 +1,4 @@
-"""What index vectors hold: rows, columns and orders must be what the forms of their matrices ask for."""
+"""Checks the values of stored index vectors (rows, columns, orders) against the forms of their matrices."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from curconvert_runtime.format.tensor_file import TensorHeader, read_tensor
 
 Matrices = Sequence[Mapping[str, Any]]
 Tensors = Mapping[str, TensorHeader]
-# The linears of a smaller MLP, each with its form: they are stored so together or not at all.
+# Forms of the linears of an MLP with fewer neurons. All three are stored in these forms, or none is.
 MODULAR = {"gate_proj": "modular_rows", "up_proj": "modular_rows", "down_proj": "modular_columns"}
 
 
 def check_vectors(matrices: Matrices, tensors: Tensors) -> None:
-    """Refuse an index vector that is not what its form, its module, or the matrix that it shares rows with asks for.
+    """Raise `IntegrityError` if an index vector breaks a rule of its form, its module, or a shared factor.
 
-    The manifest's rows agree with the tensors' names and shapes; tensors are by name.
+    The caller has checked the manifest's matrices against the tensors' names and shapes.
     """
     _check_indices(matrices, tensors)
     _check_modules(matrices, tensors)
@@ -30,7 +30,7 @@ def check_vectors(matrices: Matrices, tensors: Tensors) -> None:
 
 
 def _check_indices(matrices: Matrices, tensors: Tensors) -> None:
-    """Index vectors must be what their form asks for."""
+    """Check each matrix's index vectors against the rules of its form."""
     for matrix in matrices:
         stem, form, (m, n) = matrix["name"].removesuffix(".weight"), form_of(matrix["form"]), matrix["shape"]
         rank, shared = matrix["rank"], Shared.of(matrix)
@@ -42,7 +42,7 @@ def _check_indices(matrices: Matrices, tensors: Tensors) -> None:
 
 
 def _check_modules(matrices: Matrices, tensors: Tensors) -> None:
-    """The three linears of a smaller MLP must be there, and keep the same neurons, ascending."""
+    """Check that the three linears of a smaller MLP are all there and keep the same neurons, ascending."""
     modules: dict[str, dict[str, Mapping[str, Any]]] = {}
     for matrix in matrices:
         if form_of(matrix["form"]).joint:
@@ -62,7 +62,7 @@ def _check_modules(matrices: Matrices, tensors: Tensors) -> None:
 
 
 def _check_shared(matrices: Matrices, tensors: Tensors) -> None:
-    """Two matrices with a common R must name each other, and each of its rows must be a row of one of them."""
+    """Check that two matrices with a common R name each other, and that each row of R belongs to one of them."""
     named_matrices = {matrix["name"]: matrix for matrix in matrices}
     for name, matrix in named_matrices.items():
         shared = Shared.of(matrix)

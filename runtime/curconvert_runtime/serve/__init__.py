@@ -1,1 +1,1 @@
-"""Runs an artifact: takes text or token ids, gives text or logits."""
+"""Runs an artifact: text or token ids in, text or logits out."""

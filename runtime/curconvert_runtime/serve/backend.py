@@ -1,4 +1,4 @@
-"""onnxruntime behind a strict policy: what was asked for runs, or the reason is said; nothing falls back in silence."""
+"""Creates onnxruntime sessions that run on the requested execution provider or fail with a reason; no fallback."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def one_line(error: BaseException, limit: int = 300) -> str:
 
 
 def import_onnxruntime(provider: str) -> ModuleType:
-    """Return the onnxruntime module."""
+    """Return the onnxruntime module; raise `BackendError` if it is missing or older than `MINIMUM_VERSION`."""
     try:
         import onnxruntime  # noqa: PLC0415 - an extra; the package imports without it
     except ImportError as error:
@@ -39,10 +39,10 @@ def import_onnxruntime(provider: str) -> ModuleType:
 
 
 def create_session(graph: Path, provider: str, threads: int | None, options: ProviderOptions) -> Any:
-    """Load a graph, checked before with its external data, on exactly one execution provider.
+    """Load a graph on exactly one execution provider. The caller has checked the graph and its external data.
 
     Returns:
-        An `onnxruntime.InferenceSession`; where the graph can leave logits out, `FIRST_LOGITS` is an input.
+        An `onnxruntime.InferenceSession`. It has the input `FIRST_LOGITS` if the graph can leave out logits.
     """
     entry = provider_named(provider)
     if threads is not None:
@@ -58,7 +58,7 @@ def create_session(graph: Path, provider: str, threads: int | None, options: Pro
         onnxruntime.preload_dlls()
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3  # errors reach the caller as exceptions; warnings are about optimization
-    # The portable graph's quantized weights become float32 while it is loaded; otherwise every call does that anew.
+    # Dequantize the portable graph's weights once, at load. Otherwise every call dequantizes them again.
     settings.add_session_config_entry("session.disable_quant_qdq", "1")
     settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.parent))
     if threads is not None:
@@ -76,7 +76,7 @@ def create_session(graph: Path, provider: str, threads: int | None, options: Pro
     active = session.get_providers()
     if active[:1] != [entry.name]:
         raise BackendError(
-            f"{entry.name} was asked for, onnxruntime chose {', '.join(active)}; check the versions of its driver and "
-            "libraries"
+            f"{entry.name} was requested, but onnxruntime chose {', '.join(active)}; check the versions of its driver "
+            "and libraries"
         )
     return session

@@ -1,4 +1,4 @@
-"""One batch on its way: prompts in, then a token for each row and step; the caller chooses the tokens."""
+"""Runs the prompts of one batch, then one token per row and step. The caller chooses the tokens from the logits."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from curconvert_runtime.serve import requests
 from curconvert_runtime.serve.requests import Ids, Logits
 from curconvert_runtime.serve.runner import KeyValueCache, Runner
 
-# A long lone prompt runs in pieces, so that attention scores, and logits where all are computed, stay small.
+# A long single prompt runs in pieces. This limits the memory of attention scores, and of logits if all are computed.
 _PIECE_TOKENS = 2048
 
 
 class Decoder:
-    """Decodes one batch.
+    """Feeds tokens to the model and returns logits, for one batch of prompts.
 
     Args:
-        session: The model.
+        session: The loaded model.
         prompts: Checked token ids of each row.
-        new_tokens: Most tokens that will be chosen for a row; with the prompts they fit the context.
+        new_tokens: Upper bound of tokens per row. Longest prompt plus new tokens must fit the context.
     """
 
     def __init__(self, session: Runner, prompts: Sequence[Ids], new_tokens: int) -> None:
@@ -34,7 +34,7 @@ class Decoder:
         batch, width = self._ids.shape
         self._steps: _BoundSteps | None = None
         if session.graph == "fused":
-            # The last token that is chosen never enters the cache.
+            # The last chosen token never enters the cache, so one column less is enough.
             self._steps = _BoundSteps(session, batch, width + new_tokens - 1)
             self._cache = self._steps.cache
         else:
@@ -64,7 +64,7 @@ class Decoder:
         return logits
 
     def keep(self, slots: Sequence[int]) -> None:
-        """Drop all rows but these, in ascending order: what has ended is not computed any more."""
+        """Keep only the rows at these ascending indices, so that finished rows are no longer computed."""
         chosen = np.array(slots)
         self._lengths = [self._lengths[slot] for slot in slots]
         if self._steps is not None:
@@ -77,7 +77,7 @@ class Decoder:
 
 
 class _Buffer:
-    """An array that the graph reads or writes, and its `OrtValue`: on the CPU the same memory."""
+    """Holds an array that the graph reads or writes, and its `OrtValue`. On the CPU both share memory."""
 
     def __init__(self, session: Runner, array: NDArray[Any]) -> None:
         self.array = array
@@ -85,21 +85,21 @@ class _Buffer:
         self._shared = session.memory == "cpu"
 
     def push(self) -> None:
-        """Bring what was written into the array to the device."""
+        """Copy the array to the device; on the CPU there is nothing to copy."""
         if not self._shared:
             self.value.update_inplace(self.array)
 
     def pull(self) -> NDArray[Any]:
-        """Return what the device holds."""
+        """Return the array with the device's contents."""
         if not self._shared:
             self.array = self.value.numpy()
         return self.array
 
 
 class _BoundSteps:
-    """Steps of the fused graph over buffers that stay where they are; keys and values are appended in place.
+    """Runs decoding steps of the fused graph on fixed buffers; the graph appends keys and values in place.
 
-    The cache has `capacity` columns, at least as many as will be used.
+    The cache has `capacity` columns, enough for the prompts and all new tokens.
     """
 
     def __init__(self, session: Runner, batch: int, capacity: int) -> None:
@@ -109,11 +109,11 @@ class _BoundSteps:
 
     @property
     def cache(self) -> KeyValueCache:
-        """The empty cache, for the prompts."""
+        """Return the cache as an empty one, for the prefill to fill."""
         return KeyValueCache(tuple(buffer.value for buffer in self._cache), self._batch, 0, self._capacity)
 
     def run(self, tokens: Ids | Sequence[int], lengths: Sequence[int]) -> Logits:
-        """Feed one token to each row, which has so many in the cache."""
+        """Feed one token to each row; `lengths` are the tokens that each row has in the cache."""
         if self._binding is None:
             self._bind(lengths)
         ids, positions, mask = self._inputs
@@ -126,7 +126,7 @@ class _BoundSteps:
 
     def _bind(self, lengths: Sequence[int]) -> None:
         session, rows = self._session, self._batch
-        # The mask spans the whole cache: the graph counts a row's length by its ones.
+        # The mask spans the whole cache, because the graph gets a row's length as the sum of its mask.
         mask = (np.arange(self._capacity) < np.array(lengths)[:, None]).astype(np.int64)
         arrays = (np.zeros((rows, 1), np.int64), np.zeros((rows, 1), np.int64), mask)
         self._inputs = [_Buffer(session, array) for array in arrays]
@@ -137,11 +137,11 @@ class _BoundSteps:
                 self._binding.bind_ortvalue_input(name, buffer.value)
         session.bind_cache(self._binding, self.cache)
         self._binding.bind_ortvalue_output("logits", self._logits.value)
-        # A captured CUDA graph knows these buffers' addresses: it is of no use for others.
+        # A captured CUDA graph stores the addresses of these buffers, so new buffers need a new capture number.
         self._number = next(session.capture_numbers)
 
     def keep(self, slots: Ids, used: int) -> None:
-        """Move some rows to the front and drop the others; `used` columns hold something."""
+        """Move the rows `slots` to the front and drop the others; only the first `used` columns are copied."""
         for buffer in self._cache:
             array = buffer.pull()
             array[: len(slots), :, :used] = array[slots, :, :used]
@@ -151,7 +151,7 @@ class _BoundSteps:
 
 
 def _rope_follows_length(artifact: Artifact) -> bool:
-    """Tell whether the rotary frequencies change with the sequence's length: then a prompt must not be cut."""
+    """Tell whether rotary frequencies depend on the sequence length. A prompt then has to run in one piece."""
     config = artifact.config if artifact.has(CONFIG) else {}
     parts = [part for part in (config.get("rope_scaling"), config.get("rope_parameters")) if isinstance(part, Mapping)]
     kinds = {str(part.get(key)) for part in parts for key in ("rope_type", "type")}

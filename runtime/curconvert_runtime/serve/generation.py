@@ -1,4 +1,4 @@
-"""Text generation: batches of unequal prompts, stop conditions, streaming."""
+"""Generates text for one prompt or a batch, with stop conditions and streaming."""
 
 from __future__ import annotations
 
@@ -80,13 +80,13 @@ class Completion:
 
 @dataclass(frozen=True)
 class Piece:
-    """One step of one row while it streams.
+    """The new text of one row after one decoding step.
 
     Attributes:
         row: Index of the prompt.
         token: The new token id; None for the row's last piece.
-        text: Text that became certain; never a broken character, never part of a stop text.
-        completion: The whole result, with the row's last piece.
+        text: Text that later tokens cannot change. It never holds a broken character or part of a stop text.
+        completion: The whole result; only set in the row's last piece.
     """
 
     row: int
@@ -100,7 +100,7 @@ def _is_number(value: object) -> bool:
 
 
 def end_tokens(artifact: Artifact) -> frozenset[int]:
-    """Return the ids that end a sequence, from `generation_config.json` or else `config.json`."""
+    """Return the ids that end a sequence. They come from `generation_config.json`, otherwise from `config.json`."""
     for name in (GENERATION_CONFIG, CONFIG):
         value = strict_json.read(artifact.file(name)).get("eos_token_id") if artifact.has(name) else None
         ids = value if isinstance(value, list) else [value]
@@ -112,7 +112,7 @@ def end_tokens(artifact: Artifact) -> frozenset[int]:
 
 @dataclass
 class _Row:
-    """State of one row of the batch."""
+    """Tokens and text of one row, and the reason for which it ended."""
 
     prompt: Ids
     options: GenerationOptions
@@ -124,7 +124,7 @@ class _Row:
     reason: FinishReason | None = None
 
     def add(self, token: int, ends: frozenset[int]) -> str:
-        """Take a token; set `reason` if it ends the row; return the text to show."""
+        """Append a token, set `reason` if the row ends, and return the text to show."""
         if token in ends and not self.options.ignore_eos:
             return self.finish("eos")
         self.ids.append(token)
@@ -153,7 +153,7 @@ class _Row:
         return bool(found)
 
     def _show(self) -> str:
-        """Return new text, holding back an end that may grow into a stop text."""
+        """Return text not shown yet. An end that may become a stop text is held back."""
         end = len(self.text)
         if self.reason is None:
             for stop in self.options.stop:
@@ -223,7 +223,7 @@ def stream(session: Runner, prompt: Any, options: GenerationOptions | None = Non
 
 
 def _decode(session: Runner, rows: list[_Row], ends: frozenset[int]) -> Iterator[Piece]:
-    """Prefill once, then one token per row and step; a finished row leaves the batch."""
+    """Run the prompts once, then decode one token per row and step. Finished rows leave the batch."""
     prompts = [row.prompt for row in rows]
     steps = min(rows[0].options.max_new_tokens, session.max_positions - max(map(len, prompts)) + 1)
     decoder = Decoder(session, prompts, steps)

@@ -1,4 +1,4 @@
-"""Changes to a serialized graph that has been checked, before onnxruntime reads it."""
+"""Edits the bytes of a checked ONNX graph before onnxruntime loads it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _GRAPH = 7  # of ModelProto
 _NODE, _INITIALIZER, _INPUT = 1, 5, 11  # of GraphProto
 _OPERATOR, _ATTRIBUTE = 4, 5  # of NodeProto
 _ATTRIBUTE_NAME, _TENSOR_NAME, _VALUE_NAME = 1, 8, 1
-_INTEGER = 3 << 3  # of AttributeProto, as it is written
+_INTEGER = 3 << 3  # of AttributeProto: the field's key byte
 
 
 def with_first_logits(graph: bytes) -> bytes:
-    """Return a graph in which the constant `first_logits` is an input with that default; others are as they were.
+    """Return the graph with its constant `first_logits` as an input; without that constant, return it unchanged.
 
-    A graph does not say so itself, because onnxruntime warns of every input with a default that it loads. The input is
-    appended: what follows a protobuf message is merged into it.
+    The constant stays as the input's default. The stored graph lacks the input, because onnxruntime warns about each
+    input with a default. Appended bytes are enough: protobuf merges a message that follows another.
     """
     (body,) = children(memoryview(graph), _GRAPH)
     constants, inputs = _names(body, _INITIALIZER, _TENSOR_NAME), _names(body, _INPUT, _VALUE_NAME)
@@ -31,7 +31,7 @@ def with_first_logits(graph: bytes) -> bytes:
 
 
 def keeping_activations(graph: bytes) -> bytes:
-    """Return a graph whose quantized products compute in float32."""
+    """Return the graph with every MatMulNBits set to compute in float32 instead of rounding activations."""
     edited = bytearray(graph)
     for body in children(memoryview(edited), _GRAPH):
         for node in children(body, _NODE):
@@ -49,5 +49,5 @@ def _names(graph: memoryview, field: int, name: int) -> set[str]:
 
 
 def _message(number: int, content: bytes) -> bytes:
-    """Return a field that holds a message or text of at most 127 bytes."""
+    """Return an encoded protobuf field with a message or text of at most 127 bytes."""
     return bytes([number << 3 | 2, len(content)]) + content

@@ -1,4 +1,4 @@
-"""Execution providers: what the code must know about each is a field of its entry."""
+"""Lists the execution providers. Everything that the code must know about a provider is a field of its entry."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ _CUDA = MappingProxyType({"enable_skip_layer_norm_strict_mode": "1"})  # normali
 
 @dataclass(frozen=True)
 class ProviderOptions:
-    """How onnxruntime uses a provider; this class is for one without settings."""
+    """Settings of a provider. This base class has none; subclasses add theirs."""
 
     @property
     def device_id(self) -> int:
-        """Number of the device whose memory takes what the graph reads and writes."""
+        """Number of the device whose memory holds inputs, outputs and cache."""
         return 0
 
     @property
     def captures(self) -> bool:
-        """Whether steps of decoding are captured once and replayed."""
+        """Whether decoding steps are captured as a CUDA graph and replayed."""
         return False
 
     def configure(self, settings: Any) -> dict[str, str]:
-        """Write into onnxruntime's session settings; return those of its provider."""
+        """Set onnxruntime's `SessionOptions` in place, and return the provider's own options."""
         return {}
 
     def edited(self, graph: bytes) -> bytes:
-        """Return the graph that is loaded in place of a graph."""
+        """Return the graph's bytes as they must be loaded with these settings."""
         return graph
 
     @classmethod
     def exact(cls) -> ProviderOptions:
-        """Return the options with which products with quantized weights round no activations."""
+        """Return options under which quantized products do not round activations."""
         return cls()
 
 
@@ -71,7 +71,7 @@ class CpuOptions(ProviderOptions):
     def configure(self, settings: Any) -> dict[str, str]:
         """See `ProviderOptions.configure`."""
         settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(self.spinning)))
-        # Not in parallel: onnxruntime would let go of the file's pages only when all copies are made.
+        # Never set parallel prepacking here: onnxruntime would then keep the file's pages until all copies exist.
         settings.add_session_config_entry("session.disable_prepacking", str(int(not self.prepack)))
         return {}
 
@@ -110,7 +110,7 @@ class CudaOptions(ProviderOptions):
         return self.cuda_graph
 
     def configure(self, _settings: Any) -> dict[str, str]:
-        """See `ProviderOptions.configure`; the session's stay."""
+        """See `ProviderOptions.configure`; the session's settings stay unchanged."""
         settings = {**_CUDA, "device_id": str(self.device_id), "enable_cuda_graph": str(int(self.cuda_graph))}
         if self.memory_limit is not None:
             # Doubling would overshoot a limit that a caller chose.
@@ -120,18 +120,18 @@ class CudaOptions(ProviderOptions):
 
 @dataclass(frozen=True)
 class Provider:
-    """An execution provider.
+    """What the code must know about one execution provider.
 
     Attributes:
-        name: onnxruntime's name of it.
-        package: What pip installs for it.
-        options: Class of its options; without arguments they are the defaults.
-        memory: onnxruntime's name of the memory that it works on.
-        graph: Which graph it runs unless asked otherwise: its kernels know the operators of this one.
-        arithmetic: What it is fastest in: the fused graph of an artifact that is made for it computes in this.
+        name: onnxruntime's name of the provider.
+        package: Package that pip installs for it.
+        options: Class of its options; without arguments it has the defaults.
+        memory: onnxruntime's name of the provider's memory.
+        graph: The graph it runs by default: the one whose operators it has kernels for.
+        arithmetic: Its fastest number format. Fused graphs made for this provider compute in it.
         quantized: Whether its kernels multiply with quantized weights.
-        preloads: Whether its libraries may have come as pip packages, where onnxruntime has to be told to look.
-        genai: Its settings in onnxruntime-genai, under the name that this gives it; none where it is the default.
+        preloads: Whether its libraries may come from pip packages, which onnxruntime must preload.
+        genai: Its entry in onnxruntime-genai's configuration, by that package's provider name; empty for the default.
     """
 
     name: str
@@ -162,7 +162,7 @@ def provider_named(name: str) -> Provider:
 
 
 def provider_options(name: str, options: ProviderOptions | None) -> ProviderOptions:
-    """Return the options of a provider, its defaults for None."""
+    """Return `options` after a check that they are the provider's; for None, its defaults."""
     expected = provider_named(name).options
     if options is None:
         return expected()

@@ -1,4 +1,4 @@
-"""Checks of what a caller asks a session to compute. Every refusal is an `InputError` of one line."""
+"""Checks token ids, masks and positions that a caller passes. A wrong one raises an `InputError` of one line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def integers(values: Any, what: str) -> Ids:
     try:
         array = np.asarray(values)
     except (ValueError, OverflowError, TypeError):
-        raise InputError(f"{what}: rows differ in length or hold something else than integers") from None
+        raise InputError(f"{what}: rows differ in length or hold values that are not integers") from None
     if array.size == 0:
         return np.zeros(array.shape, np.int64)
     if array.dtype.kind not in "iu":
@@ -42,11 +42,11 @@ def is_flat(ids: TokenRows) -> bool:
     """Tell whether `ids` is one sequence rather than a batch."""
     if isinstance(ids, np.ndarray):
         return ids.ndim == 1
-    return len(ids) > 0 and np.ndim(ids[0]) == 0  # what a mixture is, `integers` says
+    return len(ids) > 0 and np.ndim(ids[0]) == 0  # `integers` rejects a mixture of tokens and sequences
 
 
 def token_rows(ids: TokenRows, vocab_size: int, max_positions: int) -> list[Ids]:
-    """Return a request's sequences, one 1-D array each; a flat sequence is a batch of one."""
+    """Return each sequence as a 1-D int64 array; one flat sequence is a batch of one."""
     if isinstance(ids, str | bytes) or not isinstance(ids, Sequence | np.ndarray):
         raise InputError(f"token ids: expected a list or array of integers, found {type(ids).__name__}")
     if isinstance(ids, np.ndarray) and ids.ndim not in (1, 2):
@@ -58,7 +58,7 @@ def token_rows(ids: TokenRows, vocab_size: int, max_positions: int) -> list[Ids]
 
 
 def token_row(ids: Any, vocab_size: int, max_positions: int) -> Ids:
-    """Return one sequence as a 1-D int64 array; refusals as in `token_rows`."""
+    """Return one sequence as a 1-D int64 array; raise `InputError` if it is empty, too long or has invalid ids."""
     row = integers(ids, "token ids")
     if row.ndim != 1:
         raise InputError(f"token ids: expected a flat sequence, found {row.ndim} dimensions")
@@ -83,9 +83,9 @@ def padded(rows: Sequence[Ids], side: str, fill: int = 0) -> tuple[Ids, Ids]:
 
 
 def check_mask(mask: Ids, shape: tuple[int, int], side: str) -> None:
-    """Refuse an attention mask that is not of shape (batch, past + new tokens), or that the graph would misread.
+    """Raise `InputError` for a mask that is not of shape (batch, past + new tokens) or that the graph would misread.
 
-    A graph with padding on the `right` knows a row only by its length, so its ones must come first.
+    A graph with `right` padding sees only the length of each row, so a row's ones must come first.
     """
     if mask.shape != shape:
         raise InputError(f"attention mask {list(mask.shape)}: expected {list(shape)} (past and new tokens)")
@@ -100,8 +100,8 @@ def check_mask(mask: Ids, shape: tuple[int, int], side: str) -> None:
 def default_positions(mask: Ids, new: int, side: str) -> Ids:
     """Return the position of each new token in its own row, [batch, new], from the mask over past and new tokens.
 
-    A right-padded row that continues (the past is there, the new tokens are real) ends at its own length, not at the
-    common width: its padding lies between. In a prefill both layouts count the ones before a token.
+    After a right-padded prefill, padding separates a row's prompt from its new tokens. Positions then end at the row's
+    length minus one. Otherwise a token's position is the number of ones before it in its row.
     """
     total = mask.shape[1]
     if side == "right" and total > new:

@@ -1,7 +1,7 @@
-"""A loaded graph of an artifact: token ids in, logits out, with a key/value cache that stays where the model runs.
+"""Runs a loaded graph: token ids in, logits out. The key/value cache stays on the device.
 
-The portable graph pads on the left. The fused graph pads on the right: it knows a row by the sum of its mask, and
-writes a row's new keys at the row's own length, so a batch needs no shifting while it decodes.
+The portable graph pads on the left. The fused graph pads on the right: it gets a row's length as the sum of its mask,
+and writes new keys at that length. So a batch needs no shifting while it decodes.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ class KeyValueCache:
 
 
 class Runner:
-    """A graph of an artifact that answers requests by token id; safe to use from one thread at a time.
+    """Computes logits for token ids with one graph of an artifact. Use it from one thread at a time.
 
-    Its methods raise `InputError` where a request is wrong, and `BackendError` where onnxruntime fails.
+    Its methods raise `InputError` for a wrong request and `BackendError` if onnxruntime fails.
 
     Attributes:
-        artifact: What it was loaded from.
+        artifact: The artifact that holds the graph.
         graph: `portable` or `fused`.
         provider: One of `PROVIDERS`.
-        memory: onnxruntime's name of the memory that the provider works on.
+        memory: onnxruntime's name of the provider's memory.
         options: Settings of the provider.
-        padding: Side on which batches of unequal sequences are padded: `left` or `right`.
+        padding: Side on which unequal sequences are padded: `left` or `right`.
         has_positions: Whether the graph takes `position_ids`.
         trims_logits: Whether the graph can leave out the logits of the first new tokens.
         io_binding: Makes an empty `IOBinding`.
-        capture_numbers: Counts on to a number that no captured CUDA graph of this session has.
+        capture_numbers: Yields an unused number for each CUDA graph that this session captures.
     """
 
     def __init__(
@@ -97,8 +97,8 @@ class Runner:
 
         Args:
             batch: Number of rows.
-            capacity: Most columns it will have to hold: the fused graph then writes new keys into one buffer in place.
-                None makes a longer tensor at each step, which the portable graph does in any case.
+            capacity: Columns to allocate, so that the fused graph writes new keys in place. With None each step makes
+                a longer tensor. The portable graph always does that.
         """
         if batch < 1:
             raise InputError("empty batch: give at least one sequence of token ids")
@@ -110,12 +110,12 @@ class Runner:
         return KeyValueCache(values, batch, 0, capacity)
 
     def cache_arrays(self, batch: int, columns: int) -> list[NDArray[np.floating]]:
-        """Return zeros in the shape of a cache, in graph order; each [batch, key heads, columns, head size]."""
+        """Return the zeroed arrays of a cache, in graph order; each [batch, key heads, columns, head size]."""
         shape = (len(self._past), batch, self._heads, columns, self._head_dim)
         return list(np.zeros(shape, self.artifact.arithmetic(self.graph)))
 
     def place(self, array: NDArray[Any]) -> Any:
-        """Return an `OrtValue` of an array on the session's device; on the CPU it is a view of the array itself."""
+        """Return an `OrtValue` with the array on the session's device; on the CPU it shares the array's memory."""
         return self._ort.OrtValue.ortvalue_from_numpy(array, self.memory, self.options.device_id)
 
     def forward(
@@ -132,18 +132,19 @@ class Runner:
             input_ids: New tokens, [batch, new] integers.
             attention_mask: [batch, past + new] zeros and ones; None means all ones.
             position_ids: [batch, new]; None derives them from the mask, each row counting its own tokens.
-            past: What an earlier call returned. A cache with a capacity is updated in place and must not be used again.
-            first: First of the new tokens that gets logits, as in a Python slice; a graph that can computes no others.
+            past: Cache from an earlier call. A cache with a capacity is updated in place; do not use it again.
+            first: Index of the first new token that gets logits, as in a Python slice. Earlier logits are not computed
+                if the graph has `first_logits`.
 
         Returns:
-            Logits [batch, tokens from `first` on, vocabulary] in float32, and the cache with the new tokens.
+            Logits [batch, tokens from `first`, vocabulary] in float32, and the cache with the new tokens.
         """
         inputs, past, total = self._checked(input_ids, attention_mask, position_ids, past)
         binding = self.io_binding()
         for name, array in inputs.items():
             binding.bind_cpu_input(name, array)
         trims = first != 0 and self.trims_logits
-        if trims:  # onnxruntime takes an input with a default as an OrtValue only
+        if trims:  # onnxruntime accepts an input with a default only as an OrtValue
             binding.bind_ortvalue_input(FIRST_LOGITS, self._ort.OrtValue.ortvalue_from_numpy(np.array([first])))
         self.bind_cache(binding, past)
         binding.bind_output("logits", "cpu")
@@ -156,7 +157,7 @@ class Runner:
     def _checked(
         self, input_ids: Any, attention_mask: Any, position_ids: Any, past: KeyValueCache | None
     ) -> tuple[dict[str, Ids], KeyValueCache, int]:
-        """Return the graph's inputs by name, the past, and the cache's length afterwards; or refuse the request."""
+        """Return the graph's inputs by name, the past, and the cache's length after the call; or raise `InputError`."""
         ids = requests.integers(input_ids, "input_ids")
         if ids.ndim != 2 or 0 in ids.shape:
             raise InputError(f"input_ids {list(ids.shape)}: expected [batch, tokens] with at least one of each")
@@ -185,7 +186,7 @@ class Runner:
         return inputs, past, total
 
     def bind_cache(self, binding: Any, past: KeyValueCache) -> None:
-        """Bind a cache as input and, before any other output, as output."""
+        """Bind a cache as input and as output. Bind other outputs after it: `forward` reads outputs in this order."""
         for name, value in zip(self._past, past.values, strict=True):
             binding.bind_ortvalue_input(name, value)
         for name, value in zip(self._present, past.values, strict=True):
@@ -195,9 +196,9 @@ class Runner:
                 binding.bind_ortvalue_output(name, value)
 
     def run(self, binding: Any, captured_as: int | None = None) -> None:
-        """Run the graph on what is bound.
+        """Run the graph on the bound inputs and outputs.
 
-        With CUDA graphs `captured_as` is the number of the graph to capture, or to replay; None runs without.
+        With CUDA graphs, `captured_as` is the number under which to capture or replay; None runs without capture.
         """
         settings = None
         if self.options.captures:

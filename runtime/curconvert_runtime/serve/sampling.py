@@ -1,4 +1,4 @@
-"""Choosing the next token from logits, in float64."""
+"""Chooses the next token from logits, in float64."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from curconvert_runtime.errors import VerificationError
 def choose(
     logits: NDArray[np.float32], temperature: float, top_k: int, top_p: float, generator: np.random.Generator
 ) -> int:
-    """Return one token id; settings are those of `GenerationOptions`, and equal logits fall to the lower id.
+    """Return one token id. The settings are those of `GenerationOptions`. Of equal logits, the lower id comes first.
 
     Raises:
         VerificationError: The logits hold a NaN or an infinity: the model is broken.
@@ -20,7 +20,7 @@ def choose(
         raise VerificationError("the model's logits are not finite; run curconvert verify on this artifact")
     if temperature == 0:
         return int(logits.argmax())
-    # Stable descending order, so that equal logits fall to the lower id on every machine.
+    # A stable descending order puts the lower id first among equal logits, on every machine.
     order = np.argsort(-logits, kind="stable")[: top_k or None]
     scaled = logits[order].astype(np.float64) / temperature
     probabilities = np.exp(scaled - scaled[0])

@@ -1,4 +1,4 @@
-"""A loaded artifact, as `load` returns it."""
+"""Loads an artifact for inference: `load` and the `Session` that it returns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text in, text out: the artifact's tokenizer, its chat template, and text that appears as tokens arrive."""
+"""Converts between text and token ids: tokenizer, chat template, and text that streams as tokens arrive."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 def _special_token(value: object) -> str:
-    """Return a special token's text; `tokenizer_config.json` spells it as a string or as an added-token object."""
+    """Return a special token's text; `tokenizer_config.json` holds a string or an added-token object."""
     if isinstance(value, Mapping):
         value = value.get("content")
     return value if isinstance(value, str) else ""
@@ -58,7 +58,7 @@ class Tokenizer:
 
     @contextlib.contextmanager
     def _guard(self) -> Iterator[None]:
-        """Turn whatever the Rust side raises into one line: plain `Exception`, or a panic, which is not even that."""
+        """Turn any error of the Rust code into a one-line `IntegrityError`. A Rust panic is no `Exception`."""
         try:
             yield
         except (KeyboardInterrupt, SystemExit):
@@ -92,7 +92,7 @@ class Tokenizer:
         if self._artifact.has(CHAT_TEMPLATE):
             return self._artifact.file(CHAT_TEMPLATE).read_text(encoding="utf-8")
         template = self._config.get("chat_template")
-        if isinstance(template, list):  # several named ones
+        if isinstance(template, list):  # several named templates
             named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, Mapping)}
             template = named.get("default")
         return template if isinstance(template, str) else None
@@ -127,7 +127,7 @@ def render_template(source: str, variables: Mapping[str, Any]) -> str:
         raise BackendError(f"jinja2 cannot be imported ({one_line(error)}); run pip install jinja2") from None
 
     class Generation(jinja2.ext.Extension):
-        """Lets `{% generation %}…{% endgeneration %}` through; it marks answers for training and prints its body."""
+        """Accepts `{% generation %}…{% endgeneration %}`, which marks answers for training, and renders its body."""
 
         tags = {"generation"}  # noqa: RUF012 - jinja2's own protocol
 
@@ -139,7 +139,7 @@ def render_template(source: str, variables: Mapping[str, Any]) -> str:
         raise jinja2.TemplateError(message)
 
     def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-        # Jinja's own filter escapes <, > and & for HTML, which a prompt must not.
+        # Jinja's own filter escapes <, > and & for HTML, which would change the prompt.
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
     def strftime_now(pattern: str) -> str:
@@ -152,15 +152,15 @@ def render_template(source: str, variables: Mapping[str, Any]) -> str:
     environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
     try:
         return environment.from_string(source).render(dict(variables))
-    except Exception as error:  # noqa: BLE001 - a template can raise anything: it is the model's code, not ours
+    except Exception as error:  # noqa: BLE001 - a template is the model's code and can raise anything
         raise InputError(f"chat template: {one_line(error)}") from None
 
 
 class TextStream:
-    """Turns token ids into text piece by piece, so that the pieces joined are the text of all ids.
+    """Turns token ids into text piece by piece. The joined pieces equal the text of all ids.
 
-    A token may end in the middle of a character, and a decoder may treat the first token specially (a leading space).
-    So new ids are decoded together with the few before them, and held back while the text ends in a broken character.
+    A token may end inside a character, and a decoder may treat the first token specially (a leading space). So new ids
+    are decoded together with a few earlier ones, and held back while the text ends in a broken character.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -170,7 +170,7 @@ class TextStream:
         self._shown = 0  # ids before this one are in text already returned
 
     def push(self, token: int) -> str:
-        """Add one id; return the text that became certain, often empty."""
+        """Add one id and return the text that can no longer change, often empty."""
         self._ids.append(token)
         piece = self._pending()
         if not piece or piece.endswith(_REPLACEMENT):
@@ -179,7 +179,7 @@ class TextStream:
         return piece
 
     def flush(self) -> str:
-        """Return what is still held back; a character that never became complete shows as U+FFFD."""
+        """Return the text still held back; an incomplete character becomes U+FFFD."""
         piece = self._pending()
         self._context = self._shown = len(self._ids)
         return piece

@@ -62,21 +62,21 @@ def test_a_missing_factor_is_named(model: TinyModel, factor: str) -> None:
 def test_a_missing_tensor_of_another_form_is_named(tmp_path: Path, form: str, suffix: str) -> None:
     """Every tensor that a product needs must be stored, the order of outputs too."""
     other = compress(make_checkpoint(tmp_path / "dense", "llama"), tmp_path / form, forms=(form,))
-    check(other, {f"{QUERY}.{suffix}": None}, InputError, rf"{QUERY}\.{suffix} is missing, .* said to be {form}")
+    check(other, {f"{QUERY}.{suffix}": None}, InputError, rf"{QUERY}\.{suffix} is missing, .* has form {form}")
 
 
 @pytest.mark.parametrize("linear", ["gate_proj", "down_proj"])
 def test_a_missing_weight_of_a_smaller_mlp_is_named(tmp_path: Path, linear: str) -> None:
-    """It has the dense weight's name, and is said to be of its form."""
+    """It has the name of the dense weight, and the manifest gives its form."""
     other = drop_neurons(make_checkpoint(tmp_path / "dense", "llama"), tmp_path / "neurons")
     name = f"model.layers.1.mlp.{linear}.weight"
-    check(other, {name: None}, InputError, rf"{name} is missing, .* said to be modular")
+    check(other, {name: None}, InputError, rf"{name} is missing, .* has form modular")
 
 
 def test_a_smaller_mlp_that_is_said_to_be_dense_is_refused(tmp_path: Path) -> None:
     """Its stored weights do not have the config's shapes."""
     other = drop_neurons(make_checkpoint(tmp_path / "dense", "llama"), tmp_path / "neurons")
-    with pytest.raises(InputError, match=r"has shape \(20, 32\), the config asks for \(48, 32\)"):
+    with pytest.raises(InputError, match=r"has shape \(20, 32\), the config needs \(48, 32\)"):
         build_graphs(other.config, other.tensors, {})
 
 
@@ -102,7 +102,7 @@ def test_a_dense_weight_beside_its_factors_is_unused(model: TinyModel) -> None:
 def test_a_wrong_shape_is_refused(model: TinyModel) -> None:
     """The stored shape must be the config's."""
     wrong = replace(model.tensors[NORM], shape=(16, 2))
-    check(model, {NORM: wrong}, InputError, rf"{NORM} has shape \(16, 2\), the config asks for \(32,\)")
+    check(model, {NORM: wrong}, InputError, rf"{NORM} has shape \(16, 2\), the config needs \(32,\)")
 
 
 def test_a_byte_range_of_the_wrong_length_is_refused(model: TinyModel) -> None:
@@ -110,7 +110,7 @@ def test_a_byte_range_of_the_wrong_length_is_refused(model: TinyModel) -> None:
     info = model.tensors[NORM]
     assert info.location is not None
     wrong = replace(info, location=replace(info.location, length=64))
-    check(model, {NORM: wrong}, InputError, f"{NORM} has 64 bytes, its shape asks for 128")
+    check(model, {NORM: wrong}, InputError, f"{NORM} has 64 bytes, its shape needs 128")
 
 
 def test_a_tensor_without_bytes_is_refused(model: TinyModel) -> None:

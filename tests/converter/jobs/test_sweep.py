@@ -214,7 +214,7 @@ def test_names_that_the_font_lacks_are_drawn_in_silence(tmp_path: Path) -> None:
 
 def test_no_point_at_all_is_an_error(home: Path, tmp_path: Path) -> None:
     """Before any tensor is read, and nothing is written."""
-    with pytest.raises(InputError, match="no point can be had"):
+    with pytest.raises(InputError, match="no point is possible"):
         sweep(SourceOptions(str(home / "model")), tmp_path / "out", options(home, keep=(0.01,)))
     assert list(tmp_path.iterdir()) == []
 

@@ -123,7 +123,7 @@ def test_the_command_line_mixes_widths(tmp_path: Path) -> None:
     assert "in int4 in blocks of 32 (" in shown
     assert "and int8 in blocks of 32 (" in shown
     assert "cost at int4" in shown
-    assert "<h2>Widths</h2>" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Bits</h2>" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     arguments = ("-o", tmp_path / "o", "--bits-per-weight", "4.5", "-q")
     refused(call("export", model, *arguments), 2, "--bits-per-weight 4.5: expected ", "(all int4, blocks of 64) to ")
     refused(

@@ -1,4 +1,4 @@
-"""The torch module of each form. Beside torch it needs the runtime only: transformers of any version imports it."""
+"""Builds the torch module of each form. It needs only torch and the runtime, so any transformers version can use it."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ LINEARS: dict[str, Callable[[Mapping[str, Tensor], Tensor | None], nn.Module]] =
     "sparse_rows": SparseRowsLinear,
     "sparse_columns": SparseColumnsLinear,
 }
-"""From tensors by suffix and a bias to a module, by the form's name."""
+"""Function that makes a module from tensors by suffix and a bias, by the form's name."""
 
 
 def factored_linear(form: str, tensors: Mapping[str, Tensor], bias: Tensor | None = None) -> nn.Module:
-    """Build the linear of a form, with float32 factors and bias.
+    """Return the linear of a form, with float32 factors and bias.
 
     Args:
-        form: Its name.
-        tensors: The stored tensors by suffix; index vectors that the product does not need may be among them, and the
-            parts of quantized ones (`R.q`) beside what they stand for (`R`).
-        bias: (out_features,) or None; of a form that cuts its outputs that of the kept rows, (rank,).
+        form: Name of the form.
+        tensors: The stored tensors by suffix. Index vectors that the product does not need are ignored, and so are
+            quantized parts (`R.q`) beside their dequantized tensor (`R`).
+        bias: (out_features,) or None; (rank,) for a form that drops outputs.
 
     Raises:
         ValueError: The form is unknown.

@@ -1,4 +1,4 @@
-"""The linear of `cur`."""
+"""Defines the torch linear of form `cur`."""
 
 from __future__ import annotations
 

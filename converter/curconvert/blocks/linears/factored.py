@@ -1,4 +1,4 @@
-"""`FactoredLinear`, what the linears of all forms that are products have in common."""
+"""Defines `FactoredLinear`, the base of the linears of all forms that store factors."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from curconvert_runtime.format.forms.form import PROVENANCE, Form
 
 
 class FactoredLinear(nn.Module):
-    """A linear of one form: its factors are frozen parameters, the index vectors that its product reads int64 buffers.
+    """A linear of one form. Factors are frozen parameters; index vectors that its product reads are int64 buffers.
 
     Attributes:
-        form: The registry's entry.
-        tuned: Factors that training in transformers changes.
+        form: The runtime's description of the form.
+        tuned: Suffixes of the factors that training in transformers changes.
         bias: (out_features,) or None.
 
     Args:
-        tensors: By suffix; others may be among them.
-        bias: See above.
+        tensors: Tensors by suffix; those that the form does not need are ignored.
+        bias: (out_features,) or None.
     """
 
     form: ClassVar[Form]

@@ -1,4 +1,4 @@
-"""The linear of `interpolative`."""
+"""Defines the torch linear of form `interpolative`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from curconvert_runtime.format.forms import interpolative
 
 
 class InterpolativeLinear(FactoredLinear):
-    """`y = [R x; T (R x)][order] + b`: some outputs are stored products, the others combinations of them.
+    """`y = [R x; T (R x)][order] + b`: R computes some outputs, and T combines them into the others.
 
     Attributes:
         R: (rank, in_features) rows of the weight, or of its best approximation.
         T: (out_features − rank, rank) coefficients of the other rows.
-        order: (out_features,) int64; output i is element `order[i]` of the two products laid end to end.
+        order: (out_features,) int64; output i is element `order[i]` of the two concatenated products.
     """
 
     form = interpolative.FORM

@@ -1,4 +1,4 @@
-"""The linear of `dense` and of the modular forms: torch's own, of the size of its weight."""
+"""Builds torch's own linear for form `dense` and the modular forms."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def plain_linear(tensors: Mapping[str, Tensor], bias: Tensor | None = None) -> nn.Linear:
-    """Return a linear of the stored `weight`, (out_features, in_features), frozen."""
+    """Return a frozen linear with the stored `weight`, (out_features, in_features)."""
     weight = tensors["weight"]
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)

@@ -1,4 +1,4 @@
-"""The linears of `sparse_rows` and `sparse_columns`."""
+"""Defines the torch linears of forms `sparse_rows` and `sparse_columns`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from curconvert_runtime.format.forms import parts
 
 
 class SparseRowsLinear(FactoredLinear):
-    """`y = [W x; 0][order] + b`: some outputs are computed, the others are their bias.
+    """`y = [W x; 0][order] + b`: computes the kept outputs; the others are only their bias.
 
     Attributes:
         weight: (rank, in_features).
-        order: (out_features,) int64; output i is element `order[i]` of W x with a zero behind it.
+        order: (out_features,) int64; output i is element `order[i]` of W x with a zero appended.
     """
 
     form = parts.SPARSE_ROWS
@@ -28,11 +28,11 @@ class SparseRowsLinear(FactoredLinear):
 
 
 class SparseColumnsLinear(FactoredLinear):
-    """`y = W x[order] + b`: some inputs are read.
+    """`y = W x[order] + b`: reads only the kept inputs.
 
     Attributes:
         weight: (out_features, rank).
-        order: (rank,) int64, the inputs.
+        order: (rank,) int64, indices of the kept inputs.
     """
 
     form = parts.SPARSE_COLUMNS

@@ -1,4 +1,4 @@
-"""The linear of `two_factor`."""
+"""Defines the torch linear of form `two_factor`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The nodes that multiply by a matrix, for each form; a dense matrix is the template's own initializer."""
+"""Emits the graph nodes that multiply by a matrix, for each compressed form."""
 
 from __future__ import annotations
 
@@ -14,4 +14,4 @@ EMITTERS: dict[str, FormEmitter] = {
     "sparse_rows": sparse.rows_product,
     "sparse_columns": sparse.columns_product,
 }
-"""By the form's name."""
+"""Emitters by the form's name."""

@@ -1,4 +1,4 @@
-"""`cur` in a graph."""
+"""Emits the graph nodes of form `cur`."""
 
 from __future__ import annotations
 

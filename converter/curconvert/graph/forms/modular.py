@@ -1,4 +1,4 @@
-"""The modular forms in a graph: a smaller matrix between smaller vectors."""
+"""Emits the graph nodes of the modular forms, which multiply by a smaller matrix."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from curconvert.graph.forms.stored import Stored
 
 
 def product(dialect: Dialect, x: ir.Value, stored: Stored) -> ir.Value:
-    """Multiply by what is kept."""
+    """Multiply by the kept rows or columns."""
     return dialect.linear(x, [stored.matrix("weight")])

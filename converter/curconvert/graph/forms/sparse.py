@@ -1,4 +1,4 @@
-"""The sparse forms in a graph."""
+"""Emits the graph nodes of the sparse forms."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from curconvert.graph.forms.stored import Stored
 
 
 def rows_product(dialect: Dialect, x: ir.Value, stored: Stored) -> ir.Value:
-    """Multiply, and let the outputs that are not computed share one zero."""
+    """Multiply by the kept rows; all dropped outputs read one zero."""
     weight, order = stored.matrix("weight"), stored.index("order")
-    # One zero at the end of the last of three axes (batch, sequence, rank).
+    # Append one zero to the last of three axes (batch, sequence, rank).
     padded = dialect.emit("Pad", dialect.linear(x, [weight]), dialect.emit.ints(0, 0, 0, 0, 0, 1))
     return dialect.ordered(padded, order)
 
 
 def columns_product(dialect: Dialect, x: ir.Value, stored: Stored) -> ir.Value:
-    """Multiply some inputs."""
+    """Multiply the kept inputs by their columns."""
     weight, order = stored.matrix("weight"), stored.index("order")
     return dialect.linear(dialect.ordered(x, order), [weight])

@@ -1,4 +1,4 @@
-"""What an emitter gets: the dialect, the input, and the stored tensors of one matrix."""
+"""Defines what an emitter gets: the dialect, the input, and the stored tensors of one matrix."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from curconvert.graph.weights import Weight
 
 @dataclass(frozen=True)
 class Stored:
-    """The initializers of one matrix; each is made when it is first asked for.
+    """Returns the initializers of one matrix, and makes each when it is first used.
 
     Attributes:
-        matrix: From a factor's suffix.
-        index: From an index vector's.
+        matrix: Returns a factor's initializer by suffix.
+        index: Returns an index vector's initializer by suffix.
     """
 
     matrix: Callable[[str], Weight]

@@ -1,4 +1,4 @@
-"""`two_factor` in a graph."""
+"""Emits the graph nodes of form `two_factor`."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Measures speed and memory of artifacts, several of them in turn; needs no torch."""
+"""Measures speed and memory of an artifact and of another model, alternating between them; needs no torch."""

@@ -1,4 +1,4 @@
-"""Processes that measure, so that load time and peak memory are those of one model."""
+"""Starts measuring processes, one per model, so that load time and peak memory belong to one model."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Any
 
 from curconvert_runtime import errors
 
-# One thread for each that asks: see MemoryReader.
+# NumPy must not start threads of its own, because MemoryReader has its own threads.
 _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _SHUTDOWN_SECONDS = 10
 
 
 class MeasuringProcess:
-    """A `curconvert.jobs.bench.worker`; a context manager, which ends it."""
+    """Runs `curconvert.jobs.bench.worker` as a process; use it as a context manager, which ends the process."""
 
     def __init__(self) -> None:
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
@@ -42,7 +42,7 @@ class MeasuringProcess:
         """Send a request and wait for its answer.
 
         Raises:
-            CurConvertError: What the worker raised.
+            CurConvertError: The error that the worker raised.
             BackendError: The worker died.
         """
         assert self._process.stdin is not None
@@ -64,7 +64,7 @@ class MeasuringProcess:
     def _last_message(self) -> str:
         self._messages.seek(0)
         lines = self._messages.read().decode(errors="replace").strip().splitlines()
-        return " ".join(lines[-1].split())[:300] if lines else "it said nothing; was there enough memory?"
+        return " ".join(lines[-1].split())[:300] if lines else "without a message; check that there is enough memory"
 
     def __enter__(self) -> MeasuringProcess:
         return self

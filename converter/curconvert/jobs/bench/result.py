@@ -1,4 +1,4 @@
-"""What `bench` found."""
+"""Holds the results of `bench`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ SCHEMA = "bench-1.0"
 
 @dataclass(frozen=True)
 class Spread:
-    """A number of each round.
+    """Summary of a number that each round measures.
 
     Attributes:
-        median: Over the rounds.
-        min: Of the rounds.
-        max: Of the rounds: the two tell how far a busy machine can be trusted.
+        median: Median of the rounds.
+        min: Smallest value. Minimum and maximum show how much other programs disturbed the run.
+        max: Largest value.
     """
 
     median: float
@@ -29,22 +29,22 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Summarize the rounds."""
+        """Return the summary of the rounds' values."""
         return cls(statistics.median(values), min(values), max(values))
 
 
 @dataclass(frozen=True)
 class Side:
-    """One model, in a process of its own.
+    """One of the measured models, which runs in its own process.
 
     Attributes:
-        name: What was asked for: a folder, or the checkpoint that was exported.
+        name: The folder or checkpoint that the user named.
         graph: The graph that ran.
-        weight_bytes: Weights that a step reads from memory.
-        load_seconds: Checks of the folder and start of the session, with the files in the system's cache.
-        start_seconds: From the start of the process to the first token of the shortest prompt.
-        resident_bytes: Resident memory after loading; None where the system does not tell.
-        peak_bytes: Most resident memory in the end.
+        weight_bytes: Bytes of weights that a decoding step reads from memory.
+        load_seconds: Time to check the folder and create the session, with the files in the system's cache.
+        start_seconds: Time from the start of the process to the first token of the shortest prompt.
+        resident_bytes: Resident memory after loading; None if the system does not report it.
+        peak_bytes: Peak resident memory at the end of the run; None if the system does not report it.
     """
 
     name: str
@@ -62,10 +62,10 @@ class Measured:
 
     Attributes:
         prefill: Prompt tokens per second, until the first tokens are chosen.
-        first_token: Seconds until then.
-        decode: Tokens per second after the first, of all rows together.
-        bytes_per_token: What a step reads, weights and cache, for each row.
-        bandwidth_share: What decoding reads per second, as a share of the measured read bandwidth; None without one.
+        first_token: Seconds from the prompts to the first token of each row.
+        decode: Tokens per second after the first, all rows together.
+        bytes_per_token: Bytes of weights and cache that a decoding step reads, divided by the rows.
+        bandwidth_share: Bytes that decoding reads per second, divided by the measured read bandwidth; None on CUDA.
     """
 
     prefill: Spread
@@ -77,12 +77,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class Ratios:
-    """The artifact's speed over the other's, round by round.
+    """Speed of the artifact divided by the other model's, round by round.
 
     Attributes:
-        prefill: Of prompt tokens per second.
-        decode: Of decoded tokens per second.
-        predicted_decode: The other's bytes per token over the artifact's.
+        prefill: Ratio of prompt tokens per second.
+        decode: Ratio of decoded tokens per second.
+        predicted_decode: The other model's bytes per token divided by the artifact's.
     """
 
     prefill: Spread
@@ -92,13 +92,13 @@ class Ratios:
 
 @dataclass(frozen=True)
 class Row:
-    """One workload.
+    """Results of one workload.
 
     Attributes:
-        workload: What was asked.
-        artifact: The artifact's speed.
-        against: The other's, if there is one.
-        ratios: How they compare.
+        workload: Batch size, prompt length and number of generated tokens.
+        artifact: Speed of the artifact.
+        against: Speed of the other model, if there is one.
+        ratios: The artifact's speed divided by the other model's.
     """
 
     workload: Workload
@@ -109,15 +109,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Bench:
-    """Everything that was measured in one run.
+    """All results of one run.
 
     Attributes:
-        options: What was asked for.
+        options: Options of the run.
         bandwidth: Bytes per second that this machine reads with the same threads; None on CUDA.
         artifact: The artifact.
-        against: What it was compared with.
-        rows: One for each workload.
-        environment: Versions, and what the CPU is.
+        against: The other model, if there is one.
+        rows: Results of each workload.
+        environment: Versions, machine type and number of CPUs.
     """
 
     options: BenchOptions
@@ -128,7 +128,7 @@ class Bench:
     environment: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON, checked against its schema."""
+        """Return the results as JSON, checked against their schema."""
         found = {"schema": SCHEMA, **asdict(self), "options": self.options.to_json()}
         found["rows"] = [{**asdict(row), "workload": asdict(row.workload)} for row in self.rows]
         validate(found, SCHEMA)

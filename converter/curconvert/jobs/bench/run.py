@@ -1,4 +1,4 @@
-"""Measure an artifact, and another model in turn with it: what else the machine does then meets both."""
+"""Measures an artifact and, alternating with it, another model. Other load on the machine then affects both alike."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from curconvert_runtime.serve.backend import import_onnxruntime
 from curconvert_runtime.serve.providers import provider_named
 from curconvert_runtime.version import installed_versions
 
-# Each model is started as often as this, or once for each round, the last time to stay.
+# Starts of each model, at most one per round. The last started process stays for the measurements.
 _STARTS = 3
 
 
@@ -36,16 +36,16 @@ def bench(
     against: str | None = None,
     progress: Progress | None = None,
 ) -> Bench:
-    """Measure speed, memory and start of an artifact.
+    """Measure speed, memory and start time of an artifact.
 
     Args:
         artifact: The folder.
-        options: What is timed.
-        against: Another artifact, or a checkpoint, which is exported to a temporary folder first (with torch).
+        options: Workloads, rounds, provider and threads.
+        against: Another artifact, or a checkpoint, which is first exported to a temporary folder (needs torch).
         progress: Called with (stage, done, total).
 
     Raises:
-        CurConvertError: A folder, an option or the environment is at fault.
+        CurConvertError: A folder or an option is wrong, or the environment lacks a package.
     """
     report = progress or (lambda _stage, _done, _total: None)
     import_onnxruntime(options.provider)
@@ -89,7 +89,7 @@ def bench(
 
 @contextmanager
 def _other(against: str | None) -> Iterator[Artifact | None]:
-    """Yield what to compare with, as an artifact."""
+    """Yield the other model as an artifact; None if there is none."""
     if against is None:
         yield None
     elif (Path(against) / MANIFEST).is_file():
@@ -101,7 +101,7 @@ def _other(against: str | None) -> Iterator[Artifact | None]:
                 "`curconvert export`, or run: pip install 'curconvert[convert,cpu]'"
             )
         from curconvert.jobs.export import export  # noqa: PLC0415
-        from curconvert.options.source import SourceOptions  # noqa: PLC0415 - torch; the rest of bench runs without
+        from curconvert.options.source import SourceOptions  # noqa: PLC0415 - torch, which only this branch needs
 
         with tempfile.TemporaryDirectory(prefix="curconvert-") as folder:
             export(SourceOptions(against), Path(folder) / "dense")
@@ -109,12 +109,12 @@ def _other(against: str | None) -> Iterator[Artifact | None]:
 
 
 class _Model:
-    """One side of the comparison, and what was measured of it.
+    """Starts and measures one of the models, and keeps its results.
 
     Args:
-        name: What the user called it.
+        name: Name that the user gave.
         artifact: The checked folder.
-        options: What is timed.
+        options: Workloads, rounds, provider and threads.
     """
 
     def __init__(self, name: str, artifact: Artifact, options: BenchOptions) -> None:
@@ -128,11 +128,11 @@ class _Model:
 
     @property
     def graph(self) -> str:
-        """The graph that runs."""
+        """Name of the graph that runs."""
         return str(self._loaded[-1]["graph"])
 
     def start(self, stack: ExitStack, *, stay: bool) -> None:
-        """Start a process, load the artifact and answer a first prompt."""
+        """Start a process, load the artifact and answer a first prompt; with `stay`, keep the process."""
         options = self._options
         begin = time.perf_counter()
         process = MeasuringProcess()
@@ -149,7 +149,7 @@ class _Model:
                 stack.push(own.pop_all())
 
     def measure(self, workload: Workload, *, keep: bool) -> None:
-        """Run one request."""
+        """Run one request; with `keep`, keep its times."""
         assert self._process is not None
         answer = self._process.ask(
             "measure", batch=workload.batch, prompt_tokens=workload.prompt_tokens,
@@ -160,7 +160,7 @@ class _Model:
             self.timings[workload].append(answer)
 
     def side(self) -> Side:
-        """Return what concerns all workloads."""
+        """Return the results that do not depend on a workload."""
         return Side(
             name=self._name,
             graph=self.graph,
@@ -172,17 +172,17 @@ class _Model:
         )
 
     def prefill(self, workload: Workload) -> list[float]:
-        """Prompt tokens per second, by round."""
+        """Return prompt tokens per second, by round."""
         tokens = workload.batch * workload.prompt_tokens
         return [tokens / timing["first_token"] for timing in self.timings[workload]]
 
     def decode(self, workload: Workload) -> list[float]:
-        """Decoded tokens per second, by round."""
+        """Return decoded tokens per second, by round."""
         tokens = workload.batch * workload.generated_tokens
         return [tokens / timing["decode"] for timing in self.timings[workload]]
 
     def measured(self, workload: Workload, bandwidth: Spread | None) -> Measured:
-        """Return the numbers of one workload."""
+        """Return the results of one workload."""
         per_token = step_bytes(self.artifact, self.graph, workload) / workload.batch
         decode = Spread.of(self.decode(workload))
         return Measured(

@@ -1,4 +1,4 @@
-"""How fast a session answers, and how many bytes it reads for that."""
+"""Times a session's requests, and computes how many bytes a decoding step reads."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _EMBEDDING, _HEAD = "model.embed_tokens.", "lm_head."
 
 @dataclass(frozen=True)
 class Timing:
-    """What one request took.
+    """Times of one request.
 
     Attributes:
         first_token: Seconds from the prompts to the first token of each row.
-        decode: Seconds of all steps after it.
+        decode: Seconds of all later steps.
     """
 
     first_token: float
@@ -32,7 +32,7 @@ class Timing:
 
 
 def measure(session: Session, workload: Workload) -> Timing:
-    """Run one request and time it."""
+    """Run one request with random prompts and return its times."""
     shape = (workload.batch, workload.prompt_tokens)
     prompts = np.random.default_rng(0).integers(0, session.vocab_size, shape)
     begin = time.perf_counter()
@@ -45,11 +45,12 @@ def measure(session: Session, workload: Workload) -> Timing:
 
 
 def weight_bytes(artifact: Artifact, graph: str) -> int:
-    """Return how many bytes of weights a step of decoding reads, from memory.
+    """Return how many bytes of weights a decoding step reads from memory.
 
-    Weights of 16 bits are float32 there, unless the graph computes in float16. Of an embedding that is not the head as
-    well, only a few rows are read. Quantized weights count as they are stored, without what onnxruntime's kernels keep
-    beside them: on x86 a float32 sum of each block, half a bit a number in blocks of 64.
+    16-bit weights count as float32, because that is how they are in memory, unless the graph computes in float16. An
+    untied embedding does not count, because a step reads only a few of its rows. Quantized weights count as they are
+    stored. onnxruntime's kernels read more: on x86 a float32 sum per block, which is half a bit per weight in blocks
+    of 64.
 
     Args:
         artifact: The model.
@@ -67,14 +68,14 @@ def weight_bytes(artifact: Artifact, graph: str) -> int:
     widened = 1 if artifact.arithmetic(graph) == "float16" else 2
     total = 0
     for (location, offset), length in read.items():
-        # A graph may name a part of a stored tensor.
+        # An initializer can be a part of a stored tensor.
         header = headers[bisect.bisect_right(places, (artifact.path / Path(location), offset)) - 1]
         total += length * (widened if header.dtype in ("F16", "BF16") else 1)
     return total
 
 
 def step_bytes(artifact: Artifact, graph: str, workload: Workload) -> float:
-    """Return how many bytes a step of decoding reads: weights, and the keys and values so far, on average."""
+    """Return how many bytes an average decoding step reads: weights, and the keys and values in the cache."""
     model = artifact.model
     cached = 2 * model["num_hidden_layers"] * model["num_key_value_heads"] * model["head_dim"]
     cached *= np.dtype(artifact.arithmetic(graph)).itemsize

@@ -1,7 +1,7 @@
-"""A process that measures for another one: `python -m curconvert.jobs.bench.worker`, a JSON object per line each way.
+"""Runs the measuring process, `python -m curconvert.jobs.bench.worker`: one JSON object per line in and out.
 
-`{"load": {…}}` loads an artifact (arguments of `load`) and answers a prompt, `{"measure": {…}}` runs a `Workload`,
-`{"read": {"threads": …}}` reads memory. The end of the input ends it.
+`{"load": {…}}` loads an artifact (arguments of `load`) and answers a prompt. `{"measure": {…}}` runs a `Workload`.
+`{"read": {"threads": …}}` measures the memory bandwidth. The process ends when its input ends.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from curconvert_runtime.serve.session import Session, load
 
 
 class _Worker:
-    """Answers requests, one after the other."""
+    """Answers requests one at a time."""
 
     def __init__(self) -> None:
         self._session: Session | None = None
@@ -53,7 +53,7 @@ class _Worker:
 def main() -> None:
     """Answer requests from standard input until it ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
-    os.dup2(2, 1)  # whatever a library prints stays out of the answers
+    os.dup2(2, 1)  # keeps the output of libraries out of the answers
     worker = _Worker()
     for line in sys.stdin:
         ((name, arguments),) = json.loads(line).items()

@@ -1,4 +1,4 @@
-"""What a sweep is asked for."""
+"""Defines the options of a sweep."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ DEFAULT_KEEP = (0.95, 0.9, 0.8, 0.7)
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """Points of a sweep: each method at each size.
+    """Options of a sweep. Its points are each method at each size.
 
     Attributes:
-        keep: Shares of the model's parameters, embedding included.
-        methods: Names of presets.
-        text: UTF-8 text to measure fidelity on, exactly; None measures on the held-out calibration sequences, from
-            the original's stored answers, as a conversion's verification does (a lower bound of KL).
+        keep: Shares of the model's parameters to keep, embedding included.
+        methods: Names of methods.
+        text: UTF-8 text for exact fidelity. None uses the held-out calibration sequences and the original's stored
+            answers, as a conversion's verification does. KL is then a lower bound.
         window: Tokens per sequence of `text`.
         max_tokens: Most tokens taken from `text`.
-        keep_artifacts: Whether the artifacts stay beside the table.
+        keep_artifacts: Whether to keep the artifacts beside the table.
         settings: Options of every conversion, see `ConvertOptions`: dtype, seed, ridge, rank_multiple, self_text,
             calibration.
     """
@@ -43,7 +43,7 @@ class SweepOptions:
             if not values:
                 raise InputError(f"{name} is empty: give at least one value")
             if len(set(values)) < len(values):
-                raise InputError(f"{name} {','.join(map(str, values))}: a value stands there twice")
+                raise InputError(f"{name} {','.join(map(str, values))}: a value appears twice")
         for share in self.keep:
             if not 0 < share < 1:
                 raise InputError(f"--keep {share:g}: expected shares above 0 and below 1")

@@ -1,4 +1,4 @@
-"""The plot of a sweep. The only module that needs matplotlib; it is imported when a sweep runs."""
+"""Draws the plot of a sweep. Only this module needs matplotlib, so it is imported only when a sweep runs."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from curconvert.jobs.sweep.table import Point, Sweep
 
 
 def draw(sweep: Sweep, path: Path) -> None:
-    """Draw divergence against size and against decode speed, one line per method.
+    """Draw KL divergence against size and against decoding speed, one line per method.
 
-    Speed is that of the artifact over that of the original, which took turns with it: the machine's drift from point to
-    point is then not in it. Bars span the rounds.
+    Speed is the artifact's divided by the original's. Both were measured alternately, so slow changes of the machine's
+    speed cancel. Bars span the rounds.
 
     Args:
-        sweep: Its points; those without numbers are left out.
+        sweep: The sweep; points without numbers are left out.
         path: PNG file to write.
     """
     figure = Figure(figsize=(11, 4.8), layout="constrained")
@@ -55,7 +55,7 @@ def draw(sweep: Sweep, path: Path) -> None:
         axes.legend()
     figure.suptitle(f"{sweep.model}: {sweep.text}", parse_math=False)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a character of a file's name that the font lacks is drawn as a box
+        warnings.simplefilter("ignore")  # if the font lacks a character of a file name, a box is good enough
         figure.savefig(path, format="png", dpi=120)
 
 

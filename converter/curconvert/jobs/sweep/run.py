@@ -1,4 +1,4 @@
-"""Measure the original once, then make, verify and compare an artifact for each point."""
+"""Runs a sweep: measures the original once, then makes, verifies and compares an artifact for each point."""
 
 from __future__ import annotations
 
@@ -53,20 +53,20 @@ def sweep(
     execution: ExecutionOptions = _LOCAL,
     progress: Progress = silent,
 ) -> Sweep:
-    """Publish the table and the plot of a model at many sizes.
+    """Convert a model at many sizes, and publish a table and a plot of the results.
 
-    A point that cannot be had, or that fails, is reported with its reason and does not end the sweep.
+    A point that is impossible or fails is reported with its reason. The sweep continues with the next one.
 
     Args:
         source: The checkpoint.
         out: The folder to publish; it appears complete, or not at all.
-        options: The points, and what they are measured on.
+        options: The points, and the text to measure them on.
         overwrite: Replace an existing sweep.
-        execution: Where matrices are factorized; it changes no byte of an artifact.
-        progress: Called as work goes on.
+        execution: Where matrices are factorized; the choice changes no byte of an artifact.
+        progress: Called after each step.
 
     Raises:
-        CurConvertError: No point can be had, or something that concerns all of them is wrong; `out` is then untouched.
+        CurConvertError: No point is possible, or an error affects all points; `out` is then unchanged.
     """
     try:
         from curconvert.jobs.sweep.plot import draw  # noqa: PLC0415 - matplotlib is slow to import, and only used here
@@ -83,7 +83,7 @@ def sweep(
     wanted = [_asked(checkpoint, method, keep, options) for method in options.methods for keep in options.keep]
     possible = [asked for _, asked in wanted if asked is not None]
     if not possible:
-        raise InputError(f"no point can be had; {wanted[0][0].folder}: {wanted[0][0].reason}")
+        raise InputError(f"no point is possible; {wanted[0][0].folder}: {wanted[0][0].reason}")
     plans = [(asked, first_plan(checkpoint, asked)) for asked in possible]
     stores = [store_within(checkpoint, plan, asked, execution, out.absolute().parent) for asked, plan in plans]
     store = next((store for store in stores if store.on_disk), IN_MEMORY)
@@ -125,15 +125,15 @@ def sweep(
 
 
 class _Runner:
-    """Makes the points of one sweep.
+    """Converts and measures the points of one sweep.
 
     Args:
         prepared: The model and its calibration text.
-        context: The same, on its way through a conversion.
-        measured: What the passes over the original gave.
-        original: Its export.
-        windows: Token ids to measure fidelity on; None takes what the verification found.
-        home: Gets the artifacts.
+        context: Context of the conversions.
+        measured: Results of the passes over the original.
+        original: The exported original.
+        windows: Token ids to measure fidelity on; None takes the fidelity of the verification.
+        home: Folder for the artifacts.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class _Runner:
         self.setup = DecodeSetup.of(original)
 
     def point(self, point: Point, options: ConvertOptions) -> Point:
-        """Return the point with its numbers, or with the reason why it has none."""
+        """Return the point with its results, or with the reason why it has none."""
         context = replace(self._context, settings=options)
         try:
             decided = options.method.decide(context, self._measured)
@@ -183,12 +183,12 @@ class _Runner:
         )
 
     def _exact(self, folder: Path, windows: Ids) -> Fidelity:
-        # The graph that `verify` compares.
+        # `verify` compares the portable graph, so this does the same.
         compressed, original = load(folder, graph="portable"), load(self._original.path, graph="portable")
         return exact_fidelity(compressed, original, windows, self._context.progress)
 
     def _without_place(self, message: str, point: Point) -> str:
-        """Take the passing name of a point's folder out of a message."""
+        """Replace the temporary name of a point's folder in a message."""
         name = re.escape(point.folder)
         return re.sub(rf"{re.escape(str(self._home))}/(\.{name}\.\w+\.partial|{name})", point.folder, message)
 
@@ -196,7 +196,7 @@ class _Runner:
 def _asked(
     checkpoint: Checkpoint, method: str, keep: float, options: SweepOptions
 ) -> tuple[Point, ConvertOptions | None]:
-    """Return a point and its options, or the reason why there are none; shapes alone decide."""
+    """Return a point and its options; if the shapes show that it is impossible, the point with a reason and None."""
     point = Point(method, keep)
     try:
         size = method_named(method).for_share(checkpoint, keep)
@@ -208,7 +208,7 @@ def _asked(
 
 
 def _weight_bytes(folder: Path) -> int:
-    """Size of the weights, which large models have in several files."""
+    """Return the bytes of all weight files; large models have several."""
     return sum(path.stat().st_size for path in folder.glob("model*.safetensors"))
 
 

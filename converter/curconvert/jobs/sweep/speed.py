@@ -1,4 +1,4 @@
-"""Decode speed of an artifact and its original, which take turns: what else the machine does then meets both."""
+"""Measures decoding speed of an artifact and its original alternately, so that other load affects both alike."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from curconvert.options.bench import Workload
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.serve.session import load
 
-_PROMPT, _GENERATED = 32, 32  # fewer where the model's context is short
+_PROMPT, _GENERATED = 32, 32  # fewer if the model's context is short
 _ROUNDS = 5
 
 
 @dataclass(frozen=True)
 class DecodeSetup:
-    """How decoding is measured: greedily, batch 1, on the CPU, with onnxruntime's own number of threads.
+    """How decoding is measured: greedy, batch 1, on the CPU, with onnxruntime's default number of threads.
 
     Attributes:
         prompt_tokens: Length of the prompt, which is not timed.
-        generated_tokens: Tokens that are timed, in each round.
-        rounds: Timed rounds of each model; one more goes before them.
+        generated_tokens: Timed tokens per round.
+        rounds: Timed rounds of each model, after one round that does not count.
         graph: The graph that runs.
     """
 
@@ -34,14 +34,14 @@ class DecodeSetup:
 
     @classmethod
     def of(cls, original: Artifact) -> DecodeSetup:
-        """Fit the lengths to a model's context."""
+        """Return the setup for a model, with lengths that fit its context."""
         half = original.model["max_position_embeddings"] // 2
         return cls(
             min(_PROMPT, half), min(_GENERATED, half), _ROUNDS, "fused" if "fused" in original.graphs else "portable"
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON values."""
+        """Return the setup as JSON values."""
         return {"batch": 1, "provider": "cpu", **asdict(self)}
 
 
@@ -50,11 +50,11 @@ class DecodeSpeed:
     """Tokens per second after the prompt, medians over rounds.
 
     Attributes:
-        original: Of the original.
-        compressed: Of the artifact, measured in turn with it.
-        ratio: Compressed / original.
-        ratio_min: Of the round in which it was least.
-        ratio_max: Of the round in which it was greatest: the two tell how far a busy machine can be trusted.
+        original: Speed of the original.
+        compressed: Speed of the artifact.
+        ratio: compressed / original.
+        ratio_min: Smallest ratio of a round. Minimum and maximum show how much other programs disturbed the run.
+        ratio_max: Largest ratio of a round.
     """
 
     original: float
@@ -65,7 +65,7 @@ class DecodeSpeed:
 
 
 def decode_speed(original: Path, compressed: Path, setup: DecodeSetup) -> DecodeSpeed:
-    """Measure both; the model that begins a round changes from round to round.
+    """Measure both models alternately; they also take turns in beginning a round.
 
     Args:
         original: Folder of the exported original.

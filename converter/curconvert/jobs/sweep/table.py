@@ -1,4 +1,4 @@
-"""The result of a sweep, as objects, CSV and JSON."""
+"""Holds the results of a sweep, as objects, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ CSV, JSON, PLOT = "sweep.csv", "sweep.json", "sweep.png"
 
 @dataclass(frozen=True)
 class Point:
-    """One method at one size. Numbers are None where there are none.
+    """Results of one method at one size. Numbers are None if the point has no results.
 
     Attributes:
-        method: Name of the preset.
-        keep: Share of the parameters that was asked for.
+        method: Name of the method.
+        keep: Requested share of the parameters.
         status: `ok`; `impossible`: the method has no such size; `failed`: the conversion or its verification failed.
-        reason: Of the last two.
+        reason: Why the point is impossible or failed.
         parameters: Stored numbers.
         kept: Share of the parameters that is stored.
         bytes: Size of the weights' file.
@@ -34,14 +34,14 @@ class Point:
         kl_mean: KL(original ‖ compressed), nats per token.
         kl_p99: Its 99th percentile.
         top1: Share of positions with the same most likely token.
-        perplexity_original: Of the original on the text.
-        perplexity_compressed: Of the compressed model.
-        perplexity_ratio: Compressed over original.
-        decode_original: Tokens per second of the original, in turn with this point.
+        perplexity_original: Perplexity of the original on the text.
+        perplexity_compressed: Perplexity of the compressed model.
+        perplexity_ratio: perplexity_compressed / perplexity_original.
+        decode_original: Tokens per second of the original, measured alternately with this point.
         decode_compressed: Tokens per second of the compressed model.
-        decode_ratio: Compressed over original, median over rounds.
-        decode_ratio_min: Least of the rounds.
-        decode_ratio_max: Greatest of the rounds.
+        decode_ratio: decode_compressed / decode_original, median over rounds.
+        decode_ratio_min: Smallest ratio of a round.
+        decode_ratio_max: Largest ratio of a round.
     """
 
     method: str
@@ -78,7 +78,7 @@ class Point:
 
 
 def fidelity_fields(fidelity: Fidelity) -> dict[str, Any]:
-    """Return what a point says of its fidelity."""
+    """Return a point's fidelity fields."""
     return {
         "kl_exact": fidelity.exact,
         "kl_mean": fidelity.kl.mean,
@@ -99,11 +99,11 @@ class Sweep:
         model: Name of the checkpoint.
         parameters_before: Parameters of the original.
         bytes_before: Size of the original's weights, exported in its own dtype.
-        text: What fidelity was measured on.
-        decode: How decode speed was measured.
-        options: Of every conversion, and the dtype.
+        text: Description of the text that fidelity was measured on.
+        decode: How decoding speed was measured.
+        options: Options of every conversion, and the dtype.
         environment: Versions and threads.
-        points: Each method at each size, in the order asked for.
+        points: Each method at each size, in the requested order.
         notices: What the user should know, one sentence each.
     """
 
@@ -119,10 +119,10 @@ class Sweep:
     notices: tuple[str, ...] = ()
 
     def raise_for_failures(self) -> None:
-        """Raise when a point that can be had failed.
+        """Raise if a conversion or a verification failed; impossible points do not count.
 
         Raises:
-            VerificationError: Names every such point.
+            VerificationError: Names every failed point.
         """
         failed = [f"{point.folder} ({point.reason})" for point in self.points if point.status == "failed"]
         if failed:
@@ -145,7 +145,7 @@ class Sweep:
 
 
 def write_tables(sweep: Sweep, folder: Path) -> None:
-    """Write the CSV and the JSON; nothing in them names this machine."""
+    """Write the CSV and the JSON; they do not name this machine."""
     document = sweep.to_json()
     validate(document, SCHEMA)
     (folder / JSON).write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
-"""The forms in which a matrix can be stored: which tensors, of which shapes, and how they multiply.
+"""Registers the forms in which a matrix can be stored: which tensors, of which shapes, and how they multiply.
 
-Each module here is one form, or some of one kind; `form.py` says what an entry is.
+Each module here has one form, or several similar forms; `form.py` defines what a form must state.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ FORMS: dict[str, Form] = {
         parts.MODULAR_ROWS, parts.MODULAR_COLUMNS, parts.SPARSE_ROWS, parts.SPARSE_COLUMNS,
     )
 }  # fmt: skip
-"""Every form by its name."""
+"""All forms by name."""
 
 
 def form_of(name: str) -> Form:
-    """Return the entry of a form.
+    """Return the form of a name.
 
     Raises:
-        ValueError: There is none; the message lists those that make something of a matrix.
+        ValueError: Unknown name; the message lists the compressed forms.
     """
     if name not in FORMS:
         compressed = ", ".join(form.name for form in FORMS.values() if form.is_compressed)

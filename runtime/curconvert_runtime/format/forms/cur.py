@@ -1,4 +1,4 @@
-"""`cur`: C·U·R, real columns and rows of the matrix and what links them."""
+"""Defines form `cur`: C·U·R, with columns C and rows R of the matrix and a linking matrix U."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class CUR(Form):
     """`y = C (U (R x))`."""
 
     def multiply(self, shape: Shape, tensors: Tensors) -> Matrix:
-        """C·U·R."""
+        """Return C·U·R, (m, n) float64."""
         found = wide(tensors)
         return np.asarray(found["C"] @ found["U"] @ found["R"])
 

@@ -1,4 +1,4 @@
-"""`dense`: the matrix as it was."""
+"""Defines form `dense`: the uncompressed matrix."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ class Dense(Form):
     """`y = W x`."""
 
     def multiply(self, shape: Shape, tensors: Tensors) -> Matrix:
-        """The weight."""
+        """Return the weight, (m, n) float64."""
         return wide(tensors)["weight"]
 
 

@@ -1,4 +1,4 @@
-"""`Form`, what every entry of the registry says about one way to store a matrix of shape (m, n) and rank r."""
+"""Defines `Form`: one way to store a matrix of shape (m, n) with rank r."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ Tensors: TypeAlias = Mapping[str, NDArray[Any]]
 """Stored tensors by suffix."""
 Matrix: TypeAlias = NDArray[np.float64]
 Fault: TypeAlias = tuple[str, str] | None
-"""An index vector's suffix, and what is wrong with it."""
+"""Suffix of a wrong index vector and the reason, or None."""
 
 INDICES = ("rows", "cols", "order")
-"""Suffixes of the int32 vectors."""
+"""Suffixes of the int32 index vectors."""
 PROVENANCE = (".rows", ".cols")
-"""Endings of the tensors that say where factors come from; the product does not need them, so no graph reads them."""
+"""Endings of the tensors that say where factors come from. The product does not need them, so no graph reads them."""
 
 
 def factor_name(weight: str, suffix: str) -> str:
-    """Name of a stored tensor: `….q_proj.weight` and `C` give `….q_proj.C`."""
+    """Return the name of a stored tensor: `….q_proj.weight` and `C` give `….q_proj.C`."""
     return f"{weight.removesuffix('weight')}{suffix}"
 
 
 def is_index(name: str) -> bool:
-    """Tell whether a stored tensor's name is that of an index vector."""
+    """Tell whether a stored tensor is an index vector, by its name."""
     return name.rpartition(".")[2] in INDICES
 
 
 @dataclass(frozen=True)
 class Shared:
-    """What one of two matrices with a common factor adds to its form; the form says which factor that is.
+    """What a matrix states if it has a common factor with another one; `Form.common` names the factor.
 
     Attributes:
-        matrices: Both weight names; the common factor is stored under the first one's.
-        rows: p, how many of its rows are rows of this matrix.
+        matrices: Both weight names. The common factor is stored under the first one.
+        rows: p, the number of rows of the common factor that are rows of this matrix.
     """
 
     matrices: tuple[str, str]
@@ -47,7 +47,7 @@ class Shared:
 
     @classmethod
     def of(cls, matrix: Mapping[str, Any]) -> Shared | None:
-        """Read it from a row of the manifest; None where all factors are the matrix's own."""
+        """Return what a matrix of the manifest shares; None if it shares no factor."""
         found = matrix.get("shared")
         return None if found is None else cls((found["matrices"][0], found["matrices"][1]), found["rows"])
 
@@ -56,20 +56,20 @@ class Shared:
 class Form(ABC):
     """One way to store a matrix, in (out_features, in_features) layout.
 
-    Axes have letters: m, n and r; p, how many rows of R are rows of the matrix (r, unless R is common to two matrices);
-    q = m − p. Where a method takes `shared`, that is set only for a matrix of a form with a `common` factor.
+    Axes have letters: m, n, r; p, the number of rows of R that are rows of the matrix (r, unless two matrices share R);
+    q = m − p. The argument `shared` is only set for a matrix that shares the `common` factor with another one.
 
     Attributes:
-        name: What the manifest calls it.
-        factors: Axes of the float tensors by suffix, in the order in which an input meets them.
+        name: Name in the manifest.
+        factors: Axes of the float tensors by suffix, in the order in which they multiply an input.
         indices: Axis of the int32 index vectors by suffix.
-        common: The factor that two matrices may have in common; None where there is none.
-        kept: The index vector of the rows or columns that a part of the matrix keeps; None where all are there.
-        joint: Whether it is one part of a module, whose linears are stored so together or not at all.
-        cuts_outputs: Whether the product has the kept outputs only, and so has the bias.
-        slices: The factors that are rows (axis 0) or columns (axis 1) of the matrix, bit for bit: axis and index
-            vector of each. Where the manifest names a basis, that holds of the basis `rows` only.
-        is_compressed: Whether anything is made of the matrix at all; otherwise it has no rank.
+        common: Suffix of the factor that two matrices can share; None if they cannot.
+        kept: Suffix of the index vector of kept rows or columns; None if the form drops none.
+        joint: Whether all linears of a module must be stored in matching forms.
+        cuts_outputs: Whether product and bias have only the kept outputs.
+        slices: Axis and index vector of each factor that equals rows (axis 0) or columns (axis 1) of the matrix bit
+            for bit. If the manifest names a basis, this is true only for the basis `rows`.
+        is_compressed: Whether the form compresses; `dense` does not and has no rank.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Form(ABC):
 
     @abstractmethod
     def multiply(self, shape: Shape, tensors: Tensors) -> Matrix:
-        """Multiply the factors out, or put kept rows or columns where they were: (m, n) float64."""
+        """Return the matrix that the tensors store, (m, n) float64; dropped rows or columns are zero."""
 
     def shapes(self, shape: Shape, rank: int, shared: Shared | None = None) -> dict[str, Shape]:
         """Return the shape of each factor by suffix."""
@@ -92,12 +92,12 @@ class Form(ABC):
         return {suffix: (sizes[axes[0]], sizes[axes[1]]) for suffix, axes in self.factors.items()}
 
     def index_lengths(self, shape: Shape, rank: int, shared: Shared | None = None) -> dict[str, int]:
-        """Return the length of each index vector by suffix; they are not parameters."""
+        """Return the length of each index vector by suffix. They do not count as parameters."""
         sizes = _sizes(shape, rank, shared)
         return {suffix: sizes[axis] for suffix, axis in self.indices.items()}
 
     def tensor_names(self, name: str, shared: Shared | None = None) -> dict[str, str]:
-        """Return the names of all tensors that a weight is stored as, by suffix; a common factor has its owner's."""
+        """Return the names of all tensors that store a weight, by suffix; a common factor has its owner's name."""
         owners = {self.common: shared.matrices[0]} if shared else {}
         return {suffix: factor_name(owners.get(suffix, name), suffix) for suffix in (*self.factors, *self.indices)}
 
@@ -110,14 +110,14 @@ class Form(ABC):
         return not self.is_compressed or rank <= self.largest_rank(shape, shared)
 
     def parameters(self, shape: Shape, rank: int, shared: Shared | None = None, name: str | None = None) -> int:
-        """Count the stored numbers of all factors of a weight; a common one counts for its owner."""
+        """Return the number of stored numbers of all factors; a common factor counts only for its owner."""
         shapes = self.shapes(shape, rank, shared)
         if shared and self.common and name != shared.matrices[0]:
             del shapes[self.common]
         return sum(rows * columns for rows, columns in shapes.values())
 
     def index_fault(self, shape: Shape, rank: int, indices: Tensors, shared: Shared | None = None) -> Fault:
-        """Look for what is wrong with a matrix's index vectors, which have the lengths of `index_lengths`."""
+        """Return the first fault in a matrix's index vectors, or None; the caller has checked their lengths."""
         sizes = {suffix: shape[1] if suffix == "cols" else shape[0] for suffix in indices}
         faults = (not_distinct(suffix, values, sizes[suffix]) for suffix, values in indices.items())
         return next(filter(None, faults), None)
@@ -134,7 +134,7 @@ def wide(tensors: Tensors) -> dict[str, Matrix]:
 
 
 def not_distinct(suffix: str, values: NDArray[Any], size: int) -> Fault:
-    """Return the fault of indices that are not distinct, or not below a size."""
+    """Return a fault if indices repeat or are outside 0 … size − 1, otherwise None."""
     if values.min() < 0 or values.max() >= size or len(np.unique(values)) != len(values):
         return suffix, f"must hold distinct indices below {size}"
     return None

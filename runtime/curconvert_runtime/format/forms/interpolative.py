@@ -1,8 +1,7 @@
-"""`interpolative`: some rows, and the others as combinations of them.
+"""Defines form `interpolative`: r rows of the matrix, and the other rows as combinations of them.
 
-It stores r(m + n − r) numbers, the degrees of freedom of a rank-r matrix (PIFA, arXiv 2501.19090, stores any rank-r
-matrix so). Two matrices may have one R, r rows of both together: p of them are rows of the one matrix and r − p of the
-other, and `order[rows]` are the p places among R's r.
+It stores r(m + n − r) numbers, the degrees of freedom of any rank-r matrix (PIFA, arXiv 2501.19090). Two matrices can
+share R: p of its r rows come from one matrix, r − p from the other. `order[rows]` are then their positions in R.
 """
 
 from __future__ import annotations
@@ -16,19 +15,19 @@ class Interpolative(Form):
     """`y = [R x; T (R x)][order]`."""
 
     def largest_rank(self, shape: Shape, shared: Shared | None = None) -> int:
-        """T has a row at least; a common R may have more rows than either matrix."""
+        """Return min(m − 1, n), so that T has at least one row; n if R is shared, which can have more than m rows."""
         m, n = shape
         return n if shared else min(m - 1, n)
 
     def fits(self, shape: Shape, rank: int, shared: Shared | None = None) -> bool:
-        """Of a common R both matrices have rows, and T too."""
+        """Tell whether the rank fits. With a shared R, each matrix must have rows in R and at least one in T."""
         own = shared is None or 0 < shared.rows < min(shape[0], rank)
         return own and super().fits(shape, rank, shared)
 
     def index_fault(self, shape: Shape, rank: int, indices: Tensors, shared: Shared | None = None) -> Fault:
-        """Rows and places are distinct, and the order leads to the rows."""
+        """Return a fault unless `rows` and `order` are distinct and `order` maps each of `rows` to its place in R."""
         m, rows, order = shape[0], indices["rows"], indices["order"]
-        places = m + rank - shared.rows if shared else m  # between R's rows are those of the other matrix
+        places = m + rank - shared.rows if shared else m  # a shared R also has rows of the other matrix
         if fault := not_distinct("rows", rows, m) or not_distinct("order", order, places):
             return fault
         if shared:
@@ -38,7 +37,7 @@ class Interpolative(Form):
         return None if leads else ("order", "does not lead to the rows")
 
     def multiply(self, shape: Shape, tensors: Tensors) -> Matrix:
-        """[R; T·R][order]."""
+        """Return [R; T·R][order], (m, n) float64."""
         found = wide(tensors)
         return np.asarray(np.concatenate([found["R"], found["T"] @ found["R"]])[tensors["order"]])
 

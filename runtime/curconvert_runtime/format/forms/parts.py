@@ -1,8 +1,8 @@
-"""Parts of a matrix: some of its rows, or of its columns. They never hold more numbers than the matrix.
+"""Defines forms that keep only some rows or columns of a matrix.
 
-The modular forms compute with the smaller width, so the linears of a module have them together: all list the same
-neurons, ascending, and a bias beside `modular_rows` is stored for those rows too. The sparse forms stand between
-vectors of the original's width and need no partner; a bias beside `sparse_rows` is whole and added after.
+The modular forms compute with the smaller width, so all linears of a module must use them. All list the same neurons,
+ascending, and a bias of `modular_rows` has only these rows. The sparse forms keep the original's input and output
+width, so each linear can use them alone. A bias of `sparse_rows` keeps its full length and is added at the end.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from curconvert_runtime.format.forms.form import Fault, Form, Matrix, Shape, Sha
 
 
 class Part(Form):
-    """`y = W[rows] x`, or `y = W' x[columns]`; W' makes up for the columns that are not there."""
+    """`y = W[rows] x`, or `y = W' x[columns]`; W' compensates for the dropped columns."""
 
     @property
     def axis(self) -> int:
-        """0 where rows are kept, 1 where columns are."""
+        """0 if the form keeps rows, 1 if it keeps columns."""
         return self.factors["weight"].index("r")
 
     def largest_rank(self, shape: Shape, shared: Shared | None = None) -> int:
-        """All rows or columns may be kept."""
+        """Return the number of all rows or columns."""
         return shape[self.axis]
 
     def multiply(self, shape: Shape, tensors: Tensors) -> Matrix:
-        """The rows or columns where they were, and zeros elsewhere."""
+        """Return the kept rows or columns in their original places, and zeros elsewhere, (m, n) float64."""
         whole = np.zeros(shape)
         kept = tensors[str(self.kept)]
         whole[kept if self.axis == 0 else (slice(None), kept)] = wide(tensors)["weight"]
@@ -36,7 +36,7 @@ class Sparse(Part):
     """`y = [W x; 0][order]`, or `y = W' x[order]`."""
 
     def index_fault(self, shape: Shape, rank: int, indices: Tensors, shared: Shared | None = None) -> Fault:
-        """What is kept is distinct and ascending; of rows the order leads to them, and other outputs to the zero."""
+        """Return a fault unless kept indices are distinct and ascending, and `order` maps dropped outputs to zero."""
         suffix = str(self.kept)
         kept, order = indices[suffix], indices["order"]
         if fault := not_distinct(suffix, kept, shape[self.axis]):

@@ -1,4 +1,4 @@
-"""`two_factor`: the product of a tall matrix and a wide one."""
+"""Defines form `two_factor`: the product of a tall matrix A and a wide matrix B."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class TwoFactor(Form):
     """`y = A (B x)`."""
 
     def multiply(self, shape: Shape, tensors: Tensors) -> Matrix:
-        """A·B."""
+        """Return A·B, (m, n) float64."""
         found = wide(tensors)
         return np.asarray(found["A"] @ found["B"])
 
