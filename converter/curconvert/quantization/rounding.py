@@ -135,7 +135,7 @@ def _integers(values: Matrix, scale: Matrix, zero: NDArray[Any], layout: Layout)
 
 
 def _nearest(W: Matrix, grids: _Grids) -> None:
-    """Round each number to the nearest integer, with the scales of `widest`."""
+    """Round each number on its own (round to nearest), with the scales of `widest`."""
     for block, columns in enumerate(grids.columns(W.shape[1])):
         part = W[:, columns]
         grids.open(block, *widest(part, grids.layout))
