@@ -31,7 +31,7 @@ class CalibrationStates:
     both are equal.
 
     Args:
-        hidden: Batches of (sequences, tokens, hidden_size) that enter the first block; empty if no method needs inputs.
+        hidden: Batches of (sequences, tokens, hidden_size) that enter the first block; empty if statistics are known.
         sequential: Whether to carry the compressed model's states instead of the original's.
         compared: Whether to carry both and to measure how each linear's input differs from the original's.
         store: Keeps further batches.
