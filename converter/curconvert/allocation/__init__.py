@@ -1,1 +1,1 @@
-"""Prices every size of every matrix and spends one budget on them."""
+"""Measures the cost of every size of every matrix and divides one parameter budget among the matrices."""

@@ -1,4 +1,4 @@
-"""What each size of a module costs, and which sizes to take under one budget."""
+"""Cost curves of modules (cost by size), and the choice of sizes under one parameter budget."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from curconvert_runtime.format.forms import form_of
 
 @dataclass(frozen=True)
 class Curve:
-    """The sizes at which one module can be stored.
+    """Lists the sizes at which one module can be stored, with their parameters and costs.
 
-    A module is what shares one size: a single matrix, or the three matrices of an MLP.
+    A module is a single matrix, or several that share one size, such as the three matrices of an MLP.
 
     Attributes:
         forms: Form of each of its matrices, by weight name.
-        sizes: Ranks, or numbers of neurons; (options,) descending. The first stands for the dense matrices.
+        sizes: Ranks, or numbers of neurons; (options,) descending. The first is 0 and means the dense matrices.
         parameters: Stored numbers, (options,).
-        costs: Divergence that the size causes by itself, nats per token, (options,); 0 for dense, never falling.
+        costs: Divergence that the size causes on its own, nats per token, (options,); 0 for dense, never falling.
     """
 
     forms: Mapping[str, str]
@@ -38,7 +38,7 @@ class Curve:
         Args:
             forms: By weight name.
             shapes: (m, n) of each.
-            costs: By size; sizes that store no fewer numbers than the dense matrices are left out.
+            costs: By size; the curve omits sizes that store at least as many numbers as the dense matrices.
         """
         dense = sum(m * n for m, n in shapes)
         numbers = {
@@ -46,12 +46,12 @@ class Curve:
             for size in costs
         }
         sizes = sorted((size for size in costs if numbers[size] < dense), reverse=True)
-        # Measured on a sample, so noisy: a smaller size is never taken to be better than a larger one.
+        # Costs are measured on a sample and noisy: a smaller size never counts as better than a larger one.
         rising = np.maximum.accumulate([0.0, *(costs[size] for size in sizes)])
         return cls(dict(forms), (0, *sizes), np.array([dense, *(numbers[size] for size in sizes)], float), rising)
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON, exactly."""
+        """Return the curve as JSON, without rounding."""
         return {
             "forms": dict(self.forms),
             "sizes": list(self.sizes),
@@ -61,17 +61,19 @@ class Curve:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Curve:
-        """Read it back."""
+        """Return the curve that `to_json` described."""
         return cls(value["forms"], tuple(value["sizes"]), np.array(value["parameters"]), np.array(value["costs"]))
 
 
 def interpolated(costs: Mapping[int, float], whole: int, multiple: int) -> dict[int, float]:
-    """Fill in the multiples of a number between measured sizes: log cost over log of what is dropped.
+    """Return the measured costs and, between them, interpolated costs for the multiples of a number.
+
+    The interpolation is linear in the logarithms of the cost and of the dropped size.
 
     Args:
-        costs: By size, measured.
+        costs: Measured costs, by size.
         whole: The full size.
-        multiple: Sizes wanted.
+        multiple: Interpolate at multiples of this number.
     """
     known = sorted((size for size in costs if costs[size] > 0), reverse=True)
     if len(known) < 2:
@@ -84,20 +86,20 @@ def interpolated(costs: Mapping[int, float], whole: int, multiple: int) -> dict[
 
 
 def allocate(curves: Sequence[Curve], budget: float) -> list[int]:
-    """Choose a size of each module: the least summed cost within a budget of parameters (Lagrangian water-filling).
+    """Choose a size for each module, to minimize the summed cost in a parameter budget (Lagrangian water-filling).
 
-    For a price per parameter each module takes the size of the least `cost + price · parameters`; the price is bisected
-    until the sum fits, and what is left of the budget goes to the steps that save most per parameter.
+    At a price per parameter, each module takes the size with the least `cost + price · parameters`. Bisection finds the
+    price at which the sum fits. The rest of the budget goes to the steps that save most per parameter.
 
     Args:
         curves: Of all modules.
-        budget: Numbers that they may store together.
+        budget: Numbers that all modules together may store.
 
     Returns:
         Index of the chosen option of each curve.
 
     Raises:
-        ValueError: The smallest sizes together do not fit.
+        ValueError: Even the smallest sizes exceed the budget.
     """
     if sum(float(curve.parameters.min()) for curve in curves) > budget:
         raise ValueError("the smallest sizes do not fit the budget")
@@ -123,7 +125,7 @@ def _stored(curves: Sequence[Curve], chosen: Sequence[int]) -> float:
 
 
 def _spend_rest(curves: Sequence[Curve], chosen: list[int], left: float) -> list[int]:
-    """Grow modules by whole options, best first, while the rest of the budget lasts."""
+    """Move modules to larger sizes, the largest gain per parameter first, until no step fits the rest of the budget."""
     while True:
         best: tuple[float, int, int] | None = None
         for number, (curve, index) in enumerate(zip(curves, chosen, strict=True)):

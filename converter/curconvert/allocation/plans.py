@@ -1,4 +1,4 @@
-"""From a budget and what sizes cost to a plan."""
+"""Turns a parameter budget and cost curves into a plan."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def targets_of(checkpoint: Checkpoint, roles: Collection[Role]) -> dict[str, tup
 
     Args:
         checkpoint: The opened model.
-        roles: Of the linears to compress.
+        roles: Roles of the linears to compress.
     """
     shapes = decoder_linears(checkpoint)
     return {name: shape for name, shape in shapes.items() if role_of(name) in roles}
 
 
 def allocated(plan: Plan, curves: Sequence[Curve], target: int) -> Plan:
-    """Spend a budget where it is worth most.
+    """Return a plan with the sizes that `allocate` chooses for a size of the whole model.
 
     Args:
         plan: Any plan of the same model.
@@ -36,7 +36,7 @@ def allocated(plan: Plan, curves: Sequence[Curve], target: int) -> Plan:
         target: Parameters of the whole model.
 
     Raises:
-        InputError: The smallest sizes that are considered do not fit.
+        InputError: Even the smallest sizes on the curves exceed the target.
     """
     try:
         chosen = allocate(curves, budget_of(plan, curves, target))
@@ -58,12 +58,12 @@ def allocated(plan: Plan, curves: Sequence[Curve], target: int) -> Plan:
 
 
 def budget_of(plan: Plan, curves: Sequence[Curve], target: int) -> float:
-    """Return what a size of the whole model leaves for the modules that may be compressed."""
+    """Return how many parameters the compressible modules may have when the whole model has `target`."""
     return target - (plan.parameters_before - sum(float(curve.parameters[0]) for curve in curves))
 
 
 def predicted_cost(curves: Sequence[Curve], plan: Plan) -> float:
-    """Sum what the chosen sizes cost by themselves, nats per token."""
+    """Return the sum of the costs of a plan's sizes, each on its own, nats per token."""
     ranks = {matrix.name: matrix.rank for matrix in plan.matrices if matrix.rank is not None}
     return sum(float(curve.costs[curve.sizes.index(ranks.get(next(iter(curve.forms)), 0))]) for curve in curves)
 
@@ -82,13 +82,13 @@ def assemble(
     layers: tuple[int, ...] | None,
     layer_total: int,
 ) -> Plan:
-    """Complete a plan with what its matrices leave out.
+    """Build a plan from its matrices, and add the parameters and biases outside them.
 
     Args:
         checkpoint: The opened model.
-        matrices: Of `decoder_linears`.
-        layers: The chosen layers, once known.
-        layer_total: How many they are.
+        matrices: One for each matrix of `decoder_linears`.
+        layers: The layers to compress; None while they are not chosen.
+        layer_total: Number of layers to compress.
     """
     other = total_parameters(checkpoint) - sum(m.parameters_before for m in matrices)
     biases = frozenset(

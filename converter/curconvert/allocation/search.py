@@ -1,4 +1,4 @@
-"""Search the smallest plan that stays within a divergence."""
+"""Searches for the smallest plan within a limit on the divergence (`--max-kl`)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from curconvert.allocation.plans import allocated, predicted_cost
 from curconvert.base.errors import InputError
 from curconvert.base.plan import Plan
 
-_TRIALS = 5  # compressions that a search may measure
-_NEAR = 0.95  # share of the allowed divergence at which a search ends
+_TRIALS = 5  # most compressions that a search measures
+_NEAR = 0.95  # a search ends at this share of the allowed divergence
 
 
 def smallest(
@@ -21,23 +21,24 @@ def smallest(
     shared: Callable[[Plan], Plan],
     measure: Callable[[Plan], float],
 ) -> Plan:
-    """Search the smallest plan whose measured divergence stays within a limit.
+    """Search for the smallest plan whose measured divergence is within a limit.
 
-    The measured divergence of a plan is nearly proportional to the predicted one, so each trial scales the prediction
-    by what the last one missed, inside what was measured before. What sharing saves is among what it missed.
+    The measured divergence is nearly proportional to the predicted one. So each trial scales the prediction by the
+    last ratio of limit to measurement, and stays between the predictions already tried. The ratio also covers the
+    savings from sharing.
 
     Args:
         plan: Any plan of the same model.
         curves: Of every module that may be compressed.
-        limit: On the divergence, nats per token.
-        shared: Lets neighboring layers of a plan share a basis, where that is wanted.
+        limit: Of the divergence, nats per token.
+        shared: Makes neighboring layers of a plan share a basis, or returns the plan unchanged.
         measure: Returns the divergence of a plan.
 
     Raises:
-        InputError: No smaller size stays within the limit.
+        InputError: No smaller size is within the limit.
     """
     best: Plan | None = None
-    low, high = 0.0, math.inf  # predictions that were measured within and beyond the limit
+    low, high = 0.0, math.inf  # largest prediction measured within the limit, smallest one measured above it
     wanted = limit
     for _ in range(_TRIALS):
         separate = _with_cost(plan, curves, wanted)

@@ -1,7 +1,7 @@
-"""How much each size of each module would cost: one pass forwards through the original, one back.
+"""Measures the cost of each size of each module with one forward and one backward pass through the original model.
 
-Forwards, `gathering` keeps the Gram matrix of every linear's input. Backwards, the sizes of each module are priced by
-`½ E[(gᵀ Δy)²]`, the divergence to second order, token by token.
+In the forward pass, `gathering` stores the Gram matrix of every linear's input. In the backward pass, each size costs
+`½ E[(gᵀ Δy)²]`: the divergence to second order, token by token.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from curconvert.linalg.statistics import InputStatistics
 from curconvert_runtime.checks.fidelity import Progress
 from curconvert_runtime.format.forms import form_of
 
-LEAST_NEURONS = 4  # an MLP keeps at least one neuron in so many
-_SHARES = (0.03, 0.06, 0.1, 0.17, 0.26, 0.4, 0.56, 0.75)  # dropped neurons at which costs are measured
-_TYPICAL = 0.75  # share of the neurons that stays where the ridge is chosen
-_STEPS = 32  # neurons are dropped in so many steps, those of a step together
+LEAST_NEURONS = 4  # an MLP keeps at least 1 / LEAST_NEURONS of its neurons
+_SHARES = (0.03, 0.06, 0.1, 0.17, 0.26, 0.4, 0.56, 0.75)  # costs are measured at these shares of dropped neurons
+_TYPICAL = 0.75  # share of the neurons kept when the ridge is chosen
+_STEPS = 32  # number of steps in which neurons are dropped, several per step
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Which sizes are priced, and how.
+    """Says which sizes to measure, and how.
 
     Attributes:
         ridge: λ of `H + λ diag(H)`.
         multiple: Sizes are multiples of it.
-        seed: Of the sampled gradients.
+        seed: Seed of the sampled gradients.
     """
 
     ridge: float
@@ -56,16 +56,16 @@ class Grid:
 
 
 class Sensitivity(BackwardPass):
-    """Watches a pass over the original model, then goes back through it and prices every module.
+    """Measures the cost curve of every module, with a backward pass after the pass over the original model.
 
     Args:
         checkpoint: The original.
-        targets: Weight names that may be compressed.
-        grid: The sizes to price, and how.
-        evidence: Receives what the compression needs later.
-        progress: Called after each block of the way back.
-        rows: Weight names whose rows' Fisher information is wanted as well.
-        journal: Keeps each block of the way back.
+        targets: Names of the weights that may be compressed.
+        grid: The sizes to measure, and how.
+        evidence: Receives the results that compression needs later.
+        progress: Called after each block of the backward pass.
+        rows: Names of the weights whose rows' Fisher information is measured as well.
+        journal: Records each block of the backward pass.
 
     Attributes:
         curves: One per module, after `finish`.
@@ -91,12 +91,12 @@ class Sensitivity(BackwardPass):
         return self._priced | self._rows
 
     def finish(self, stream: BlockStream, hidden: Batches) -> None:
-        """Go back from the logits to the first block, pricing every module."""
+        """Run the backward pass, and measure every module's curve."""
         super().finish(stream, hidden)
         self.curves.reverse()
 
     def take(self, name: str, samples: GradientSamples) -> None:
-        """Price one linear, or the MLP that it ends."""
+        """Measure the curve of one linear; for a down linear, of its whole MLP."""
         super().take(name, samples)
         if name in self._priced:
             self._evidence.save_fisher(name, samples.fisher)
@@ -107,13 +107,13 @@ class Sensitivity(BackwardPass):
         return {"curves": [curve.to_json() for curve in self.curves]}
 
     def restore(self, found: Mapping[str, Any]) -> None:
-        """Take them over."""
+        """Restore the curves that `found` returned."""
         self.curves = [Curve.from_json(curve) for curve in found["curves"]]
 
     def _price(self, name: str, samples: GradientSamples) -> None:
         statistics = self._evidence.statistics(name)
         metric = statistics
-        if bias_of(name) in self._checkpoint.tensors:  # it will carry the mean
+        if bias_of(name) in self._checkpoint.tensors:  # the corrected bias will absorb the mean
             samples, metric = samples.centered(statistics.mean), statistics.centered
         if role_of(name) is not Role.DOWN:
             self.curves.append(self._matrix_curve(name, samples, metric.gram))
@@ -134,7 +134,7 @@ class Sensitivity(BackwardPass):
     def _mlp_curve(
         self, names: Mapping[Role, str], samples: GradientSamples, gram: Matrix, statistics: InputStatistics
     ) -> Curve:
-        """Price an MLP with fewer neurons, and keep the order in which they are dropped."""
+        """Measure the curve of an MLP, and store the order in which its neurons are dropped."""
         down = names[Role.DOWN]
         weight = self._checkpoint.read(down).to(torch.float64).numpy()
         total, multiple = weight.shape[1], self._grid.multiple
@@ -163,7 +163,7 @@ class Sensitivity(BackwardPass):
 
 
 def _is_wide(name: str) -> bool:
-    """Tell whether a linear needs no gradients: gate and up are priced by what down makes of them."""
+    """Return whether a linear is gate or up, which need no gradients: down's outputs give the MLP's cost."""
     form = MODULAR.get(role_of(name))
     return form is not None and form_of(form).cuts_outputs
 

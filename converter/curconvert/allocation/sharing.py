@@ -1,9 +1,8 @@
-"""Which neighboring layers' matrices have one R: after an allocation, and within its budget.
+"""Chooses the pairs of neighboring layers whose matrices share one R, after an allocation and in its budget.
 
-A pair is worth it where both matrices with one basis cost less than each with its own, at the price per parameter that
-the allocation has found. The costs compared are K-FAC's, `½ tr(F ΔW H ΔWᵀ)`, exact for the factors that would be
-stored, brought to the scale of what was measured token by token. The pairs then take part in a second allocation as
-modules of their own.
+A pair shares if both matrices cost less with one basis than with two, at the allocation's price per parameter. The
+costs are K-FAC's, `½ tr(F ΔW H ΔWᵀ)`, within the common basis, and scaled to the costs measured token by token. A
+second allocation then treats each pair as one module.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ from curconvert_runtime.format.forms.form import Shared
 
 @dataclass(frozen=True)
 class Pair:
-    """Two matrices that may have one R.
+    """Describes two matrices that may share one R.
 
     Attributes:
         names: Weight names, the first layer's first.
-        curve: Of both together on one basis.
-        gain: What sharing saves at the price of a parameter, nats per token; negative where it costs.
+        curve: Cost curve of both together on one basis.
+        gain: Saving at the price per parameter, nats per token; negative if sharing costs more.
     """
 
     names: tuple[str, str]
@@ -54,19 +53,19 @@ def with_sharing(
     ridge: float,
     multiple: int,
 ) -> Plan:
-    """Let neighboring layers share where it pays, and allocate again.
+    """Return a plan of the same size in which neighboring layers share one R where this lowers the predicted cost.
 
     Args:
-        separate: An allocation of these curves; its size is kept.
+        separate: An allocation of these curves.
         curves: Of every module that may be compressed.
         checkpoint: The original.
         evidence: Statistics of the original.
-        executor: Prices pairs.
+        executor: Runs the tasks that measure pairs.
         ridge: λ of `H + λ diag(H)`.
         multiple: Ranks are multiples of it.
 
     Returns:
-        The plan as it is where nothing is gained.
+        The new plan, or `separate` if sharing gains nothing.
     """
 
     def read(names: tuple[str, str]) -> tuple[Metric, Metric]:
@@ -102,7 +101,7 @@ def with_sharing(
 
 
 def metric_of(name: str, checkpoint: Checkpoint, evidence: Evidence, ridge: float) -> Metric:
-    """Read a linear and what its errors cost.
+    """Return a linear's weight with the Gram and Fisher matrices that give the cost of its errors.
 
     Args:
         name: Its weight.
@@ -116,15 +115,15 @@ def metric_of(name: str, checkpoint: Checkpoint, evidence: Evidence, ridge: floa
 
 
 def matching(pairs: Sequence[Pair]) -> list[Pair]:
-    """Choose pairs of neighbors in a chain, no matrix in two of them, for the largest sum of gains.
+    """Choose the disjoint pairs of neighbors in a chain with the largest sum of gains.
 
     Args:
-        pairs: Of the chain's elements i and i + 1, for every i.
+        pairs: The pair of the chain's elements i and i + 1, for every i.
 
     Returns:
-        The chosen ones, in order.
+        The chosen pairs, in order.
     """
-    best: list[tuple[float, list[Pair]]] = [(0.0, []), (0.0, [])]  # of the first 0, 1, … elements
+    best: list[tuple[float, list[Pair]]] = [(0.0, []), (0.0, [])]  # the best choice among the first 0, 1, … elements
     for pair in pairs:
         without, before = best[-1], best[-2]
         best.append(max(without, (before[0] + pair.gain, [*before[1], pair]), key=lambda found: found[0]))
@@ -132,9 +131,9 @@ def matching(pairs: Sequence[Pair]) -> list[Pair]:
 
 
 def _chains(matrices: Sequence[MatrixPlan]) -> list[list[str]]:
-    """Return the runs of matrices of one kind in consecutive layers, any two of which have no more rows than columns.
+    """Return the runs of matrices with one role in consecutive layers; two together have no more rows than columns.
 
-    With more rows a common basis has little to save: it is as large as what it stands for.
+    With more rows, a common basis saves little: it is as large as the matrices.
     """
     chains: list[list[MatrixPlan]] = []
     for matrix in sorted(matrices, key=lambda matrix: (role_of(matrix.name), layer_of(matrix.name))):
@@ -153,14 +152,14 @@ def _chains(matrices: Sequence[MatrixPlan]) -> list[list[str]]:
 
 @dataclass(frozen=True)
 class OfferTask:
-    """Prices a pair on one basis, at every size.
+    """Measures the cost of a pair on one basis, at every size.
 
     Attributes:
         names: Weight names.
-        metrics: What errors of each cost.
-        curves: Of each by itself.
+        metrics: Each matrix with the cost of its errors.
+        curves: Cost curve of each matrix on its own.
         price: Of a parameter, nats per token.
-        multiple: Of ranks.
+        multiple: Ranks are multiples of it.
     """
 
     names: tuple[str, str]
@@ -170,7 +169,7 @@ class OfferTask:
     multiple: int
 
     def run(self) -> Pair:
-        """Return the pair.
+        """Return the pair with its cost curve and gain.
 
         Raises:
             BackendError: A LAPACK routine did not converge.
@@ -181,7 +180,7 @@ class OfferTask:
         total = np.sum(parts, axis=0)
         sizes = range(self.multiple, len(rows) - 1, self.multiple)  # each matrix keeps a row outside R
         costs = {size: float(total[size]) for size in sizes}
-        # Its numbers are those of both matrices, one on top of the other, in one interpolative form.
+        # A pair stores as many numbers as one interpolative form of both matrices stacked.
         curve = Curve.of({self.names[0]: "interpolative"}, [(len(rows), rows.shape[1])], costs)
         alone = sum(_least(curve, self.price) for curve in self.curves)
         both = replace(curve, forms=dict.fromkeys(self.names, "interpolative"))
@@ -190,12 +189,12 @@ class OfferTask:
 
 @dataclass(frozen=True)
 class DivisionTask:
-    """Divides the rows of a common R: with the numbers with which the factors will be computed.
+    """Finds which rows of a common R belong to which matrix, with the computation that later makes the factors.
 
     Attributes:
         names: Weight names.
-        metrics: What errors of each cost.
-        rank: Of R.
+        metrics: Each matrix with the cost of its errors.
+        rank: Rank of R.
     """
 
     names: tuple[str, str]
@@ -203,7 +202,10 @@ class DivisionTask:
     rank: int
 
     def run(self) -> dict[str, int]:
-        """Return how many rows of R are each matrix's; 0 where all of its rows are, or none; raises as `OfferTask`."""
+        """Return how many rows of R each matrix owns, by name; raises as `OfferTask`.
+
+        The number is 0 if R contains none of a matrix's rows, or all of them: such a pair cannot share.
+        """
         with lapack(self.names[0]):
             rows = shared_pivots(shared_basis(*self.metrics), self.rank)[0]
         return {
@@ -217,10 +219,9 @@ def _least(curve: Curve, price: float) -> float:
 
 
 def _as_measured(metric: Metric, rows: Vector, curve: Curve) -> Vector:
-    """Return what a matrix costs within a basis, for each of its leading parts, nats per token.
+    """Return the cost of a matrix in each leading part of a basis, nats per token, on the scale of its measured curve.
 
-    A change that K-FAC holds for as dear as that of some rank of the matrix by itself costs what that rank was
-    measured to cost.
+    K-FAC's costs are multiplied by the ratio of measured cost to K-FAC's cost, which the matrix's own ranks give.
     """
     alone, costs = metric.best_costs()[list(curve.sizes[1:])], metric.costs_within(rows)
     known = alone > 0
@@ -231,6 +232,6 @@ def _as_measured(metric: Metric, rows: Vector, curve: Curve) -> Vector:
 
 
 def _marked(plan: Plan, divided: Mapping[tuple[str, str], Mapping[str, int]]) -> Plan:
-    """Return a plan in which pairs share."""
+    """Return the plan with its pairs marked as shared."""
     shared = {name: Shared(names, rows) for names, own in divided.items() for name, rows in own.items()}
     return replace(plan, matrices=tuple(replace(matrix, shared=shared.get(matrix.name)) for matrix in plan.matrices))

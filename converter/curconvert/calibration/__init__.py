@@ -1,1 +1,1 @@
-"""Runs the original on calibration text and keeps the statistics of its linears."""
+"""Runs the original model on calibration text and keeps the statistics of its linears' inputs."""

@@ -1,7 +1,7 @@
-"""The way back through the original model: how the likelihood depends on what leaves each linear.
+"""Backward pass through the original model: the gradient of the likelihood at the output of each linear.
 
-Forwards keeps the hidden states that enter each block, on disk. Backwards carries the gradient of the log-likelihood of
-tokens sampled from the model from block to block, so that only one block is in memory at a time.
+The forward pass saves the hidden states that enter each block to disk. The backward pass carries the gradient of the
+log-likelihood of tokens sampled from the model from block to block. Only one block is in memory at a time.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ from curconvert.calibration.gradients import GradientCollector, GradientSamples
 from curconvert.journal.store import UNRECORDED, Journal, State
 from curconvert_runtime.checks.fidelity import Progress
 
-GRADIENT_TOKENS = 4096  # costs are means over so many tokens: noisy by percents, where choices differ by factors
+# Costs are means over this number of tokens. Their noise is some percent, while the choices differ by factors.
+GRADIENT_TOKENS = 4096
 _STAGE = "sensitivity"
 GRADIENT_ROWS = 16  # positions whose logits are differentiated at once
 
 
 class BackwardPass:
-    """Watches a pass over the original model, then goes back through it and keeps each weight row's Fisher information.
+    """Measures the Fisher information of each weight row, with a backward pass after the pass over the original model.
 
     Args:
-        rows: Weight names whose rows' Fisher information the evidence receives.
-        seed: Samples the tokens.
-        evidence: Receives what is found; keeps the hidden states until then.
-        progress: Called after each block of the way back.
-        journal: Keeps each block of the way back.
+        rows: Names of the weights whose rows are measured.
+        seed: Seed for sampling the tokens.
+        evidence: Receives the results, and holds the hidden states until the backward pass has used them.
+        progress: Called after each block of the backward pass.
+        journal: Records each block of the backward pass.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class BackwardPass:
         self._evidence, self._progress, self._journal = evidence, progress, journal
 
     def commit(self) -> None:
-        """Bring what was kept to the disk."""
+        """Write the evidence durably to disk."""
         self._evidence.commit()
 
     def wanted(self) -> Collection[str]:
@@ -57,14 +58,14 @@ class BackwardPass:
         return self._rows
 
     def advance(self, block: Block, hidden: Batches) -> None:
-        """Run one block of the pass forwards; `hidden` becomes the next block's input."""
+        """Run one block of the forward pass; its output replaces `hidden`."""
         if block.index >= self._first():
             for batch in _chosen(hidden):
                 self._evidence.save_hidden(block.index, batch, hidden[batch])
         block.advance(hidden)
 
     def finish(self, stream: BlockStream, hidden: Batches) -> None:
-        """Go back from the logits to the first block with a wanted linear.
+        """Run the backward pass, from the logits to the first block with a wanted linear.
 
         Raises:
             InputError: The last block's output is not finite.
@@ -93,23 +94,23 @@ class BackwardPass:
             self._progress(_STAGE, stream.num_layers - index, stream.num_layers)
 
     def take(self, name: str, samples: GradientSamples) -> None:
-        """Keep what one linear's tokens tell; called block by block, the last block first."""
+        """Store the results from one linear's tokens; called block by block, the last block first."""
         if name in self._rows:
             self._evidence.save_fisher_rows(name, samples.fisher_rows)
 
     def found(self) -> dict[str, Any]:
-        """Return, as JSON, what was found so far and is not in the evidence."""
+        """Return the results so far that are not in the evidence, as JSON."""
         return {}
 
     def restore(self, found: Mapping[str, Any]) -> None:
-        """Take over what `found` has returned."""
+        """Restore the results that `found` returned."""
 
     def _first(self) -> int:
         return min((layer_of(name) for name in self.wanted()), default=0)
 
 
 def _chosen(hidden: Batches) -> list[int]:
-    """Return the batches that gradients are taken of: evenly spread."""
+    """Return the indices of the batches used for gradients, evenly spread."""
     count = min(-(-GRADIENT_TOKENS // (hidden[0].shape[0] * hidden[0].shape[1])), len(hidden))
     return [int((index + 0.5) * len(hidden) / count) for index in range(count)]
 

@@ -1,4 +1,4 @@
-"""Hidden states of the calibration sequences: in memory, or in a file where memory has no room for them."""
+"""Storage for the hidden states of the calibration sequences: in memory, or in a file when they do not fit."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from curconvert.journal.tensor_list import TensorList
 
 
 class FileBatches(TensorList):
-    """Batches mapped from a temporary file, of which one is resident: asking for another releases the one before.
+    """Maps batches from a temporary file and keeps one in memory: reading another batch releases the previous one.
 
-    A batch is written in place; what it holds stays in the file. The file has no name, so nothing is left of it however
-    the process ends.
+    You change a batch in place, and the file holds the change. The file has no name, so it vanishes however the process
+    ends.
 
     Args:
         batches: Contiguous tensors, copied one by one.
-        folder: On the disk that takes the file.
+        folder: A folder on the disk that takes the file.
     """
 
     def __init__(self, batches: Iterable[Tensor], folder: Path) -> None:
@@ -34,7 +34,7 @@ class FileBatches(TensorList):
             for batch in batches:
                 metas.append((file.tell(), batch.shape, batch.dtype))
                 file.write(batch.contiguous().numpy().tobytes())
-                # A batch of its own pages, which can be released alone and are aligned as torch aligns.
+                # Each batch starts on its own page: it can be released alone, and it has torch's alignment.
                 file.write(bytes(-file.tell() % mmap.ALLOCATIONGRANULARITY))
             file.flush()
             self._file = mmap.mmap(file.fileno(), 0) if metas else None
@@ -47,7 +47,7 @@ class FileBatches(TensorList):
         return len(self._parts)
 
     def at(self, index: int) -> Tensor:
-        """Return one, and release the one before."""
+        """Return a batch, and release the previous one."""
         start, batch = self._parts[index]
         if self._resident != start:
             self._release()
@@ -55,13 +55,13 @@ class FileBatches(TensorList):
         return batch
 
     def clear(self) -> None:
-        """Give the batches up."""
+        """Release all batches."""
         self._release()
         self._parts, self._file = [], None
 
     def _release(self) -> None:
         if self._file is not None and self._resident is not None and hasattr(mmap, "MADV_DONTNEED"):
-            # Of a shared mapping: pages leave this process, and what was written to them stays with the file.
+            # The mapping is shared: the pages leave this process, and the file keeps what was written to them.
             start = self._resident
             size = next(part.nbytes for at, part in self._parts if at == start)
             self._file.madvise(mmap.MADV_DONTNEED, start, size)
@@ -69,26 +69,26 @@ class FileBatches(TensorList):
 
 
 Batches = list[Tensor] | FileBatches
-"""Batches of (sequences, tokens, hidden_size) float32, each overwritten by what the next block makes of it."""
+"""Batches of (sequences, tokens, hidden_size) float32; each block overwrites them with its output."""
 
 
 @dataclass(frozen=True)
 class StateStore:
-    """Where hidden states are kept.
+    """Says where hidden states are kept.
 
     Attributes:
-        folder: On the disk that takes them; None keeps them in memory.
+        folder: A folder on the disk that takes them; None keeps them in memory.
     """
 
     folder: Path | None = None
 
     @property
     def on_disk(self) -> bool:
-        """Whether they go to the disk."""
+        """Whether hidden states go to disk."""
         return self.folder is not None
 
     def keep(self, batches: Iterable[Tensor]) -> Batches:
-        """Keep batches, made one by one."""
+        """Store batches as they are produced, one by one, and return them."""
         return list(batches) if self.folder is None else FileBatches(batches, self.folder)
 
 

@@ -1,4 +1,4 @@
-"""What the passes over the original model found, kept on disk: for deep models it is larger than memory."""
+"""Disk storage for the results of the passes over the original model; for deep models they exceed memory."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _INDEX = "index.json"
 
 
 class Evidence:
-    """Statistics of every linear, by weight name, and the hidden states that enter each block.
+    """Stores the statistics of every linear, by weight name, and the hidden states that enter each block.
 
     Args:
-        folder: A folder that outlives this object's use: empty, or one in which evidence was committed.
+        folder: A folder that outlives this object: empty, or with evidence committed earlier.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -38,7 +38,7 @@ class Evidence:
         self._ridges: dict[str, float] = index.get("ridges", {})
 
     def commit(self) -> None:
-        """Bring everything that is kept to the disk, so that another process can go on with it."""
+        """Write everything durably to disk, so that another process can continue from it."""
         for path in self._fresh:
             fsync(path)
         self._fresh.clear()
@@ -48,7 +48,7 @@ class Evidence:
         replace_text(self._folder / _INDEX, json.dumps(index))
 
     def save_statistics(self, names: Iterable[str], statistics: InputStatistics) -> None:
-        """Keep mean and Gram matrix, or samples, of some linears' common input."""
+        """Store the mean and the Gram matrix, or the samples, of the input that these linears share."""
         leader, *_ = names = tuple(names)
         self._save_moments(leader, statistics)
         if statistics.held_out is not None:
@@ -56,11 +56,11 @@ class Evidence:
         self._leaders |= dict.fromkeys(names, leader)
 
     def has_statistics(self, names: Iterable[str]) -> bool:
-        """Tell whether the input statistics of all these linears are kept."""
+        """Return whether the input statistics of all these linears are stored."""
         return self._leaders.keys() >= set(names)
 
     def statistics(self, name: str) -> InputStatistics:
-        """Return a linear's input statistics, with those of the held-out part where there is one."""
+        """Return a linear's input statistics, with those of the held-out part if there is one."""
         leader, held_out = self._leaders[name], f"{self._leaders[name]}.held_out"
         return replace(self._moments(leader), held_out=self._moments(held_out) if held_out in self._tokens else None)
 
@@ -87,32 +87,32 @@ class Evidence:
         return InputStatistics(held, self._tokens[key], mean)
 
     def save_fisher(self, name: str, fisher: Matrix) -> None:
-        """Keep the second moment of the gradient at a linear's output, (out_features, out_features)."""
+        """Store the second moment of the gradient at a linear's output, (out_features, out_features)."""
         self._save("fisher", name, fisher)
 
     def fisher(self, name: str) -> Matrix:
-        """Return it."""
+        """Return the second moment of the gradient at a linear's output."""
         return np.asarray(np.load(self._path("fisher", name)))
 
     def save_fisher_rows(self, name: str, rows: Vector) -> None:
-        """Keep the Fisher information of each row of a weight, (out_features,)."""
+        """Store the Fisher information of each row of a weight, (out_features,)."""
         self._save("rows", name, rows)
 
     def fisher_rows(self, name: str) -> Vector:
-        """Return it."""
+        """Return the Fisher information of each row of a weight."""
         return np.asarray(np.load(self._path("rows", name)))
 
     def save_components(self, name: str, left: NDArray[np.float32], right: NDArray[np.float32]) -> None:
-        """Keep learned factors of a matrix: (out_features, rank), weighed, and (rank, in_features)."""
+        """Store learned factors of a matrix: (out_features, rank), weighted, and (rank, in_features)."""
         self._save("left", name, left)
         self._save("right", name, right)
 
     def components(self, name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return them."""
+        """Return the learned factors of a matrix."""
         return np.load(self._path("left", name)), np.load(self._path("right", name))
 
     def save_order(self, name: str, order: Indices) -> None:
-        """Keep the order in which the neurons before a down linear are dropped, all of them, first dropped first."""
+        """Store the order in which all neurons before a down linear are dropped, the first dropped first."""
         self._save("order", name, order)
 
     def kept(self, name: str, count: int) -> Indices:
@@ -125,11 +125,11 @@ class Evidence:
         return np.ascontiguousarray(order[::-1][:count])
 
     def save_ridge(self, name: str, ridge: float) -> None:
-        """Keep the ridge that was chosen for a down linear's refit."""
+        """Store the ridge chosen for a down linear's refit."""
         self._ridges[name] = ridge
 
     def ridge(self, name: str) -> float:
-        """Return it."""
+        """Return the ridge chosen for a down linear's refit."""
         return self._ridges[name]
 
     def save_hidden(self, layer: int, batch: int, hidden: Tensor) -> None:
@@ -137,11 +137,11 @@ class Evidence:
         self._save("hidden", f"{layer}.{batch}", hidden.numpy())
 
     def hidden(self, layer: int, batch: int) -> Tensor:
-        """Return them."""
+        """Return the hidden states that enter a block, for one batch."""
         return torch.from_numpy(np.load(self._path("hidden", f"{layer}.{batch}")))
 
     def drop_hidden(self, layer: int, batch: int) -> None:
-        """Give their space back."""
+        """Delete the hidden states of one batch, to free their disk space."""
         path = self._path("hidden", f"{layer}.{batch}")
         path.unlink(missing_ok=True)
         self._fresh.discard(path)

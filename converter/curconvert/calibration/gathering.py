@@ -1,4 +1,4 @@
-"""Input statistics of the original model's linears, gathered in one pass for every size and method."""
+"""Gathers the input statistics of the original model's linears, in one pass that serves every size and method."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from curconvert.calibration.statistics import StatisticsCollector
 
 
 class Gathering:
-    """Watches blocks of the original and keeps mean and Gram matrix of their linears' inputs.
+    """Watches blocks of the original model and stores the mean and the Gram matrix of their linears' inputs.
 
     Args:
         targets: Weight names.
         evidence: Receives the statistics.
-        exact: See `StatisticsCollector`, as the next.
-        tokens: How many will be seen.
-        split: Names of linears of which a part of the tokens is held out.
+        exact: See `StatisticsCollector`.
+        tokens: Number of calibration tokens; see `StatisticsCollector`.
+        split: Names of linears for which a part of the tokens is held out.
     """
 
     def __init__(
@@ -29,12 +29,12 @@ class Gathering:
         self._exact, self._tokens, self._split = exact, tokens, split
 
     def commit(self) -> None:
-        """Bring what was kept to the disk."""
+        """Write the evidence durably to disk."""
         self._evidence.commit()
 
     @contextmanager
     def watching(self, block: Block) -> Iterator[None]:
-        """Watch every forward call of a block inside the context, then keep what was seen.
+        """Watch every forward call of a block inside the context, then store the statistics.
 
         Raises:
             InputError: An input overflows.

@@ -1,4 +1,4 @@
-"""What enters linears and how the loss depends on what leaves them, token by token."""
+"""Collects the inputs of linears and the gradients at their outputs, token by token."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ Samples = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class GradientSamples:
-    """Tokens seen at one linear. In float32: means over a sample, whose noise is percents.
+    """Holds the input and the output gradient of each token at one linear.
+
+    They are float32: their means over a sample have a noise of some percent.
 
     Attributes:
         inputs: x, (tokens, in_features).
-        gradients: g with respect to the output, (tokens, out_features).
+        gradients: g, with respect to the output, (tokens, out_features).
     """
 
     inputs: Samples
@@ -43,12 +45,12 @@ class GradientSamples:
         return np.asarray(np.einsum("ti,ti->i", scaled, scaled, dtype=np.float64) / len(scaled))
 
     def centered(self, mean: Vector) -> GradientSamples:
-        """Return the same tokens with `x − mean` in the place of x."""
+        """Return the same tokens with `x − mean` instead of x."""
         return replace(self, inputs=self.inputs - mean.astype(np.float32))
 
 
 class GradientCollector:
-    """Keeps the inputs and output gradients of some linears while a block runs forwards and backwards."""
+    """Records the inputs and output gradients of some linears while a block runs forwards and backwards."""
 
     def __init__(self, linears: Mapping[str, nn.Module]) -> None:
         self._linears = linears
@@ -74,7 +76,7 @@ class GradientCollector:
         return hook
 
     def samples(self) -> Iterable[tuple[str, GradientSamples]]:
-        """Yield each linear's tokens, releasing them."""
+        """Yield each linear's name with its tokens, and release them."""
         for name in self._linears:
             parts = (self._inputs.pop(name), self._gradients.pop(name))
             inputs, gradients = (

@@ -1,4 +1,4 @@
-"""The pass over the original model: its answers on the probes, layers' scores, statistics of its linears' inputs."""
+"""Runs the original model for its probe outputs, its layers' scores and the statistics of its linears' inputs."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from curconvert.linalg.statistics import InputStatistics
 from curconvert.selection.scores import LayerScorer
 from curconvert_runtime.checks.fidelity import Progress
 
-BATCH = 8  # sequences per forward pass: enough to keep the matmuls busy, few enough to stay small
+BATCH = 8  # sequences per forward pass: large enough for fast matmuls, small enough for memory
 LOGITS = 2**24
-"""Logits held at once, 64 MB: a 16-bit head is widened once for all of them."""
+"""Logits held at once, 64 MB; a 16-bit head is converted to float32 once for all of them."""
 LOGIT_ROWS = 32  # positions whose full-vocabulary log-probabilities are held in float64 at once
 
 
 @dataclass(frozen=True)
 class OriginalPass:
-    """What the uncompressed model gave.
+    """Holds the results of the pass over the original model.
 
     Attributes:
-        scores: Of each layer, (layers,), by name; those that were asked for.
-        outputs: The probe positions' outputs, in order.
+        scores: The requested scores of the layers, (layers,), by the name of the score.
+        outputs: The outputs at the probe positions, in order.
         states: The last block's output on the probes, batches of (sequences, tokens, hidden_size).
-        head: Statistics of the head's input on the calibration tokens, where they were asked for.
+        head: Statistics of the lm_head's input on the calibration tokens; None unless requested.
     """
 
     scores: Mapping[str, Vector]
@@ -53,13 +53,13 @@ class OriginalPass:
 
 @dataclass(frozen=True)
 class Watched:
-    """What is wanted of the calibration tokens.
+    """Says what to measure on the calibration tokens.
 
     Attributes:
         scores: Names of layer scores to measure, see `curconvert.selection.scores`.
-        gathering: Keeps the statistics of linears' inputs.
-        backward: Goes back through the model afterwards.
-        head: Whether to keep statistics of the head's input.
+        gathering: Stores the statistics of linears' inputs.
+        backward: Runs the backward pass afterwards.
+        head: Whether to collect statistics of the lm_head's input.
     """
 
     scores: Collection[str] = ()
@@ -81,20 +81,20 @@ def run_original(
     progress: Progress = silent,
     journal: Journal = UNRECORDED,
 ) -> OriginalPass:
-    """Stream the original model over the probes, and over the calibration tokens where something is asked of them.
+    """Run the original model on the probes, and on the calibration tokens if `watched` needs them.
 
     Args:
         checkpoint: The original.
         tokens: Calibration and probe sequences.
-        watched: What is wanted of the calibration tokens.
+        watched: What to measure on the calibration tokens.
         device: Where blocks run.
-        store: Takes hidden states on the calibration tokens.
+        store: Keeps the hidden states of the calibration tokens.
         progress: Called after each block.
-        journal: Keeps each block.
+        journal: Records each block.
     """
     gathering, backward = watched.gathering, watched.backward
     stream = BlockStream(checkpoint, device=torch.device(device))
-    probes = embedded(stream, tokens.probes)  # also what a resumed pass needs: masks and positions
+    probes = embedded(stream, tokens.probes)  # a resumed pass needs this call for the masks and positions
     wanted = bool(watched.scores or watched.gathering or watched.backward or watched.head)
     hidden = embedded(stream, tokens.calibration if wanted else tokens.calibration[:0], store)
     scorers = {name: LayerScorer(name) for name in sorted(watched.scores)}
@@ -129,7 +129,7 @@ def run_original(
     seen = _head_statistics(stream, hidden) if watched.head else None
     if backward:
         backward.finish(stream, hidden)
-    stream.release_table()  # the stream lives on in reference cycles until Python looks for these
+    stream.release_table()  # reference cycles keep the stream alive until Python's next collection
     return OriginalPass({name: np.array(scorer.scores) for name, scorer in scorers.items()}, outputs, probes, seen)
 
 
@@ -163,6 +163,6 @@ def embedded(stream: BlockStream, ids: Ids, store: StateStore = IN_MEMORY) -> Ba
     Args:
         stream: The model.
         ids: Token ids, (sequences, tokens).
-        store: Takes the batches.
+        store: Keeps the batches.
     """
     return store.keep(stream.embed(torch.from_numpy(ids[i : i + BATCH])) for i in range(0, len(ids), BATCH))

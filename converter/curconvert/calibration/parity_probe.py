@@ -1,4 +1,4 @@
-"""The compressed model's answers on the parity sequences, carried along while its blocks are made."""
+"""Computes the compressed model's outputs on the parity sequences, block by block during the conversion."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from curconvert_runtime.format.probes import CompressedProbe
 
 
 class ParityProbe:
-    """Carries the parity sequences through the compressed model, one at a time, so that nothing is padded.
+    """Runs the parity sequences through the compressed model, one at a time, so that none needs padding.
 
     Args:
-        stream: The compressed model's.
+        stream: Stream of the compressed model.
         ids: Token ids, right-padded, (rows, longest).
         lengths: Tokens of each row.
     """
@@ -33,7 +33,7 @@ class ParityProbe:
         self.keys: dict[int, list[Tensor]] = {}
 
     def advance(self, block: Block, num_layers: int) -> None:
-        """Run one block, keeping the first and the last one's keys."""
+        """Run one block, and record its keys if it is the first or the last."""
         if block.index not in (0, num_layers - 1):
             self.hidden = [block.forward(row) for row in self.hidden]
             return
@@ -42,17 +42,17 @@ class ParityProbe:
         self.keys[block.index] = [cache.layers[block.index].keys[0] for cache in caches]
 
     def state(self) -> dict[str, list[Tensor]]:
-        """Return what it carries, by name."""
+        """Return the hidden states and keys for the journal, by name."""
         return {"probe": self.hidden} | {f"keys.{index}": keys for index, keys in self.keys.items()}
 
     def restore(self, state: State) -> None:
-        """Take over what `state` has returned."""
+        """Restore what `state` returned."""
         self.hidden = state.restored("probe")
         names = [name for name in state.tensors if name.startswith("keys.")]
         self.keys = {int(name.removeprefix("keys.")): state.restored(name) for name in names}
 
     def result(self, stream: BlockStream) -> CompressedProbe:
-        """Collect what the artifact keeps."""
+        """Return the tensors that the artifact stores, after the last block."""
         logits = [stream.logits(row)[0] for row in self.hidden]
         return collected(self.ids, self.lengths, logits, self.keys[min(self.keys)], self.keys[max(self.keys)])
 
@@ -60,14 +60,14 @@ class ParityProbe:
 def collected(
     ids: NDArray[np.int32], lengths: NDArray[np.int32], logits: list[Tensor], first: list[Tensor], last: list[Tensor]
 ) -> CompressedProbe:
-    """Collect what an artifact keeps of its parity sequences.
+    """Return the tensors that an artifact stores for its parity sequences.
 
     Args:
         ids: Token ids, right-padded, (rows, longest).
         lengths: Tokens of each row.
-        logits: Of each row, (tokens, vocabulary).
-        first: Keys of the first layer after rotary embedding, (heads, tokens, head_dim) of each row.
-        last: Those of the last layer.
+        logits: For each row, (tokens, vocabulary).
+        first: Keys of the first layer after rotary embedding, for each row (heads, tokens, head_dim).
+        last: Keys of the last layer, the same.
     """
     vocabulary, width = sample_vocabulary(logits[0].shape[-1]), ids.shape[1]
     return CompressedProbe(

@@ -1,4 +1,4 @@
-"""What `probes.safetensors` is filled with when a model is converted: sequences, and a summary of what it answered."""
+"""Builds the content of `probes.safetensors`: the probe sequences and a summary of both models' outputs on them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ VOCABULARY_SAMPLE = 512
 PARITY_LENGTHS = (48, 33, 20)
 """Tokens per parity sequence, the 16 decoded ones included; unequal, so that a batch of them needs padding."""
 _LOG_ZERO = -1e4
-"""Stands for the logarithm of a probability of zero: files of an artifact hold finite numbers only."""
+"""Replaces the logarithm of a probability of zero: files of an artifact hold finite numbers only."""
 
 
 @dataclass(frozen=True)
 class OriginalOutputs:
-    """The original model at N positions.
+    """Holds a summary of the original model's output distribution at N positions.
 
     Attributes:
         top_ids: Most likely tokens, most likely first, int32 (N, K).
@@ -41,17 +41,17 @@ class OriginalOutputs:
 def fidelity_probe(
     logits: NDArray[np.floating], next_ids: NDArray[np.integer], top: int = TOP_TOKENS
 ) -> OriginalOutputs:
-    """Reduce the original model's logits to what the probe file keeps.
+    """Reduce the original model's logits to the numbers that the probe file stores.
 
     Args:
-        logits: (N, vocabulary). They are widened to float64: pass a few dozen positions at a time.
+        logits: (N, vocabulary). They are converted to float64: pass a few dozen positions at a time.
         next_ids: The token that follows each position, (N,); any valid id after a sequence's last token.
         top: How many tokens to keep, at most the vocabulary.
     """
     log_probs = log_softmax(logits)
     count = min(top, log_probs.shape[-1])
     candidates = np.argpartition(-log_probs, count - 1, axis=-1)[:, :count]
-    # Equal logits are ordered by id, as argmax does: otherwise top-1 agreement would depend on the partition.
+    # Order equal logits by id, as argmax does: otherwise top-1 agreement would depend on the partition.
     order = np.lexsort((candidates, -np.take_along_axis(log_probs, candidates, axis=-1)), axis=-1)
     top_ids = np.take_along_axis(candidates, order, axis=-1).astype(np.int32)
     picked, rest = bucket_log_probs(log_probs, top_ids)
@@ -74,7 +74,7 @@ def parity_batch(
     """Take parity sequences from the first rows of the fidelity sequences.
 
     Args:
-        ids: Fidelity sequences, (S, T), S ≥ 1. Fewer rows than lengths are used again from another start.
+        ids: Fidelity sequences, (S, T), S ≥ 1. With fewer rows than lengths, rows are reused from a later start.
         lengths: Tokens per parity sequence; shortened to T where T is smaller.
 
     Returns:
@@ -102,10 +102,10 @@ def pack_probes(
     Args:
         ids: Fidelity sequences, (S, T).
         original: Chunks that together cover all S·T positions, in order.
-        compressed: The compressed model's side.
+        compressed: The compressed model's outputs on the parity sequences.
 
     Raises:
-        InputError: The chunks do not cover the sequences, or a shape does not fit.
+        InputError: The chunks do not cover the sequences, or a shape is wrong.
     """
     sequences, width = ids.shape
 

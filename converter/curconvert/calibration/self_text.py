@@ -1,8 +1,8 @@
 """Calibration text that the model writes itself.
 
-A calibration text of one kind says nothing about what the model knows beside it, and a compression that trusts the text
-throws that away. What the model itself writes shows it, without any other text: first tokens are taken from the given
-text, the rest is sampled from the model (LLM-QAT, arXiv 2305.17888; self-calibration, arXiv 2410.17170).
+A calibration text of one kind covers only a part of what the model knows, and compression discards the rest. Text that
+the model samples covers more of its knowledge. The first token of each sequence comes from the given text, the model
+samples the others (LLM-QAT, arXiv 2305.17888; self-calibration, arXiv 2410.17170).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from curconvert.families.skeleton import EMBEDDING, HEAD, build_skeleton, canoni
 from curconvert_runtime.checks.fidelity import Progress
 
 RESIDENT_BYTES = 4e9
-"""Most float32 weights that are held at once to sample: every token needs all of them."""
+"""Limit on a model's size in float32 for sampling: every token needs all weights in memory."""
 
 
 def with_self_text(
@@ -36,10 +36,10 @@ def with_self_text(
     """Let the model write a share of the calibration and of the probe sequences, all but their first tokens.
 
     Args:
-        checkpoint: The model. One that is too large to be held in memory leaves the text as it is, with a notice.
+        checkpoint: The model. If it exceeds `RESIDENT_BYTES`, the text stays unchanged and gets a notice.
         tokens: The given text.
         share: 0 to 1; the sequences are spread evenly.
-        seed: Of the sampling.
+        seed: Seed of the sampling.
         progress: Called after each token.
     """
     size = 4 * sum(math.prod(info.shape) for info in checkpoint.tensors.values())
@@ -63,10 +63,10 @@ def sample(checkpoint: Checkpoint, first: Ids, length: int, seed: int, progress:
     """Sample sequences from the model at temperature 1.
 
     Args:
-        checkpoint: The model; held in float32 while this runs.
+        checkpoint: The model; it is in memory in float32 while this runs.
         first: The first token of each sequence, (sequences,).
         length: Tokens of a sequence, the first included.
-        seed: Of the sampling.
+        seed: Seed of the sampling.
         progress: Called after each token.
 
     Returns:
@@ -96,6 +96,6 @@ def resident_model(checkpoint: Checkpoint) -> nn.Module:
 
 
 def _spread(count: int, share: float) -> NDArray[np.intp]:
-    """Return which of some sequences are sampled: evenly spread."""
+    """Return the indices of the sequences to sample, evenly spread."""
     steps = np.floor(share * np.arange(count + 1) + 1e-9)
     return np.flatnonzero(np.diff(steps))

@@ -1,4 +1,7 @@
-"""The calibration sequences on their way through the blocks: the original's states, or the compressed model's."""
+"""Carries the hidden states of the calibration sequences from block to block while blocks are compressed.
+
+By default they are the original model's. With `--sequential` they are the compressed model's.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +25,16 @@ Stage = tuple[Sequence[MatrixPlan], Mapping[str, InputStatistics]]
 
 
 class CalibrationStates:
-    """Hidden states that enter the next block.
+    """Holds the hidden states that enter the next block, and collects the input statistics of its linears.
 
-    Where inputs are compared, the original's states are carried beside the compressed model's from the first compressed
-    block on: until then they are the same.
+    With `compared`, it also carries the original model's states, from the first compressed block. Before that block
+    both are equal.
 
     Args:
-        hidden: Batches of (sequences, tokens, hidden_size), which enter the first block; empty where nothing is needed.
-        sequential: They are to be the compressed model's.
-        compared: The original's are carried beside them, and each input is compared with its own.
-        store: Takes other batches.
+        hidden: Batches of (sequences, tokens, hidden_size) that enter the first block; empty if statistics are known.
+        sequential: Whether to carry the compressed model's states instead of the original's.
+        compared: Whether to carry both and to measure how each linear's input differs from the original's.
+        store: Keeps further batches.
     """
 
     def __init__(
@@ -43,20 +46,21 @@ class CalibrationStates:
         self._products = torch.float32
 
     def choose_dtype(self, checkpoint: Checkpoint, block: Block) -> None:
-        """Let the first block decide the dtype of all blocks' products; see `calibration_dtype`."""
+        """Choose the dtype of all blocks' matrix products, measured on the first block; see `calibration_dtype`."""
         if self._hidden:
             self._products = calibration_dtype(checkpoint, block, self._hidden[0])
 
     def stages(self, block: Block, targets: Sequence[MatrixPlan]) -> Iterator[Stage]:
-        """Run a block that is to be compressed.
+        """Run a block before it is compressed, and yield its targets in groups with their input statistics.
+
+        Compress each yielded group before resuming the generator: with `compared`, later groups see its output.
 
         Args:
-            block: With its dense weights.
-            targets: Linears that are to be compressed.
+            block: The block with its dense weights.
+            targets: The linears to compress.
 
         Yields:
-            Some of them, with the statistics of their inputs by weight name. Compress them before the next ones
-            are asked for: where inputs are compared, later ones see the outputs of these linears.
+            Some of the targets, and the statistics of their inputs by weight name.
         """
         if self._is_compared:
             yield from self._compared(block, targets)
@@ -64,7 +68,7 @@ class CalibrationStates:
             yield targets, self._collected(block, targets)
 
     def _collected(self, block: Block, targets: Sequence[MatrixPlan]) -> dict[str, InputStatistics]:
-        """Collect all inputs in one run; the states become the next block's unless that is to see compressed ones."""
+        """Collect all inputs in one run; unless sequential, the dense block's output replaces the states."""
         linears = {target.name: block.linears[target.name] for target in targets}
         collector = StatisticsCollector(linears, tokens=self._tokens)
         with collector.collecting():
@@ -76,15 +80,16 @@ class CalibrationStates:
         return {name: statistics for names, statistics in collector.groups() for name in names}
 
     def _compared(self, block: Block, targets: Sequence[MatrixPlan]) -> Iterator[Stage]:
-        """Compare each distinct input with the original's, which come first: all of them, in one run.
+        """Yield each group of linears that share an input, with statistics that compare it with the original's.
 
-        Where there are fewer tokens than features nothing is compared.
+        The original's inputs are collected first, all in one run. An input with more features than there are tokens is
+        not compared.
         """
         groups = {group[0].name: group for group in by_input(targets)}
         self._originals = self._originals or self._store.keep(batch.clone() for batch in self._hidden)
         wanted = [name for name, group in groups.items() if group[0].shape[1] <= self._tokens]
         originals = self._inputs(block, wanted)
-        # Of few batches the last one is held out; a single one is needed whole.
+        # With few batches, hold out the last one. With a single batch, hold out none.
         every = min(HELD_OUT, len(self._hidden)) if len(self._hidden) > 1 else None
         for name, group in groups.items():
             compared = originals.pop(name, None)
@@ -99,7 +104,7 @@ class CalibrationStates:
             yield group, {plan.name: statistics for plan in group}
 
     def _inputs(self, block: Block, names: Sequence[str]) -> dict[str, list[Tensor]]:
-        """Run the original's states through a dense block, and return what enters some linears, batch by batch."""
+        """Run the original's states through a dense block, and return the inputs of some linears, batch by batch."""
         found: dict[str, list[Tensor]] = {name: [] for name in names}
 
         def keeping(name: str):  # type: ignore[no-untyped-def]  # torch's hook type is not public
@@ -117,31 +122,31 @@ class CalibrationStates:
         return found
 
     def leave_compressed(self, block: Block) -> None:
-        """Go on from a block that `stages` has run and that is compressed now."""
+        """Advance the states past a block that `stages` has run and that is now compressed."""
         if self._sequential:
             self._advance(block, self._hidden)
 
     def leave_dense(self, block: Block) -> None:
-        """Go on from a block that stays as it is."""
+        """Advance the states past a block that stays dense."""
         self._advance(block, self._hidden)
         self._advance(block, self._originals)
 
     def release(self) -> None:
-        """Give up what no later block needs."""
+        """Release all hidden states, after the last block that needs them."""
         self._hidden.clear()
         self._originals.clear()
 
     @property
     def products(self) -> str:
-        """Name of the dtype of blocks' products."""
+        """Name of the dtype of the blocks' matrix products."""
         return dtype_name(self._products)
 
     def tensors(self) -> dict[str, Batches]:
-        """Return what it carries, by name."""
+        """Return the hidden states for the journal, by name."""
         return {"hidden": self._hidden, "originals": self._originals}
 
     def restore(self, state: State) -> None:
-        """Take over what `tensors` has returned, and `products` among the state's data."""
+        """Restore what `tensors` returned, and `products` from the state's data."""
         self._products = torch_dtype(state.data["products"])
         self._hidden = self._store.keep(state.tensors.get("hidden", ()))
         self._originals = self._store.keep(state.tensors.get("originals", ()))

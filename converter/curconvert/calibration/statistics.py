@@ -1,4 +1,4 @@
-"""First and second moments of what enters a linear layer."""
+"""Collects the first and second moments of the inputs of linears."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torch import Tensor, nn
 
 from curconvert.linalg.statistics import Drift, InputStatistics
 
-HELD_OUT = 8  # every so many batches one is held out, where that is asked for
+HELD_OUT = 8  # one batch in this number is held out, for linears that need it
 
 
 class Moments(Protocol):
-    """Takes in batches of an input."""
+    """Accumulates the statistics of one input, batch by batch."""
 
     def add(self, x: Tensor, original: Tensor | None = None) -> None:
-        """Take a batch, (…, in_features), and what the original has in its place where the drift is wanted."""
+        """Add a batch, (…, in_features); pass the original model's batch as well to measure the drift."""
 
     def result(self) -> InputStatistics:
         """Return the statistics of all batches."""
 
 
 class _Samples:
-    """Keeps every input, in memory that is taken once; never a drift, whose regression needs more tokens than that."""
+    """Keeps every input, in memory allocated once; it measures no drift, whose regression needs more tokens."""
 
     def __init__(self, tokens: int, size: int) -> None:
         self._held = np.empty((tokens, size), np.float32)
@@ -44,7 +44,7 @@ class _Samples:
 
 
 class _Accumulator:
-    """Adds up `x` and `x xᵀ` in float64, batch by batch, and the moments of the drift where the original's x come."""
+    """Sums `x` and `x xᵀ` in float64, batch by batch, and the moments of the drift if it gets the original's x."""
 
     def __init__(self, size: int, dtype: torch.dtype, device: torch.device, *, every: int | None = None) -> None:
         self._dtype, self._device = dtype, device
@@ -82,7 +82,7 @@ class _Accumulator:
         if part is None or part.tokens == 0:
             return self._mean(None)
         found = part.result()
-        with torch.inference_mode():  # in place, and what was made in this mode cannot be changed outside of it
+        with torch.inference_mode():  # tensors made in this mode can only be changed in place within it
             for own, other in zip(self.totals, part.totals, strict=True):
                 own.add_(other)
         self.tokens += part.tokens
@@ -97,15 +97,15 @@ class _Accumulator:
 def moments_of(
     size: int, device: torch.device, *, exact: bool = True, tokens: int | None = None, every: int | None = None
 ) -> Moments:
-    """Return what takes in an input.
+    """Return an accumulator for one input: of its moments, or of the input itself.
 
     Args:
-        size: Its features.
-        device: Where it is.
+        size: Number of features.
+        device: Where the input is.
         exact: See `StatisticsCollector`.
-        tokens: How many will come in all. An input of more features than that is kept itself, unless a part of it is
-            to be held out; None keeps none.
-        every: Of so many batches the last one is held out; None holds none out.
+        tokens: Total number of tokens. An input with more features than tokens is kept itself, unless `every` is set.
+            None always accumulates moments.
+        every: Hold out the last of every `every` batches; None holds out none.
     """
     if tokens is not None and tokens < size and every is None:
         return _Samples(tokens, size)
@@ -113,16 +113,17 @@ def moments_of(
 
 
 class StatisticsCollector:
-    """Collects mean and Gram matrix of each distinct input among some linears.
+    """Collects the mean and the Gram matrix of each distinct input among some linears.
 
-    Linears that are called with the same tensor (q, k and v; gate and up) share them.
+    Linears that are called with the same tensor (q, k and v; gate and up) share their statistics.
 
     Args:
         linears: By weight name.
-        exact: Multiply in float64: the products may feed solves whose condition is the square of the data's. Otherwise
-            each batch's product is float32, and faster, except before a bias: its centered Gram matrix is a difference.
+        exact: Multiply in float64, for solves whose condition number is the square of the data's. Otherwise each
+            batch's product is float32, which is faster. Linears with a bias always use float64: their centered Gram
+            matrix is a difference.
         split: Names of linears for which every eighth batch is held out.
-        tokens: How many will come in all. Inputs of more features than that are kept themselves; None keeps none.
+        tokens: Total number of tokens. Inputs with more features than tokens are kept themselves. None keeps no inputs.
     """
 
     def __init__(
@@ -169,7 +170,7 @@ class StatisticsCollector:
         return hook
 
     def groups(self) -> Iterable[tuple[tuple[str, ...], InputStatistics]]:
-        """Yield the names that share an input, with its statistics."""
+        """Yield the names of the linears that share an input, with its statistics."""
         for leader, accumulator in self._accumulators.items():
             members = tuple(name for name, head in self._leader.items() if head == leader)
             yield members, accumulator.result()

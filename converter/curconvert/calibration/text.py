@@ -1,4 +1,4 @@
-"""Calibration text to token batches: read, tokenize, cut, and hold probe sequences out."""
+"""Reads and tokenizes the calibration text, and cuts it into calibration and probe sequences."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ from curconvert.options.calibration import BUILTIN, CalibrationOptions
 TOKEN_TENSOR = "input_ids"  # noqa: S105 - the name of a tensor
 MAX_TEXT_BYTES = 256 * 2**20
 CHUNK_CHARACTERS = 16_384
-# A longer text than this is sampled, in at least so many places. Generous: English has some 4.5 characters a token.
+# A text with more characters for each wanted token is sampled, at LEAST_CHUNKS places or more.
+# The limit is generous: English has some 4.5 characters per token.
 CHARACTERS_PER_TOKEN = 32
 LEAST_CHUNKS = 64
 
 
 @dataclass(frozen=True, eq=False)
 class CalibrationTokens:
-    """Token ids to calibrate on and, disjoint from them, token ids to verify on.
+    """Holds token ids to calibrate on and, disjoint from them, token ids to verify on.
 
     Attributes:
         calibration: int64, (N, tokens_per_sequence).
         probes: int64, (P, tokens_per_sequence).
         source: `builtin` or the file's name (without its folder, so that it is the same on every machine).
         sha256: Hex digest of the little-endian int64 ids, calibration first, then probes.
-        notices: One sentence for each wish that the text was too short to meet.
+        notices: One sentence for each request that could not be met.
     """
 
     calibration: Ids
@@ -88,7 +89,7 @@ def _split(ids: Ids, options: CalibrationOptions, source: str) -> CalibrationTok
     if available < 2:
         raise InputError(
             f"{source}: {ids.size} tokens, but at least {2 * length} are needed (one calibration and one probe "
-            f"sequence of {length} tokens); give more text or ask for shorter sequences"
+            f"sequence of {length} tokens); give more text or use shorter sequences"
         )
     table = ids[: available * length].reshape(available, length)
     chosen, held_out = divided(available, options)
@@ -100,7 +101,7 @@ def _split(ids: Ids, options: CalibrationOptions, source: str) -> CalibrationTok
         ("probe", len(probes), options.probe_sequences),
     )
     notices = tuple(
-        f"{name} gives {found} {kind} sequences of {length} tokens, fewer than the {wanted} asked for"
+        f"{name} gives {found} {kind} sequences of {length} tokens, fewer than the {wanted} requested"
         for kind, found, wanted in counts
         if found < wanted
     )
@@ -108,11 +109,11 @@ def _split(ids: Ids, options: CalibrationOptions, source: str) -> CalibrationTok
 
 
 def divided(available: int, options: CalibrationOptions) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return which sequences calibrate and which are held out, both spread evenly over what there is.
+    """Return the indices of the calibration sequences and of the probe sequences, both spread evenly over the text.
 
     Args:
-        available: At least 2.
-        options: How many of each are wanted; where there are fewer, calibration is served first.
+        available: Number of sequences in the text, at least 2.
+        options: How many of each are wanted. If there are too few, at most a fifth become probes, but at least one.
     """
     enough = available >= options.sequences + options.probe_sequences
     probe_count = options.probe_sequences if enough else min(options.probe_sequences, max(1, available // 5))
@@ -123,7 +124,7 @@ def divided(available: int, options: CalibrationOptions) -> tuple[NDArray[np.int
 
 
 def _spread(total: int, count: int, phase: float) -> NDArray[np.int64]:
-    """Return `count` distinct indices below `total`, evenly spaced, `phase` in [0, 1) into their intervals."""
+    """Return `count` distinct, evenly spaced indices below `total`; `phase` in [0, 1) places each in its interval."""
     return np.floor((np.arange(count) + phase) * total / count).astype(np.int64)
 
 
@@ -162,12 +163,12 @@ def read_utf8(path: Path) -> str:
 
 
 def json_lines(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield where each line stands that is not blank, for messages, and its JSON object.
+    """Yield the location (for messages) and the JSON object of each line that is not blank.
 
     Raises:
-        InputError: A line is no JSON object.
+        InputError: A line is not a JSON object.
     """
-    # Only "\n" ends a JSONL line: a JSON string may hold the other characters that str.splitlines splits at.
+    # Only "\n" ends a JSONL line: a JSON string may contain the other characters that str.splitlines splits at.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -182,10 +183,10 @@ def json_lines(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def string_field(where: str, record: Mapping[str, Any], field: str) -> str:
-    """Return a field of a JSON object that must hold Unicode text.
+    """Return the text in a field of a JSON object.
 
     Raises:
-        InputError: It does not.
+        InputError: The field is missing, is not a string, or is not valid Unicode.
     """
     value = record.get(field)
     if not isinstance(value, str):
@@ -198,10 +199,10 @@ def string_field(where: str, record: Mapping[str, Any], field: str) -> str:
 
 
 def open_tokenizer(source: str, tokenizer_file: Path | bytes | None) -> Tokenizer:
-    """Open a tokenizer, without the truncation and padding that its file may ask for.
+    """Open a tokenizer, without the truncation and padding that its file may set.
 
     Args:
-        source: What shall be read with it, for messages.
+        source: Name of the text to read, for messages.
         tokenizer_file: A `tokenizer.json`, as a path or as its content; None when the model has none.
 
     Raises:
@@ -218,14 +219,14 @@ def open_tokenizer(source: str, tokenizer_file: Path | bytes | None) -> Tokenize
     except (OSError, ValueError) as error:
         name = "tokenizer.json" if isinstance(tokenizer_file, bytes) else tokenizer_file
         raise InputError(f"{name}: not a tokenizer: {error}") from error
-    # A tokenizer file may ask for both; neither belongs into a running text.
+    # A tokenizer file may set both, but running text must have neither.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
 
 
 def _tokenize(text: str, tokenizer: Tokenizer, options: CalibrationOptions) -> Ids:
-    """Tokenize a text piece by piece: an encoding takes some hundred bytes a token, its ids take eight."""
+    """Tokenize a text in chunks: an encoding takes about a hundred bytes per token, its ids take eight."""
     chunks = list(_chunks(text))
     wanted = (options.sequences + options.probe_sequences) * options.tokens_per_sequence
     needed = max(LEAST_CHUNKS, -(-wanted * CHARACTERS_PER_TOKEN // CHUNK_CHARACTERS))
@@ -236,7 +237,7 @@ def _tokenize(text: str, tokenizer: Tokenizer, options: CalibrationOptions) -> I
 
 
 def _chunks(text: str) -> Iterator[str]:
-    """Yield pieces of at most CHUNK_CHARACTERS, cut before a line break or else before a space."""
+    """Yield pieces of at most CHUNK_CHARACTERS, cut before a line break, otherwise before a space."""
     start = 0
     while start < len(text):
         end = start + CHUNK_CHARACTERS
@@ -271,10 +272,10 @@ def _read_ids(path: Path) -> Ids:
 
 
 def check_range(source: str, ids: Ids, vocab_size: int) -> None:
-    """Refuse token ids that are no rows of the embedding.
+    """Reject token ids that are not rows of the embedding.
 
     Raises:
-        InputError: The first of them, and its place.
+        InputError: An id is out of range; the message names the first such id and its position.
     """
     outside = np.flatnonzero((ids < 0) | (ids >= vocab_size))
     if outside.size:
@@ -286,11 +287,11 @@ def check_range(source: str, ids: Ids, vocab_size: int) -> None:
 
 
 def check_context(checkpoint: Checkpoint, options: CalibrationOptions) -> None:
-    """Refuse calibration sequences that are longer than the model's context.
+    """Reject calibration sequences that are longer than the model's context.
 
     Raises:
-        InputError: They are.
+        InputError: The sequences are too long.
     """
     wanted, context = options.tokens_per_sequence, int(checkpoint.config["max_position_embeddings"])
     if wanted > context:
-        raise InputError(f"--calibration-tokens {wanted}: the model's context is {context} tokens; ask for fewer")
+        raise InputError(f"--calibration-tokens {wanted}: the model's context is {context} tokens; use fewer")

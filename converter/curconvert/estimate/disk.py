@@ -1,4 +1,4 @@
-"""How much room on the disk a conversion takes, and whether it is there."""
+"""Estimates the disk space of a conversion, and checks that it is free."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from curconvert.methods.core.options import ConvertOptions
 from curconvert.methods.core.planning import bytes_per_number, keeps_inputs
 from curconvert.resizing.components import components_bytes
 
-_REST = 64 * 10**6  # graphs, reports, index vectors: far less for any model seen
+_REST = 64 * 10**6  # graphs, reports, index vectors: far more than any measured model needs
 
 
 def needed_bytes(
@@ -29,18 +29,18 @@ def needed_bytes(
     plan: Plan,
     options: ConvertOptions,
 ) -> int:
-    """Estimate the most bytes that a conversion has on the disk at once, the artifact included.
+    """Return an estimate of the most bytes that a conversion has on disk at once, the artifact included.
 
     Args:
         checkpoint: The original.
-        plan: What shapes alone can tell.
+        plan: The plan from shapes alone.
         options: Method and calibration.
     """
     hidden, layers = int(checkpoint.config["hidden_size"]), int(checkpoint.config["num_hidden_layers"])
     length = options.calibration.tokens_per_sequence
     probes = options.calibration.probe_sequences * length
     calibration = options.calibration.sequences * length
-    # While a record replaces the one before it, both are there; another stage's last one stays.
+    # While a record replaces the previous one, both exist; the last record of another stage also stays.
     records = 3 * (4 * hidden * probes + states_bytes(checkpoint, options))
     method, targets = options.method, targets_of(checkpoint, options.roles)
     stored = plan.parameters_before if method.searches else plan.parameters_after
@@ -64,30 +64,30 @@ def needed_bytes(
 
 
 def states_bytes(checkpoint: Checkpoint, options: ConvertOptions) -> int:
-    """Return the bytes of the hidden states on the calibration tokens."""
+    """Return the bytes of the hidden states of the calibration tokens."""
     text = options.calibration
     tokens = text.sequences * text.tokens_per_sequence * (2 if options.compares_inputs else 1)
     return 4 * int(checkpoint.config["hidden_size"]) * tokens
 
 
 def _auto_bytes(shapes: Mapping[str, tuple[int, int]]) -> int:
-    """Return the bytes of the matrices that `auto` keeps of every linear: of inputs and of gradients, in float64."""
+    """Return the bytes of the matrices that `auto` stores for linears: Gram and Fisher matrices, in float64."""
     inputs = sum(
-        8 * n * n * (2 if role_of(name) is Role.DOWN else 1)  # twice: a part is held out
+        8 * n * n * (2 if role_of(name) is Role.DOWN else 1)  # twice: for the held-out part
         for name, n in distinct_inputs(shapes).items()
     )
     return inputs + sum(8 * m * m for name, (m, _) in shapes.items() if role_of(name) not in (Role.GATE, Role.UP))
 
 
 def check_space(out: Path, needed: int) -> None:
-    """Refuse a conversion that the disk has no room for; what an unfinished one has taken counts as there.
+    """Reject a conversion that needs more disk space than is free; the space of an unfinished one counts as free.
 
     Args:
         out: The output.
         needed: Bytes.
 
     Raises:
-        BackendError: Says how much is there.
+        BackendError: The disk is too full; the message says how much is free.
     """
     folder = workspace_of(out)
     place = next(parent for parent in folder.parents if parent.exists())

@@ -1,4 +1,4 @@
-"""How fast this machine is at what conversions consist of: a second or two of measuring."""
+"""Measures this machine's speed at the operations of a conversion, in a second or two."""
 
 from __future__ import annotations
 
@@ -30,31 +30,30 @@ _SIZE = 1024  # of the measured products
 _EIGEN_SIZE = 512  # of the measured eigenproblems
 _DISK_BYTES = 64 * 2**20
 _SECONDS = 0.15  # for each rate
-_BLOCK_NUMBERS = 2.5e8  # of the largest block that is made for measuring, 1 GB
-_BLOCK_FLOPS = 5e10  # of a measured run of a block, at most, as far as whole sequences allow
+_BLOCK_NUMBERS = 2.5e8  # parameters of the largest block built for measuring, 1 GB
+_BLOCK_FLOPS = 5e10  # most flops of a measured run of a block, unless a single sequence needs more
 _COPIED = 2**22  # float64 numbers, far more than a core's cache holds
 _DRAWN = 2**17  # probabilities
-_LOADED = 2**22  # numbers of the largest matrix that is read to measure
+_LOADED = 2**22  # numbers of the largest matrix to read, unless all are larger
 _VALUE = 0.01
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Rates of this machine.
+    """Holds the rates of this machine.
 
     Attributes:
         single: float32 products with all of torch's threads, flops/s.
-        block: Flops/s of its linears that a decoder block of the model reaches in float32, all that it does besides
-            included.
-        half: Likewise with bfloat16 products; `block` where the CPU has none.
-        double: float64 products of one thread each, as many at once as matrices are factorized; all together, flops/s.
-        eigen: Symmetric eigenproblems in float64 likewise, n³/s.
-        load: Numbers/s of weights, read and widened to float32.
+        block: Flops of the linears over the time of a whole decoder block of the model in float32, flops/s.
+        half: The same with bfloat16 products; equal to `block` if the CPU has none.
+        double: Single-threaded float64 products, `workers` at once; all together, flops/s.
+        eigen: Symmetric eigenproblems in float64, `workers` at once, n³/s.
+        load: Weights read and converted to float32, numbers/s.
         copy: Bytes/s, read and written to new memory by one thread.
         draw: Probabilities/s from which a token is drawn.
-        digest: Bytes/s through sha256.
-        write: Bytes/s to the disk, until they are there.
-        workers: Matrices that are factorized at the same time.
+        digest: sha256, bytes/s.
+        write: Durable writes to disk, bytes/s.
+        workers: Number of matrices factorized at the same time.
     """
 
     single: float
@@ -71,13 +70,13 @@ class Machine:
 
 
 def measure_machine(checkpoint: Checkpoint, length: int, folder: Path, workers: int) -> Machine:
-    """Measure for a second or two, reading one matrix of the model.
+    """Measure the rates for a second or two, and read one matrix of the model.
 
     Args:
         checkpoint: The opened model.
         length: Tokens of a calibration sequence.
-        folder: On the disk that will be written to.
-        workers: Matrices that will be factorized at the same time.
+        folder: A folder on the disk that takes the output.
+        workers: Number of matrices factorized at the same time.
 
     Raises:
         InputError: The folder cannot be written to.
@@ -106,7 +105,7 @@ def measure_machine(checkpoint: Checkpoint, length: int, folder: Path, workers: 
 
 
 def _rate(work: Callable[[], object], threads: int = 1) -> float:
-    """Return how often a second something is done, by all threads together."""
+    """Return the calls per second of a function, by all threads together."""
 
     def until(deadline: float) -> int:
         count = 0
@@ -115,7 +114,7 @@ def _rate(work: Callable[[], object], threads: int = 1) -> float:
             count += 1
         return count
 
-    work()  # the first call makes threads and buffers
+    work()  # the first call creates threads and buffers
     with ThreadPoolExecutor(threads) as pool:
         start = time.perf_counter()
         counts = list(pool.map(until, [start + _SECONDS] * threads))
@@ -138,7 +137,7 @@ def _write_rate(folder: Path) -> float:
 
 
 def _load_rate(checkpoint: Checkpoint) -> float:
-    """Read a matrix: a quantized file's numbers have to be computed, which takes longer than to read them."""
+    """Return the numbers per second when reading a matrix; a quantized file also has to dequantize them."""
     sizes = {name: m * n for name, (m, n) in decoder_linears(checkpoint).items()}
     name = max(sizes, key=lambda name: sizes[name] if sizes[name] <= _LOADED else 1 / sizes[name])
     return sizes[name] * _rate(lambda: checkpoint.read(name).to(torch.float32, copy=True))
@@ -152,7 +151,7 @@ def _half_rate(a: Tensor, single: float) -> float:
 
 
 def _block_rates(checkpoint: Checkpoint, length: int) -> tuple[float, float] | None:
-    """Run a decoder block of the model's shape in float32, and with products in bfloat16; None if it is too large."""
+    """Return the flops/s of a block of the model's shape, in float32 and with bfloat16 products; None if too large."""
     numbers = sum(m * n for name, (m, n) in decoder_linears(checkpoint).items() if layer_of(name) == 0)
     if numbers > _BLOCK_NUMBERS:
         return None
@@ -168,7 +167,7 @@ def _block_rates(checkpoint: Checkpoint, length: int) -> tuple[float, float] | N
 
 
 class _Blank:
-    """A model of a checkpoint's shape whose numbers are all the same: nothing is read."""
+    """Presents a checkpoint with the same shapes and constant weights, without reading files."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.kind, self.path, self.config = checkpoint.kind, checkpoint.path, checkpoint.config
@@ -183,5 +182,5 @@ class _Blank:
         return torch.full((1, 1), _VALUE).expand(shape) if name == EMBEDDING else torch.full(shape, _VALUE)
 
     def companions(self) -> Companions:
-        """Return none."""
+        """Return no companion files."""
         return Companions()

@@ -1,4 +1,4 @@
-"""How long a conversion takes: what each of its stages computes and moves, over the rates of a machine."""
+"""Estimates the time of a conversion: the flops and bytes of each stage over the rates of a machine."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from curconvert_runtime.format.probes import DECODE_STEPS
 
 _START = 3.0  # seconds until Python has imported torch, transformers and onnx
 _GRAPH = 0.02  # seconds to build both graphs, for each decoder block
-_ALONE = 0.4  # share of the speed of a batch that one short sequence reaches
-_AS_FAR = 0.5  # share of a block that comes before one of its inputs, on average
-_SOFTMAX = 60.0  # bytes moved for each logit that becomes a probability in float64: some dozen passes
-_BATCHED = 0.7  # share of the speed of whole sequences that single tokens of many reach
-_BACK = 2.5  # time of a block forwards and backwards over that of one forwards
-_SESSIONS = 5  # of onnxruntime in a verification, each of which rearranges the weights
-_TABLES = 5  # how often embedding or head are read
-_WEIGHTS = 3  # how often every other weight is
+_ALONE = 0.4  # speed of one short sequence, as a share of a batch's speed
+_AS_FAR = 0.5  # average share of a block that runs before one of its inputs
+_SOFTMAX = 60.0  # bytes moved per logit to compute a float64 probability: about a dozen passes
+_BATCHED = 0.7  # speed of single tokens of many sequences, as a share of the speed of whole sequences
+_BACK = 2.5  # time of a block's forward and backward pass, over its forward pass
+_SESSIONS = 5  # onnxruntime sessions in a verification; each rearranges the weights
+_TABLES = 5  # how often embedding and lm_head are read
+_WEIGHTS = 3  # how often every other weight is read
 
 
 def seconds(work: Workload, machine: Machine, opening: float, source: int, output: int) -> float:
@@ -32,7 +32,7 @@ def seconds(work: Workload, machine: Machine, opening: float, source: int, outpu
 
     Args:
         work: The conversion.
-        machine: Its rates.
+        machine: Rates of the machine.
         opening: Seconds that opening the checkpoint takes.
         source: Bytes of the checkpoint.
         output: Bytes of the artifact's weights.
@@ -51,27 +51,27 @@ def seconds(work: Workload, machine: Machine, opening: float, source: int, outpu
 
 
 def verification(work: Workload, machine: Machine, output: int) -> float:
-    """Return the wall time of the verification that follows.
+    """Return the wall time of the verification.
 
     Args:
         work: The conversion.
-        machine: Its rates.
+        machine: Rates of the machine.
         output: Bytes of the artifact's weights.
     """
     sequences, alone = work.probes + sum(PARITY_LENGTHS) * _SESSIONS, DECODE_STEPS * _SESSIONS * output
-    # Decoding only reads, with all threads: `copy` counts what one reads and writes.
+    # Decoding only reads: half the bytes that `copy` counts.
     found = _forward(work) * sequences / machine.block + alone / (2 * machine.copy)
     found += _SOFTMAX * work.probes * work.vocabulary / machine.copy
     return found + 2 * output / machine.digest + 2 * _SESSIONS * output / machine.copy
 
 
 def _forward(work: Workload) -> float:
-    """Flops of a token that goes through the model, head included."""
+    """Return the flops of one token through the model, lm_head included."""
     return 2.0 * (work.whole + work.head)
 
 
 def _answers(work: Workload, machine: Machine) -> float:
-    """Of the original on the probes, and of the compressed model on the parity sequences."""
+    """Return the seconds to run the original on the probes and the compressed model on the parity sequences."""
     alone = sum(PARITY_LENGTHS) / _ALONE
     found = 2.0 * work.whole * (work.probes + alone) / machine.block
     found += 2.0 * work.head * (work.probes + sum(PARITY_LENGTHS)) / machine.single
@@ -79,7 +79,7 @@ def _answers(work: Workload, machine: Machine) -> float:
 
 
 def _calibration(work: Workload, machine: Machine) -> float:
-    """Runs of the calibration text, and the Gram matrices of what enters linears."""
+    """Return the seconds to run the calibration text and form the Gram matrices of linears' inputs."""
     options, flops = work.options, 2.0 * work.whole * work.tokens
     runs = 0.0 if work.knows_statistics else _block_runs(work) / work.layers
     exact = options.needs.gradients or not work.sixteen_bits
@@ -90,22 +90,22 @@ def _calibration(work: Workload, machine: Machine) -> float:
 
 
 def _block_runs(work: Workload) -> float:
-    """How often blocks are run on the calibration text while the model is compressed, all of them together."""
+    """Return how many runs of a block on the calibration text the compression needs, summed over blocks."""
     if not work.changed_layers:
         return 0.0
     whole = 1.0 + max(work.changed_layers)
-    if work.options.compares_inputs:  # the original too, and a compressed block as far as each of its inputs
+    if work.options.compares_inputs:  # also the original, and each block up to each of its inputs
         return 2 * whole - min(work.changed_layers) + _AS_FAR * len(work.grams)
     return whole + (len(work.changed_layers) if work.options.sequential else 0)
 
 
 def _journal(work: Workload, machine: Machine) -> float:
-    """Hidden states, recorded after each block: written, and read twice for a sum and a digest."""
+    """Return the seconds to record hidden states after each block: one write, two reads for checksum and digest."""
     row, tokens = 4.0 * work.hidden, work.tokens * (2 if work.options.compares_inputs else 1)
     written = row * work.layers * (work.probes + (work.tokens if work.calibrates_first else 0))
     if not work.knows_statistics and work.changed_layers:
         written += row * tokens * (1 + max(work.changed_layers))
-    if work.options.needs.gradients:  # what enters each block, and the gradients at it
+    if work.options.needs.gradients:  # the input of each block, and its gradient
         written += 2 * row * work.layers * min(GRADIENT_TOKENS, work.tokens)
     if work.knows_statistics:
         written += 8.0 * sum(n**2 for n in work.grams)
@@ -119,26 +119,26 @@ def _way_back(work: Workload, machine: Machine) -> float:
 
 
 def _learning(work: Workload, machine: Machine) -> float:
-    """Steps of the original forwards, and of its components forwards and back."""
+    """Return the seconds of learning: forward passes of the original, both passes of its components."""
     tokens = work.options.method.learning_steps * BATCH * work.length
     linears = 2.0 * tokens * (work.whole + _BACK * work.components)
     return linears / machine.half + 2.0 * tokens * work.head * (1 + _BACK) / machine.half
 
 
 def _writing(work: Workload, machine: Machine) -> float:
-    """Of calibration text by the model, a token of all sequences at a time."""
+    """Return the seconds in which the model writes calibration text, one token of all sequences at a time."""
     found = _forward(work) * work.written_tokens / (_BATCHED * machine.block)
-    found += work.cache * work.length / machine.copy  # keys and values move at each token, half of them on average
+    found += work.cache * work.length / machine.copy  # each token moves the KV cache, which is half full on average
     return found + work.written_tokens * work.vocabulary / machine.draw
 
 
 def factorizations(work: Workload, machine: Machine) -> float:
-    """Seconds of all factorizations and roundings."""
+    """Return the seconds of all factorizations and roundings."""
     once = sum(_factorization(m, work, machine) for m in work.compressed)
     rounding = sum(_products(_rounding(m, work), machine) for m in work.changed)
-    # To choose widths, everything is rounded at both of them beforehand.
+    # To choose bits, every matrix is first rounded at both widths.
     found = 2 * once + 3 * rounding if work.options.mixes_bits else once + rounding
-    if work.options.compares_inputs:  # the teacher's target twice, and its error on what is held out
+    if work.options.compares_inputs:  # the teacher's target twice, and its error on held-out tokens
         shapes = (m.shape for m in work.compressed if work.tokens >= m.shape[1])
         found += sum(_products(14.0 * m * n**2 + n**3, machine) for m, n in shapes)
     return found
@@ -153,7 +153,7 @@ def _eigen(sizes: Iterable[float], machine: Machine) -> float:
 
 
 def _rounding(matrix: MatrixPlan, work: Workload) -> float:
-    """Flops of quantizing: the errors, and with feedback the inverse and a triangular product."""
+    """Return the flops of quantizing a matrix: its errors, and for error feedback an inverse and a product."""
     (m, n), asked = matrix.shape, work.options.quantization
     if asked is None:
         return 0.0
@@ -161,16 +161,16 @@ def _rounding(matrix: MatrixPlan, work: Workload) -> float:
 
 
 def _factorization(matrix: MatrixPlan, work: Workload, machine: Machine) -> float:
-    """Seconds of one matrix, its error in the metric of its inputs included."""
+    """Return the seconds to factorize one matrix, which includes measuring its error."""
     cost = work.options.method.cost(matrix, work.tokens)
     return _products(cost.flops, machine) + _eigen(cost.eigen, machine)
 
 
 def _pricing(name: str, shape: tuple[int, int], machine: Machine) -> float:
-    """Seconds in which `auto` prices the sizes of a matrix, or of the MLP that it ends."""
+    """Return the seconds in which `auto` measures the cost curve of a matrix; for down, of its MLP."""
     (m, n), tokens = shape, GRADIENT_TOKENS
     role = role_of(name)
-    if role is Role.DOWN:  # an inverse, updated as neurons are dropped, and ridges compared
+    if role is Role.DOWN:  # an inverse, its updates as neurons are dropped, and the choice of a ridge
         return _products((4.0 * n**3 + 30.0 * m**2 * n) / LAPACK, machine) + 16.0 * tokens * m * n / machine.single
     if role in (Role.GATE, Role.UP):
         return 0.0

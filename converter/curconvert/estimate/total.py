@@ -1,4 +1,4 @@
-"""What a conversion will take on this machine: time, memory and disk, from shapes and a second of measuring."""
+"""Estimates time, memory and disk space of a conversion on this machine, from shapes and measured rates."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from curconvert.options.execution import ExecutionOptions
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a conversion takes.
+    """Holds the estimate of a conversion.
 
     Attributes:
         seconds: Wall time without the verification, from the start of the process.
         peak_memory_bytes: Most resident memory before the verification.
         verification_seconds: Wall time of the verification.
-        verification_memory_bytes: Most resident memory in it.
-        temporary_bytes: Room on the disk beside the output, the output included.
-        output_bytes: Weights of the artifact.
+        verification_memory_bytes: Most resident memory in the verification.
+        temporary_bytes: Most bytes on disk at once, the output included.
+        output_bytes: Size of the artifact's weights.
     """
 
     seconds: float
@@ -43,17 +43,17 @@ class Estimate:
 def store_within(
     checkpoint: Checkpoint, plan: Plan, options: ConvertOptions, execution: ExecutionOptions, folder: Path
 ) -> StateStore:
-    """Decide where hidden states are kept: in memory, or on the disk where the limit leaves no room for them.
+    """Decide where hidden states are kept: in memory, or on disk if they would exceed the memory limit.
 
     Args:
         checkpoint: The opened model.
-        plan: What shapes alone can tell.
+        plan: The plan from shapes alone.
         options: Method, numerics and calibration.
-        execution: The limit, and how many matrices are worked on at once.
-        folder: On the disk that would take them.
+        execution: The limit, and the number of matrices factorized at the same time.
+        folder: A folder on the disk that would take the states.
 
     Raises:
-        InputError: More memory is needed even so.
+        InputError: The conversion exceeds the limit even with hidden states on disk.
     """
     limit, work = execution.memory_limit, Workload(checkpoint, plan, options)
     if limit is None or estimate_memory.peak(work, execution.tasks_at_once) <= limit:
@@ -76,13 +76,13 @@ def estimate(
     machine: Machine,
     opening: float = 0.0,
 ) -> Estimate:
-    """Estimate from shapes.
+    """Return the estimate of a conversion.
 
     Args:
         checkpoint: The opened model.
-        plan: What shapes alone can tell.
+        plan: The plan from shapes alone.
         options: Method, numerics and calibration.
-        machine: Its rates.
+        machine: Rates of the machine.
         opening: Seconds that opening the checkpoint took.
     """
     work, output = (

@@ -1,4 +1,4 @@
-"""What an estimate counts with: sizes of a model, of a text and of what a conversion does with both."""
+"""The sizes that an estimate is based on: of the model, of the calibration text and of the conversion's work."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from curconvert.selection.layers import score_of
 
 
 class Workload:
-    """One conversion.
+    """Describes one conversion by its sizes.
 
     Args:
         checkpoint: The opened model.
-        plan: What shapes alone can tell.
+        plan: The plan from shapes alone.
         options: Method, numerics and calibration.
 
     Attributes:
         options: As given.
         hidden: Hidden size.
-        layers: Decoder blocks.
-        vocabulary: Tokens that it knows.
-        whole: Numbers of all linears; `block` of the largest block's, `head` of the head.
-        tokens: Of the calibration text; `length` in a sequence.
-        probes: Tokens held out.
+        layers: Number of decoder blocks.
+        vocabulary: Number of tokens in the vocabulary.
+        whole: Parameters of all linears; `block` of the largest block, `head` of the lm_head.
+        tokens: Calibration tokens; `length` of them in a sequence.
+        probes: Held-out tokens.
         compressed: Matrices that are factorized.
-        changed: These, or all where something is quantized.
-        changed_layers: Their layers.
+        changed: The same, or all matrices with quantization.
+        changed_layers: The layers of `changed`.
         sixteen_bits: Whether weights have 16 bits.
     """
 
@@ -58,7 +58,7 @@ class Workload:
 
     @cached_property
     def components(self) -> int:
-        """Numbers of the factors that a learned model consists of before anything is dropped."""
+        """Parameters of a model split into components for learning; 0 without learning."""
         return sum(min(m.shape) * sum(m.shape) for m in self.compressed) if self.options.needs.resident else 0
 
     @property
@@ -68,12 +68,12 @@ class Workload:
 
     @property
     def known(self) -> bool:
-        """Whether the first pass keeps every linear's inputs."""
+        """Whether the first pass stores every linear's inputs."""
         return keeps_inputs(self._checkpoint, self.options)
 
     @property
     def calibrates_first(self) -> bool:
-        """Whether the calibration text runs through the original as a whole."""
+        """Whether the calibration text runs through the whole original first."""
         return self.options.needs.statistics or self.scored or self._reads_head
 
     @property
@@ -83,17 +83,17 @@ class Workload:
 
     @property
     def knows_statistics(self) -> bool:
-        """Whether nothing is left to calibrate when blocks are compressed."""
+        """Whether all input statistics are known before blocks are compressed."""
         return self.options.needs.statistics or self.known
 
     @cached_property
     def grams(self) -> list[int]:
-        """Widths of the inputs whose Gram matrix is formed, block by block."""
+        """Sizes of the inputs whose Gram matrix is formed, for all blocks."""
         return [width for width in self._inputs(self.changed) if self.tokens >= width]
 
     @cached_property
     def samples(self) -> set[int]:
-        """Widths of the inputs that are kept themselves."""
+        """Sizes of the inputs that are kept themselves."""
         return {m.shape[1] for m in self.changed if self.tokens < m.shape[1]}
 
     def _inputs(self, matrices: Iterable[MatrixPlan]) -> list[int]:
@@ -101,18 +101,18 @@ class Workload:
 
     @property
     def table(self) -> int:
-        """Bytes of the embedding or the head in memory: as they are stored, or in float32 where they are computed."""
+        """Bytes of the embedding or the lm_head in memory."""
         return self.head * (2 if self.sixteen_bits else 4)
 
     @property
     def resident(self) -> int:
-        """Bytes of the model that is held to write text; 0 where it writes none."""
+        """Bytes of the model in memory while it writes text; 0 if it writes none."""
         total = 4 * total_parameters(self._checkpoint)
         return total if self.options.self_text and total <= RESIDENT_BYTES else 0
 
     @property
     def learning(self) -> float:
-        """Bytes of the original and of its copy in components while sizes are learned; 0 where none are."""
+        """Bytes of the original and of its copy in components during learning; 0 without learning."""
         return 4.0 * (2 * total_parameters(self._checkpoint) + self.components) if self.options.needs.resident else 0.0
 
     @property
@@ -122,7 +122,7 @@ class Workload:
 
     @property
     def cache(self) -> float:
-        """Bytes of keys and values while it writes."""
+        """Bytes of the KV cache while the model writes text."""
         config = self._checkpoint.config
         heads = int(config["num_attention_heads"])
         size = int(config.get("head_dim") or self.hidden // heads)

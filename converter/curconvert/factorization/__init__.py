@@ -1,1 +1,1 @@
-"""Turns matrices and statistics of their inputs into factors, one module per algorithm."""
+"""Factorizes matrices with the statistics of their inputs, one module per algorithm."""

@@ -1,9 +1,9 @@
-"""A smaller attention: heads keep some dimensions of queries and keys, and some of values.
+"""Compresses attention: heads keep some dimensions of queries and keys, and some of values.
 
-The attention modules of MoDeGPT (arXiv 2408.09632). Type II, queries and keys: a rotary embedding stands between them,
-so dimensions are kept as they are, rotary pairs together; a CR decomposition of the product ranks them. Type III,
-values and outputs: nothing stands between them, so each head's product is approximated as a whole, by a truncated SVD.
-What is stored are rows and columns in their places, so the cache and the attention itself keep their sizes.
+These are the attention modules of MoDeGPT (arXiv 2408.09632). Type II, queries and keys: a rotary embedding is applied
+between them, so the kept dimensions stay unchanged, rotary pairs together; a CR decomposition of the product ranks
+them. Type III, values and outputs: nothing is between them, so a truncated SVD approximates each head's product as a
+whole. Stored rows and columns keep their positions, so the KV cache and the attention itself keep their sizes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from curconvert.factorization.types import Factorization
 from curconvert.families.heads import Heads
 from curconvert.linalg.gram import ridged
 
-_DAMPING = 1e-9  # of the outputs' metric: a singular one stays invertible, far above rounding errors
+_DAMPING = 1e-9  # of the outputs' metric: makes a singular one invertible, and is far above rounding errors
 
 
 def output_energies(projection: Projection) -> Vector:
@@ -39,20 +39,20 @@ def output_energies(projection: Projection) -> Vector:
 
 
 def keep_dimensions(query: Vector, key: Vector, heads: Heads, kept: int) -> Indices:
-    """Choose which dimensions of each key head, and of the query heads that read it, are kept.
+    """Choose the dimensions that each key head, and the query heads that read it, keep.
 
-    The score of a unit (a rotary pair, or one dimension that does not turn) is `‖C_q^½[:, u]‖ · ‖C_k^½[:, u]‖`, the CR
-    decomposition's of MoDeGPT (arXiv 2408.09632, type II), summed over the query heads. C is the second moment of the
-    queries or keys, and `‖C^½[:, u]‖²` its diagonal's sum over u. A rotation does not change that of a pair.
+    A unit is a rotary pair, or one dimension without rotation. Its score is `‖C_q^½[:, u]‖ · ‖C_k^½[:, u]‖`, as in the
+    CR decomposition of MoDeGPT (arXiv 2408.09632, type II), summed over the query heads. C is the second moment of the
+    queries or keys, and `‖C^½[:, u]‖²` is the sum of its diagonal over u. A rotation does not change a pair's sum.
 
     Args:
         query: E y_i² of the queries, (heads · head_dim,).
         key: E y_i² of the keys, (kv_heads · head_dim,).
-        heads: The layer's.
+        heads: The layer's heads.
         kept: Dimensions to keep in each head.
 
     Returns:
-        (kv_heads, kept) ascending, within the head.
+        (kv_heads, kept) ascending, counted within the head.
     """
     turning, half = 2 * heads.pairs, heads.pairs
     query = query.reshape(heads.kv_heads, -1, heads.head_dim)
@@ -72,17 +72,17 @@ def keep_dimensions(query: Vector, key: Vector, heads: Heads, kept: int) -> Indi
 def factorize_query_key(
     projections: Mapping[Role, Projection], heads: Heads, kept: int, dtype: torch.dtype
 ) -> dict[Role, Factorization]:
-    """Drop dimensions of query and key heads.
+    """Factorize query and key: each head keeps some of its dimensions.
 
     Args:
         projections: Of query and key.
-        heads: The layer's; not `normed`.
+        heads: The layer's heads; not `normed`.
         kept: Dimensions to keep in each head, as `Heads.kept` gives them.
         dtype: Deployed dtype.
 
     Returns:
-        By role, form `sparse_rows`, basis `rows`: bit for bit in the deployed dtype. The reported output
-        error is the share of the matrix's own output that is dropped.
+        By role, form `sparse_rows`, basis `rows`; the kept rows are exact copies in the deployed dtype. The reported
+        output error is the dropped share of the matrix's own output.
     """
     dimensions = keep_dimensions(
         output_energies(projections[Role.QUERY]), output_energies(projections[Role.KEY]), heads, kept
@@ -101,8 +101,9 @@ def joint_approximation(
 ) -> tuple[Matrix, Matrix]:
     """Minimize `Σ_h ‖O_h (V − A B) H^½‖_F` for one value head (MoDeGPT, arXiv 2408.09632, type III).
 
-    That is the best approximation of `M^½ V H^½`, M = Σ_h O_hᵀ O_h. With a bias the columns of A also span it: the bias
-    of the kept values then gives that of the dropped ones exactly. That costs one rank and changes no bias.
+    The minimum is the best approximation of `M^½ V H^½`, M = Σ_h O_hᵀ O_h. With a bias, the columns of A also span the
+    bias: the biases of the kept values then give those of the dropped ones exactly. This takes one rank and changes no
+    bias.
 
     Args:
         value: V, (head_dim, n).
@@ -128,20 +129,20 @@ def joint_approximation(
 def factorize_value_output(
     projections: Mapping[Role, Projection], heads: Heads, kept: int, ridge: float, dtype: torch.dtype
 ) -> dict[Role, Factorization]:
-    """Approximate the product of values and outputs, head by head, in fewer dimensions.
+    """Factorize value and output: approximate their product, head by head, in fewer dimensions.
 
-    The kept values are pivot rows of the approximation, in their places; a bias of value stays as it is.
+    The kept values are pivot rows of the approximation, at their positions; the bias of value does not change.
 
     Args:
         projections: Of value and output.
-        heads: The layer's.
+        heads: The layer's heads.
         kept: Dimensions to keep in each head, 1 to head_dim.
         ridge: λ of `H + λ diag(H)`.
         dtype: Deployed dtype.
 
     Returns:
-        By role: value in form `sparse_rows`, basis `subspace`, and output in form `sparse_columns`. The
-        reported output error of output is for the original's values.
+        By role: value in form `sparse_rows`, basis `subspace`, and output in form `sparse_columns`. The output error
+        reported for output is measured on the original's values.
     """
     value, output = projections[Role.VALUE], projections[Role.OUTPUT]
     V, W = (part.weight.to(torch.float64).numpy() for part in (value, output))
@@ -173,7 +174,7 @@ def factorize_value_output(
 
 
 def _places(dimensions: Indices, heads: int, head_dim: int) -> Indices:
-    """Return the kept dimensions of all heads, counted from the first head's, given those of each key or value head."""
+    """Return the kept dimensions of all heads as positions in the matrix, from those within each key or value head."""
     of_heads = np.repeat(dimensions, heads // len(dimensions), axis=0)
     return np.asarray(of_heads + head_dim * np.arange(heads, dtype=np.int32)[:, None]).ravel()
 

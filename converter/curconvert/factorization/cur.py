@@ -1,4 +1,4 @@
-"""W ≈ C·U·R: real columns, a linking matrix, real rows; stored so, or as the product of two of them."""
+"""Factorizes W ≈ C·U·R: columns of W, a linking matrix, rows of W. It can be stored in three forms."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _BOUND_MATRICES = {"wanda": "|W|∘a", "activation": "W∘a", "weight": "W"}
 
 @dataclass(frozen=True)
 class CUROptions:
-    """How to choose C and R, and how to solve for U.
+    """Says how to choose C and R, and how to solve for U.
 
     Attributes:
         selector: Chooses rows and columns.
-        importance: The matrix that the selector works on.
+        importance: Which matrix the selector works on.
         link: Metric in which U is optimal: `plain` (Frobenius), `diagonal` (per-feature RMS), `full` (Gram matrix).
         ridge: λ of `H + λ diag(H)` in the full solve.
-        seed: With the tensor's name, seeds everything random.
+        seed: Seeds all random numbers, together with the tensor's name.
         exact_svd: See `select_rows_columns`.
         device: Where products with the weight are computed.
     """
@@ -62,7 +62,7 @@ def link_matrix(weight: ChunkedMatrix, C: Matrix, R: Matrix, metric: Metric | No
         weight: W, (m, n).
         C: (m, r).
         R: (r, n).
-        metric: H, (n, n); None stands for the identity.
+        metric: H, (n, n); None means the identity.
 
     Returns:
         U, (r, r). Rank-deficient C or R give the least-norm solution.
@@ -87,7 +87,7 @@ def _select(name: str, weight: Tensor, statistics: InputStatistics, rank: int, o
     chosen = select_rows_columns(importance, rank, options.selector, rng, exact_svd=options.exact_svd)
     if options.importance != "output":
         return chosen
-    # What R keeps is outputs, and how well outputs predict one another depends on the whole Gram matrix.
+    # R keeps outputs, and how well they predict one another depends on the whole Gram matrix.
     rows = leading_rows(ChunkedMatrix(weight), FullMetric(statistics, options.ridge), rank, rng)
     return replace(chosen, rows=rows)
 
@@ -95,12 +95,12 @@ def _select(name: str, weight: Tensor, statistics: InputStatistics, rank: int, o
 def factorize_cur(problem: Problem, options: CUROptions) -> Factorization:
     """Factorize one linear layer's weight.
 
-    C and R are exact copies of the weight's columns and rows in the deployed dtype; U is solved in float64 for the
-    factors as they are deployed. In another form than `cur` their product is stored, and U is not rounded before.
+    C and R are exact copies of the weight's columns and rows in the deployed dtype. U is solved in float64 for these
+    rounded factors. The forms other than `cur` store products, computed before U is rounded.
 
     Args:
-        problem: The matrix and its form: `cur`; `two_factor` with A = C·U and B = R; `interpolative`, which any matrix
-            of this rank can be stored in.
+        problem: The matrix and its form: `cur`; `two_factor` with A = C·U and B = R; or `interpolative`, which can
+            store any matrix of this rank.
         options: Selection and link.
     """
     name, weight, statistics, rank, dtype = (
@@ -121,7 +121,7 @@ def factorize_cur(problem: Problem, options: CUROptions) -> Factorization:
 
 
 class _Product(NamedTuple):
-    """C·U·R, C and R as deployed, and where they come from."""
+    """Holds C·U·R, with C and R in the deployed dtype, and the indices of their columns and rows."""
 
     C: Tensor
     U: Matrix

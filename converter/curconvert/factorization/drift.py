@@ -1,9 +1,9 @@
-"""What a matrix's factors shall be near: the weight, or one that makes up for blocks compressed before it as well.
+"""Chooses the target of a matrix's factors: the weight, or one that also corrects the errors of earlier blocks.
 
-With the sequential rule a linear is factorized for x̂, what enters it in the compressed model. Two outputs can be
-aimed at: the student's W x̂, or the teacher's W x of the original's inputs x. The first leaves what earlier factors have
-lost as it is; the second needs another weight, the regression of W x on x̂, which also learns what is particular to
-the calibration tokens. So the target is between them, and how far is decided on tokens that were held out.
+With `--sequential`, a linear is factorized for x̂, its input in the compressed model. The factors can approximate two
+outputs: the student's W x̂, or the teacher's W x with the original's input x. The first keeps the errors of earlier
+factors. The second needs another weight, the regression of W x on x̂, which overfits to the calibration tokens. So the
+target is between the two, at the share with the smallest error on held-out tokens.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ def correction(weight: Matrix, statistics: InputStatistics, ridge: float) -> Mat
 def held_out_share(projection: Projection, ridge: float) -> float | None:
     """Choose α of `W + α D` by the error on held-out tokens, with D from the others.
 
-    `E‖W x − (W + α D) x̂‖²` is a parabola in α, so its minimum on [0, 1] needs no search. It is the error of the target
-    itself, not of its factors: those would have to be computed for each α, and where it was tried the directions that
-    they drop changed the choice by 0.01.
+    `E‖W x − (W + α D) x̂‖²` is a parabola in α, so its minimum on [0, 1] needs no search. This is the error of the
+    target, not of its factors, which would have to be computed for each α. In a trial, the factors' error changed the
+    choice of α by 0.01.
 
     Args:
-        projection: Its statistics may have a drift and a part held out.
+        projection: The linear; its statistics may have a drift and a held-out part.
         ridge: λ of `correction`.
 
     Returns:
-        α; 0 where nothing was held out or nothing has drifted, None without a drift.
+        α; 0 if nothing was held out or the correction is 0, None without a drift.
     """
     whole = projection.statistics
     if whole.drift is None:
@@ -57,7 +57,7 @@ def held_out_share(projection: Projection, ridge: float) -> float | None:
     if whole.held_out is None:
         return 0.0
     known, unseen = whole.rest, whole.held_out
-    if projection.bias is not None:  # it carries the means
+    if projection.bias is not None:  # the corrected bias absorbs the means
         known, unseen = known.centered, unseen.centered
     assert unseen.drift is not None
     W = projection.weight.to(torch.float64).numpy()
@@ -67,15 +67,15 @@ def held_out_share(projection: Projection, ridge: float) -> float | None:
 
 
 def drift_corrected(projection: Projection, ridge: float) -> tuple[Projection, Tensor]:
-    """Decide what a linear's factors shall be near.
+    """Choose the target of a linear's factors.
 
     Args:
         projection: The linear.
-        ridge: λ.
+        ridge: λ of `correction`.
 
     Returns:
         The projection with its `teacher_share`; the target `W + α D`, D from all tokens, (out_features, in_features):
-        float64, or the weight as it is where α is 0.
+        float64, or the unchanged weight if α is 0 or unknown.
     """
     share = held_out_share(projection, ridge)
     drift_corrected = replace(projection, teacher_share=share)

@@ -1,4 +1,4 @@
-"""W ≈ [R; T·R] up to the order of rows: r outputs computed as they are, the others interpolated from them."""
+"""Factorizes W ≈ [R; T·R] up to the order of rows: R computes r outputs, and T interpolates the others from them."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from curconvert.linalg.metrics import FullMetric
 from curconvert.linalg.statistics import InputStatistics
 from curconvert.selection.indices import Metric, leading_rows, pivoted_qr, tensor_rng
 
-_LARGEST = 2.0  # |T|; every swap more than doubles |det A[I]|, so there are few
+_LARGEST = 2.0  # limit of |T|; every swap more than doubles |det A[I]|, so there are few
 
 
 def factorize_rows(problem: Problem, ridge: float, seed: int) -> Factorization:
-    """Factorize a weight into r of its rows and the coefficients that make the other rows of them.
+    """Factorize a weight into r of its rows and the coefficients that combine them to the other rows.
 
-    R is r rows of W, bit for bit in the deployed dtype, and T is solved for them as deployed.
+    R holds r rows of W, exact copies in the deployed dtype. T is solved for these rounded rows.
 
     Args:
-        problem: The matrix; the rows stay W's where the target is another.
+        problem: The matrix; R has rows of the weight even if the target differs.
         ridge: λ of `H + λ diag(H)`.
-        seed: With the name, seeds the sketch of very many outputs.
+        seed: Seeds the sketch of matrices with many outputs, together with the name.
 
     Raises:
         InputError: No (m, n) matrix has this rank.
@@ -45,7 +45,7 @@ def factorize_rows(problem: Problem, ridge: float, seed: int) -> Factorization:
 
 
 def factorize_subspace(problem: Problem, ridge: float) -> Factorization:
-    """Store the best rank-r approximation (SVD-LLM's) as r of its rows and coefficients (PIFA, arXiv 2501.19090).
+    """Factorize a weight by SVD-LLM, and store the result as r of its rows and coefficients (PIFA, arXiv 2501.19090).
 
     Args:
         problem: The matrix.
@@ -104,9 +104,9 @@ def interpolation(others: ChunkedMatrix, R: Matrix, metric: Metric) -> Matrix:
 
 
 def spanning_rows(basis: Matrix) -> tuple[Indices, Matrix]:
-    """Choose r rows of an orthonormal basis A of which all other rows are moderate combinations.
+    """Choose r rows of an orthonormal basis A that give all other rows with small coefficients.
 
-    Column-pivoted QR of Aᵀ starts; swaps then bound the coefficients (maxvol, Goreinov et al. 2010).
+    It starts with column-pivoted QR of Aᵀ; swaps then bound the coefficients (maxvol, Goreinov et al. 2010).
 
     Args:
         basis: A, (m, r), orthonormal columns.
@@ -126,5 +126,5 @@ def spanning_rows(basis: Matrix) -> tuple[Indices, Matrix]:
 
 
 def _others(rows: Indices, m: int) -> NDArray[np.intp]:
-    """Return the rows that were not chosen, ascending."""
+    """Return the rows that are not in `rows`, ascending."""
     return np.setdiff1d(np.arange(m), rows)

@@ -1,12 +1,12 @@
-"""The best rank-r approximations, each in its own metric, as pairs (A, B) with Ŵ = A·B.
+"""Computes the best rank-r approximations in several metrics, as pairs (A, B) with Ŵ = A·B.
 
-All are projections `Ŵ = P Pᵀ W` on r leading left singular vectors P of W times a scaling S: by Eckart–Young
-`P Pᵀ (W S)` is the best rank-r approximation of `W S`, and S then cancels without being inverted. So dead inputs, for
-which S is singular, need no special case, and their columns keep the projection's value.
+Each is a projection `Ŵ = P Pᵀ W` on r leading left singular vectors P of W times a scaling S. By Eckart–Young,
+`P Pᵀ (W S)` is the best rank-r approximation of `W S`, and S cancels without an inverse. So dead inputs, for which S
+is singular, need no special case: their columns keep the projection's value.
 
-P comes from the Gram matrix of the shorter side, not from an SVD, which takes several times as long. That squares the
-condition: directions below 1e-8 of the largest are not told apart, but together they carry less than 1e-8 of the
-output, below float32's rounding. P itself is orthonormal to machine precision.
+P comes from the Gram matrix of the shorter side: an SVD takes several times as long. This squares the condition number.
+Directions below 1e-8 of the largest are not resolved, but together they carry less than 1e-8 of the output, below
+float32's rounding. P itself is orthonormal to machine precision.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def plain(weight: Matrix, rank: int) -> tuple[Matrix, Matrix]:
 def fwsvd(weight: Matrix, fisher_rows: Vector, rank: int) -> tuple[Matrix, Matrix]:
     """Minimize `‖diag(f)^½ (W − A B)‖_F` (FWSVD, arXiv 2207.00112).
 
-    Here the scaling is on the left, so the projection is on right singular vectors: `Ŵ = W Q Qᵀ`.
+    The scaling is on the left here, so the projection uses right singular vectors: `Ŵ = W Q Qᵀ`.
 
     Args:
         weight: W, (m, n).
@@ -89,7 +89,7 @@ def _leading_eigenvectors(symmetric: Matrix, rank: int) -> Matrix:
 
 
 def _leading_left(matrix: Matrix, rank: int) -> Matrix:
-    """Return r leading left singular vectors, (m, r), orthonormal whatever the rank of the matrix is."""
+    """Return r leading left singular vectors, (m, r), orthonormal for a matrix of any rank."""
     if matrix.shape[0] <= matrix.shape[1]:
         return _leading_eigenvectors(matrix @ matrix.T, rank)
     right = _leading_eigenvectors(matrix.T @ matrix, rank)

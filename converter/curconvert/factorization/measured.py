@@ -1,4 +1,4 @@
-"""The errors of stored factors."""
+"""Measures the errors of stored factors, and builds the `Factorization` that reports them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from curconvert.linalg.statistics import InputStatistics, squares
 
 
 def check_rank(name: str, shape: tuple[int, ...], rank: int) -> None:
-    """Refuse a rank that no (m, n) matrix has.
+    """Reject a rank that no (m, n) matrix has.
 
     Raises:
         InputError: Not 1 ≤ rank ≤ min(m, n).
@@ -36,21 +36,21 @@ def measured(
     bound: ErrorBound | None = None,
     basis: Basis | None = None,
 ) -> Factorization:
-    """Return a factorization with the errors of its tensors as they are stored, rounding included.
+    """Return a factorization with the errors of its stored tensors, rounding included.
 
     Args:
         form: See `curconvert_runtime.format.forms`.
         tensors: Factors in the deployed dtype and indices in int32.
         rank: r.
         weight: W, (m, n), any float dtype, unrounded.
-        statistics: Of the layer's input; errors are in its own metric, without a ridge.
-        bound: Passed on.
-        basis: Passed on.
+        statistics: Of the layer's input; errors are in its metric, without a ridge.
+        bound: See `Factorization`.
+        basis: See `Factorization`.
     """
     stored = {suffix: tensor.contiguous() for suffix, tensor in tensors.items()}
     shape = (weight.shape[0], weight.shape[1])
     totals = np.zeros(4)
-    with np.errstate(invalid="ignore", over="ignore"):  # factors that overflowed are the caller's to refuse
+    with np.errstate(invalid="ignore", over="ignore"):  # the caller rejects factors that overflow
         for part in _errors(Factorization(form, shape, stored, rank, 0.0, 0.0), ChunkedMatrix(weight), statistics):
             totals += part
     return Factorization(
@@ -68,7 +68,7 @@ def measured(
 def _errors(
     factors: Factorization, weight: ChunkedMatrix, statistics: InputStatistics
 ) -> Iterator[tuple[float, float, float, float]]:
-    """Yield of some rows at a time: squared output error and output, squared error and weight."""
+    """Yield for each chunk of rows: squared output error, squared output, squared error and squared weight."""
     thin = factors.traits.thin(arrays(factors.tensors))
     if thin is None:
         whole = factors.product().numpy()
@@ -79,14 +79,14 @@ def _errors(
     left, right = thin
     common = statistics.images(right)
     for rows, part in weight.chunks():
-        # The images of the factors cost little beside those of the weight, which are needed anyway.
+        # Images of the factors cost little compared to images of the weight, which are needed anyway.
         error, images = part - left[rows] @ right, statistics.images(part)
         missed = images - left[rows].astype(common.dtype, copy=False) @ common
         yield statistics.energy(error, missed), statistics.energy(part, images), squares(error), squares(part)
 
 
 def deployed(matrix: Matrix, dtype: torch.dtype) -> Tensor:
-    """Round to the deployed dtype."""
+    """Round a matrix to the deployed dtype."""
     return torch.from_numpy(np.ascontiguousarray(matrix)).to(dtype)
 
 

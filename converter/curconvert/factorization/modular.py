@@ -1,8 +1,8 @@
-"""A smaller MLP: some of its neurons are dropped, and the output projection makes up for them.
+"""Compresses an MLP: drops some of its neurons and corrects the output projection for them.
 
 Every supported family computes `down(act(gate(x)) ∘ up(x))` with an elementwise activation. So a neuron is a row of
-gate and of up and a column of down: without the dropped rows, the kept neurons' activations are what they were,
-exactly. What the dropped ones added to the output is estimated from the kept ones: the Nyström approximation of MoDeGPT
+gate and of up and a column of down, and dropping some leaves the activations of the others exactly the same. The
+contribution of the dropped neurons to the output is estimated from the kept ones: the Nyström approximation of MoDeGPT
 (arXiv 2408.09632). G is the Gram matrix of the activations h, down's input; K are the kept neurons.
 """
 
@@ -25,17 +25,17 @@ from curconvert.linalg.gram import LEAST_RIDGE, ridge_solve
 from curconvert.linalg.statistics import InputStatistics
 
 RIDGES = (0.1, 0.3, 1.0)
-"""Candidates of `held_out_ridge`, beside the one that is given."""
-_OUTPUTS = 64  # outputs that are compared to choose it: a mean over so many is as telling as over all
+"""Candidates of `held_out_ridge`, in addition to the given one."""
+_OUTPUTS = 64  # outputs compared to choose the ridge: their mean is as reliable as that of all outputs
 
 
 @dataclass(frozen=True)
 class ModularOptions:
-    """How strongly to regularize.
+    """Says how strongly to regularize.
 
     Attributes:
-        leverage_ridge: Of the scores by which neurons are kept, relative to the mean diagonal.
-        ridge: Of the correction of down, relative to each neuron's energy.
+        leverage_ridge: Ridge of the scores that choose neurons, relative to the mean diagonal.
+        ridge: Ridge of the correction of down, relative to each neuron's energy.
     """
 
     leverage_ridge: float
@@ -45,8 +45,8 @@ class ModularOptions:
 def ridge_leverage(gram: Matrix, column_norms: Vector, ridge: float) -> Vector:
     """Return the ridge leverage score of each neuron: `diag(G'(G' + λI)⁻¹)`, G' = diag(s) G diag(s).
 
-    The scores of MoDeGPT (arXiv 2408.09632) on activations in the units in which they reach the output.
-    Computed as `1 − λ diag((G' + λI)⁻¹)`, by Cholesky; λ = ridge · mean diag G'.
+    These are the scores of MoDeGPT (arXiv 2408.09632) on activations scaled by their weight in the output. They are
+    computed as `1 − λ diag((G' + λI)⁻¹)`, by Cholesky; λ = ridge · mean diag G'.
 
     Args:
         gram: G, (m, m) symmetric positive semi-definite.
@@ -54,7 +54,7 @@ def ridge_leverage(gram: Matrix, column_norms: Vector, ridge: float) -> Vector:
         ridge: Relative ridge.
 
     Returns:
-        (m,), each between 0 and 1; all 0 where nothing reaches the output.
+        (m,), each between 0 and 1; all 0 if nothing reaches the output.
     """
     scaled = gram * column_norms[:, None] * column_norms
     shift = max(ridge, LEAST_RIDGE) * float(np.mean(np.diag(scaled)))
@@ -67,7 +67,7 @@ def ridge_leverage(gram: Matrix, column_norms: Vector, ridge: float) -> Vector:
 
 
 def keep_neurons(scores: Vector, count: int) -> Indices:
-    """Return the neurons of the largest scores, ascending; of equal ones the first.
+    """Return the neurons with the largest scores, ascending; the lower index wins a tie.
 
     Args:
         scores: (m,).
@@ -88,10 +88,10 @@ def corrected_down(weight: Matrix, gram: Matrix, kept: Indices, ridge: float) ->
     """Return the W' that minimizes `E‖W h − W' h_K‖² + λ ‖(W' − W_K) D^½‖²`, with D the diagonal of G[K,K].
 
     Without a ridge it is `W G[:,K] G[K,K]⁻¹`, the Nyström approximation of MoDeGPT (arXiv 2408.09632). The ridge pulls
-    towards W's own columns, each neuron in its own units, so with all neurons kept W comes back.
+    towards W's own columns, relative to each neuron's energy. With all neurons kept, the result is W.
 
     Args:
-        weight: W, (n, m), that of down.
+        weight: W, (n, m), of down.
         gram: G, (m, m) symmetric positive semi-definite.
         kept: K, (k,).
         ridge: λ.
@@ -104,20 +104,20 @@ def corrected_down(weight: Matrix, gram: Matrix, kept: Indices, ridge: float) ->
 
 
 def held_out_ridge(weight: Matrix, statistics: InputStatistics, count: int, options: ModularOptions) -> float:
-    """Choose the ridge of `corrected_down` whose correction predicts best on held-out tokens, fitted to the others.
+    """Choose the ridge of `corrected_down` with the smallest error on held-out tokens, fitted to the other tokens.
 
     Args:
-        weight: W, (n, m), that of down.
-        statistics: Of its input, with a part held out; without, the options' own ridge is returned.
-        count: Neurons to keep for the comparison, those of the largest leverage scores.
-        options: The ridge to choose where none predicts better, and that of the scores.
+        weight: W, (n, m), of down.
+        statistics: Of its input; without a held-out part, the options' own ridge is returned.
+        count: Neurons to keep for the comparison, those with the largest leverage scores.
+        options: The default ridge, which wins ties, and the ridge of the scores.
 
     Returns:
-        One of `RIDGES`, or the options' own.
+        One of `RIDGES`, or the options' own ridge.
     """
     if statistics.held_out is None:
         return options.ridge
-    # Uncentered, also before a bias: how much the correction can be trusted does not depend on the mean.
+    # Uncentered, even with a bias: how reliable the correction is does not depend on the mean.
     gram, unseen = statistics.rest.gram, statistics.held_out.gram
     kept = keep_neurons(ridge_leverage(gram, np.linalg.norm(weight, axis=0), options.leverage_ridge), count)
 
@@ -140,23 +140,23 @@ def factorize_mlp(
 ) -> dict[Role, Factorization]:
     """Factorize an MLP into one with fewer neurons.
 
-    The reported output error of down is that of the MLP: `‖W h − W' h_K‖ / ‖W h‖` over the calibration tokens.
-    That of gate and up is the share of their own output that is dropped. A bias of down makes up for the
-    mean of what is dropped: neurons are then chosen and replaced for the centered activations, and the error counts it.
+    The output error reported for down is the MLP's: `‖W h − W' h_K‖ / ‖W h‖` over the calibration tokens. For gate and
+    up it is the dropped share of their own output. If down has a bias, the bias absorbs the mean of the dropped
+    neurons. Neurons are then chosen and down corrected for centered activations, and the error includes the bias.
 
     Args:
         projections: Of gate, up and down.
         count: k, neurons to keep, 1 ≤ k ≤ m.
         options: Ridges.
         dtype: Deployed dtype of weights and biases.
-        kept: Which neurons to keep, (k,) ascending; None keeps those of the largest ridge leverage scores.
+        kept: Which neurons to keep, (k,) ascending; None keeps those with the largest ridge leverage scores.
 
     Returns:
-        By role: gate and up in form `modular_rows` (rows of the weight, bit for bit in the deployed dtype,
-        with the bias of these rows), down in form `modular_columns`.
+        By role: gate and up in form `modular_rows` (exact copies of rows in the deployed dtype, with the bias of these
+        rows), down in form `modular_columns`.
 
     Raises:
-        InputError: The MLP does not have so many neurons.
+        InputError: The MLP has fewer than `count` neurons.
     """
     down = projections[Role.DOWN]
     W, metric = down.weight.to(torch.float64).numpy(), down.metric

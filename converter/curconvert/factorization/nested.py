@@ -1,13 +1,13 @@
-"""Approximations that lie within each other: a smaller one is made from a larger one, without statistics.
+"""Computes nested approximations: a larger one gives every smaller one, without statistics.
 
-Low rank: all the best approximations `Ŵ_r = left[:, :r] · right[:r]` of `two_sided` have `left` in common, with its
-columns in one order of worth. Of any `Ŵ_k`, k ≥ r, `left` alone gives `right[:k]` back by least squares, and so `Ŵ_r`.
+Low rank: all best approximations `Ŵ_r = left[:, :r] · right[:r]` of `two_sided` share `left`, whose columns are in the
+order of their importance. From any `Ŵ_k`, k ≥ r, and `left`, least squares recovers `right[:k]`, and so `Ŵ_r`.
 
-Fewer neurons: with neurons in the order in which they are kept, and the Cholesky factor L of their ridged Gram matrix
-in that order, the refitted down of `modular.corrected_down` for the first k of them is `(W L)[:, :k] L[:k, :k]⁻¹`.
-So `W'_k` follows from any `W'_j` with j ≥ k by the leading part of one triangular matrix. The columns' scale cancels:
-L is stored with ones on its diagonal, and then `L[i, j]` is what neuron i adds to neuron j as long as only the neurons
-before j are there too.
+Fewer neurons: sort the neurons, those that are dropped last first, and let L be the Cholesky factor of their ridged
+Gram matrix in that order. The refitted down of `modular.corrected_down` for the first k neurons is
+`(W L)[:, :k] L[:k, :k]⁻¹`. So `W'_k` follows from any `W'_j` with j ≥ k by the leading part of one triangular matrix.
+The scale of columns cancels, so L is stored with ones on its diagonal. `L[i, j]` is then what neuron i adds to neuron j
+while only the neurons before j are present.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from curconvert.linalg.gram import LEAST_RIDGE, least_squares
 
 
 def nested_basis(best: TwoSided, rank: int) -> Matrix:
-    """Return the leading columns of `left`, each of norm 1, (m, r): scale does not matter to what they span.
+    """Return the leading columns of `left`, each of norm 1, (m, r): their span does not depend on scale.
 
     Args:
         best: All best approximations of a matrix.
-        rank: r, of the matrix or of the approximation that is to be cut later.
+        rank: r, of the matrix or of the approximation that will be cut later.
     """
     columns = best.left[:, :rank]
     return np.asarray(columns / np.linalg.norm(columns, axis=0))
 
 
 def truncated(product: Matrix, basis: Matrix, rank: int) -> tuple[Matrix, Matrix]:
-    """Return the approximation of a smaller rank that one of the basis' rank contains.
+    """Return the approximation of a smaller rank that is nested in a given one.
 
     Args:
-        product: Ŵ_k, (m, n), in the span of the basis; W itself where k is its rank.
-        basis: Columns in the order of their worth, (m, k), independent.
+        product: Ŵ_k, (m, n), in the span of the basis; W itself if k is its rank.
+        basis: Independent columns in the order of their importance, (m, k).
         rank: r ≤ k.
 
     Returns:
@@ -46,12 +46,12 @@ def truncated(product: Matrix, basis: Matrix, rank: int) -> tuple[Matrix, Matrix
 
 
 def elimination(gram: Matrix, order: Indices, ridge: float) -> Matrix:
-    """Return L of `G + λ diag(G)` in an order of neurons, with ones on its diagonal, (k, k) lower triangular.
+    """Return L of `G + λ diag(G)`, with neurons in an order and ones on the diagonal, (k, k) lower triangular.
 
     Args:
         gram: G, (m, m) symmetric positive semi-definite.
         order: Neurons, those that are dropped last first, (k,).
-        ridge: λ; at least 1e-10 is taken.
+        ridge: λ; raised to 1e-10 if smaller.
     """
     inner = gram[np.ix_(order, order)]
     scales = np.sqrt(np.diag(inner))
@@ -63,12 +63,12 @@ def elimination(gram: Matrix, order: Indices, ridge: float) -> Matrix:
 
 
 def eliminated(weight: Matrix, factor: Matrix, count: int) -> Matrix:
-    """Return down refitted to fewer neurons.
+    """Return the weight of down refitted to fewer neurons.
 
     Args:
         weight: W'_k, (n, k), its columns in the order of the factor.
         factor: L, (k, k) lower triangular, ones on its diagonal.
-        count: Neurons to keep: the first so many.
+        count: Number of neurons to keep, the first ones.
 
     Returns:
         (n, count).
@@ -81,12 +81,12 @@ def eliminated(weight: Matrix, factor: Matrix, count: int) -> Matrix:
 
 
 def packed(factor: Matrix) -> Vector:
-    """Return what lies below the diagonal, row by row, (k (k − 1) / 2,): the leading part of L is a leading part."""
+    """Return L's entries below the diagonal, row by row, (k (k − 1) / 2,); a leading block of L is a leading part."""
     return np.asarray(factor[np.tril_indices(len(factor), -1)])
 
 
 def unpacked(values: Vector, size: int) -> Matrix:
-    """Return L of what `packed` has returned, (size, size); more values than that are left out."""
+    """Return the leading (size, size) block of L from what `packed` returned; further values are ignored."""
     factor = np.eye(size)
     factor[np.tril_indices(size, -1)] = values[: size * (size - 1) // 2]
     return factor

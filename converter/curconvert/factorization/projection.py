@@ -1,4 +1,4 @@
-"""One linear to factorize, and the bias that makes up for the mean of what its factors lose."""
+"""Describes one linear to factorize, and computes the bias that corrects the mean error of its factors."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from curconvert.linalg.statistics import InputStatistics
 
 @dataclass(frozen=True)
 class Projection:
-    """One linear.
+    """Holds one linear with the statistics of its input.
 
     Attributes:
         weight: W, (out_features, in_features), any float dtype.
         statistics: Of its input.
-        bias: b, (out_features,), any float dtype; None where there is none, or it shall stay as it is.
-        teacher_share: α, how much of its inputs' drift the factors make up for; None where none is known.
+        bias: b, (out_features,), any float dtype; None if the linear has none, or if its bias must not change.
+        teacher_share: α, the share of its inputs' drift that the factors correct; None if no drift is known.
     """
 
     weight: Tensor
@@ -32,31 +32,31 @@ class Projection:
 
     @property
     def metric(self) -> InputStatistics:
-        """Statistics in which factors are best: centered where the bias can carry the mean."""
+        """Statistics for which factors are optimized: centered if the bias can absorb the mean."""
         return self.statistics if self.bias is None else self.statistics.centered
 
 
 def with_bias(factors: Factorization, projection: Projection, dtype: torch.dtype) -> Factorization:
-    """Return a factorization with the best bias for its tensors as they are stored: `b' = b + (W − Ŵ) μ`.
+    """Return a factorization with the best bias for its stored tensors: `b' = b + (W − Ŵ) μ`.
 
-    No other constant gives a smaller `E‖(W x + b) − (Ŵ x + b')‖²`. What is left is the error on `x − μ`.
-    Where the factors make up for a drift, `α W δ` is added: the mean of what its inputs have lost of the original's.
+    No other constant gives a smaller `E‖(W x + b) − (Ŵ x + b')‖²`. The error on `x − μ` remains. If the factors correct
+    a drift, `α W δ` is added: α times the mean output difference that the inputs' drift causes.
 
     Args:
-        factors: Of the projection's weight; returned as they are where there is no bias.
+        factors: Of the projection's weight; returned unchanged if the projection has no bias.
         projection: The linear.
         dtype: Deployed dtype of the bias.
     """
     if projection.bias is None:
         return factors
     W, b = projection.weight.to(torch.float64).numpy(), projection.bias.to(torch.float64).numpy()
-    with np.errstate(invalid="ignore", over="ignore"):  # factors that overflowed are the caller's to refuse
+    with np.errstate(invalid="ignore", over="ignore"):  # the caller rejects factors that overflow
         lost = W - factors.product().numpy()
         best = kept = b + lost @ projection.statistics.mean
         if projection.teacher_share and projection.statistics.drift is not None:
             best = kept + projection.teacher_share * (W @ projection.statistics.drift.mean)
         stored = deployed(best, dtype)
-        shift = np.linalg.norm(kept - stored.to(torch.float64).numpy())  # rounding, and what makes up for a drift
+        shift = np.linalg.norm(kept - stored.to(torch.float64).numpy())  # rounding, and the correction of a drift
         error = float(np.hypot(output_norm(lost, projection.metric.gram), shift))
     whole = output_norm(W, projection.statistics.gram)
     return replace(

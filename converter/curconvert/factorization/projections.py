@@ -1,4 +1,4 @@
-"""Linears with the statistics of their inputs, read from a checkpoint."""
+"""Reads linears from a checkpoint, and pairs them with the statistics of their inputs."""
 
 from __future__ import annotations
 
@@ -23,10 +23,13 @@ def read_projections(
     *,
     corrected: bool = True,
 ) -> dict[str, Projection]:
-    """Read linears, without biases where these are not to be corrected, refusing numbers that are not finite.
+    """Read linears by weight name, with their biases only if `corrected`.
 
-    All before the first task, in the order in which they compute: a weight that overflows is named before what reads
-    its outputs.
+    All are read before the first task starts, in the order in which the model computes them. So an error names a weight
+    that overflows, not a later one that reads its outputs.
+
+    Raises:
+        InputError: A weight, a bias or the statistics of an input are not finite.
     """
     found = {}
     for name in names:
@@ -43,5 +46,5 @@ def read_projections(
 
 
 def largest_first(plans: Sequence[MatrixPlan]) -> list[MatrixPlan]:
-    """Return matrices in the order in which tasks of theirs start: the last ones are short."""
+    """Return matrices in the order in which their tasks start, the largest first: the last tasks are then short."""
     return sorted(plans, key=lambda plan: -plan.parameters_before)

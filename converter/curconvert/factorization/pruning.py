@@ -1,6 +1,6 @@
-"""In which order the neurons of an MLP are dropped: each time those whose loss the others make up for best.
+"""Drops the neurons of an MLP in steps, each time those that cost least after the others are refitted.
 
-Optimal Brain Surgeon on whole neurons (ZipLM, arXiv 2302.04089): with P = G⁻¹ for the Gram matrix G of the
+This is Optimal Brain Surgeon on whole neurons (ZipLM, arXiv 2302.04089): with P = G⁻¹ for the Gram matrix G of the
 activations, dropping neuron j and refitting the others costs `w_jᵀ F w_j / P_jj`, with w_j its column of the refitted
 down and F the Fisher matrix of the output. The refit is the Nyström correction of `modular.corrected_down`.
 """
@@ -19,10 +19,10 @@ from curconvert.linalg.gram import ridged
 def drop_neurons(
     weight: Matrix, gram: Matrix, fisher: Matrix, ridge: float, *, step: int, least: int
 ) -> Iterator[tuple[Indices, Matrix]]:
-    """Drop neurons, `step` at a time, and refit down each time.
+    """Drop neurons, `step` at a time, and refit down after each step.
 
-    Those dropped together are the cheapest of their step; their refit is joint. Works on activations scaled to unit
-    energy, so that a few massive ones do not set the ridge of all others.
+    A step drops its cheapest neurons and refits once. Activations are scaled to unit energy, so that a few massive ones
+    do not set the ridge of all others.
 
     Args:
         weight: W of down, (n, m).
@@ -30,10 +30,10 @@ def drop_neurons(
         fisher: F, (n, n) symmetric positive semi-definite.
         ridge: λ of `G + λ diag(G)`.
         step: Neurons to drop at a time, at least 1.
-        least: Neurons to keep in the end, at least 1.
+        least: Number of neurons at which to stop, at least 1.
 
     Yields:
-        Neurons that are left, (k,) ascending, and the refitted weight, (n, k).
+        The remaining neurons, (k,) ascending, and the refitted weight, (n, k).
     """
     scales = np.sqrt(np.diag(gram))
     alive = np.flatnonzero(scales)  # the others never fire: dropping them is free

@@ -1,14 +1,15 @@
-"""Two layers' matrices W₁, W₂ of one kind on one basis: `Ŵ₁ = A₁ B`, `Ŵ₂ = A₂ B` (Basis Sharing, arXiv 2410.03765).
+"""Factorizes two layers' matrices on one basis: `Ŵ₁ = A₁ B`, `Ŵ₂ = A₂ B` (Basis Sharing, arXiv 2410.03765).
 
-B is stored once, so r(n + m₁ + m₂ − r) numbers in interpolative form hold a higher rank than two bases would.
+B is stored once, so r(n + m₁ + m₂ − r) numbers in interpolative form allow a higher rank than two bases would.
 
-The basis. Each matrix has its own metric, `½ tr(F ΔW H ΔWᵀ)` (`two_sided`); only with a common H would the stacked
-matrix have a best basis. H̄ is the mean of both H, each divided by its trace t, and F takes t over, which changes no
-cost. In that metric a truncated SVD of `[(t₁F₁)^½ W₁; (t₂F₂)^½ W₂] H̄^½` is best (Eckart–Young), and as `H/t ≤ 2 H̄`
-both matrices together cost no more than `Σ_{j>r} σ_j²` in their own metrics.
-From there left factors and basis are improved by turns, each the best for the other in the own metrics; no turn raises
-the cost. Sharing is decided by the cost after the first half-turn (`Metric.costs_within`), which is known for all ranks
-at once: at most that bound, and at least what is stored in the end.
+Each matrix has its own metric, `½ tr(F ΔW H ΔWᵀ)` (`two_sided`). The stacked matrix has a best basis only if both share
+one H. So H̄ is the mean of both H, each divided by its trace t, and F is multiplied by t, which changes no cost. With
+H̄, a truncated SVD of `[(t₁F₁)^½ W₁; (t₂F₂)^½ W₂] H̄^½` is best (Eckart–Young). As `H/t ≤ 2 H̄`, both matrices together
+cost at most `Σ_{j>r} σ_j²` in their own metrics.
+From there, alternating steps improve the left factors and the basis, each optimal for the other in the matrices' own
+metrics. No step raises the cost. The decision to share uses the cost after the first half-step
+(`Metric.costs_within`), which is known for all ranks at once. It is at most that bound, and at least the cost of the
+final factors.
 """
 
 from __future__ import annotations
@@ -28,17 +29,17 @@ from curconvert.factorization.two_sided import DAMPING, damped, two_sided
 from curconvert.factorization.types import Factorization
 from curconvert.linalg.gram import ridged, solve_right
 
-_NEGLIGIBLE = 1e-13  # of the largest: what is smaller need not be told from rounding
+_NEGLIGIBLE = 1e-13  # relative to the largest value: smaller ones count as rounding errors
 _TINY = float(np.finfo(np.float64).tiny)
-# Curvature that is added to H, and the least one of a step: where there is next to none a step is too short, not wild,
-# so a basis does not run away in directions that hardly any input has.
+# Curvature added to H, and the least curvature of a step. Directions with almost no input get steps that are too short
+# rather than huge, so the basis does not diverge in them.
 _FLOOR, _FLAT = 1e-9, 1e-6
-_STEPS = 3  # the first gains a twentieth of the cost on SmolLM2, the third a five-hundredth
+_STEPS = 3  # on SmolLM2 the first step saves 1/20 of the cost, the third 1/500
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One matrix and what its errors cost.
+    """Holds one matrix with the two metrics that give the cost of its errors.
 
     Attributes:
         weight: W, (m, n).
@@ -52,7 +53,7 @@ class Metric:
 
     @classmethod
     def of(cls, projection: Projection, fisher: Matrix, ridge: float) -> Metric:
-        """Prepare a linear.
+        """Return the metric of a linear, with ridge and damping added.
 
         Args:
             projection: The linear.
@@ -63,16 +64,16 @@ class Metric:
         return cls(weight, ridged(projection.metric.gram, ridge), damped(fisher, DAMPING))
 
     def scaled(self, trace: float) -> Metric:
-        """Return the same costs in other units of the input."""
+        """Return the same costs with `H / trace` and `F · trace`."""
         return Metric(self.weight, self.gram / trace, self.fisher * trace)
 
     def best_costs(self) -> Vector:
-        """Return the cost of the best matrix of each rank by itself, (m + 1,), rank 0 first."""
+        """Return the cost of the best separate approximation of each rank, (m + 1,), rank 0 first."""
         right = two_sided(self.weight, self.gram, self.fisher).right
         return 0.5 * np.append(np.cumsum(np.einsum("ij,ij->i", right @ self.gram, right)[::-1])[::-1], 0.0)
 
     def costs_within(self, basis: Matrix) -> Vector:
-        """Return the least cost of a matrix whose rows lie in the span of a basis's first r rows, for each r.
+        """Return, for each r, the least cost of an approximation whose rows are combinations of a basis's first r rows.
 
         Args:
             basis: B, (k, n).
@@ -83,7 +84,7 @@ class Metric:
         weighted = self.gram @ basis.T
         inner = basis @ weighted
         smallest = max(_NEGLIGIBLE * float(inner.diagonal().max()), _TINY)
-        # A leading part of a Cholesky factor is that of the leading part: one serves all ranks.
+        # The leading block of a Cholesky factor is the factor of the leading block: one factor serves all ranks.
         factor = scipy.linalg.cholesky(inner + smallest * np.eye(len(inner)), lower=True, check_finite=False)
         part = scipy.linalg.solve_triangular(factor, (self.weight @ weighted).T, lower=True, check_finite=False)
         saved = np.cumsum(np.einsum("ij,ij->i", part @ self.fisher, part))
@@ -91,25 +92,25 @@ class Metric:
         return 0.5 * np.maximum(whole - np.append(0.0, saved), 0.0)
 
     def onto(self, basis: Matrix) -> Matrix:
-        """Return A, (m, r), of the least cost of A·B, whatever F is; B is (r, n)."""
+        """Return the A, (m, r), for which A·B has the least cost, for any F; B is (r, n)."""
         weighted = self.gram @ basis.T
         return solve_right(self.weight @ weighted, basis @ weighted)
 
 
 @dataclass(frozen=True)
 class SharedBasis:
-    """All common bases of two matrices.
+    """Holds the common bases of two matrices for all ranks.
 
     Attributes:
-        metrics: The matrices, of one width n, each with `tr H = 1`.
-        rows: (M, n), M their number of rows together: the leading r of them are the basis to start from at rank r.
+        metrics: The matrices, both with n columns and `tr H = 1`.
+        rows: (M, n), M the rows of both matrices together; the first r rows are the initial basis for rank r.
     """
 
     metrics: tuple[Metric, Metric]
     rows: Matrix
 
     def factors(self, rank: int) -> tuple[Matrix, Matrix]:
-        """Return (A, B) of the matrices on top of each other: A (M, r) with orthonormal columns, B (r, n)."""
+        """Return (A, B) of the stacked matrices: A (M, r) with orthonormal columns, B (r, n)."""
         pencil = _Pencil.of(*(metric.gram for metric in self.metrics))
         A, B = self._onto(self.rows[:rank])
         for _ in range(_STEPS):
@@ -124,11 +125,11 @@ class SharedBasis:
 
 @dataclass(frozen=True)
 class _Pencil:
-    """Two symmetric positive semi-definite matrices in coordinates in which both are diagonal.
+    """Holds coordinates in which two symmetric positive semi-definite matrices P and Q are both diagonal.
 
     Attributes:
         vectors: V with `Vᵀ(P + Q)V = I`.
-        first: Diagonal of `VᵀPV`, from 0 to 1; that of `VᵀQV` is what is missing to 1.
+        first: Diagonal of `VᵀPV`, from 0 to 1; the diagonal of `VᵀQV` is one minus it.
     """
 
     vectors: Matrix
@@ -143,16 +144,16 @@ class _Pencil:
 
 
 def best_basis(metrics: tuple[Metric, Metric], A: Matrix, B: Matrix, grams: _Pencil) -> Matrix:
-    """Return the B of the least cost for left factors as they are.
+    """Return the B of the least cost for given left factors.
 
-    `Σ AᵢᵀFᵢAᵢ B Hᵢ = Σ AᵢᵀFᵢWᵢHᵢ`, two terms on the left: where both Hᵢ are diagonal, and both AᵢᵀFᵢAᵢ, it is solved
-    element by element. Solved for the change of B, so that what no input reaches stays as it is.
+    B solves `Σ AᵢᵀFᵢAᵢ B Hᵢ = Σ AᵢᵀFᵢWᵢHᵢ`. In coordinates where both Hᵢ and both AᵢᵀFᵢAᵢ are diagonal, it is solved
+    element by element. It is solved for the change of B, so that B stays unchanged in directions without input.
 
     Args:
         metrics: The matrices.
-        A: (M, r), both left factors, one on top of the other.
-        B: (r, n).
-        grams: Of their H.
+        A: (M, r), both left factors, stacked.
+        B: (r, n), the present basis.
+        grams: Coordinates in which both Hᵢ are diagonal.
     """
     lefts = np.split(A, [len(metrics[0].weight)])
     pairs = list(zip(metrics, lefts, strict=True))
@@ -164,9 +165,9 @@ def best_basis(metrics: tuple[Metric, Metric], A: Matrix, B: Matrix, grams: _Pen
 
 
 def shared_basis(first: Metric, second: Metric) -> SharedBasis:
-    """Find the common bases of two matrices of one width."""
+    """Return the common bases of two matrices with the same number of columns."""
     traces = [float(np.trace(metric.gram)) for metric in (first, second)]
-    least = _NEGLIGIBLE * max(traces) or 1.0  # of a layer without inputs, on which nothing depends
+    least = _NEGLIGIBLE * max(traces) or 1.0  # 1.0 if no input is ever nonzero
     one, two = (metric.scaled(max(trace, least)) for metric, trace in zip((first, second), traces, strict=True))
     mean = (one.gram + two.gram) / 2
     fisher = scipy.linalg.block_diag(one.fisher, two.fisher)
@@ -174,15 +175,15 @@ def shared_basis(first: Metric, second: Metric) -> SharedBasis:
 
 
 def shared_pivots(basis: SharedBasis, rank: int) -> tuple[list[Indices], Matrix, Matrix]:
-    """Choose the rows that a common R consists of.
+    """Choose the rows of a common R.
 
     Args:
         basis: Of the matrices.
         rank: r.
 
     Returns:
-        For each matrix its own rows that are in R, which lie there one matrix after the other; R, (r, n); T for all
-        other rows, (M − r, r), ascending.
+        For each matrix the indices of its rows in R; R, (r, n), with the first matrix's rows first; T, (M − r, r), for
+        all other rows, ascending.
     """
     A, B = basis.factors(rank)
     pivots, T = spanning_rows(A)
@@ -201,14 +202,14 @@ def factorize_shared(
     """Factorize linears of two layers with one R.
 
     Args:
-        projections: Both, of one input width n.
+        projections: Both linears, with n inputs each.
         fishers: Second moment of the gradient at each one's output, (m, m).
-        rank: r, so that each matrix has rows in R, and others.
+        rank: r, at which each matrix has rows in R and rows outside.
         ridge: λ of `H + λ diag(H)`.
         dtype: Deployed dtype of R and T.
 
     Returns:
-        One interpolative factorization each; all hold the same R.
+        One interpolative factorization for each linear; both hold the same R.
     """
     metrics = [Metric.of(*pair, ridge) for pair in zip(projections, fishers, strict=True)]
     rows, R, T = shared_pivots(shared_basis(*metrics), rank)

@@ -1,4 +1,4 @@
-"""What a planned matrix or module needs to be factorized, and its way to the factors: no file is read here."""
+"""Tasks that factorize planned matrices or modules from tensors in memory; they read no files."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from curconvert.linalg.statistics import InputStatistics
 
 @dataclass(frozen=True)
 class AllocatedTask:
-    """One matrix of an allocation: interpolative factors that are best for the inputs and for the loss.
+    """Factorizes one matrix of an allocation into interpolative factors, optimal for the inputs and the loss.
 
     Attributes:
-        plan: With its rank.
+        plan: The matrix with its rank.
         weight: W, (out_features, in_features), any float dtype.
         bias: (out_features,); None where there is none.
         statistics: Of the input.
@@ -71,10 +71,10 @@ class AllocatedTask:
 
 @dataclass(frozen=True)
 class LearnedTask:
-    """One matrix whose factors were learned.
+    """Stores the learned factors of one matrix in interpolative form.
 
     Attributes:
-        plan: With its rank.
+        plan: The matrix with its rank.
         weight: W, (out_features, in_features), any float dtype.
         bias: (out_features,); None where there is none.
         statistics: Of the input.
@@ -101,11 +101,11 @@ class LearnedTask:
 
 @dataclass(frozen=True)
 class SharedTask:
-    """One of two layers' matrices of an allocation that have one basis.
+    """Factorizes one of two matrices that share a basis.
 
     Attributes:
-        plan: Of the one that is wanted, with its rank and both names.
-        projections: Of both, in that order.
+        plan: The matrix to factorize, with its rank and the names of both.
+        projections: Both linears, in the order of these names.
         fishers: Second moment of the gradient at each one's output, (out_features, out_features).
         ridge: λ of `H + λ diag(H)`.
         dtype: Deployed dtype.
@@ -118,7 +118,7 @@ class SharedTask:
     dtype: torch.dtype
 
     def run(self) -> dict[str, Factorization]:
-        """Return the wanted one's factors, with their bias, by its name; raises as `AllocatedTask.run`."""
+        """Return the factors of the plan's matrix, with their bias, by its name; raises as `AllocatedTask.run`."""
         name, rank, shared = self.plan.name, self.plan.rank, self.plan.shared
         assert rank is not None
         assert shared is not None
@@ -130,12 +130,12 @@ class SharedTask:
 
 @dataclass(frozen=True)
 class MLPTask:
-    """The three linears of an MLP, which keep the same neurons.
+    """Factorizes the three linears of an MLP, which keep the same neurons.
 
     Attributes:
         names: Weight name of each linear, by role.
-        projections: Of each linear.
-        rank: Neurons to keep.
+        projections: The linears, by role.
+        rank: Number of neurons to keep.
         ridge: λ, see `ModularOptions`.
         dtype: Deployed dtype.
         kept: Neurons to keep, ascending; None decides by ridge leverage.
@@ -158,14 +158,14 @@ class MLPTask:
 
 @dataclass(frozen=True)
 class HeadsTask:
-    """Two linears of an attention whose heads keep the same dimensions: queries and keys, or values and outputs.
+    """Factorizes two linears whose heads keep the same dimensions: query and key, or value and output.
 
     Attributes:
         names: Weight name of each linear, by role.
-        projections: Of each linear.
-        heads: The layer's.
-        kept: Dimensions of each head to keep.
-        ridge: λ; values and outputs only.
+        projections: The linears, by role.
+        heads: The layer's heads.
+        kept: Number of dimensions to keep in each head.
+        ridge: λ of `H + λ diag(H)`; for value and output only.
         dtype: Deployed dtype.
     """
 
@@ -193,7 +193,7 @@ def mlp_task(
     dtype: torch.dtype,
     kept: Indices | None = None,
 ) -> MLPTask:
-    """Bring the three linears of one MLP together.
+    """Return the task for the three linears of one MLP.
 
     Args:
         plans: Of these linears.
@@ -215,7 +215,7 @@ def mlp_task(
 
 
 def best_approximations(projection: Projection, fisher: Matrix, ridge: float) -> TwoSided:
-    """Return all the best approximations of a linear for its inputs and for the loss.
+    """Return the best approximations of a linear for all ranks, optimal for its inputs and the loss.
 
     Args:
         projection: The linear.
@@ -227,7 +227,7 @@ def best_approximations(projection: Projection, fisher: Matrix, ridge: float) ->
 
 
 def stored(name: str, factors: Factorization, projection: Projection, dtype: torch.dtype) -> Factorization:
-    """Complete factors with their bias, refusing values that do not fit the deployed dtype."""
+    """Return factors with their best bias; reject values that do not fit the deployed dtype."""
     factors = with_bias(factors, projection, dtype)
     check_fit(name, factors.tensors, dtype)
     return factors
@@ -236,7 +236,7 @@ def stored(name: str, factors: Factorization, projection: Projection, dtype: tor
 def _named(
     found: Mapping[Role, Factorization], names: Mapping[Role, str], dtype: torch.dtype
 ) -> dict[str, Factorization]:
-    """Check a module's factors, and return them by weight name."""
+    """Return a module's factors by weight name; reject values that do not fit the deployed dtype."""
     for role, factors in found.items():
         check_fit(names[role], factors.tensors, dtype)
     return {names[role]: factors for role, factors in found.items()}
@@ -244,7 +244,7 @@ def _named(
 
 @contextmanager
 def lapack(name: str) -> Iterator[None]:
-    """Name the matrix where a LAPACK routine fails."""
+    """Turn a failure of LAPACK inside the context into a `BackendError` that names the matrix."""
     try:
         yield
     except np.linalg.LinAlgError as error:
@@ -252,15 +252,15 @@ def lapack(name: str) -> Iterator[None]:
 
 
 def check_fit(name: str, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    """Refuse factors that overflow in the deployed dtype.
+    """Reject factors that overflow in the deployed dtype.
 
     Args:
-        name: The weight's.
+        name: The weight's name.
         tensors: By suffix, rounded.
         dtype: Deployed dtype.
 
     Raises:
-        InputError: They do.
+        InputError: A tensor is not finite.
     """
     for suffix, tensor in tensors.items():
         if not all_finite(tensor):

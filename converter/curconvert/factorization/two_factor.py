@@ -1,4 +1,4 @@
-"""W ≈ A·B: two thin products, for comparison and for runtimes without a gather."""
+"""Factorizes W ≈ A·B: two thin matrices, for comparison and for runtimes without a gather."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def factorize_two_factor(problem: Problem, approximate: Callable[[Matrix], tuple
 
     Args:
         problem: The matrix.
-        approximate: Returns the factors, (m, r) and (r, n), of an approximation of the matrix it gets, see `low_rank`.
+        approximate: Returns the factors, (m, r) and (r, n), of an approximation of its argument, see `low_rank`.
 
     Raises:
         InputError: No (m, n) matrix has this rank.
@@ -29,9 +29,9 @@ def factorize_two_factor(problem: Problem, approximate: Callable[[Matrix], tuple
 
 
 def balanced(A: Matrix, B: Matrix) -> tuple[Matrix, Matrix]:
-    """Give column k of A and row k of B norms within a factor of two, so that neither leaves half precision's range.
+    """Scale column k of A and row k of B to norms within a factor of two, so that both fit half precision.
 
-    The scales are powers of two: the product does not change by a bit.
+    The scales are powers of two, so the product stays exactly the same.
     """
     left, right = np.linalg.norm(A, axis=0), np.linalg.norm(B, axis=1)
     used = (left > 0) & (right > 0)

@@ -1,9 +1,9 @@
-"""The best rank-r approximation where both sides are weighted: the input's Gram matrix and the output's Fisher matrix.
+"""Computes the best rank-r approximation weighted by the input's Gram matrix and the output's Fisher matrix.
 
-To second order the divergence that a change ΔW of one linear causes is `½ E[(gᵀ ΔW x)²]`, with x the layer's input and
-g the gradient of the log-likelihood of a token that is sampled from the model, with respect to the layer's output.
-With `E[(g gᵀ) ⊗ (x xᵀ)] ≈ F ⊗ H` (K-FAC, Martens & Grosse, arXiv 1503.05671) that is `½ tr(F ΔW H ΔWᵀ)`, the weighted
-norm `‖F^½ ΔW H^½‖_F`, whose best rank-r approximation is a truncated SVD of `F^½ W H^½` (Eckart–Young).
+To second order, a change ΔW of one linear causes the divergence `½ E[(gᵀ ΔW x)²]`. Here x is the layer's input, and g
+is the gradient of the log-likelihood of a token sampled from the model, with respect to the layer's output. With
+`E[(g gᵀ) ⊗ (x xᵀ)] ≈ F ⊗ H` (K-FAC, Martens & Grosse, arXiv 1503.05671) the divergence is `½ tr(F ΔW H ΔWᵀ)`, or
+`½ ‖F^½ ΔW H^½‖_F²`. The best rank-r approximation is then a truncated SVD of `F^½ W H^½` (Eckart–Young).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from curconvert.base.types import Matrix, Vector
 
 DAMPING = 0.1
-"""λ of `damped`: gradients come from a sample of a few thousand tokens."""
+"""λ of `damped`; needed because gradients come from a sample of a few thousand tokens."""
 
 
 @dataclass(frozen=True)
 class TwoSided:
-    """All best approximations of one matrix: `Ŵ_r = left[:, :r] · right[:r]`.
+    """Holds the best approximations of one matrix for all ranks: `Ŵ_r = left[:, :r] · right[:r]`.
 
     Attributes:
         left: F^-½ P, (m, m), P the left singular vectors of `F^½ W H^½`, leading first.
@@ -40,15 +40,15 @@ class TwoSided:
     def costs(self, inputs: NDArray[np.float32], gradients: NDArray[np.float32]) -> Vector:
         """Return `½ mean_t (g_tᵀ (W − Ŵ_r) x_t)²` for each rank r, in nats per token.
 
-        All ranks come from one running sum: `gᵀ(W − Ŵ_r)x = Σ_{i ≥ r} (gᵀ left_i)(right_i x)`.
-        Unlike the norm above it knows that tokens with large gradients may have inputs unlike the others'.
+        One running sum gives all ranks: `gᵀ(W − Ŵ_r)x = Σ_{i ≥ r} (gᵀ left_i)(right_i x)`. Unlike K-FAC's norm, this
+        includes the correlation between the gradients and the inputs of a token.
 
         Args:
             inputs: x, (tokens, n).
             gradients: g, (tokens, m).
 
         Returns:
-            (m + 1,); the last, of the matrix itself, is 0.
+            (m + 1,); the last is 0: the cost of the matrix itself.
         """
         terms = (gradients @ self.left.astype(gradients.dtype)) * (inputs @ self.right.T.astype(inputs.dtype))
         tails = np.cumsum(terms[:, ::-1], axis=1, dtype=np.float64)[:, ::-1]
@@ -73,9 +73,9 @@ def two_sided(weight: Matrix, gram: Matrix, fisher: Matrix) -> TwoSided:
 
 
 def damped(fisher: Matrix, damping: float) -> Matrix:
-    """Return `F + λ mean(diag F) I`: directions that no sampled gradient points to still count a little.
+    """Return `F + λ mean(diag F) I`, so that directions without sampled gradients have some weight.
 
-    Of a layer that nothing depends on, the identity: any approximation is as good.
+    If F is zero, return the identity: the output does not depend on the layer, and any approximation is as good.
     """
     mean = float(np.mean(np.diag(fisher)))
     return np.asarray(fisher + damping * mean * np.eye(len(fisher))) if mean > 0 else np.eye(len(fisher))

@@ -1,4 +1,4 @@
-"""What every factorization method returns."""
+"""Types of the factorization methods: their input, their result, and the task that computes it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from curconvert_runtime.format.forms.form import Form
 
 @dataclass(frozen=True)
 class ErrorBound:
-    """The DEIM certificate `‖S − CUR‖₂ ≤ (η_p + η_q) σ_{r+1}` (Sorensen & Embree, arXiv 1407.5516, theorem 4.1).
+    """Holds the DEIM certificate `‖S − CUR‖₂ ≤ (η_p + η_q) σ_{r+1}` (Sorensen & Embree, arXiv 1407.5516, theorem 4.1).
 
     Attributes:
         eta_rows: `‖P[rows]⁻¹‖₂`.
         eta_columns: `‖Q[columns]⁻¹‖₂`.
         sigma_next: σ_{r+1} of `matrix`.
-        matrix: The matrix S that DEIM worked on; the bound is about this matrix and no other.
+        matrix: Which matrix S DEIM worked on; the bound is valid for this matrix only.
     """
 
     eta_rows: float
@@ -35,22 +35,22 @@ class ErrorBound:
 
     @property
     def value(self) -> float:
-        """The bound itself."""
+        """The bound, `(η_p + η_q) σ_{r+1}`."""
         return (self.eta_rows + self.eta_columns) * self.sigma_next
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One matrix to factorize.
+    """Describes one matrix to factorize.
 
     Attributes:
         name: Tensor name, for messages and seeds.
         weight: W, (m, n), any float dtype.
-        statistics: Of the layer's input: the metric in which errors count.
+        statistics: Of the layer's input; they define the metric of errors.
         rank: 1 ≤ r ≤ min(m, n).
         dtype: Deployed dtype of the factors.
-        form: How they are to be stored.
-        target: What the product shall be near, (m, n), any float dtype; None is the weight.
+        form: Name of the form in which the factors are stored.
+        target: The matrix to approximate, (m, n), any float dtype; None means the weight.
     """
 
     name: str
@@ -63,28 +63,28 @@ class Problem:
 
     @property
     def wanted(self) -> Tensor:
-        """What the product shall be near, (m, n), any float dtype."""
+        """The matrix to approximate, (m, n), any float dtype."""
         return self.weight if self.target is None else self.target
 
 
 @dataclass(frozen=True)
 class Factorization:
-    """A compressed matrix.
+    """Holds the factors of one matrix and their errors.
 
     Attributes:
-        form: Name of how the factors combine.
+        form: Name of the form, which says how the factors combine.
         shape: (m, n) of the matrix.
-        tensors: Stored tensors by suffix, as `curconvert_runtime.format.forms` lists them: factors in the
-            deployed dtype, index vectors in int32; and `bias` where it is another than the layer's.
+        tensors: Stored tensors by suffix, as `curconvert_runtime.format.forms` lists them: factors in the deployed
+            dtype, index vectors in int32; and `bias` if it differs from the layer's.
         rank: r.
-        relative_output_error: `sqrt(E‖(W x + b) − (Ŵ x + b')‖² / E‖W x‖²)`; where the bias b is kept that is
+        relative_output_error: `sqrt(E‖(W x + b) − (Ŵ x + b')‖² / E‖W x‖²)`; with an unchanged bias this is
             `‖(W − Ŵ) H^½‖_F / ‖W H^½‖_F`.
         relative_frobenius_error: `‖W − Ŵ‖_F / ‖W‖_F`.
-        bound: Where the method certifies one.
-        basis: Of the forms `interpolative` and `sparse_rows`.
-        corrected_bias: Whether the stored bias makes up for the mean of what is lost.
-        teacher_share: Where the inputs come from compressed blocks and were compared with the original's: how much of
-            the difference the factors make up for, see `curconvert.factorization.drift`.
+        bound: The error bound; None if the method certifies none.
+        basis: Kind of basis, for the forms `interpolative` and `sparse_rows`.
+        corrected_bias: Whether the stored bias corrects the mean of the error.
+        teacher_share: Share of the difference from the original's inputs that the factors correct, see
+            `curconvert.factorization.drift`; None if inputs were not compared.
     """
 
     form: str
@@ -99,24 +99,24 @@ class Factorization:
     teacher_share: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return all but the tensors as JSON, exactly."""
+        """Return everything except the tensors as JSON, without rounding."""
         return asdict(replace(self, tensors={}))
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Factorization:
-        """Read it back, without tensors."""
+        """Return the factorization that `to_json` described, without tensors."""
         m, n = value["shape"]
         bound = value["bound"]
         return cls(**{**value, "shape": (m, n), "bound": None if bound is None else ErrorBound(**bound)})
 
     @property
     def entry(self) -> Form:
-        """What the registry says of the form."""
+        """The form's entry in the runtime's registry."""
         return form_of(self.form)
 
     @property
     def traits(self) -> Traits:
-        """What a conversion asks of the form."""
+        """The form's properties that a conversion needs."""
         return traits_of(self.form)
 
     def product(self) -> Tensor:
@@ -125,7 +125,7 @@ class Factorization:
 
 
 def arrays(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
-    """Return tensors as arrays: float64, and index vectors as they are."""
+    """Return tensors as arrays: floats as float64, index vectors unchanged."""
     return {
         suffix: (tensor.to(torch.float64) if tensor.is_floating_point() else tensor).numpy()
         for suffix, tensor in tensors.items()
@@ -133,4 +133,4 @@ def arrays(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
 
 
 FactorTask = Task[dict[str, Factorization]]
-"""A task that gives factors by weight name."""
+"""A task that returns factors by weight name."""

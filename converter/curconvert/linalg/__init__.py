@@ -1,1 +1,1 @@
-"""Computes in float64 with weights and Gram matrices: products, metrics and leading bases."""
+"""Linear algebra with weights and Gram matrices, in float64: products, metrics and leading bases."""

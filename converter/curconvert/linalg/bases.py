@@ -1,4 +1,4 @@
-"""Leading singular vectors of an importance matrix: exact, or from a block Krylov space."""
+"""Computes leading singular vectors of an importance matrix: exactly, or from a Gram matrix or block Krylov space."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from curconvert.base.types import Matrix
 from curconvert.linalg.chunked import ChunkedMatrix, product
 
 _STEPS = 5  # applications of S Sᵀ; docs/benchmarks.md says how often DEIM then finds the points of a full SVD
-_DEPENDENT = 1e-6  # ratio of pivots below which a second pass of CholeskyQR would not make up for the first
-_EXTRA = 16  # width of a block beyond the rank
-_SINGLE_RANGE = 1e-5  # of eigenvalues of a Gram matrix, which float32 resolves
-_GRAM_SIDE = 1024  # up to which all eigenvectors of a Gram matrix take no longer than a Krylov space
+_DEPENDENT = 1e-6  # ratio of pivots below which a second pass of CholeskyQR does not correct the first
+_EXTRA = 16  # columns of a block beyond the rank
+_SINGLE_RANGE = 1e-5  # range of a Gram matrix's eigenvalues that float32 resolves
+_GRAM_SIDE = 1024  # up to this size, eigenvectors of a Gram matrix take no longer than a Krylov space
 
 
 def exact_bases(matrix: Matrix, rank: int) -> tuple[Matrix, Matrix, float]:
@@ -27,7 +27,7 @@ def exact_bases(matrix: Matrix, rank: int) -> tuple[Matrix, Matrix, float]:
         rank: 1 ≤ r ≤ min(m, n).
 
     Returns:
-        (m, r) and (n, r), leading first; σ_{r+1}, 0 where there is none.
+        (m, r) and (n, r), leading first; σ_{r+1}, or 0 if r is the largest rank.
     """
     left, sigma, right = scipy.linalg.svd(matrix, full_matrices=False, check_finite=False)
     following = float(sigma[rank]) if rank < len(sigma) else 0.0
@@ -37,13 +37,13 @@ def exact_bases(matrix: Matrix, rank: int) -> tuple[Matrix, Matrix, float]:
 def leading_bases(matrix: ChunkedMatrix, rank: int, rng: np.random.Generator) -> tuple[Matrix, Matrix]:
     """Return r leading singular vectors of each side without a full SVD.
 
-    From the eigenvectors of the smaller Gram matrix, exact to about 1e-5, where they are cheap or a Krylov space would
-    be no smaller; otherwise from such a space.
+    They come from eigenvectors of the smaller Gram matrix, exact to about 1e-5, if these are cheap or a Krylov space
+    would not be smaller; otherwise from a Krylov space.
 
     Args:
         matrix: S, (m, n).
         rank: 1 ≤ r ≤ min(m, n).
-        rng: For `krylov_bases`.
+        rng: Used by `krylov_bases`.
 
     Returns:
         (m, r) and (n, r), leading first, orthonormal.
@@ -54,7 +54,7 @@ def leading_bases(matrix: ChunkedMatrix, rank: int, rng: np.random.Generator) ->
 
 
 def krylov_size(shape: tuple[int, int], rank: int) -> int:
-    """Return the dimension of the Krylov space that is taken for a matrix, or 0 where its Gram matrix serves."""
+    """Return the dimension of the Krylov space for a matrix, or 0 if its Gram matrix is used instead."""
     size = (1 + _STEPS) * (rank + _EXTRA)
     return size if _GRAM_SIDE < min(shape) > size else 0
 
@@ -62,14 +62,14 @@ def krylov_size(shape: tuple[int, int], rank: int) -> int:
 def krylov_bases(matrix: ChunkedMatrix, rank: int, rng: np.random.Generator) -> tuple[Matrix, Matrix]:
     """Return r leading singular vectors of each side from a block Krylov space (Musco & Musco, arXiv 1504.05477).
 
-    The space is spanned by `S Ω, (S Sᵀ) S Ω, …`, Ω Gaussian. Unlike the last of these alone, as subspace iteration
-    takes it, all of them together resolve single vectors of a slowly decaying spectrum, and DEIM needs single vectors.
-    Products with S are float32: they take half the time, and a copy of twice a 16-bit weight's size.
+    The space is spanned by `S Ω, (S Sᵀ) S Ω, …`, Ω Gaussian. Subspace iteration takes only the last of these. All of
+    them together resolve single vectors of a slowly decaying spectrum, which DEIM needs. Products with S are float32:
+    they take half the time, and a copy of twice a 16-bit weight's size.
 
     Args:
         matrix: S, (m, n).
         rank: r, with `(1 + _STEPS)(r + _EXTRA) ≤ min(m, n)`.
-        rng: Draws Ω.
+        rng: For Ω.
 
     Returns:
         (m, r) and (n, r), leading first, orthonormal.
@@ -77,7 +77,7 @@ def krylov_bases(matrix: ChunkedMatrix, rank: int, rng: np.random.Generator) -> 
     width, (m, n) = rank + _EXTRA, matrix.shape
     size = (1 + _STEPS) * width
     S = matrix.single()
-    if m > n:  # the space lies on the short side, where projections on it are cheap
+    if m > n:  # build the space on the short side, where projections on it are cheap
         S = S.T
     space = np.empty((S.shape[0], size))
     images = torch.empty((size, S.shape[1]), dtype=torch.float32, device=S.device)
@@ -85,7 +85,7 @@ def krylov_bases(matrix: ChunkedMatrix, rank: int, rng: np.random.Generator) -> 
     for start in range(0, size, width):
         part, known = slice(start, start + width), space[:, :start]
         found = product(S, torch.from_numpy(block).to(S.device)).double().cpu().numpy()
-        # Where nothing new is found, QR would return what the space has already: this noise is new, and harmless.
+        # If there is no new direction, QR would repeat the space: this small noise adds a harmless new one.
         noise = np.finfo(np.float32).eps * (np.linalg.norm(found) or 1.0) / np.sqrt(found.size)
         found += noise * rng.standard_normal(found.shape)
         for _ in range(2):
@@ -93,7 +93,7 @@ def krylov_bases(matrix: ChunkedMatrix, rank: int, rng: np.random.Generator) -> 
         space[:, part] = found
         images[part] = product(torch.from_numpy(found.T.astype(np.float32)).to(S.device), S)
         block = images[part].T.cpu().numpy()
-    # S on this space is Q (Qᵀ S). A Gram matrix serves: what it loses lies far below the trailing of these directions.
+    # S on this space is Q (Qᵀ S). Its Gram matrix is accurate enough: its errors are far below the last direction.
     nearly, _ = _leading(product(images, images.T).cpu().numpy(), rank + _EXTRA)
     placed = torch.from_numpy(nearly.astype(np.float32)).to(S.device)
     leading, found = _resolved(nearly, product(images.T, placed).double().cpu().numpy(), rank)
@@ -102,10 +102,10 @@ def krylov_bases(matrix: ChunkedMatrix, rank: int, rng: np.random.Generator) -> 
 
 
 def _gram_bases(matrix: ChunkedMatrix, rank: int) -> tuple[Matrix, Matrix]:
-    """The same from the smaller one of the matrix's two Gram matrices.
+    """Return the leading bases from the smaller one of the matrix's two Gram matrices.
 
-    Its eigenvectors are those of float32, which takes half the time: single ones are as inexact as their eigenvalues
-    are close to each other, but what they span all together is not, and a Rayleigh-Ritz step finds them in it.
+    Eigenvectors are computed in float32, which takes half the time. Single ones are inexact if their eigenvalues are
+    close, but their common span is accurate. A Rayleigh-Ritz step finds the vectors in this span.
     """
     S = matrix.dense()
     tall = S.shape[0] > S.shape[1]
@@ -121,9 +121,9 @@ def _gram_bases(matrix: ChunkedMatrix, rank: int) -> tuple[Matrix, Matrix]:
 
 
 def _leading(gram: NDArray[np.floating[Any]], size: int) -> tuple[Matrix, float]:
-    """Return the leading eigenvectors of a symmetric matrix, (n, size), and the least of their values over the largest.
+    """Return the leading eigenvectors of a symmetric matrix, (n, size), and their smallest eigenvalue over the largest.
 
-    Computed in the matrix's precision, orthonormal in float64.
+    They are computed in the matrix's precision, and orthonormalized in float64.
     """
     chosen = (len(gram) - size, len(gram) - 1)
     values, vectors = scipy.linalg.eigh(gram, subset_by_index=chosen, driver="evr", check_finite=False)
@@ -148,10 +148,10 @@ def _resolved(basis: Matrix, images: Matrix, rank: int) -> tuple[Matrix, Matrix]
 
 
 def _orthonormal(matrix: Matrix) -> Matrix:
-    """Return an orthonormal basis of the columns, those of QR up to signs.
+    """Return an orthonormal basis of the columns: Q of QR, up to signs.
 
-    By Cholesky factors of Gram matrices, twice (CholeskyQR2, Fukaya et al. 2014): products of large matrices, several
-    times faster than Householder's QR, which serves where the columns are nearly dependent.
+    It uses Cholesky factors of Gram matrices, twice (CholeskyQR2, Fukaya et al. 2014), which is several times faster
+    than Householder's QR. If the columns are nearly dependent, it uses Householder's QR.
     """
     basis = matrix
     for _ in range(2):

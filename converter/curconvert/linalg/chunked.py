@@ -1,4 +1,4 @@
-"""Products with a weight in float64, a part of its rows at a time: the weight is never widened as a whole."""
+"""Multiplies with a weight in float64, some rows at a time, so that memory never holds the whole float64 weight."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ CHUNK = 4 * 2**20  # float64 numbers held at once, 32 MB: large enough for BLAS 
 
 @dataclass(frozen=True)
 class ChunkedMatrix:
-    """A matrix `|W|∘a`, `W∘a` or W in float64, computed from a stored weight where it is needed.
+    """Represents `|W|∘a`, `W∘a` or W in float64, computed from a stored weight when needed.
 
-    Products are computed on the device that holds the weight; what goes in and comes out is in main memory.
+    Products are computed on the weight's device; arguments and results are in main memory.
 
     Attributes:
         weight: W, (m, n), any float dtype, on any device.
-        absolute: Whether magnitudes are taken.
-        scale: a, (n,), one factor for each column; None stands for ones.
+        absolute: Whether to take magnitudes.
+        scale: a, (n,), one factor for each column; None means ones.
     """
 
     weight: Tensor
@@ -83,7 +83,7 @@ class ChunkedMatrix:
 def product(left: Tensor, right: Tensor) -> Tensor:
     """Return the product of two matrices, on their device; on the CPU by NumPy's BLAS.
 
-    torch's own BLAS (MKL) computes float64 on some processors at two thirds of the speed.
+    On some processors, torch's own BLAS (MKL) reaches only two thirds of the speed in float64.
     """
     if left.device.type == "cpu":
         return torch.from_numpy(left.numpy() @ right.numpy())

@@ -1,4 +1,4 @@
-"""The metric in which errors count: the input Gram matrix H."""
+"""Solves and decompositions with the input Gram matrix H, the metric of errors."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from scipy.linalg.lapack import dpotrf, dpotrs
 
 from curconvert.base.types import Matrix
 
-LEAST_RIDGE = 1e-10  # a singular matrix stays solvable, far above its rounding errors
+LEAST_RIDGE = 1e-10  # makes a singular matrix solvable, and is far above its rounding errors
 _NEAREST = 1e-4  # least distance of a unit vector from the span of the others: a Gram matrix loses half the digits
 
 
 def ridged(gram: Matrix, ridge: float) -> Matrix:
-    """Return `H + λ diag(H)`: every feature is regularized in its own units, and dead ones stay dead."""
+    """Return `H + λ diag(H)`: the ridge is relative to each feature's energy, and dead features stay zero."""
     return np.asarray(gram + ridge * np.diag(np.diag(gram)))
 
 
 def square_root(gram: Matrix) -> Matrix:
     """Return S with `H = S Sᵀ`, (n, n).
 
-    By eigendecomposition, S = V Λ^½, as in SVD-LLM v2 (arXiv 2503.12340), and not by Cholesky: H is singular as
-    soon as an input feature is dead or there are fewer tokens than features, where Cholesky breaks down and
-    eigenvalues are only clipped at zero. Nothing here ever divides by S; see `low_rank`.
+    It uses the eigendecomposition, S = V Λ^½, as in SVD-LLM v2 (arXiv 2503.12340). Cholesky would fail: H is singular
+    if an input feature is dead or if there are fewer tokens than features. Negative eigenvalues are clipped at zero,
+    which is safe because no caller divides by S; see `low_rank`.
 
     Args:
         gram: H, (n, n) symmetric positive semi-definite up to rounding.
@@ -34,8 +34,8 @@ def square_root(gram: Matrix) -> Matrix:
 def solve_right(numerator: Matrix, gram: Matrix) -> Matrix:
     """Return `N G⁺` for a symmetric positive semi-definite G.
 
-    By Cholesky where G is far from singular. Where it is not, N is projected on the eigenvectors first: a G⁺ formed on
-    its own has entries as large as the condition number, and their rounding errors alone would outweigh the result.
+    It uses Cholesky if G is far from singular. Otherwise it projects N on the eigenvectors first: an explicit G⁺ has
+    entries as large as the condition number, and their rounding errors would exceed the result.
     """
     found = _definite_solve(gram, numerator.T)
     if found is not None:
@@ -47,12 +47,12 @@ def solve_right(numerator: Matrix, gram: Matrix) -> Matrix:
 
 
 def ridge_solve(numerator: Matrix, gram: Matrix, ridge: float) -> Matrix:
-    """Return `N (G + λ diag(G))⁻¹`: each feature is regularized in its own units, and dead ones are given zero.
+    """Return `N (G + λ diag(G))⁻¹`, with zeros for dead features; the ridge is relative to each feature's energy.
 
     Args:
         numerator: N, (m, n), zero in the columns of dead features.
         gram: G, (n, n) symmetric positive semi-definite up to rounding.
-        ridge: λ; at least 1e-10 is taken.
+        ridge: λ; raised to 1e-10 if smaller.
     """
     scales = np.sqrt(np.diag(gram))
     scales = np.where(scales > 0, scales, 1.0)
@@ -63,10 +63,10 @@ def ridge_solve(numerator: Matrix, gram: Matrix, ridge: float) -> Matrix:
 
 
 def least_squares(A: Matrix, B: Matrix) -> Matrix:
-    """Solve `min_X ‖A X − B‖_F`, with the least norm where the columns of A are dependent.
+    """Solve `min_X ‖A X − B‖_F`; if the columns of A are dependent, return the solution with the least norm.
 
-    By the normal equations where the columns are far from dependent: products of large matrices, several times as fast
-    as Householder's QR, which serves elsewhere.
+    It uses the normal equations if the columns are far from dependent, which is several times faster than Householder's
+    QR. Otherwise it uses Householder's QR.
 
     Args:
         A: (m, r), m ≥ r.
@@ -86,7 +86,7 @@ def least_squares(A: Matrix, B: Matrix) -> Matrix:
 
 
 def right_inverse(R: Matrix) -> Matrix:
-    """Return the pseudo-inverse of a wide matrix, (n, r) of (r, n), by the ways of `least_squares`."""
+    """Return the pseudo-inverse of a wide matrix, (n, r) for (r, n), with the same choices as `least_squares`."""
     solved = _definite_solve(R @ R.T, R)
     if solved is not None:
         return solved.T
@@ -97,7 +97,7 @@ def right_inverse(R: Matrix) -> Matrix:
 
 
 def _definite_solve(gram: Matrix, right: Matrix) -> Matrix | None:
-    """Return `G⁻¹ B` by Cholesky; None where G is singular or so near to it that digits would be lost.
+    """Return `G⁻¹ B` by Cholesky; None if G is so close to singular that digits would be lost.
 
     Args:
         gram: G, (r, r) symmetric positive semi-definite up to rounding; scaled to a unit diagonal first.
@@ -106,7 +106,7 @@ def _definite_solve(gram: Matrix, right: Matrix) -> Matrix | None:
     scales = np.sqrt(np.maximum(np.diag(gram), 0.0))
     if scales.min() <= np.finfo(np.float64).tiny:
         return None
-    # A NaN, of an input that overflowed, goes the slow way too, to be refused where it always was.
+    # A NaN, from an input that overflowed, also returns None: the slow way then rejects it.
     root, failed = dpotrf(gram / scales[:, None] / scales, lower=1)
     if failed or not np.diag(root).min() > _NEAREST:
         return None
@@ -120,5 +120,5 @@ def _dependent(triangle: Matrix) -> bool:
 
 
 def output_norm(matrix: Matrix, gram: Matrix) -> float:
-    """`‖M H^½‖_F = sqrt(tr(M H Mᵀ))`."""
+    """Return `‖M H^½‖_F = sqrt(tr(M H Mᵀ))`."""
     return float(np.sqrt(max(np.einsum("ij,ij->", matrix @ gram, matrix), 0.0)))

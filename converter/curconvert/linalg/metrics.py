@@ -1,4 +1,4 @@
-"""The metrics in which factors are best, known by their products: a Gram matrix need not exist for them."""
+"""Metrics for which factors are optimized, given by their products, so that no Gram matrix is needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from curconvert.linalg.statistics import InputStatistics
 
 @dataclass(frozen=True)
 class FullMetric:
-    """`H + λ diag(H)`, H the Gram matrix of a linear's input.
+    """Represents `H + λ diag(H)`, H the Gram matrix of a linear's input.
 
     Attributes:
         statistics: Of the input.
@@ -37,7 +37,7 @@ class FullMetric:
         samples, scale = self.statistics.samples, np.sqrt(self.statistics.diagonal)
         if samples is None:
             return self._root(scale) @ rng.standard_normal((len(scale), size))
-        # S is [Xᵀ/√T, √λ D]: its two halves meet two independent parts of Ω.
+        # S is [Xᵀ/√T, √λ D]: its two parts multiply two independent parts of Ω.
         drawn = rng.standard_normal((len(samples), size))
         own = np.sqrt(self.ridge) * scale[:, None] * rng.standard_normal((len(scale), size))
         return np.asarray(self.statistics.mixed(drawn) / np.sqrt(len(samples)) + own)
@@ -49,13 +49,13 @@ class FullMetric:
         np.fill_diagonal(scaled, np.where(alive, np.diag(scaled), 1.0))
         try:
             return np.asarray(scale[:, None] * scipy.linalg.cholesky(scaled, lower=True, check_finite=False))
-        except np.linalg.LinAlgError:  # without a ridge, and with fewer tokens than features or dependent ones
+        except np.linalg.LinAlgError:  # without a ridge, if there are fewer tokens than features or dependent features
             return square_root(self.dense())
 
 
 @dataclass(frozen=True)
 class DiagonalMetric:
-    """`diag(H)`: each input feature by itself.
+    """Represents `diag(H)`: each input feature on its own.
 
     Attributes:
         statistics: Of the input.

@@ -1,4 +1,4 @@
-"""First and second moments of what enters a linear layer."""
+"""Holds the first and second moments of a linear's input, and computes with them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from curconvert.base.types import Matrix, Vector
 from curconvert.linalg.chunked import CHUNK, ChunkedMatrix
 
-_CONSTANT = 1e-12  # share of a second moment below which a variance is rounding, in float64
+_CONSTANT = 1e-12  # a variance below this share of the second moment is a rounding error, in float64
 
 
 @dataclass(frozen=True)
 class Drift:
-    """How far a compressed model's inputs x̂ are from the original's x, token by token.
+    """Holds the moments of the differences between a compressed model's inputs x̂ and the original's x.
 
-    Moments of the differences themselves, so that nothing cancels where these are small.
+    They are summed from each token's difference, so that small differences do not cancel.
 
     Attributes:
         cross: `Δ = E[(x − x̂) x̂ᵀ]`, (in_features, in_features) float64.
@@ -33,19 +33,19 @@ class Drift:
 
 @dataclass(frozen=True)
 class InputStatistics:
-    """What calibration knows about a linear layer's input.
+    """Holds the statistics of a linear's input over the calibration tokens.
 
-    The Gram matrix is held as it is, or as the inputs themselves where these are smaller: then T tokens of n features
-    take T·n numbers instead of n², and products with the Gram matrix go through them.
+    It stores the Gram matrix, or the inputs if they are smaller. T inputs of n features take T·n numbers instead of n²,
+    and products with the Gram matrix are computed from them.
 
     Attributes:
-        second_moment: `E[x xᵀ]` over the calibration tokens, uncentered, (in_features, in_features) float64; None
-            where `samples` stand for it.
+        second_moment: `E[x xᵀ]` over the calibration tokens, uncentered, (in_features, in_features) float64; None if
+            `samples` replace it.
         tokens: Number of tokens averaged over.
         mean: `μ = E[x]`, (in_features,) float64.
-        held_out: Of a part of these tokens, to choose settings on; None where none was held out.
-        samples: Every input, (tokens, in_features) float32; None where there is a second moment.
-        drift: From the original's inputs; None where these are the original's, or were not compared with them.
+        held_out: Statistics of a part of these tokens, for choosing settings; None if no part was held out.
+        samples: Every input, (tokens, in_features) float32; None if there is a second moment.
+        drift: From the original's inputs; None if these are the original's, or were not compared with them.
     """
 
     second_moment: Matrix | None
@@ -57,7 +57,7 @@ class InputStatistics:
 
     @cached_property
     def gram(self) -> Matrix:
-        """`H = E[x xᵀ]`, (in_features, in_features) float64; computed on first use where samples stand for it."""
+        """`H = E[x xᵀ]`, (in_features, in_features) float64; computed from the samples on first use if needed."""
         if self.second_moment is not None:
             return self.second_moment
         total = np.zeros((len(self.mean), len(self.mean)))
@@ -103,9 +103,9 @@ class InputStatistics:
 
     @property
     def centered(self) -> InputStatistics:
-        """Statistics of `x − μ`: second moments `H − μμᵀ`, mean zero. A constant feature has all zeros, exactly.
+        """Statistics of `x − μ`: second moment `H − μμᵀ`, mean zero. A constant feature gets exact zeros.
 
-        A drift is centered likewise: `Δ − δμᵀ`.
+        The drift is centered as well: `Δ − δμᵀ`.
         """
         gram = self.gram - np.outer(self.mean, self.mean)
         constant = np.diag(gram) <= _CONSTANT * np.diag(self.gram)
@@ -131,9 +131,9 @@ class InputStatistics:
         return found / self.tokens
 
     def images(self, matrix: Matrix) -> NDArray[np.float32]:
-        """Return the one large product that `energy` needs: `M H`, or `M Xᵀ / √T` where samples X are held, (k, any).
+        """Return the large product that `energy` needs: `M H`, or `M Xᵀ / √T` if there are samples X, (k, any).
 
-        It is linear in M, and float32: such sums are only reported, and 1e-6 of them is exact enough.
+        It is linear in M. It is float32: the sums are only reported, and a relative error of 1e-6 is small enough.
 
         Args:
             matrix: M, (k, in_features) float64.
@@ -141,7 +141,7 @@ class InputStatistics:
         if self.samples is None:
             single, gram = matrix.astype(np.float32), self.gram
             found = np.empty(matrix.shape, np.float32)
-            step = max(1, CHUNK // len(gram))  # the Gram matrix of a wide layer is never copied as a whole
+            step = max(1, CHUNK // len(gram))  # avoids a copy of the whole Gram matrix of a wide layer
             for start in range(0, len(gram), step):
                 part = slice(start, start + step)
                 found[:, part] = single @ gram[:, part].astype(np.float32)
@@ -153,7 +153,7 @@ class InputStatistics:
 
         Args:
             matrix: M, (k, in_features) float64.
-            images: `images(matrix)`, where it is known.
+            images: `images(matrix)`, if already computed.
         """
         found = self.images(matrix) if images is None else images
         return (
@@ -161,7 +161,7 @@ class InputStatistics:
         )
 
     def mixed(self, weights: Matrix) -> Matrix:
-        """Return sums of inputs, `Xᵀ M`, (in_features, k); where samples are held.
+        """Return sums of inputs, `Xᵀ M`, (in_features, k); needs samples.
 
         Args:
             weights: M, (tokens, k) float64.
@@ -175,5 +175,5 @@ class InputStatistics:
 
 
 def squares(matrix: NDArray[np.floating[Any]]) -> float:
-    """Sum the squares of a matrix, in float64."""
+    """Return the sum of the squares of a matrix, in float64."""
     return float(np.einsum("ij,ij->", matrix, matrix, dtype=np.float64))

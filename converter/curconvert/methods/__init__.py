@@ -1,1 +1,1 @@
-"""Compression methods: what each one plans, which statistics it needs and which tasks it runs."""
+"""The compression methods, one module each: how it plans, which statistics it needs and which tasks it runs."""

@@ -1,4 +1,4 @@
-"""`--method asvd`: The best approximation of columns scaled by the size of the inputs (ASVD, arXiv 2312.05821)."""
+"""`--method asvd`: the truncated SVD of the weight with columns scaled by their inputs (ASVD, arXiv 2312.05821)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ASVD(TwoFactor):
-    """The best approximation of columns scaled by the size of the inputs (ASVD, arXiv 2312.05821)."""
+    """Approximates the weight with columns scaled by the size of their inputs (ASVD, arXiv 2312.05821)."""
 
     name: ClassVar[str] = "asvd"
     summary: ClassVar[str] = "best for columns scaled by the inputs' size (ASVD, arXiv 2312.05821)"

@@ -1,4 +1,4 @@
-"""`--method auto`: one budget for the whole model, spent on the modules where it is worth most."""
+"""`--method auto`: divides one parameter budget for the whole model by measured costs of each module."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Auto(Budgeted):
-    """Interpolative attention matrices and smaller MLPs, sized by what each is measured to be worth.
+    """Compresses attention matrices to interpolative form and MLPs to fewer neurons, at sizes from measured costs.
 
     Attributes:
-        max_kl: Find the smallest model whose mean KL on held-out calibration text stays within it, nats per token.
-        share: Let neighboring layers' matrices have one basis where it pays.
-        scored: Write what `resize` needs to cut the artifact to any smaller size.
+        max_kl: Limit of the mean KL on held-out calibration text, nats per token; finds the smallest model within it.
+        share: Whether matrices of neighboring layers share one basis where this lowers the cost.
+        scored: Whether to write the components with which `resize` cuts the artifact to any smaller size.
     """
 
     name: ClassVar[str] = "auto"
@@ -59,7 +59,7 @@ class Auto(Budgeted):
         if settings.mixes_bits and self.max_kl is not None:
             raise InputError("--max-kl: widths are chosen for a size; with --bits-per-weight give --keep")
         if self.scored and (self.share or settings.quantization is not None):
-            raise InputError("--scored: goes with --method auto, and neither with --share nor with --quantize")
+            raise InputError("--scored: cannot be combined with --share, --quantize or --bits-per-weight")
 
     @property
     def searches(self) -> bool:
@@ -76,7 +76,7 @@ class Auto(Budgeted):
         return MODULAR.get(role, super().first_form(role))
 
     def decide(self, context: Context, measured: Measured) -> Plan:
-        """Spend the budget, or search for the least; see `Method.decide`."""
+        """Divide the budget, or search for the smallest size within `max_kl`; see `Method.decide`."""
         from curconvert.allocation.plans import allocated
         from curconvert.allocation.search import smallest
         from curconvert.methods.core.divergence import divergence
@@ -111,7 +111,7 @@ class Auto(Budgeted):
     def tasks(
         self, plans: Sequence[MatrixPlan], statistics: Mapping[str, InputStatistics], context: Context
     ) -> Iterator[FactorTask]:
-        """Read one block's matrices as the allocation planned them; see `Method.tasks`."""
+        """Read one block's matrices and yield a task for each planned module; see `Method.tasks`."""
         from curconvert.factorization.projections import largest_first, read_projections
         from curconvert.factorization.tasks import AllocatedTask, mlp_task
         from curconvert.families.roles import role_of
@@ -143,7 +143,7 @@ class Auto(Budgeted):
 
 
 def _shared_task(plan: MatrixPlan, context: Context) -> SharedTask:
-    """Read both matrices of a pair: either block computes their factors, so nothing is kept from one to the other."""
+    """Read both matrices of a pair. Each of the two blocks computes the factors again, so nothing is kept between."""
     from curconvert.factorization.projections import read_projections
     from curconvert.factorization.tasks import SharedTask
 

@@ -1,4 +1,4 @@
-"""`--method cur`: real columns, a small linking matrix and real rows, `W ≈ C·U·R`."""
+"""`--method cur`: columns of W, a small linking matrix and rows of W, `W ≈ C·U·R`."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ STORED: Mapping[str, tuple[str, ...]] = {
     "interpolative": ("interpolative",),
     "auto": ("cur", "two_factor", "interpolative"),
 }
-"""How a product C·U·R may be stored: as it is, as C·U and R, as rows and coefficients, or whichever is smallest."""
+"""How C·U·R may be stored: as three factors, as C·U and R, as rows and coefficients, or as the best of these."""
 _PIVOTING = ("qr", "lu")
 
 
 @dataclass(frozen=True)
 class CUR(Matrixwise, Sized):
-    """CURing's form, with rows and columns chosen for the outputs.
+    """Factorizes into CURing's form, with rows and columns chosen for the outputs.
 
     Attributes:
         selector: Chooses rows and columns, see `curconvert.selection.indices`.
-        importance: The matrix that the selector works on, see there.
+        importance: Which matrix the selector works on, see `importance_matrix` there.
         link: Metric in which U is optimal.
         stored: How C·U·R is stored, one of `STORED`.
-        exact_svd: Take the singular vectors of `deim`, `qdeim` and `leverage` from a full SVD.
+        exact_svd: Whether a full SVD computes the singular vectors for `deim`, `qdeim` and `leverage`.
     """
 
     name: ClassVar[str] = "cur"
@@ -59,7 +59,7 @@ class CUR(Matrixwise, Sized):
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """Return the method; another selector than `qr` works on `activation` unless an importance is given with it."""
+        """Return the method; selectors other than `qr` default to the importance `activation`."""
         other = cls.importance == "output" and values.get("selector", "qr") != "qr"
         return super().of({**({"importance": "activation"} if other else {}), **values})
 
@@ -77,7 +77,7 @@ class CUR(Matrixwise, Sized):
 
     @property
     def full_metric(self) -> bool:
-        """Whether U is best for the outputs; see `Method.full_metric`."""
+        """Whether U is optimal for the outputs; see `Method.full_metric`."""
         return self.link == "full"
 
     @property
@@ -86,7 +86,7 @@ class CUR(Matrixwise, Sized):
         return self.full_metric
 
     def forms(self, role: Role) -> tuple[str, ...]:
-        """Return the forms that C·U·R may be stored in."""
+        """Return the forms in which C·U·R may be stored."""
         return STORED[self.stored]
 
     def factorize(self, problem: Problem, settings: Settings, fisher_rows: Vector | None) -> Factorization:
@@ -105,7 +105,7 @@ class CUR(Matrixwise, Sized):
         return factorize_cur(problem, options)
 
     def cost(self, matrix: MatrixPlan, tokens: int) -> Cost:
-        """Return what choosing, linking and storing cost; see `Method.cost`."""
+        """Return the cost of selection, link and storage; see `Method.cost`."""
         if matrix.form not in STORED["cur"]:
             return cost_of(matrix, tokens)
         pivots = self.selector in _PIVOTING

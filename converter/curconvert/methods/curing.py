@@ -11,7 +11,7 @@ from curconvert.methods.cur import CUR
 
 @dataclass(frozen=True)
 class CURing(CUR):
-    """C·U·R with rows and columns by DEIM on WANDA's importance, and U best for the weights."""
+    """Factorizes into C·U·R with rows and columns by DEIM on WANDA's importance, and U optimal for the weights."""
 
     name: ClassVar[str] = "curing"
     summary: ClassVar[str] = "rows and columns by DEIM on |W|·diag(a), U best for the weights (arXiv 2501.04211)"

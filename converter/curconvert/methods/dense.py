@@ -1,4 +1,4 @@
-"""`--method dense`: nothing gets smaller; matrices are quantized by their inputs on the calibration text."""
+"""`--method dense`: only quantizes matrices, with the statistics of their inputs on the calibration text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Dense(Method):
-    """Every matrix stays whole."""
+    """Factorizes no matrix."""
 
     name: ClassVar[str] = "dense"
     stores: ClassVar[str] = "all numbers, quantized"
@@ -32,7 +32,7 @@ class Dense(Method):
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """Return the method, which takes no size."""
+        """Return the method; reject any size."""
         given = [flag for size, flag in SIZES.items() if size in values]
         if given:
             raise InputError(f"{given[0]}: --method {cls.name} keeps every number; it takes no size")
@@ -44,12 +44,12 @@ class Dense(Method):
         return False
 
     def check(self, settings: Settings) -> None:
-        """Refuse what would do nothing; see `Method.check`."""
+        """Reject settings under which the method would do nothing; see `Method.check`."""
         if settings.quantization is None or settings.layers != "all":
             raise InputError("--method dense compresses no layer, it only quantizes: give --quantize, and no --layers")
 
     def plan(self, checkpoint: Checkpoint, settings: Settings, layers: tuple[int, ...] | None = None) -> Plan:
-        """Leave every linear as it is; see `Method.plan`."""
+        """Return a plan in which every linear stays dense; see `Method.plan`."""
         from curconvert.allocation.plans import assemble
         from curconvert.base.plan import MatrixPlan
         from curconvert.calibration.text import check_context
@@ -63,7 +63,7 @@ class Dense(Method):
     def tasks(
         self, plans: Sequence[MatrixPlan], statistics: Mapping[str, InputStatistics], context: Context
     ) -> Iterator[FactorTask]:
-        """Yield nothing: no matrix gets smaller."""
+        """Yield no task."""
         yield from ()
 
 

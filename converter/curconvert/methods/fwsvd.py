@@ -1,4 +1,4 @@
-"""`--method fwsvd`: The best approximation of rows weighted by their Fisher information (FWSVD, arXiv 2207.00112)."""
+"""`--method fwsvd`: the truncated SVD with rows weighted by their Fisher information (FWSVD, arXiv 2207.00112)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FWSVD(TwoFactor):
-    """The best approximation of rows weighted by their Fisher information (FWSVD, arXiv 2207.00112)."""
+    """Approximates the weight with rows weighted by their Fisher information (FWSVD, arXiv 2207.00112)."""
 
     name: ClassVar[str] = "fwsvd"
     summary: ClassVar[str] = "best for rows weighted by their Fisher information (FWSVD, arXiv 2207.00112)"

@@ -1,4 +1,4 @@
-"""`--method modegpt`: a smaller MLP, and attention heads with fewer dimensions (MoDeGPT, arXiv 2408.09632)."""
+"""`--method modegpt`: MLPs with fewer neurons, attention heads with fewer dimensions (MoDeGPT, arXiv 2408.09632)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MODULES = (*_PAIRS, tuple(MODULAR))  # linears that get smaller together
 
 @dataclass(frozen=True)
 class MoDeGPT(Sized):
-    """Each module of a block gets smaller as a whole: queries and keys, values and outputs, the MLP."""
+    """Compresses each module of a block as a whole: query and key, value and output, the MLP."""
 
     name: ClassVar[str] = "modegpt"
     stores: ClassVar[str] = "a share of each head's dimensions and of each MLP's neurons"
@@ -39,11 +39,11 @@ class MoDeGPT(Sized):
     recorded: ClassVar[Mapping[str, str]] = {"form": "modules"}
 
     def check(self, settings: Settings) -> None:
-        """Refuse parts of modules; see `Method.check`."""
+        """Reject targets that are only a part of a module; see `Method.check`."""
         if any(set(part) - settings.roles not in (set(), set(part)) for part in _MODULES):
             parts = " and ".join(",".join(targets_for(part)) for part in _MODULES)
             raise InputError(
-                f"--targets {','.join(settings.targets)}: --method {self.name} takes whole ones of {parts}"
+                f"--targets {','.join(settings.targets)}: --method {self.name} needs whole groups: {parts}"
             )
 
     def forms(self, role: Role) -> tuple[str, ...]:
@@ -51,7 +51,7 @@ class MoDeGPT(Sized):
         return ({**MODULAR, **SPARSE}[role],)
 
     def plan(self, checkpoint: Checkpoint, settings: Settings, layers: tuple[int, ...] | None = None) -> Plan:
-        """Plan each matrix, those of an attention by their heads; see `Method.plan`."""
+        """Plan each matrix; the heads decide the ranks in attention; see `Method.plan`."""
         from curconvert.base.names import layer_of
         from curconvert.families.heads import attention_heads
 
@@ -80,7 +80,7 @@ class MoDeGPT(Sized):
     def tasks(
         self, plans: Sequence[MatrixPlan], statistics: Mapping[str, InputStatistics], context: Context
     ) -> Iterator[FactorTask]:
-        """Read one block's modules; see `Method.tasks`."""
+        """Read one block and yield a task for each module; see `Method.tasks`."""
         from curconvert.base.names import layer_of
         from curconvert.factorization.projections import read_projections
         from curconvert.factorization.tasks import HeadsTask, mlp_task
@@ -108,7 +108,7 @@ class MoDeGPT(Sized):
 
     @classmethod
     def fixed(cls, checkpoint: Checkpoint) -> Mapping[str, str]:
-        """Return the queries and keys that a norm follows; see `Sized.fixed`."""
+        """Return the query and key linears that are followed by a norm; see `Sized.fixed`."""
         from curconvert.base.names import layer_of
         from curconvert.checkpoint.linears import decoder_linears
         from curconvert.families.heads import attention_heads
@@ -123,7 +123,7 @@ class MoDeGPT(Sized):
 
 
 def _obstacle(name: str, heads: Heads) -> str | None:
-    """Return why a linear's heads cannot get smaller, or None."""
+    """Return the reason why a linear's heads cannot become smaller, or None."""
     from curconvert.families.roles import role_of
 
     if heads.normed and role_of(name) in (Role.QUERY, Role.KEY):

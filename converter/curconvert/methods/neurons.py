@@ -1,4 +1,4 @@
-"""`--method neurons`: a smaller MLP, which keeps some of its neurons (MoDeGPT, arXiv 2408.09632)."""
+"""`--method neurons`: MLPs with fewer neurons (MoDeGPT, arXiv 2408.09632)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Neurons(Sized):
-    """Gate and up keep some rows, down the same columns with new values that make up for the dropped neurons."""
+    """Keeps some rows of gate and up, and the same columns of down, corrected for the dropped neurons."""
 
     name: ClassVar[str] = "neurons"
     stores: ClassVar[str] = "r neurons of each MLP: no extra product"
@@ -35,7 +35,7 @@ class Neurons(Sized):
     recorded: ClassVar[Mapping[str, str]] = {"form": "modular"}
 
     def check(self, settings: Settings) -> None:
-        """Refuse a part of an MLP; see `Method.check`."""
+        """Reject targets other than the three linears of an MLP; see `Method.check`."""
         if settings.roles != MODULAR.keys():
             wanted = ",".join(targets_for(MODULAR))
             raise InputError(f"--targets {','.join(settings.targets)}: --method {self.name} takes {wanted}")
@@ -47,7 +47,7 @@ class Neurons(Sized):
     def tasks(
         self, plans: Sequence[MatrixPlan], statistics: Mapping[str, InputStatistics], context: Context
     ) -> Iterator[FactorTask]:
-        """Read one block's MLP; see `Method.tasks`."""
+        """Read one block's MLP and yield its task; see `Method.tasks`."""
         from curconvert.factorization.projections import read_projections
         from curconvert.factorization.tasks import mlp_task
 

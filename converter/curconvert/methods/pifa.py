@@ -1,4 +1,4 @@
-"""`--method pifa`: the best rank-r matrix on the calibration text, in the storage of PIFA (arXiv 2501.19090)."""
+"""`--method pifa`: SVD-LLM's best rank-r matrix on the calibration text, in PIFA's storage (arXiv 2501.19090)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PIFA(Interpolative):
-    """SVD-LLM's optimum, stored as rows and coefficients."""
+    """Stores SVD-LLM's optimum as rows and coefficients."""
 
     name: ClassVar[str] = "pifa"
     summary: ClassVar[str] = "SVD-LLM's optimum in the storage of PIFA (arXiv 2501.19090), without loss"

@@ -1,4 +1,4 @@
-"""`--method row-id`: rows of W, and the coefficients that give the other outputs from theirs."""
+"""`--method row-id`: rows of W, and coefficients that combine their outputs to the other outputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RowID(Interpolative):
-    """An interpolative decomposition by rows."""
+    """Factorizes by an interpolative decomposition whose rows are rows of W."""
 
     name: ClassVar[str] = "row-id"
     summary: ClassVar[str] = "rows of W itself, chosen for the outputs; the other outputs are combinations of theirs"

@@ -1,4 +1,4 @@
-"""`--method soco`: how many components each matrix keeps is learned, with the model in memory (arXiv 2502.15092)."""
+"""`--method soco`: learns how many components each matrix keeps, with the model in memory (arXiv 2502.15092)."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SoCo(Budgeted):
-    """A learned spectrum: each singular component's weight is trained, and the least ones go.
+    """Trains a weight for each singular component, and drops the components with the smallest weights.
 
     Attributes:
-        steps: Of learning.
+        steps: Number of training steps.
     """
 
     name: ClassVar[str] = "soco"
@@ -45,14 +45,14 @@ class SoCo(Budgeted):
         return self.steps
 
     def plan(self, checkpoint: Checkpoint, settings: Settings, layers: tuple[int, ...] | None = None) -> Plan:
-        """Refuse what cannot be held in memory, and plan; see `Method.plan`."""
+        """Reject a model that is too large for memory, and plan; see `Method.plan`."""
         from curconvert.training.learned_plan import check_resident
 
         check_resident(checkpoint)
         return super().plan(checkpoint, settings, layers)
 
     def decide(self, context: Context, measured: Measured) -> Plan:
-        """Learn what each component is worth; see `Method.decide`."""
+        """Learn the weight of each component, and plan the ranks; see `Method.decide`."""
         from curconvert.training.learned_plan import learned_plan
         from curconvert.training.spectrum import Learning
 
@@ -71,7 +71,7 @@ class SoCo(Budgeted):
     def tasks(
         self, plans: Sequence[MatrixPlan], statistics: Mapping[str, InputStatistics], context: Context
     ) -> Iterator[FactorTask]:
-        """Read one block's matrices and the factors that were learned for them; see `Method.tasks`."""
+        """Read one block's matrices and their learned factors, and yield a task for each; see `Method.tasks`."""
         from curconvert.factorization.projections import largest_first, read_projections
         from curconvert.factorization.tasks import LearnedTask
 

@@ -1,4 +1,4 @@
-"""`--method svd`: The best approximation of the weights: the plain SVD."""
+"""`--method svd`: the truncated SVD of the weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SVD(TwoFactor):
-    """The best approximation of the weights: the plain SVD."""
+    """Approximates the weights by their truncated SVD."""
 
     name: ClassVar[str] = "svd"
     summary: ClassVar[str] = "best for the weights: the plain SVD"

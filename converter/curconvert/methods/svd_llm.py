@@ -1,4 +1,4 @@
-"""`--method svd-llm`: The best approximation for the outputs (SVD-LLM, arXiv 2403.07378)."""
+"""`--method svd-llm`: the best low-rank approximation of the outputs (SVD-LLM, arXiv 2403.07378)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SVDLLM(TwoFactor):
-    """The best approximation for the outputs (SVD-LLM, arXiv 2403.07378)."""
+    """Approximates the outputs on the calibration text (SVD-LLM, arXiv 2403.07378)."""
 
     name: ClassVar[str] = "svd-llm"
     summary: ClassVar[str] = "best for the outputs on the calibration text (SVD-LLM, arXiv 2403.07378)"

@@ -1,1 +1,1 @@
-"""Frozen options, checked when they are made."""
+"""Options as frozen dataclasses, which check their values when created."""

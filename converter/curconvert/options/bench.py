@@ -1,4 +1,4 @@
-"""What `bench` is asked for."""
+"""Options of `bench`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ GRAPHS = ("auto", "fused", "portable")
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """Requests that are timed, and how.
+    """Says which requests to time, and how.
 
     Attributes:
         prompt_tokens: Lengths of prompts.
-        generated_tokens: Tokens after the first that are timed, for each row.
+        generated_tokens: Tokens to time after the first one, for each row.
         batches: Numbers of rows; each is combined with each length.
-        rounds: Timed rounds; one more goes before them.
-        threads: Threads of onnxruntime and of the memory's reader; None leaves the first to onnxruntime and takes all
-            CPUs for the second.
-        graph: `auto` takes the fused graph where there is one.
+        rounds: Timed rounds; one untimed round runs before them.
+        threads: Threads of onnxruntime and of the memory benchmark; None lets onnxruntime choose, and uses all CPUs for
+            the memory benchmark.
+        graph: `fused`, `portable`, or `auto`: the fused graph if there is one.
         provider: `cpu` or `cuda`.
     """
 
@@ -41,7 +41,7 @@ class BenchOptions:
             if not values:
                 raise InputError(f"{option} is empty: give at least one value")
             if len(set(values)) < len(values):
-                raise InputError(f"{option} {','.join(map(str, values))}: a value stands there twice")
+                raise InputError(f"{option} {','.join(map(str, values))}: a value appears twice")
             for value in values:
                 at_least(option, value, 1)
         at_least("--generated-tokens", self.generated_tokens, 1)
@@ -53,7 +53,7 @@ class BenchOptions:
 
     @property
     def workloads(self) -> list[Workload]:
-        """The requests, smallest batch first."""
+        """The requests to time, smallest batch first."""
         return [
             Workload(batch, length, self.generated_tokens)
             for batch in sorted(self.batches)
@@ -61,7 +61,7 @@ class BenchOptions:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON values."""
+        """Return the options as JSON values."""
         return {
             "prompt_tokens": list(self.prompt_tokens),
             "generated_tokens": self.generated_tokens,
@@ -75,7 +75,7 @@ class BenchOptions:
 
 @dataclass(frozen=True)
 class Workload:
-    """One kind of request: random tokens of equal length in every row, continued greedily; no end token stops it.
+    """Describes one request: rows of random tokens of equal length, continued greedily; no end token stops them.
 
     Attributes:
         batch: Rows.
@@ -88,7 +88,7 @@ class Workload:
     generated_tokens: int
 
     def check_context(self, artifact: Artifact) -> None:
-        """Refuse what does not fit a model's context."""
+        """Reject a request that is longer than the model's context; raises InputError."""
         total, context = self.prompt_tokens + self.generated_tokens, artifact.model["max_position_embeddings"]
         if total > context:
             raise InputError(

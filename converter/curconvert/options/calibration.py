@@ -11,15 +11,15 @@ BUILTIN = "builtin"
 
 @dataclass(frozen=True)
 class CalibrationOptions:
-    """Which text calibrates the compression, and how much of it.
+    """Says which text calibrates the compression, and how much of it.
 
     Attributes:
         source: `builtin`, or the path of a UTF-8 text file, a `.jsonl` file or a `.safetensors` file of token ids.
         text_field: The key that holds the text in each object of a JSONL file.
-        sequences: Calibration sequences wanted; a shorter text gives fewer, with a notice.
+        sequences: Number of calibration sequences; a shorter text gives fewer, with a notice.
         tokens_per_sequence: Length of every sequence.
-        probe_sequences: Sequences held out for verification, never used for calibration.
-        seed: Shifts which of the evenly spread sequences are taken.
+        probe_sequences: Number of sequences held out for verification, never used for calibration.
+        seed: Shifts the choice of the evenly spread sequences.
 
     Raises:
         InputError: A number is out of range or a name is empty.

@@ -1,4 +1,4 @@
-"""The names that options may have: selectors, importances and links."""
+"""The allowed names of selectors, importances and links."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options of where work is done."""
+"""Options for where and with how much memory a conversion runs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from curconvert.base.machine import available_cpus
 
 @dataclass(frozen=True)
 class ExecutionOptions:
-    """Where matrices are factorized and hidden states are kept. Results do not depend on it.
+    """Says where matrices are factorized and hidden states are kept. Results do not depend on it.
 
     Attributes:
-        executor: `local`, `ray` (a cluster on this machine for as long as the work lasts) or `ray://HOST:PORT` (a
+        executor: `local`, `ray` (a cluster on this machine for the duration of the conversion) or `ray://HOST:PORT` (a
             running cluster, by the address of its client server).
-        workers: Tasks at the same time; None is the number of cores that this process may use. A running cluster
-            decides by itself.
-        memory_limit: Bytes that this process may have resident, as estimated; hidden states go to the disk where that
-            is needed for it. None does without.
+        workers: Number of tasks at the same time; None means the number of cores that this process may use. A running
+            cluster chooses the number itself.
+        memory_limit: Limit of the estimated resident memory, bytes; hidden states go to disk if needed. None means no
+            limit.
     """
 
     executor: str = "local"
@@ -39,19 +39,19 @@ class ExecutionOptions:
 
     @property
     def tasks_at_once(self) -> int:
-        """Number of tasks that this machine works on at the same time."""
+        """Number of tasks that this machine runs at the same time."""
         return self.workers or available_cpus()
 
     @property
     def address(self) -> str | None:
-        """Address of a running cluster; None where there is none to connect to."""
+        """Address of a running cluster; None for the other executors."""
         return self.executor if self.executor.startswith(_REMOTE) else None
 
     def check_installed(self) -> None:
-        """Refuse what is not installed, before any work.
+        """Reject an executor whose packages are not installed, before any work.
 
         Raises:
-            BackendError: Ray, or what its client needs, is missing.
+            BackendError: Ray, or a package that its client needs, is missing.
         """
         needed = ["ray"] * (self.executor != "local") + ["grpc"] * (self.address is not None)
         missing = [name for name in needed if importlib.util.find_spec(name) is None]

@@ -1,4 +1,4 @@
-"""How to heal: what is trained, towards what, for how long."""
+"""Options of `heal`: which tensors to train, on which losses, for how long."""
 
 from __future__ import annotations
 
@@ -16,43 +16,43 @@ Mode = Literal["whole", "blocks"]
 Objective = Literal["distill", "ce"]
 Start = Literal["none", "als"]
 SEQUENCES = 8192
-"""Training sequences at most, unless asked for."""
+"""Default of the largest number of training sequences."""
 TRAINED: tuple[str, ...] = get_args(Trained)
 MODES: tuple[str, ...] = get_args(Mode)
 OBJECTIVES: tuple[str, ...] = get_args(Objective)
 STARTS: tuple[str, ...] = get_args(Start)
-# What an objective means; explicit weights override single entries.
+# Default weights of each objective; explicit weights override single entries.
 _WEIGHTS: Mapping[str, Mapping[str, float]] = {"distill": {}, "ce": {"hidden": 0.0, "ce": 1.0, "kl": 0.0}}
 
 
 @dataclass(frozen=True)
 class HealOptions:
-    """CURing's healing; the defaults are its paper's (arXiv 2501.04211, section 4).
+    """Says how to heal, as in CURing; the defaults are the paper's (arXiv 2501.04211, section 4).
 
-    Build it with `HealOptions.for_objective`, which fills the objective's weights in.
+    Build it with `HealOptions.for_objective`, which fills in the objective's weights.
 
     Attributes:
-        objective: `distill`: back to the original, on running text; the divergence from it ends training. `ce`: a task,
-            from the lines of a JSONL file (`curconvert.healing.examples`); the cross-entropy on held-out ones ends
-            training.
-        train: `u`: the linking factors (U of `cur`, T of `interpolative`); `u+norms`: the norms' scales too.
-        mode: `whole`: the model as one, towards the original's hidden states and logits; `blocks`: each decoder block
-            by itself, towards the original block's output, with one block in memory.
-        start: `als`: before any step one sweep of least squares over the linking factors, block by block, see
-            `curconvert.training.start`; `none`: the factors are those of the conversion.
+        objective: `distill`: train towards the original, on running text; training ends by the held-out divergence.
+            `ce`: train on a task, from the lines of a JSONL file (`curconvert.training.examples`); training ends by the
+            held-out cross-entropy.
+        train: `u`: the linking factors (U of `cur`, T of `interpolative`); `u+norms`: also the norms' scales.
+        mode: `whole`: the whole model, towards the original's hidden states and logits; `blocks`: each decoder block on
+            its own, towards the original block's output, with one block in memory.
+        start: `als`: first one sweep of least squares over the linking factors, block by block, see
+            `curconvert.training.start`; `none`: start from the conversion's factors.
         hidden: Weight of the mean squared error of the hidden states between blocks; unused with `blocks`.
         ce: Weight of the cross-entropy on the text, or on the completions of a task; unused with `blocks`.
         kl: Weight of KL(original ‖ healed), nats per token; unused with `blocks`.
-        steps: Steps of the optimizer; for each block with `blocks`. With the start `als` there may be none.
-        batch: Sequences of a step.
-        accumulate: Parts that a step's batch is computed in: memory for time, the sum is the same.
-        learning_rate: The highest, reached after `warmup` steps; it then falls along a cosine.
+        steps: Steps of the optimizer; for each block with `blocks`. With the start `als` it may be 0.
+        batch: Sequences per step.
+        accumulate: Number of parts in which a batch is computed, which saves memory; the gradient is the same sum.
+        learning_rate: The highest rate, reached after `warmup` steps; it then falls along a cosine.
         warmup: Steps in which the rate rises linearly.
-        evaluate_every: Steps between measurements on the held-out sequences, and between states to go on from.
+        evaluate_every: Steps between measurements on the held-out sequences, and between recorded states.
         patience: Measurements without an improvement after which training ends.
-        checkpointing: Compute each block's activations again on the way back, instead of keeping them.
+        checkpointing: Whether to recompute each block's activations in the backward pass instead of keeping them.
         data: The text, or the task; its probe sequences are held out.
-        seed: Of the order of the sequences.
+        seed: Seed for the order of the sequences.
 
     Raises:
         InputError: A number is out of range, no loss has a weight, or the data do not fit the objective.
@@ -78,7 +78,7 @@ class HealOptions:
 
     @classmethod
     def for_objective(cls, objective: str | None = None, **values: Any) -> HealOptions:
-        """Return an objective's options with some of them replaced; None means the default value."""
+        """Return the options of an objective, with given values replaced; None means the default."""
         objective = "distill" if objective is None else objective
         given = {name: value for name, value in values.items() if value is not None}
         return cls(**{"objective": objective, **_WEIGHTS.get(objective, {}), **given})
@@ -108,7 +108,7 @@ class HealOptions:
 
     def _check_task(self) -> None:
         if self.start != "none":
-            raise InputError(f"--start {self.start}: learns from the original's outputs, which --objective ce leaves")
+            raise InputError(f"--start {self.start}: fits the original's outputs; leave it out with --objective ce")
         if self.mode != "whole":
             raise InputError(f"--mode {self.mode}: --objective ce trains the model as one; a block alone has no task")
         if not self.data.source.endswith(".jsonl"):
@@ -119,11 +119,11 @@ class HealOptions:
 
     @property
     def needs_original(self) -> bool:
-        """Whether something is learned from the original, or measured by it."""
+        """Whether training or measuring needs the original model."""
         return self.objective == "distill" or self.hidden > 0 or self.kl > 0
 
     def to_json(self) -> dict[str, Any]:
-        """Return what the manifest records; the text is recorded by its tokens."""
+        """Return the options for the manifest, without `data`: the manifest records the text by its tokens."""
         values = asdict(self)
         del values["data"]
         return values

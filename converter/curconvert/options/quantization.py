@@ -1,4 +1,4 @@
-"""What a user asks for when matrices shall be quantized."""
+"""Options of quantization."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BLOCK_SIZES = {4: 64, 8: 32}
 
 
 def stored_bytes(itemsize: int, quantization: Quantization | None) -> float:
-    """Return the bytes of a stored number: `itemsize` in the deployed dtype, or those of a quantized matrix."""
+    """Return the bytes per stored number: of a quantized matrix, or `itemsize` without quantization."""
     if quantization is None:
         return itemsize
     return (quantization.bits_per_weight or bits_per_number(quantization.layout)) / 8
@@ -27,16 +27,16 @@ def stored_bytes(itemsize: int, quantization: Quantization | None) -> float:
 
 @dataclass(frozen=True)
 class Quantization:
-    """How stored matrices are quantized.
+    """Says how to quantize stored matrices.
 
     Attributes:
         type: `int4` or `int8`, or `mixed`: each matrix has one of them.
-        block_size: Columns that share a scale; None is 64 for `int4` and 32 for `int8`.
+        block_size: Columns that share a scale; None means 64 for `int4` and 32 for `int8`.
         asymmetric: Whether each block has a zero point.
-        rounding: `nearest`, or `gptq` for the least error of the outputs on the calibration text.
-        bits_per_weight: Budget of `mixed`: bits of a number at most, over all quantized matrices, with scales, zero
-            points and padding.
-        widths: Bits of each matrix by weight name, once they are chosen; `mixed` only.
+        rounding: `nearest`, or `gptq` for small errors of the outputs on the calibration text.
+        bits_per_weight: Budget of `mixed`: most bits per number over all quantized matrices, with scales, zero points
+            and padding.
+        widths: Bits of each matrix by weight name, once chosen; `mixed` only.
     """
 
     type: str
@@ -66,10 +66,10 @@ class Quantization:
         rounding: str | None = None,
         bits_per_weight: float | None = None,
     ) -> Self | None:
-        """Return what command-line options ask for, None where nothing shall be quantized.
+        """Return the quantization that command-line options request; None without quantization.
 
         Raises:
-            InputError: A value is not one of its option's, or stands there without what it belongs to.
+            InputError: A value is not allowed, or an option is given without the option that it belongs to.
         """
         if quantize is None and bits_per_weight is None:
             given = {"--block-size": block_size, "--asymmetric": asymmetric or None, "--rounding": rounding}
@@ -82,31 +82,31 @@ class Quantization:
 
     @property
     def mixed(self) -> bool:
-        """Whether each matrix has a width of its own."""
+        """Whether bits are chosen for each matrix."""
         return self.type == MIXED and self.bits_per_weight is not None
 
     def single(self, bits: int) -> Self:
-        """Return the same with one width for all matrices."""
+        """Return the same quantization with one width for all matrices."""
         return replace(self, type=f"int{bits}", bits_per_weight=None, widths=None)
 
     def of_matrix(self, name: str) -> Self:
-        """Return what applies to one matrix, by its weight name."""
+        """Return the quantization of one matrix, by its weight name."""
         if not self.mixed:
             return self
         assert self.widths is not None  # chosen before anything is stored
         return self.single(self.widths[name])
 
     def check_budget(self, least: float, most: float) -> None:
-        """Refuse a budget that no choice of widths can meet, or that the widest leaves unused.
+        """Reject a budget below the narrowest or above the widest choice for all matrices; raises InputError.
 
         Args:
-            least: Bits of a number where all matrices are as narrow as can be.
-            most: Where all are as wide as can be.
+            least: Bits per number with the narrowest width for all matrices.
+            most: Bits per number with the widest width for all matrices.
         """
         assert self.bits_per_weight is not None
         if not least <= self.bits_per_weight <= most:
             narrow, wide = (self.single(bits).layout for bits in BITS)
-            least, most = math.ceil(1000 * least) / 1000, math.floor(1000 * most) / 1000  # what is said is accepted
+            least, most = math.ceil(1000 * least) / 1000, math.floor(1000 * most) / 1000  # accepted if given
             raise InputError(
                 f"--bits-per-weight {self.bits_per_weight:g}: expected {least:g} (all int4, blocks of "
                 f"{narrow.block_size}) to {most:g} (all int8, blocks of {wide.block_size})"
@@ -114,17 +114,17 @@ class Quantization:
 
     @property
     def layout(self) -> Layout:
-        """How the numbers are stored; of `mixed` the narrowest."""
+        """Bits, block size and symmetry of stored numbers; for `mixed`, of the narrowest width."""
         bits = min(BITS) if self.mixed else int(self.type.removeprefix("int"))
         return Layout(bits, self.block_size or _BLOCK_SIZES[bits], not self.asymmetric)
 
     @property
     def uses_statistics(self) -> bool:
-        """Whether rounding looks at the inputs of the calibration text."""
+        """Whether rounding uses input statistics from the calibration text."""
         return self.rounding == "gptq"
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON, the default block size filled in."""
+        """Return the quantization as JSON, with the default block size filled in unless `mixed`."""
         size = self.block_size if self.mixed else self.layout.block_size
         budget = {"bits_per_weight": self.bits_per_weight} if self.mixed else {}
         return {

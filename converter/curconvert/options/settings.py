@@ -1,4 +1,4 @@
-"""The settings that every method of compression takes."""
+"""The settings that all compression methods share."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from curconvert_runtime.serve.providers import PROVIDERS
 DType = Literal["float32", "float16", "bfloat16"]
 DTYPES: tuple[str, ...] = get_args(DType)
 
-_MAX_RIDGE = 1e6  # far beyond any use: the diagonal alone decides long before
+_MAX_RIDGE = 1e6  # far above useful values: the diagonal alone dominates long before
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a conversion needs to know besides its method.
+    """Holds the settings of a conversion apart from its method.
 
     Attributes:
         layers: `angular[:N]`, `influence[:N]`, `rank[:N]`, `all`, or numbers and ranges.
         targets: Linears to compress within those layers.
-        ridge: λ of `H + λ diag(H)`, wherever the Gram matrix is solved with.
-        rank_multiple: Ranks and numbers of neurons are multiples of it, where the method chooses them.
+        ridge: λ of `H + λ diag(H)`, for all solves with the Gram matrix.
+        rank_multiple: Ranks and numbers of neurons are multiples of it, if the method chooses them.
         sequential: Calibrate each block on the outputs of the compressed blocks before it.
         self_text: Share of the calibration sequences that the model writes itself: `curconvert.calibration.self_text`.
         dtype: Deployed dtype; None keeps the checkpoint's (float32 for quantized GGUF), or is float16 for `cuda`.
-        target: Provider that will serve it: `cpu`, or `cuda`, whose fused graph computes in float16.
+        target: Execution provider that serves the artifact: `cpu`, or `cuda`, whose fused graph computes in float16.
         quantization: How stored matrices are quantized; None leaves them float.
         seed: Seeds every random choice, together with the tensor's name.
         device: Where blocks run and products with large weights are computed: `cpu`, `cuda` or `cuda:N`. Solves and
             decompositions of thin matrices stay on the CPU, in float64.
-        calibration: The text.
+        calibration: The calibration text.
     """
 
     layers: str = "angular"
@@ -74,20 +74,20 @@ class Settings:
 
     @property
     def arithmetic(self) -> str:
-        """What the fused graph computes in."""
+        """Type in which the fused graph computes."""
         return arithmetic_of(self.target, self.dtype, self.quantization)
 
     @property
     def mixes_bits(self) -> bool:
-        """Whether each matrix is to be quantized with a width of its own."""
+        """Whether bits are chosen for each matrix."""
         return self.quantization is not None and self.quantization.mixed
 
 
 def arithmetic_of(target: str, dtype: str | None, quantization: Quantization | None) -> str:
-    """Return what the fused graph computes in for a target.
+    """Return the type in which a target's fused graph computes.
 
     Raises:
-        InputError: An unknown target, or one that cannot have this dtype or quantized weights.
+        InputError: The target is unknown, or does not support this dtype or quantized weights.
     """
     one_of("--target", target, PROVIDERS)
     provider = PROVIDERS[target]

@@ -1,4 +1,4 @@
-"""Options of where a checkpoint is."""
+"""Options that name a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """Where a checkpoint is and what its files do not say.
+    """Says where a checkpoint is, and completes its config.
 
     Attributes:
         model: A `.safetensors` or `.gguf` file, a Hugging Face directory, or a hub id.
-        config: `config.json` for a lone file.
+        config: `config.json` for a single weights file.
         config_set: Config values that override or complete the config.
         revision: Hub revision.
     """

@@ -19,18 +19,18 @@ TARGET_ROLES: Mapping[str, Role] = MappingProxyType(
         "down_proj": Role.DOWN,
     }
 )
-"""What `--targets` calls the roles of linears, whatever a family calls these."""
+"""Names of the roles of linears for `--targets`, the same for all families."""
 LINEARS = tuple(TARGET_ROLES)
 DEFAULT_TARGETS = ("q_proj", "k_proj", "gate_proj")  # CURing, §4
 
 
 def target_roles(targets: Collection[str]) -> frozenset[Role]:
-    """Return the roles of targets."""
+    """Return the roles of the named targets."""
     return frozenset(TARGET_ROLES[target] for target in targets)
 
 
 def targets_for(roles: Collection[Role]) -> tuple[str, ...]:
-    """Return what `--targets` calls roles, in the order of all."""
+    """Return the names of roles for `--targets`, in the order of `LINEARS`."""
     return tuple(target for target, role in TARGET_ROLES.items() if role in roles)
 
 

@@ -1,1 +1,1 @@
-"""Rounds stored matrices to 4 or 8 bits, by what their inputs make of the errors."""
+"""Quantizes stored matrices to 4 or 8 bits, and keeps the error at their outputs small."""

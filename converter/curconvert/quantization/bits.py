@@ -1,4 +1,4 @@
-"""int4 or int8 for each matrix: what rounding costs at either width, and the best choice within a budget of bits."""
+"""Chooses int4 or int8 for each matrix, from the cost of rounding at both widths and a budget of bits."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from curconvert_runtime.format.quantized import BITS
 
 @dataclass(frozen=True)
 class RoundingCost:
-    """What rounding a matrix costs at each width, of `curconvert_runtime.format.quantized.BITS`, the narrowest first.
+    """Holds the cost of rounding a matrix at each width in `curconvert_runtime.format.quantized.BITS`, narrowest first.
 
     Attributes:
         name: Weight name.
-        errors: Relative errors: of the outputs, or of the numbers themselves where no inputs are known.
-        costs: What the choice minimizes, see `curconvert.jobs.bits`.
+        errors: Relative errors: of the outputs, or of the weights if no inputs are known.
+        costs: The costs that the choice minimizes, see `curconvert.jobs.bits`.
     """
 
     name: str
@@ -28,13 +28,13 @@ class RoundingCost:
     costs: tuple[float, ...]
 
     def to_json(self, bits: int | None = None) -> dict[str, Any]:
-        """Return it as JSON, with the bits that were chosen."""
+        """Return errors and costs as JSON, and the chosen bits if given."""
         chosen = {} if bits is None else {"bits": bits}
         return {"name": self.name, **chosen, "errors": _by_type(self.errors), "costs": _by_type(self.costs)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> RoundingCost:
-        """Read it back."""
+        """Return the costs that `to_json` described."""
         errors, costs = (tuple(value[key][f"int{bits}"] for bits in BITS) for key in ("errors", "costs"))
         return cls(value["name"], errors, costs)
 
@@ -45,10 +45,10 @@ def _by_type(values: Sequence[float]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class RoundingTask:
-    """One matrix, to be quantized at each width and measured.
+    """Quantizes one matrix at each width and measures the cost.
 
     Attributes:
-        tasks: At each width, the narrowest first.
+        tasks: One for each width, the narrowest first.
         importance: Cost of a unit mean square error of each output, (m,).
     """
 
@@ -56,7 +56,7 @@ class RoundingTask:
     importance: Vector
 
     def run(self) -> RoundingCost:
-        """Return what it costs, truncation included where the matrix is compressed; raises as `QuantizationTask`."""
+        """Return the costs, which include the truncation of a compressed matrix; raises as `QuantizationTask`."""
         errors, costs = [], []
         for task in self.tasks:
             ((name, found),) = task.run().items()
@@ -77,13 +77,13 @@ def chosen_bits(
     together: Sequence[Sequence[str]],
     budget: float,
 ) -> dict[str, int]:
-    """Choose the bits of each matrix: greedily by the cost that an added bit saves, while the budget allows it.
+    """Choose the bits of each matrix: the wider width goes to the largest savings per added bit, within the budget.
 
     Args:
-        measured: Every quantized matrix.
-        sizes: Bits that each takes at each width, by name, the narrowest first.
-        together: Matrices that must have one width, because they have a stored factor in common.
-        budget: Bits of all of them together at most; as narrow as can be they fit.
+        measured: The costs of every quantized matrix.
+        sizes: Bits that each matrix takes at each width, by name, the narrowest first.
+        together: Groups of matrices that must have one width, because they share a stored factor.
+        budget: Most bits for all matrices together; they must fit at the narrowest width.
 
     Returns:
         Bits by name.

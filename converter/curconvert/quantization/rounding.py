@@ -1,7 +1,7 @@
-"""From a matrix to integers, scales and zero points: to the nearest, or with error feedback in the metric of its input.
+"""Quantizes a matrix to integers, scales and zero points: round to nearest, or GPTQ's error feedback.
 
-Everything is float64. Error feedback subtracts from each column what all columns before it have lost, divided by
-pivots of H⁻¹ that span the condition of H; and rows are independent, so memory is bounded by taking some at a time.
+All arithmetic is float64: error feedback corrects each column by the errors of the columns before it, divided by pivots
+of H⁻¹ whose range is the condition number of H. Rows are independent, so a few at a time keep memory small.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from curconvert.linalg.chunked import ChunkedMatrix
 from curconvert_runtime.format.quantized import Layout
 
 DAMPING = 0.01  # share of the mean diagonal that is added to H, as in GPTQ (arXiv 2210.17323, §3.3)
-_LAZY = 64  # columns whose errors reach the columns behind them as one product
-_SHRINKS = np.linspace(1.0, 0.6, 11)  # of the scale that clips nothing; a searched scale is one of these
+_LAZY = 64  # the errors of this many columns reach the later columns in one product
+_SHRINKS = np.linspace(1.0, 0.6, 11)  # the scale search tries these multiples of the scale that clips nothing
 
 
 def quantize(name: str, weight: Tensor, layout: Layout, gram: Matrix | None = None) -> Quantized:
@@ -33,12 +33,12 @@ def quantize(name: str, weight: Tensor, layout: Layout, gram: Matrix | None = No
     Args:
         name: For messages.
         weight: W, (m, n), any float dtype.
-        layout: The numbers to be had.
-        gram: H of W's input, (n, n): rounding errors are fed back so that `tr((W − Ŵ) H (W − Ŵ)ᵀ)` is small (GPTQ).
-            None rounds to the nearest.
+        layout: Bits, block size and symmetry of the result.
+        gram: H of W's input, (n, n): error feedback then keeps `tr((W − Ŵ) H (W − Ŵ)ᵀ)` small (GPTQ). None selects
+            round to nearest.
 
     Raises:
-        InputError: W has a number that is not finite, or so large that its scale does not fit float32.
+        InputError: W has a number that is not finite, or that is too large for a float32 scale.
     """
     m, n = weight.shape
     feedback = None if gram is None else Feedback.of(gram)
@@ -63,12 +63,12 @@ def quantize(name: str, weight: Tensor, layout: Layout, gram: Matrix | None = No
 
 @dataclass(frozen=True)
 class Feedback:
-    """What a Gram matrix H says about rounding.
+    """Holds what error feedback needs of a Gram matrix H.
 
     Attributes:
-        order: In which columns are rounded, (n,): by their inputs' mean squares, the largest first.
+        order: Order in which columns are rounded, (n,): by their inputs' mean squares, the largest first.
         pivots: T, upper triangular, with `(H + δI)⁻¹ = Tᵀ T` in that order; δ is a share of the mean of H's diagonal.
-        energies: H's diagonal, in the order of columns.
+        energies: H's diagonal, in the original order of columns.
     """
 
     order: NDArray[np.int64]
@@ -79,18 +79,18 @@ class Feedback:
     def of(cls, gram: Matrix, damping: float = DAMPING) -> Feedback:
         """Factor H.
 
-        A feature that is always zero gets the mean of the diagonal: its column cannot matter and feeds nothing back.
+        A feature that is always zero gets the mean of the diagonal: its column has no effect and feeds nothing back.
 
         Args:
             gram: H, (n, n) symmetric positive semi-definite.
-            damping: δ's share.
+            damping: δ as a share of the mean diagonal.
         """
         energies = np.diag(gram).copy()
         order = np.argsort(-energies, kind="stable")
         mean = float(energies.mean())
         added = np.where(energies > 0, damping * mean, mean) if mean > 0 else np.ones_like(energies)
         whole = (gram + np.diag(added))[np.ix_(order, order)]
-        # Factored from its end, H = P Pᵀ with P upper triangular, and then T = P⁻¹: H⁻¹ itself is not formed.
+        # Factor H from its end, H = P Pᵀ with P upper triangular; then T = P⁻¹, and H⁻¹ is never formed.
         factor = scipy.linalg.cholesky(whole[::-1, ::-1], lower=True, check_finite=False)
         inverse = scipy.linalg.solve_triangular(factor, np.eye(len(whole)), lower=True, check_finite=False)
         return cls(order, np.ascontiguousarray(inverse[::-1, ::-1]), energies)
@@ -98,13 +98,13 @@ class Feedback:
 
 @dataclass(frozen=True)
 class _Grids:
-    """Scales, zero points and integers of some rows, filled in block by block.
+    """Receives the scales, zero points and integers of some rows, block by block.
 
     Attributes:
         scales: (rows, blocks) float32.
         zeros: (rows, blocks) uint8.
         integers: (rows, blocks, block_size) uint8.
-        layout: The numbers to be had.
+        layout: Bits, block size and symmetry.
     """
 
     scales: NDArray[np.float32]
@@ -113,17 +113,17 @@ class _Grids:
     layout: Layout
 
     def columns(self, count: int) -> list[slice]:
-        """Return the columns of each block."""
+        """Return the columns of each block; `count` is the number of all columns."""
         step = self.layout.block_size
         return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
     def open(self, block: int, scale: Vector, zero: Vector) -> None:
-        """Set a block's scales and zero points; what pads it stands for 0."""
+        """Set a block's scales and zero points; its padding represents 0."""
         self.scales[:, block], self.zeros[:, block] = scale, zero
         self.integers[:, block] = self.zeros[:, block, None]
 
     def put(self, block: int, place: int, values: Matrix) -> Matrix:
-        """Round some columns of a block, (rows, k), from a place in it on, and return what they stand for."""
+        """Round some columns of a block, (rows, k), starting at `place`, and return the values of the integers."""
         scale, zero = self.scales[:, block, None].astype(np.float64), self.zeros[:, block, None]
         q = _integers(values, scale, zero, self.layout)
         self.integers[:, block, place : place + values.shape[1]] = q
@@ -135,7 +135,7 @@ def _integers(values: Matrix, scale: Matrix, zero: NDArray[Any], layout: Layout)
 
 
 def _nearest(W: Matrix, grids: _Grids) -> None:
-    """Round each block by itself."""
+    """Round each number on its own (round to nearest), with the scales of `widest`."""
     for block, columns in enumerate(grids.columns(W.shape[1])):
         part = W[:, columns]
         grids.open(block, *widest(part, grids.layout))
@@ -143,15 +143,16 @@ def _nearest(W: Matrix, grids: _Grids) -> None:
 
 
 def _with_feedback(W: Matrix, feedback: Feedback, grids: _Grids) -> None:
-    """Round column by column, and let later columns make up for what is lost (GPTQ, algorithm 1).
+    """Round column by column, and correct later columns for the errors of earlier ones (GPTQ, algorithm 1).
 
-    Columns with the largest inputs come first, while all others can still make up for them. So a block's columns are
-    not due together, and its scale is searched beforehand, in the columns as they are, weighted with their inputs.
+    Columns with the largest inputs come first, while all other columns can still correct their errors. A block's
+    columns are therefore not rounded together. Its scale is searched before, on the original columns, with errors
+    weighted by the inputs.
 
     Args:
         W: (m, n).
         feedback: Of H.
-        grids: Filled in.
+        grids: Receives the result.
     """
     size, diagonal = grids.layout.block_size, np.diag(feedback.pivots)
     for block, columns in enumerate(grids.columns(W.shape[1])):
@@ -172,11 +173,11 @@ def _with_feedback(W: Matrix, feedback: Feedback, grids: _Grids) -> None:
 def widest(part: Matrix, layout: Layout) -> tuple[Vector, Vector]:
     """Return the smallest scale of each row that clips nothing, with its zero point: (rows,) each.
 
-    Integers reach one further down than up from a constant zero point, so a negative scale may be the smaller one.
+    From a constant zero point, integers reach one further down than up, so a negative scale may be the smaller one.
 
     Args:
         part: One block of some rows, (rows, k).
-        layout: The numbers to be had.
+        layout: Bits, block size and symmetry.
     """
     high, low = np.maximum(part.max(axis=1), 0.0), np.maximum(-part.min(axis=1), 0.0)
     if layout.symmetric:
@@ -188,14 +189,14 @@ def widest(part: Matrix, layout: Layout) -> tuple[Vector, Vector]:
 
 
 def searched(part: Matrix, costs: Vector, layout: Layout) -> tuple[Vector, Vector]:
-    """Return the scale of each row with the least error `Σ cost·(w − ŵ)²` among shrunk ones, and its zero point.
+    """Return the scale of each row with the least error `Σ cost·(w − ŵ)²` among reduced scales, and its zero point.
 
-    With 8 bits clipping never pays, so nothing is searched.
+    With 8 bits it returns the result of `widest`: clipping never pays.
 
     Args:
         part: One block of some rows, (rows, k).
-        costs: Of an error in each column, (k,).
-        layout: The numbers to be had.
+        costs: Cost of an error in each column, (k,).
+        layout: Bits, block size and symmetry.
     """
     widest_scale, zero = widest(part, layout)
     if layout.bits > 4:
@@ -212,12 +213,12 @@ def searched(part: Matrix, costs: Vector, layout: Layout) -> tuple[Vector, Vecto
 
 
 def _largest(layout: Layout) -> int:
-    """Return the largest integer."""
+    """Return the largest integer of a layout."""
     return int(2**layout.bits - 1)
 
 
 def _safe(scale: Vector) -> Vector:
-    """Round scales to float32, as they are stored; a block of zeros gets 1."""
+    """Round scales to float32, the stored dtype; a block of zeros gets 1."""
     with np.errstate(over="ignore"):
         stored = scale.astype(np.float32).astype(np.float64)
     return np.where(stored == 0, 1.0, stored)

@@ -1,9 +1,10 @@
-"""Quantizing what a matrix is stored as, each factor in the metric of what it multiplies.
+"""Quantizes the stored factors of one matrix, each in the metric of its own input.
 
-Factors are settled one after the other. What rounding one of them changes, those that are not settled yet make up for:
-X·Z is nearest to it in the metric of the inputs as (X·M)·Ẑ with `M = Z H Ẑᵀ (Ẑ H Ẑᵀ)⁺`, whatever X is. So a factor is
-refitted to those before it by one r × r matrix, and aims at what the float factors give, not at the original: a method
-stays what it is. What stays float, U of C·U·R, comes last and makes up for what follows it as well.
+Factors are quantized one after the other, and each later factor is refitted to correct the rounding of earlier ones.
+When Z is rounded to Ẑ, the product closest to X·Z in the metric of the inputs is (X·M)·Ẑ with
+`M = Z H Ẑᵀ (Ẑ H Ẑᵀ)⁺`, for any X. So the refit multiplies a factor by one r × r matrix. It approximates the product of
+the float factors, not the original weight, so each method keeps its definition. A factor that stays float, U of C·U·R,
+comes last and also corrects the rounding of the factors that follow it in the product.
 """
 
 from __future__ import annotations
@@ -32,16 +33,16 @@ from curconvert_runtime.format.quantized import part_name
 
 @dataclass(frozen=True)
 class QuantizationTask:
-    """The stored tensors of one matrix, to be quantized.
+    """Quantizes the stored tensors of one matrix.
 
     Attributes:
         name: Weight name.
-        factors: As they would be stored unquantized; of a dense matrix the weight itself.
-        projection: The original linear; its bias where the method corrects it.
-        quantization: What is asked for.
-        dtype: Deployed dtype of what stays float.
+        factors: The unquantized factors; for a dense matrix the weight itself.
+        projection: The original linear; with its bias if the method corrects it.
+        quantization: The requested quantization.
+        dtype: Deployed dtype of the tensors that stay float.
         ridge: λ of `H + λ diag(H)`, the metric of refits.
-        partner: Second moment of the other matrix's input where R is common to two.
+        partner: Second moment of the other matrix's input if two matrices share R.
     """
 
     name: str
@@ -53,9 +54,10 @@ class QuantizationTask:
     partner: Matrix | None = None
 
     def run(self) -> dict[str, Factorization]:
-        """Return the factors by weight name: quantized ones as float32 values and, by longer suffixes, as stored parts.
+        """Return the factors by weight name; quantized ones as float32 values and also as stored parts.
 
-        Errors are those of what is stored, and a corrected bias makes up for what rounding loses, too.
+        The suffixes of stored parts contain a dot. The errors are measured on the stored tensors. A corrected bias also
+        corrects the mean of the rounding errors.
 
         Raises:
             InputError: A number is not finite, or does not fit.
@@ -83,15 +85,15 @@ class QuantizationTask:
         return {self.name: replace(whole, tensors={**tensors, **whole.tensors})}
 
     def _order(self) -> tuple[str, ...]:
-        """Return the factors in the order in which they are settled: what stays float last."""
+        """Return the factors in the order of quantization; those that stay float come last."""
         chosen = self.factors.traits.quantized(self.factors.rank)
         return (*chosen, *(suffix for suffix in self.factors.entry.factors if suffix not in chosen))
 
     def _refitted(self, suffix: str, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Return a factor that makes up for what rounding has changed in those settled before it."""
+        """Return a factor refitted to correct the rounding of the factors already quantized."""
         chain, last = tuple(self.factors.entry.factors), self._order()[-1]
         place, own = chain.index(suffix), tensors[suffix]
-        # What follows a factor that stays float stays as it is: columns of the weight stay such where U is to come.
+        # Factors after one that stays float are not refitted: with U still to come, C keeps columns of the weight.
         if place == 0 or place > chain.index(last) or not self.quantization.uses_statistics:
             return own
         before, after, original = chain[:place], chain[place + 1 :], self.factors.tensors
@@ -99,11 +101,11 @@ class QuantizationTask:
         wanted = ChunkedMatrix(torch.from_numpy(_multiplied(before, original)))
         found = _wide(own) @ interpolation(wanted, _multiplied(before, tensors), metric)
         if last == chain[-1]:
-            return torch.from_numpy(found)  # in float64 until it is rounded
+            return torch.from_numpy(found)  # stays float64: it is rounded next
         return deployed(least_squares(_multiplied(after, tensors), _multiplied(after, original) @ found), self.dtype)
 
     def _gram(self, suffix: str, tensors: Mapping[str, Tensor]) -> Matrix | None:
-        """Return the Gram matrix of a factor's input, which has passed through those before it as they are stored."""
+        """Return the Gram matrix of a factor's input: the layer's input after the stored factors before this one."""
         if not self.quantization.uses_statistics:
             return None
         indices = {s: t for s, t in self.factors.tensors.items() if s in INDICES}
@@ -119,7 +121,7 @@ class QuantizationTask:
 
 
 def _multiplied(suffixes: Sequence[str], tensors: Mapping[str, Tensor]) -> Matrix:
-    """Multiply some factors out, which an input meets in this order."""
+    """Return the product of some factors, given in the order in which they apply to an input."""
     first, *others = (_wide(tensors[suffix]) for suffix in suffixes)
     for matrix in others:
         first = matrix @ first

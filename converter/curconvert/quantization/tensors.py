@@ -1,4 +1,4 @@
-"""Which tensors of an artifact are quantized, and the tables of the vocabulary, which are read by rows."""
+"""Lists the quantized tensors of an artifact, and quantizes the embedding and the lm_head."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ TABLES = (EMBEDDING, HEAD)
 
 
 def quantized_tensors(checkpoint: Checkpoint, decided: Plan | None, quantization: Quantization) -> dict[str, Packing]:
-    """Return what of each tensor is known before its numbers, by its name: factors, dense linears, embedding and head.
+    """Return the shape and layout of each quantized tensor by name: factors, dense linears, embedding and lm_head.
 
-    Norms and biases stay float, and a small U of C·U·R.
+    Norms and biases stay float, and so does a small U of C·U·R.
 
     Args:
         checkpoint: The original.
         decided: Form and rank of its matrices; None for a model that is not compressed.
-        quantization: What is asked for, widths chosen.
+        quantization: The requested quantization, with widths chosen.
     """
     return {
         tensor: Packing(shape, quantization.of_matrix(name).layout)
@@ -43,7 +43,7 @@ def quantized_tensors(checkpoint: Checkpoint, decided: Plan | None, quantization
 
 
 def quantized_shapes(checkpoint: Checkpoint, decided: Plan | None) -> dict[str, dict[str, tuple[int, int]]]:
-    """Return the shapes of what is quantized, by the weight's name and then the stored tensor's."""
+    """Return the shapes of the quantized tensors, by the weight's name and then by the stored tensor's name."""
     plans = {matrix.name: matrix for matrix in decided.matrices} if decided else {}
     found: dict[str, dict[str, tuple[int, int]]] = {}
     for name in TABLES:
@@ -63,10 +63,10 @@ def quantized_shapes(checkpoint: Checkpoint, decided: Plan | None) -> dict[str, 
 
 @dataclass(frozen=True)
 class Tables:
-    """Embedding and head as they are stored quantized.
+    """Holds the quantized embedding and lm_head.
 
     Attributes:
-        quantized: By name; empty where nothing is.
+        quantized: By name; empty without quantization.
         errors: `‖W − Ŵ‖_F / ‖W‖_F` of each.
     """
 
@@ -75,15 +75,15 @@ class Tables:
 
 
 def quantized_tables(checkpoint: Checkpoint, quantization: Quantization, head: InputStatistics | None = None) -> Tables:
-    """Quantize embedding and head.
+    """Quantize the embedding and the lm_head.
 
-    A table that multiplies is rounded by the inputs that it meets there, a tied embedding too: what its rows lose as
-    embeddings costs far less than what it would lose as a head. An embedding of its own is rounded to the nearest.
+    The lm_head uses error feedback with its input statistics, also if it is tied to the embedding: errors of embedding
+    rows cost far less than errors of the lm_head. A separate embedding uses round to nearest.
 
     Args:
         checkpoint: The original.
-        quantization: What is asked for.
-        head: Statistics of the head's input; None rounds to the nearest.
+        quantization: The requested quantization.
+        head: Statistics of the lm_head's input; None selects round to nearest.
     """
     multiplied = HEAD if HEAD in checkpoint.tensors else EMBEDDING
     found, errors = {}, {}
@@ -97,7 +97,7 @@ def quantized_tables(checkpoint: Checkpoint, quantization: Quantization, head: I
 
 
 def relative_error(weight: Tensor, quantized: Quantized, rows: int = 8192) -> float:
-    """Return `‖W − Ŵ‖_F / ‖W‖_F`, some rows at a time."""
+    """Return `‖W − Ŵ‖_F / ‖W‖_F`, computed `rows` rows at a time."""
     error = whole = 0.0
     for start in range(0, len(weight), rows):
         part = weight[start : start + rows].to(torch.float64)
@@ -112,13 +112,13 @@ def quantization_json(
     errors: Mapping[str, float],
     measured: Sequence[RoundingCost] = (),
 ) -> dict[str, Any]:
-    """Return what the manifest says about quantized tensors.
+    """Return the manifest's description of the quantized tensors.
 
     Args:
-        quantization: What was asked for.
-        tensors: By name.
-        errors: Relative Frobenius errors of those that are no decoder linear's: its row of `matrices` has that one.
-        measured: What widths were chosen by, where they are mixed.
+        quantization: The requested quantization.
+        tensors: Shape and layout by name.
+        errors: Relative Frobenius errors of the tensors outside decoder linears; `matrices` has the errors of those.
+        measured: The costs that decided mixed widths.
     """
     layout, mixed = quantization.layout, quantization.mixed
 

@@ -1,10 +1,10 @@
-"""What a scored conversion writes beside the weights: with it the artifact alone can be cut to any smaller size.
+"""Writes the components of a scored conversion, with which `resize` can cut the artifact to any smaller size.
 
-Two files. `components.json` has the curves by which a budget is spent. `components.safetensors` has of each module what
-the weights do not say: the basis in which a matrix was approximated, its columns in the order of their worth; the order
-of an MLP's neurons, and the triangular factor that refits down to the first of them (`factorization.nested`). All
-of it is nested, so it serves every size up to the artifact's. Other scores than the closed-form ones (a learned
-spectrum) would change the columns' order and the curves, and no reader.
+There are two files. `components.json` holds the cost curves that divide a budget. `components.safetensors` holds, for
+each matrix, the basis of its approximation, with columns in the order of their importance. For each MLP, it holds the
+order of the neurons and the triangular factor that refits down to the first of them (`factorization.nested`). The
+components are nested, so they serve every size up to the artifact's. With other scores than the closed-form ones (a
+learned spectrum), the order of columns and the curves would change, but the readers would not.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ from curconvert_schemas import validate
 
 SCHEMA = "components-1.0"
 STORED = torch.bfloat16
-"""Errors of a basis only turn what a cut keeps a little, and what it loses is least there: they count squared."""
+"""Enough for a basis: its errors turn the kept subspace a little. A cut's error is least there: they count squared."""
 Read = Callable[[Sequence[str]], Mapping[str, Projection]]
 _WHOLE = 2**62  # bytes: one file, whatever its size
 
 
 @dataclass(frozen=True)
 class BasisTask:
-    """The basis of one matrix.
+    """Computes the basis of one matrix.
 
     Attributes:
         name: Weight name.
         projection: The linear.
         fisher: Second moment of the gradient at its output, (out_features, out_features).
-        rank: Columns that are wanted.
+        rank: Number of columns.
         ridge: λ of `H + λ diag(H)`.
     """
 
@@ -63,7 +63,7 @@ class BasisTask:
     ridge: float
 
     def run(self) -> dict[str, Tensor]:
-        """Return what is stored, by suffix.
+        """Return the stored tensors, by suffix.
 
         Raises:
             BackendError: A LAPACK routine did not converge.
@@ -78,12 +78,12 @@ class BasisTask:
 
 @dataclass(frozen=True)
 class EliminationTask:
-    """The order of one MLP's neurons, and what refits down to the first of them.
+    """Computes the factor that refits the down linear of one MLP to fewer neurons.
 
     Attributes:
         name: Weight name of down.
-        projection: That linear.
-        order: Neurons that are there, those that are dropped last first.
+        projection: The down linear.
+        order: The artifact's neurons, those that are dropped last first.
         ridge: λ of the refit.
     """
 
@@ -93,7 +93,7 @@ class EliminationTask:
     ridge: float
 
     def run(self) -> dict[str, Tensor]:
-        """Return what is stored, by suffix; raises as `BasisTask.run`."""
+        """Return the stored tensors, by suffix; raises as `BasisTask.run`."""
         with lapack(self.name):
             factor = elimination(self.projection.metric.gram, self.order, self.ridge)
         found = {"order": torch.from_numpy(self.order), "elimination": torch.from_numpy(packed(factor)).to(STORED)}
@@ -115,13 +115,13 @@ def write_components(
     """Write both files for an artifact.
 
     Args:
-        work: Its folder.
-        plan: The sizes that the artifact has: nothing is kept of what is beyond them.
+        work: The artifact's folder.
+        plan: The artifact's sizes; the components end at these sizes.
         curves: Of every module that may be compressed.
         evidence: Statistics of the original.
         read: Returns linears of the original by weight name, with the statistics of their inputs.
         ridge: λ of `H + λ diag(H)`.
-        executor: Decomposes.
+        executor: Runs the decompositions.
         progress: Called after each layer.
 
     Raises:
@@ -153,7 +153,7 @@ def write_components(
 
 
 def module_sizes(plan: Plan, curves: Sequence[Curve]) -> dict[str, int]:
-    """Return how many components of each module there are, by the weight name that they are stored under.
+    """Return the number of components of each module, by the weight name that they are stored under.
 
     Args:
         plan: Of an artifact.
@@ -170,20 +170,20 @@ def module_sizes(plan: Plan, curves: Sequence[Curve]) -> dict[str, int]:
 
 
 def stored_under(forms: Mapping[str, str]) -> str:
-    """Return the weight name under which a module's components are stored: the matrix', or down's of an MLP."""
+    """Return the weight name under which a module's components are stored: the matrix's, or down's for an MLP."""
     return next((name for name in forms if role_of(name) is Role.DOWN), next(iter(forms)))
 
 
 def layout(
     name: str, shape: tuple[int, int], size: int, *, biased: bool
 ) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    """Return dtype and shape of what is stored for a module, by suffix.
+    """Return dtype and shape of the stored tensors of a module, by suffix.
 
     Args:
-        name: Weight name that it is stored under.
+        name: Weight name under which they are stored.
         shape: (m, n) of that weight.
-        size: Components.
-        biased: Whether a bias carries the mean of what is lost.
+        size: Number of components.
+        biased: Whether the linear has a bias, which absorbs the mean error.
     """
     m, n = shape
     found: dict[str, tuple[torch.dtype, tuple[int, ...]]]
@@ -195,7 +195,7 @@ def layout(
 
 
 def components_bytes(targets: Mapping[str, tuple[int, int]]) -> int:
-    """Return the bytes of the components of some matrices, biases aside, at most.
+    """Return an upper limit on the bytes of the components of some matrices, without the means for biases.
 
     Args:
         targets: Shapes of the weights that may be compressed, by name.
@@ -209,7 +209,7 @@ def components_bytes(targets: Mapping[str, tuple[int, int]]) -> int:
 
 
 def _described(curve: Curve) -> dict[str, Any]:
-    """Return what a reader cannot compute by itself: the first size, the whole, costs nothing."""
+    """Return a curve's entry in the file, without the first size: the dense module costs 0."""
     return {"forms": dict(curve.forms), "sizes": list(curve.sizes[1:]), "costs": curve.costs[1:].tolist()}
 
 

@@ -1,4 +1,4 @@
-"""One module of a scored artifact cut to a smaller size: its numbers and its components are all that is needed."""
+"""Cuts one module of a scored artifact to a smaller size, from its stored tensors and its components alone."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from curconvert.families.roles import role_of
 from curconvert.resizing.scored import Scored
 
 Tensors = dict[str, dict[str, Tensor]]
-"""Stored tensors by weight name and suffix; `bias` among them where it is another than the artifact's."""
+"""Stored tensors by weight name and suffix, with `bias` if it differs from the artifact's."""
 
 
 @dataclass(frozen=True)
 class MatrixCut:
-    """One matrix, cut to a smaller rank.
+    """Cuts one matrix to a smaller rank.
 
     Attributes:
-        plan: With the rank that is wanted.
-        product: As the artifact has it, (out_features, in_features).
+        plan: The matrix with its new rank.
+        product: The artifact's factors multiplied out, (out_features, in_features).
         basis: (out_features, k).
-        bias: As the artifact has it, (out_features,); None where there is none.
-        mean: Of the inputs, (in_features,); with the bias.
+        bias: The artifact's, (out_features,); None if there is none.
+        mean: Of the inputs, (in_features,); None without a bias.
         dtype: Deployed dtype.
     """
 
@@ -46,10 +46,10 @@ class MatrixCut:
     dtype: torch.dtype
 
     def run(self) -> Tensors:
-        """Return its tensors.
+        """Return the tensors of the smaller matrix.
 
         Raises:
-            InputError: One does not fit the deployed dtype.
+            InputError: A tensor does not fit the deployed dtype.
             BackendError: A LAPACK routine did not converge.
         """
         name, rank = self.plan.name, self.plan.rank
@@ -65,17 +65,17 @@ class MatrixCut:
 
 @dataclass(frozen=True)
 class MLPCut:
-    """An MLP, cut to fewer neurons.
+    """Cuts an MLP to fewer neurons.
 
     Attributes:
         names: Weight name of each linear, by role.
-        weights: Of each linear, for the neurons that the artifact has.
+        weights: Of each linear, for the artifact's neurons.
         biases: Of each linear that has one.
-        kept: Those neurons, (k,) ascending.
-        order: The same, those that are dropped last first.
-        factor: What refits down, (k, k).
-        mean: Of the activations, (k,), in that order; with down's bias.
-        count: Neurons to keep.
+        kept: The artifact's neurons, (k,) ascending.
+        order: The same neurons, those that are dropped last first.
+        factor: The factor that refits down, (k, k).
+        mean: Of the activations, (k,), in the order of `order`; None if down has no bias.
+        count: Number of neurons to keep.
         dtype: Deployed dtype.
     """
 
@@ -115,15 +115,15 @@ class MLPCut:
 
 
 def cuts(plans: Sequence[MatrixPlan], scored: Scored, dtype: torch.dtype) -> Iterator[Task[Tensors]]:
-    """Read what one block's cuts need.
+    """Read the tensors of one block and yield the tasks that cut its modules.
 
     Args:
-        plans: Of the block's matrices that become smaller than they are.
+        plans: Of the block's matrices that become smaller than in the artifact.
         scored: The artifact.
         dtype: Deployed dtype.
 
     Yields:
-        The MLP's first: it takes longest.
+        The tasks, the MLP's first: it takes longest.
 
     Raises:
         IntegrityError: A component is damaged.

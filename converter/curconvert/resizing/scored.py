@@ -1,4 +1,4 @@
-"""What a scored artifact says about smaller sizes: read and checked."""
+"""Reads and checks a scored artifact's curves and components, and plans smaller sizes."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from curconvert_runtime.format.forms.form import factor_name
 from curconvert_runtime.format.tensor_file import TensorHeader, read_headers, read_tensor
 from curconvert_schemas import SchemaError, validate
 
-_LIMIT = 2**28  # bytes of the curves: a number for each size of each module
+_LIMIT = 2**28  # largest size of the curves' file, in bytes
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A scored artifact.
+    """Gives access to a scored artifact's tensors, sizes, curves and components.
 
     Attributes:
-        source: Its numbers.
+        source: Its tensors.
         plan: Its sizes.
-        curves: Of its modules; what is larger than the artifact has an infinite cost.
+        curves: Of its modules; sizes above the artifact's have an infinite cost.
     """
 
     source: ArtifactSource
@@ -50,7 +50,7 @@ class Scored:
 
     @classmethod
     def open(cls, artifact: Artifact) -> Scored:
-        """Read the curves, and check what is stored of each module.
+        """Read the curves of an artifact, and check the components of each module.
 
         Raises:
             UnsupportedError: The artifact is quantized.
@@ -95,14 +95,14 @@ class Scored:
         return cls(source, plan, within, headers)
 
     def smaller(self, target: int, asked: str) -> Plan:
-        """Spend a budget.
+        """Return the plan for a smaller size.
 
         Args:
             target: Parameters of the whole model.
-            asked: What the user said, for messages.
+            asked: The user's option, for messages.
 
         Raises:
-            InputError: The artifact is smaller already, or cannot become so small.
+            InputError: The artifact is already smaller, or cannot become that small.
         """
         has, before = self.plan.parameters_after, self.plan.parameters_before
         if not 0 < target < has:
@@ -120,7 +120,7 @@ class Scored:
         """Return the neurons before a down linear, those that are dropped last first, (k,).
 
         Raises:
-            IntegrityError: They are not those that the artifact has.
+            IntegrityError: They are not the artifact's neurons.
         """
         header = self._headers[factor_name(name, "order")]
         order: Indices = np.array(read_tensor(header))
@@ -135,7 +135,7 @@ class Scored:
         return unpacked(self._read(name, "elimination"), size)
 
     def mean(self, name: str) -> Vector | None:
-        """Return the mean of a linear's inputs, those of an MLP in the order of its neurons; None without a bias."""
+        """Return the mean of a linear's inputs; None without a bias. For down, it is in the order of the neurons."""
         return self._read(name, "mean") if factor_name(name, "mean") in self._headers else None
 
     def _read(self, name: str, suffix: str) -> NDArray[np.float64]:
@@ -147,7 +147,7 @@ class Scored:
 
 
 def _up_to(curve: Curve, size: int) -> Curve:
-    """Return a curve in which everything larger than a size costs too much; 0 is the dense matrices."""
+    """Return a curve in which sizes above a given one have an infinite cost; size 0 means the dense matrices."""
     larger = np.arange(len(curve.sizes)) < curve.sizes.index(size)
     return replace(curve, costs=np.where(larger, math.inf, curve.costs))
 
@@ -162,7 +162,7 @@ def _expected(plan: Plan, curves: list[Curve]) -> dict[str, tuple[str, tuple[int
 
 
 def _fault(modules: list[dict[str, Any]], plan: Plan) -> str | None:
-    """Return what is wrong with scores that conform to their schema."""
+    """Return the first contradiction between the scores and the plan, or None; the scores conform to their schema."""
     matrices = {matrix.name: matrix for matrix in plan.matrices}
     named = [name for module in modules for name in module["forms"]]
     if len(set(named)) != len(named) or not set(named) <= matrices.keys():

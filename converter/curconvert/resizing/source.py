@@ -1,4 +1,4 @@
-"""An artifact as the checkpoint of a smaller one."""
+"""Reads an artifact as the checkpoint from which a smaller one is made."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ Row = Mapping[str, Any]
 
 
 class ArtifactSource(Checkpoint):
-    """The original's names and shapes, and the artifact's numbers.
+    """Presents an artifact as a checkpoint: the original's names and shapes, with the artifact's values.
 
     Args:
-        artifact: Not quantized.
+        artifact: An artifact that is not quantized.
 
     Attributes:
         rows: The manifest's rows by weight name.
@@ -57,36 +57,36 @@ class ArtifactSource(Checkpoint):
         return found | {n: TensorInfo(n, dtype, (row["shape"][0], row["shape"][1])) for n, row in factored.items()}
 
     def read(self, name: str) -> Tensor:
-        """Return a tensor as it is stored; of a factored matrix the product, float32.
+        """Return a stored tensor; for a factored matrix the product, float32.
 
-        What belongs to an MLP with fewer neurons has the size that it is stored in.
+        The biases of an MLP with fewer neurons have their stored, smaller size.
         """
         if name in self._artifact.tensors:
             return stored_tensor(self._artifact, name)
         return torch.from_numpy(self.product(name)).to(torch.float32)
 
     def companions(self) -> Companions:
-        """Return the artifact's own files that came with the original."""
+        """Return the artifact's copies of the files that accompany the original, such as the tokenizer."""
         names = [name for name in COMPANION_NAMES if self._artifact.has(name)]
         return Companions({name: self._artifact.file(name) for name in names})
 
     def stored(self, name: str) -> dict[str, Tensor]:
-        """Return the stored tensors of a matrix by suffix; `weight` of a dense one."""
+        """Return the stored tensors of a matrix by suffix; a dense matrix has only `weight`."""
         return {suffix: stored_tensor(self._artifact, part) for suffix, part in factor_names(self.rows[name]).items()}
 
     def product(self, name: str) -> Matrix:
-        """Return a matrix multiplied out, (m, n); zeros where a smaller MLP has dropped something."""
+        """Return a matrix multiplied out, (m, n); rows or columns of dropped neurons are zero."""
         row = self.rows[name]
         m, n = row["shape"]
         return form_of(row["form"]).multiply((m, n), arrays(self.stored(name)))
 
     def bias(self, name: str) -> Tensor | None:
-        """Return the stored bias beside a weight."""
+        """Return the stored bias of a linear, by its weight name; None if it has none."""
         part = bias_of(name)
         return stored_tensor(self._artifact, part) if part in self._artifact.tensors else None
 
     def plan(self) -> Plan:
-        """Return the plan of the artifact as it is."""
+        """Return the plan with the artifact's present sizes."""
         matrices = [
             MatrixPlan(name, (row["shape"][0], row["shape"][1]), row["form"], row["rank"], row["reason"])
             for name, row in self.rows.items()

@@ -1,1 +1,1 @@
-"""Chooses layers, and rows and columns of a matrix."""
+"""Chooses the layers to compress, and the rows and columns of a matrix to keep."""

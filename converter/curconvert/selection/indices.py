@@ -1,4 +1,4 @@
-"""Which rows and columns of a matrix to keep."""
+"""Chooses the rows and columns of a matrix to keep."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from curconvert.linalg.bases import exact_bases, leading_bases
 from curconvert.linalg.chunked import ChunkedMatrix, product
 from curconvert.options.choices import Importance, Selector
 
-_OVERSAMPLING = 32  # extra sketch rows; the pivots of the leading `rank` hardly depend on it beyond this
-EXACT_OUTPUTS = 2048  # up to which the output Gram matrix is formed
+_OVERSAMPLING = 32  # extra sketch rows; more hardly change the leading `rank` pivots
+EXACT_OUTPUTS = 2048  # with more outputs, the output Gram matrix is not formed
 
 
 class Metric(Protocol):
-    """A symmetric positive semi-definite matrix H, (n, n), known by its products."""
+    """Gives products with a symmetric positive semi-definite matrix H, (n, n)."""
 
     def times(self, matrix: Matrix) -> Matrix:
         """Return `H M`, (n, k)."""
 
 
 class RootedMetric(Metric, Protocol):
-    """One that can be sketched."""
+    """Is a metric that can be sketched."""
 
     def sketch(self, size: int, rng: np.random.Generator) -> Matrix:
         """Return `S Ω` with `H = S Sᵀ` and Ω Gaussian, (n, size)."""
@@ -39,7 +39,7 @@ class RootedMetric(Metric, Protocol):
 
 @dataclass(frozen=True)
 class Selection:
-    """Chosen rows and columns, in the order in which the method found them.
+    """Holds the chosen rows and columns, in the order in which the method found them.
 
     Attributes:
         rows: (rank,) int32, distinct.
@@ -57,19 +57,19 @@ class Selection:
 
 
 def tensor_rng(seed: int, name: str) -> np.random.Generator:
-    """Return a generator that depends on the seed and the tensor's name alone, not on the order of work."""
+    """Return a generator that depends only on the seed and the tensor's name, not on the order of tasks."""
     digest = hashlib.sha256(f"{seed}\0{name}".encode()).digest()
     return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
 
 
 def importance_matrix(weight: Tensor, rms: Vector, importance: Importance) -> ChunkedMatrix:
-    """Scale a weight by how strongly its inputs are driven.
+    """Return the matrix from which rows and columns are chosen: a weight scaled by the size of its inputs.
 
     Args:
         weight: W, (m, n), any float dtype.
         rms: a, (n,), root mean square of each input feature.
         importance: `wanda`: |W|∘a (CURing, after Wanda, arXiv 2306.11695); `activation`: W∘a; `weight`: W;
-            `output`: W∘a, for the columns (its rows are chosen by `leading_rows`).
+            `output`: W∘a, for the columns (`leading_rows` chooses the rows).
     """
     if importance == "weight":
         return ChunkedMatrix(weight)
@@ -77,9 +77,9 @@ def importance_matrix(weight: Tensor, rms: Vector, importance: Importance) -> Ch
 
 
 def deim(basis: Matrix) -> Indices:
-    """Exact DEIM (Sorensen & Embree, arXiv 1407.5516): greedy interpolation points of an orthonormal basis.
+    """Return the greedy interpolation points of an orthonormal basis: exact DEIM (Sorensen & Embree, arXiv 1407.5516).
 
-    The greedy points are the row pivots of LU with partial pivoting, in order, so one LAPACK call finds them.
+    The points are the row pivots of LU with partial pivoting, in order, so one LAPACK call finds them.
 
     Args:
         basis: (n, r) with orthonormal columns, leading vector first.
@@ -91,9 +91,9 @@ def deim(basis: Matrix) -> Indices:
 
 
 def _row_pivots(matrix: NDArray[np.floating[Any]]) -> Indices:
-    """Row pivots of LU with partial pivoting in the matrix's precision, (k,) of an (n, k) matrix with n ≥ k."""
+    """Return the row pivots of LU with partial pivoting, (k,) for an (n, k) matrix with n ≥ k, in its precision."""
     (factorize,) = scipy.linalg.get_lapack_funcs(("getrf",), (matrix,))
-    _, swaps, _ = factorize(matrix)  # a column of zeros ends no factorization: its pivot is as good as any
+    _, swaps, _ = factorize(matrix)  # continues past a column of zeros, whose pivot is arbitrary
     order = np.arange(matrix.shape[0])
     for step, other in enumerate(swaps[: matrix.shape[1]]):
         order[[step, other]] = order[[other, step]]
@@ -101,13 +101,13 @@ def _row_pivots(matrix: NDArray[np.floating[Any]]) -> Indices:
 
 
 def pivoted_qr(matrix: Matrix, rank: int) -> Indices:
-    """Indices of the first `rank` columns that QR with column pivoting takes."""
+    """Return the first `rank` column pivots of QR with column pivoting."""
     _, pivots = scipy.linalg.qr(matrix, mode="r", pivoting=True, check_finite=False)
     return np.asarray(pivots[:rank], dtype=np.int32)
 
 
 def _sketched(matrix: ChunkedMatrix, rank: int, rng: np.random.Generator) -> tuple[Indices, Indices]:
-    """Row and column pivots of Gaussian sketches of the columns and rows (Voronin & Martinsson, arXiv 1412.8447)."""
+    """Return row and column pivots, from Gaussian sketches of both sides (Voronin & Martinsson, arXiv 1412.8447)."""
     (m, n), size = matrix.shape, rank + _OVERSAMPLING
     narrow = matrix.times(rng.standard_normal((size, n)).T) if size < n else matrix.dense()
     low = matrix.left_times(rng.standard_normal((size, m))) if size < m else matrix.dense()
@@ -115,10 +115,10 @@ def _sketched(matrix: ChunkedMatrix, rank: int, rng: np.random.Generator) -> tup
 
 
 def _sketched_lu(matrix: ChunkedMatrix, rank: int, rng: np.random.Generator) -> tuple[Indices, Indices]:
-    """LU's pivots: columns from a Gaussian sketch of the rows, rows from these columns (Dong & Martinsson 2104.05877).
+    """Return LU's pivots: columns from a sketch of the rows, rows from these columns (Dong & Martinsson 2104.05877).
 
-    One product with the matrix and no orthogonalization: the fastest selector. In float32, for a sketch is random
-    anyway. More rows of the sketch than columns are wanted would not change the pivots.
+    This is the fastest selector: one product with the matrix and no orthogonalization. Float32 is enough, because the
+    Gaussian sketch is random anyway. A sketch with more than `rank` rows would not change the pivots.
     """
     single = matrix.single()
     drawn = torch.from_numpy(rng.standard_normal((rank, matrix.shape[0]), dtype=np.float32)).to(single.device)
@@ -128,17 +128,17 @@ def _sketched_lu(matrix: ChunkedMatrix, rank: int, rng: np.random.Generator) -> 
 
 
 def leading_rows(weight: ChunkedMatrix, metric: RootedMetric, rank: int, rng: np.random.Generator) -> Indices:
-    """Choose the outputs greedily: each time the one that those chosen before it predict worst.
+    """Choose outputs greedily: each time the output that the chosen ones predict worst.
 
-    These are the column pivots of QR of `(W S)ᵀ`, `H = S Sᵀ`, and equally the pivots of the Cholesky factorization of
-    the output Gram matrix `W H Wᵀ`, which LAPACK (dpstrf) computes without a root of H. Above `EXACT_OUTPUTS` outputs
-    that matrix would cost more than all else, and QR takes the pivots of a Gaussian sketch of `(W S)ᵀ` instead.
+    The choice is the column pivots of QR of `(W S)ᵀ`, `H = S Sᵀ`. They are also the pivots of the Cholesky
+    factorization of the output Gram matrix `W H Wᵀ`, which LAPACK (dpstrf) computes without a root of H. Above
+    `EXACT_OUTPUTS` outputs that matrix would dominate the cost, so QR of a Gaussian sketch of `(W S)ᵀ` is used.
 
     Args:
         weight: W, (m, n).
         metric: H, (n, n).
         rank: r ≤ m. Beyond the numerical rank the choice is arbitrary but valid.
-        rng: Draws the sketch.
+        rng: For the sketch.
 
     Returns:
         (r,) distinct, in the order of choice.
@@ -173,8 +173,8 @@ def select_rows_columns(
         rank: 1 ≤ rank ≤ min(m, n).
         selector: How to choose.
         rng: Used by `qr` and `lu` (their sketches), `random`, and for randomized singular vectors.
-        exact_svd: Take the singular vectors of `deim`, `qdeim` and `leverage` from a full SVD, as CURing does, and
-            report the numbers of DEIM's bound; otherwise they are those of `leading_bases`.
+        exact_svd: Compute the singular vectors for `deim`, `qdeim` and `leverage` by a full SVD, as CURing does, and
+            report the numbers of DEIM's bound; otherwise by `leading_bases`.
     """
     m, n = matrix.shape
     if selector == "random":

@@ -1,4 +1,4 @@
-"""Which decoder layers to compress."""
+"""Chooses the decoder layers to compress, from the specification of `--layers`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ PAPER_SHARE = 10 / 32  # CURing compresses 10 of Llama-3.1-8B's 32 layers
 
 
 def score_of(spec: str) -> str | None:
-    """Return the score by which layers are chosen, one of `SCORES`; None if hidden states do not matter."""
+    """Return the score that a specification names, one of `SCORES`; None if it needs no hidden states."""
     head = spec.split(":", maxsplit=1)[0]
     return head if head in SCORES else None
 
 
 def layer_count(spec: str, num_layers: int) -> int:
-    """Number of layers that a specification selects, known before any hidden state is."""
+    """Return how many layers a specification selects; this needs no hidden states.
+
+    Raises:
+        InputError: The specification is malformed or matches no layer.
+    """
     score = score_of(spec)
     if score is None:
         return len(select_layers(spec, num_layers))
@@ -47,7 +51,7 @@ def select_layers(spec: str, num_layers: int, scores: Vector | None = None) -> t
         spec: A score (the lowest 10/32 of the layers, as many as in CURing), a score with `:N`, `all`, or explicit
             numbers and ranges.
         num_layers: Number of decoder layers.
-        scores: (layers,), of the score that is asked for; the first and last are not read.
+        scores: (layers,), for a specification that names a score; the first and last are not read.
 
     Raises:
         InputError: The specification is malformed or matches no layer.

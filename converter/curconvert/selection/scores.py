@@ -1,4 +1,4 @@
-"""How much each decoder block does, from what goes into it and what comes out: low scores are compressed first."""
+"""Scores each decoder block by its input and output: blocks with low scores are compressed first."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from curconvert.base.types import Matrix, Vector
 States = NDArray[np.float64]
 """Hidden states, (sequences, tokens, hidden_size)."""
 
-_TINY = 1e-300  # a state of zeros has no direction; it is not divided by zero
+_TINY = 1e-300  # avoids a division by zero for a state of zeros
 
 
 def angular_distances(before: States, after: States) -> Vector:
-    """Angular distance that a block moves each sequence's last token (CURing, arXiv 2501.04211, §3.1).
+    """Return the angular distance by which a block moves each sequence's last token (CURing, arXiv 2501.04211, §3.1).
 
     `d = arccos(cos(h_l, h_{l+1})) / π`, in [0, 1]; CURing averages it over sequences.
 
     Args:
-        before: What enters the block.
-        after: What leaves it.
+        before: The block's input.
+        after: The block's output.
 
     Returns:
         (sequences,).
@@ -35,11 +35,11 @@ def angular_distances(before: States, after: States) -> Vector:
 
 
 def influences(before: States, after: States) -> Vector:
-    """Block influence on each token: `1 − cos(h_l, h_{l+1})`, in [0, 2] (ShortGPT, arXiv 2403.03853, equation 1).
+    """Return a block's influence on each token: `1 − cos(h_l, h_{l+1})`, in [0, 2] (ShortGPT, arXiv 2403.03853, eq. 1).
 
     Args:
-        before: What enters the block.
-        after: What leaves it.
+        before: The block's input.
+        after: The block's output.
 
     Returns:
         (sequences · tokens,); ShortGPT averages over all tokens.
@@ -48,13 +48,13 @@ def influences(before: States, after: States) -> Vector:
 
 
 def effective_rank(gram: Matrix) -> float:
-    """Effective rank of a Gram matrix: `exp(−Σ pᵢ log pᵢ)`, p its normalized eigenvalues (Roy & Vetterli 2007).
+    """Return a Gram matrix's effective rank: `exp(−Σ pᵢ log pᵢ)`, p its normalized eigenvalues (Roy & Vetterli 2007).
 
     Args:
         gram: (n, n) symmetric positive semi-definite.
 
     Returns:
-        From 1, all in one direction, to n, all directions alike; NaN if the matrix is not finite.
+        From 1 (a single direction) to n (all directions equal); NaN if the matrix is not finite.
     """
     if not np.isfinite(gram).all():
         return math.nan
@@ -69,7 +69,7 @@ def _cosines(a: States, b: States) -> Vector:
 
 
 class _Mean:
-    """Mean over all batches of what a function gives for each sequence or token."""
+    """Averages a function's values for each sequence or token over all batches."""
 
     def __init__(self, function: Callable[[States, States], Vector]) -> None:
         self._function = function
@@ -83,10 +83,10 @@ class _Mean:
 
 
 class _OutputRank:
-    """Effective rank of a block's output.
+    """Computes the effective rank of a block's output.
 
-    Each token's state is brought to unit length first (as in Diff-eRank, arXiv 2401.17139): the next block normalizes
-    it too, and otherwise the first token of each sequence, hundreds of times longer, would be all that counts.
+    Each token's state is first scaled to unit length (as in Diff-eRank, arXiv 2401.17139), as the next block also
+    normalizes it. Otherwise the first token of each sequence, hundreds of times longer, would dominate.
     """
 
     def __init__(self) -> None:
@@ -107,18 +107,19 @@ _MEASURES: dict[str, Callable[[], _Mean | _OutputRank]] = {
     "rank": _OutputRank,
 }
 SCORES: tuple[str, ...] = tuple(_MEASURES)
-"""`angular` and `influence`: how far the block turns the states, so a low one is nearly the identity. `rank`: in how
-many directions its output lies, so a low one is redundant (D-Rank, arXiv 2509.25622, gives such layers less)."""
+"""`angular` and `influence` measure how far a block turns the states: a block with a low score is nearly the identity.
+`rank` measures how many directions its output uses: a low score means redundancy (D-Rank, arXiv 2509.25622, gives such
+layers smaller ranks)."""
 
 
 class LayerScorer:
-    """Scores the blocks of one pass.
+    """Computes one score for each block of a pass.
 
     Args:
         score: One of `SCORES`.
 
     Attributes:
-        scores: Of the blocks watched so far, in order.
+        scores: The scores of the blocks watched so far, in order.
     """
 
     def __init__(self, score: str) -> None:
@@ -127,7 +128,7 @@ class LayerScorer:
 
     @contextmanager
     def watching(self, layer: nn.Module) -> Iterator[None]:
-        """Score a block by all calls of its module inside the context: hidden states in, hidden states out."""
+        """Score a block by the inputs and outputs of all calls of its module inside the context."""
         measure = self._measure()
 
         def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

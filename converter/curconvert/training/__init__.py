@@ -1,1 +1,1 @@
-"""Trains what statistics alone do not give: healed factors and learned ranks."""
+"""Trains by gradient descent: heals factors, and learns ranks."""

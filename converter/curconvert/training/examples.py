@@ -1,4 +1,4 @@
-"""What is learned from: sequences of running text, or the lines of a task, of which a part counts."""
+"""Reads training data: sequences of running text, or lines of a task in which a part of the tokens counts."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from curconvert.options.calibration import CalibrationOptions
 from curconvert.options.heal import HealOptions
 
 IGNORED = -100
-"""The target of a position that no loss counts, as in torch and transformers."""
+"""Target of a position that losses ignore, as in torch and transformers."""
 _FIELDS = ("prompt", "completion")
 
 
 class Batch(NamedTuple):
-    """Some sequences, padded on the right: no token before sees that.
+    """Holds some sequences, padded on the right, where no earlier token sees the padding.
 
     Attributes:
         ids: (sequences, tokens) int64.
-        targets: The same shape: the token that follows, or IGNORED.
+        targets: The same shape: the next token, or IGNORED.
         learned: The same shape, bool: positions whose hidden states and divergence count.
     """
 
@@ -49,7 +49,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Sequences of one length; attributes as in `Batch`, as arrays."""
+    """Holds sequences of one length; its attributes are those of `Batch`, as arrays."""
 
     ids: Ids
     targets: Ids
@@ -57,25 +57,25 @@ class Examples:
 
     @classmethod
     def of_text(cls, ids: Ids) -> Examples:
-        """Take running text, (sequences, tokens), in which every token counts."""
+        """Return examples of running text, (sequences, tokens), in which every token counts."""
         targets = np.full_like(ids, IGNORED)
         targets[:, :-1] = ids[:, 1:]
         return cls(ids, targets, np.ones(ids.shape, np.bool_))
 
     @classmethod
     def of_lines(cls, lines: Sequence[tuple[Sequence[int], int]]) -> Examples:
-        """Take token ids of unequal length, each with the number of tokens before the part that counts."""
+        """Return examples from lines of token ids, each with the number of tokens before the part that counts."""
         shape = (len(lines), max(len(ids) for ids, _ in lines))
         padded, targets = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64)
         for row, (ids, start) in enumerate(lines):
             padded[row, : len(ids)] = ids
-            first = max(start, 1)  # nothing comes before the first token that could predict it
+            first = max(start, 1)  # no earlier token predicts the first one
             targets[row, first - 1 : len(ids) - 1] = ids[first:]
         return cls(padded, targets, targets != IGNORED)
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """How many positions of each sequence count."""
+        """Number of positions that count in each sequence."""
         found: NDArray[np.int64] = self.learned.sum(1, dtype=np.int64)
         return found
 
@@ -83,11 +83,11 @@ class Examples:
         return len(self.ids)
 
     def part(self, rows: NDArray[np.int64]) -> Examples:
-        """Return some of them."""
+        """Return the examples with these row numbers."""
         return Examples(self.ids[rows], self.targets[rows], self.learned[rows])
 
     def batch(self, chosen: NDArray[np.intp]) -> Batch:
-        """Return some of them, cut behind the last position that counts."""
+        """Return the chosen examples as a batch, cut after the last position that counts."""
         end = int(np.flatnonzero(self.learned[chosen].any(0))[-1]) + 1
         parts = (part[chosen, :end] for part in (self.ids, self.targets, self.learned))
         return Batch(*map(torch.from_numpy, parts))
@@ -95,14 +95,14 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """Examples to train on and, disjoint from them, those that end training.
+    """Holds examples to train on and, disjoint from them, held-out examples that decide when training ends.
 
     Attributes:
-        training: Trained on.
-        held_out: Measured.
+        training: Examples to train on.
+        held_out: Examples to measure on.
         source: `builtin`, or the file's name.
-        sha256: Of the token ids, see `CalibrationTokens`; of a task's padded ids with their targets.
-        notices: One sentence for each wish that was not met.
+        sha256: Of the token ids, see `CalibrationTokens`; for a task, of the padded ids with their targets.
+        notices: One sentence for each request that could not be met.
     """
 
     training: Examples
@@ -113,14 +113,14 @@ class Data:
 
 
 def load_data(options: HealOptions, tokenizer_file: Path | None, vocab_size: int) -> Data:
-    """Read what an objective is trained on.
+    """Read the training data of an objective.
 
-    A line of a task is `{"prompt": …, "completion": …}`, of which the completion's tokens count, or `{"text": …}`, of
-    which all but the first do. Other fields do not matter. Prompt and text get the special tokens that the tokenizer
-    puts around a prompt; both parts of a line are tokenized by themselves, and nothing is added at the end.
+    A line of a task is `{"prompt": …, "completion": …}`, in which the completion's tokens count, or `{"text": …}`, in
+    which all tokens except the first count. Other fields are ignored. Prompt and text get the special tokens that the
+    tokenizer adds to a prompt. Prompt and completion are tokenized separately, and nothing is added at the end.
 
     Args:
-        options: What to read and how much to take; `tokens_per_sequence` is a task's longest line.
+        options: What to read and how much to take; `tokens_per_sequence` is the most tokens of a task's line.
         tokenizer_file: A `tokenizer.json`.
         vocab_size: Rows of the model's embedding.
 
@@ -153,7 +153,7 @@ def load_data(options: HealOptions, tokenizer_file: Path | None, vocab_size: int
 
 
 def _lines(path: Path, tokenizer: Tokenizer, options: CalibrationOptions) -> Iterator[tuple[list[int], int]]:
-    """Yield each line's token ids, and how many of them stand before the part that counts."""
+    """Yield each line's token ids, and the number of tokens before the part that counts."""
     for where, record in json_lines(path, read_utf8(path)):
         if options.text_field in record and not set(_FIELDS) & set(record):
             ids = tokenizer.encode(string_field(where, record, options.text_field)).ids

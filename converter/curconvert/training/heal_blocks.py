@@ -1,4 +1,7 @@
-"""Healing block by block: each learns to give what the original's block gives, on the healed model's own inputs."""
+"""Heals block by block: each block is trained towards the output of the original's block, on the healed model's input.
+
+The original's block runs on the original's own input.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +36,10 @@ def heal_blocks(
     journal: Journal,
     progress: Progress,
 ) -> tuple[dict[str, Tensor], dict[str, list[Point]]]:
-    """Train each block that has something to train, one in memory at a time; with the mode `whole` only solve it.
+    """Train each block that has trainable tensors, with one block in memory at a time.
 
-    In memory beside it: both models' hidden states, 8 bytes for each number of each token; with the start `als` another
-    block.
+    With the mode `whole`, blocks are not trained, only solved by the start `als`. Memory also holds the hidden states
+    of both models, 8 bytes per hidden unit and token, and a second block for the start `als`.
 
     Args:
         artifact: The compressed model.
@@ -44,18 +47,18 @@ def heal_blocks(
         data: Training and held-out sequences of one length.
         options: Steps and rates.
         dtype: Of products while training.
-        journal: Keeps each block, and the training within one.
+        journal: Records each block, and the training within a block.
         progress: Called after each step.
 
     Returns:
-        The trained tensors by stored name, and each block's curve; its measure is the relative squared error of the
-        block's output.
+        The trained tensors by stored name, and each block's training curve. Its measure is the relative squared error
+        of the block's output.
     """
     stream = BlockStream(checkpoint)
     count, micro = len(data.training), options.batch // options.accumulate
     ids = np.concatenate([data.training.ids, data.held_out.ids])
     held_out = np.arange(count, len(ids))
-    stream.embed(torch.from_numpy(ids[:1].repeat(micro, axis=0)))  # so that masks of this shape are known
+    stream.embed(torch.from_numpy(ids[:1].repeat(micro, axis=0)))  # records the masks of this shape
     compressed = BlockStream(Stored(artifact, checkpoint))
     theirs, ours = (torch.cat([one.embed(torch.from_numpy(row[None])) for row in ids]) for one in (stream, compressed))
     compressed.release_table()
@@ -103,20 +106,20 @@ def heal_blocks(
 def _solved(
     block: Block, compressed: BlockStream, artifact: Artifact, theirs: Tensor, ours: Tensor
 ) -> dict[str, Tensor]:
-    """Return a block's factors by least squares; the block itself is the original's and stays so."""
+    """Return a block's linking factors, solved by least squares; `block` is the original's and does not change."""
     with compressed.block(block.index) as student:
         install(student, artifact)
         return solve_block(block, student, theirs, ours)
 
 
 def _mean(loss: Loss, rows: NDArray[np.intp]) -> float:
-    """Return the mean loss of some sequences, one by one."""
+    """Return the mean loss of some sequences, computed one by one."""
     with torch.no_grad():
         return float(torch.stack([loss(rows[i : i + 1]) for i in range(len(rows))]).mean())
 
 
 def _loss(block: Block, ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> Loss:
-    """Return the squared error of the block's output over that of the output itself, of some sequences."""
+    """Return the loss of some sequences: the mean square error of the block's output, relative to its mean square."""
 
     def loss(chosen: NDArray[np.intp]) -> Tensor:
         rows = torch.from_numpy(chosen)

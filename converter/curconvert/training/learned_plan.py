@@ -1,4 +1,4 @@
-"""`--method soco`: from the statistics of the original to a plan and the components that it keeps."""
+"""Makes the plan of `--method soco`: learns the ranks, and stores the kept components in the evidence."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def learned_plan(
     progress: Progress,
     journal: Journal,
 ) -> Plan:
-    """Learn what each component is worth; keep the factors of what stays in the evidence.
+    """Learn the weight of each component, store the kept components in the evidence, and return the plan.
 
     Args:
-        checkpoint: The original; it is held in memory twice, once in components.
-        plan: What is known from shapes alone; the matrices that it makes smaller are learned.
+        checkpoint: The original; memory holds it twice, once split into components.
+        plan: The plan from shapes alone; the matrices that it compresses are learned.
         ids: Token ids to learn from, (sequences, tokens).
         learning: Budget, steps and seed.
-        evidence: Statistics of the original; gets the components.
+        evidence: Statistics of the original; receives the components.
         progress: Called after each step.
-        journal: Keeps the state of learning.
+        journal: Records the state of learning.
 
     Raises:
-        InputError: The budget cannot be had.
+        InputError: The budget is not possible.
     """
     shapes = {matrix.name: matrix.shape for matrix in plan.matrices if matrix.rank is not None}
     budget = learning.parameters - (plan.parameters_before - sum(m * n for m, n in shapes.values()))
@@ -68,7 +68,7 @@ def learned_plan(
 
 
 def check_resident(checkpoint: Checkpoint) -> None:
-    """Refuse a model that cannot be learned on in memory.
+    """Reject a model that is too large to learn in memory.
 
     Raises:
         InputError: Its float32 weights exceed `RESIDENT_BYTES`.
@@ -82,7 +82,7 @@ def check_resident(checkpoint: Checkpoint) -> None:
 
 
 def _split(model: nn.Module, names: Sequence[str], evidence: Evidence, ridge: float) -> dict[str, SpectralLinear]:
-    """Put components in the places of linears, and return them by weight name."""
+    """Replace linears by `SpectralLinear` modules, and return these by weight name."""
     owners = {owner: name for name, owner, attribute in canonical_parameters(model) if attribute == "weight"}
     wanted, found = set(names), {}
     for parent in list(model.modules()):

@@ -1,4 +1,4 @@
-"""The training loop: AdamW on a few parameters, a held-out measure, and a state to go on from."""
+"""The training loop: AdamW on a few parameters, with a held-out measure and a recorded state to resume from."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Loss = Callable[[NDArray[np.intp]], Tensor]
 
 @dataclass(frozen=True)
 class Point:
-    """One measurement.
+    """Holds one measurement during training.
 
     Attributes:
         step: Steps done.
@@ -45,20 +45,20 @@ def train(
     stage: str,
     progress: Progress,
 ) -> list[Point]:
-    """Train parameters in place, and leave them as they were when the held-out measure was least.
+    """Train parameters in place, and restore the values with the least held-out measure at the end.
 
     Args:
         parameters: In float32.
-        loss: Of some of the training sequences, by number: the mean over all that counts in them.
-        measure: Of the held-out sequences; less is better.
-        counts: How much counts in each training sequence: what weighs the parts of a batch.
+        loss: Returns the mean loss over the positions that count in some training sequences, given their numbers.
+        measure: Returns the measure on the held-out sequences; less is better.
+        counts: Positions that count in each training sequence; they weight the parts of a batch.
         options: Steps, rates and batches.
-        journal: Keeps the state at each measurement; going on from it gives the same numbers.
-        stage: The journal's name for it.
+        journal: Records the state at each measurement; a resumed run gives the same numbers.
+        stage: The journal's name for this training.
         progress: Called after each step.
 
     Returns:
-        The curve; its first point is the start.
+        The measurements; the first is taken before the first step.
 
     Raises:
         InputError: The loss is not finite.
@@ -115,7 +115,7 @@ def _step(
 
 
 def chosen(step: int, sequences: int, batch: int, seed: int) -> NDArray[np.intp]:
-    """Return a step's sequences: each is taken once before one is taken again, in an order of its own each time."""
+    """Return the sequences of a step: each round takes every sequence once, in a new random order."""
     places = step * batch + np.arange(batch)
     rounds = {number: np.random.default_rng([seed, number]) for number in np.unique(places // sequences)}
     orders = {number: generator.permutation(sequences) for number, generator in rounds.items()}

@@ -1,4 +1,7 @@
-"""An artifact with other numbers in some of its tensors: the same files, the same sizes, the same graphs."""
+"""Copies an artifact with new values for some tensors, and computes the probe outputs of the result.
+
+Files, sizes and graphs stay the same.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +28,12 @@ from curconvert_runtime.format.probes import CompressedProbe, OriginalProbe
 
 
 def copy_with(artifact: Artifact, work: Path, values: Mapping[str, Tensor]) -> None:
-    """Copy an artifact's files into an empty folder, with other values for some tensors.
+    """Copy an artifact's files into an empty folder, with new values for some tensors.
 
-    Components stay behind: they are those of the factors as they were.
+    The manifest is not copied. The components are not copied: they belong to the old factors.
 
     Args:
-        artifact: What is copied; its manifest is not.
+        artifact: The artifact to copy.
         work: The folder.
         values: By stored name, in the stored shape; rounded to the stored dtype.
 
@@ -50,17 +53,17 @@ def copy_with(artifact: Artifact, work: Path, values: Mapping[str, Tensor]) -> N
 
 
 def write_probes(folder: Path, original: OriginalProbe, compressed: CompressedProbe) -> None:
-    """Write the probe file into a folder: the original's answers as they were, and another compressed model's."""
+    """Write the probe file into a folder, from the original's outputs and the new compressed model's outputs."""
     tensors = probe_tensors(original, compressed)
     save_tensors(folder / PROBES, {name: torch.from_numpy(array) for name, array in tensors.items()})
 
 
 def outputs_of_model(asked: CompressedProbe, model: nn.Module) -> CompressedProbe:
-    """Ask another compressed model what one was asked.
+    """Return a compressed model's outputs on the parity sequences of an existing probe.
 
     Args:
-        asked: Which tokens.
-        model: The whole model in float32, its weights rounded as they are stored.
+        asked: The probe with the token ids.
+        model: The whole model in float32, with weights rounded to the stored dtype.
     """
     logits, first, last = [], [], []
     for row, length in zip(asked.ids, asked.lengths, strict=True):
@@ -74,11 +77,11 @@ def outputs_of_model(asked: CompressedProbe, model: nn.Module) -> CompressedProb
 
 
 def outputs_by_blocks(asked: CompressedProbe, artifact: Artifact, checkpoint: Checkpoint) -> CompressedProbe:
-    """Ask an artifact what another one was asked, with one block in memory.
+    """Return an artifact's outputs on the parity sequences of an existing probe, with one block in memory.
 
     Args:
-        asked: Which tokens.
-        artifact: The other compressed model.
+        asked: The probe with the token ids.
+        artifact: The compressed model.
         checkpoint: The original.
     """
     stream = BlockStream(Stored(artifact, checkpoint))

@@ -1,4 +1,4 @@
-"""Learning rates that end along a cosine, as torch's schedulers give them."""
+"""Builds learning-rate schedules that end in a cosine, from torch's schedulers."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, LR
 
 
 def warmed_up(optimizer: Optimizer, warmup: int, steps: int) -> LRScheduler:
-    """Return rates that rise linearly over the warm-up to the optimizer's own, and then fall to 0 at the last step."""
+    """Return a schedule that rises linearly to the optimizer's rate during warm-up, and falls to 0 at the last step."""
     fall = CosineAnnealingLR(optimizer, max(1, steps - warmup))
     if warmup == 0:
         return fall
-    # The first step has a share of the rate, and the last one of the warm-up all of it.
+    # The first step has 1 / warmup of the rate, the last step of the warm-up the full rate.
     rise = LinearLR(optimizer, start_factor=1 / warmup, total_iters=max(1, warmup - 1))
     return SequentialLR(optimizer, [rise, fall], [warmup])
 
 
 def held(optimizer: Optimizer, until: int, steps: int) -> LRScheduler:
-    """Return rates that stay the optimizer's own until a step, and then fall to 0 at the last one."""
+    """Return a schedule that keeps the optimizer's rate until a step, and falls to 0 at the last step."""
     fall = CosineAnnealingLR(optimizer, max(1, steps - until))
     return SequentialLR(optimizer, [ConstantLR(optimizer, factor=1.0, total_iters=until), fall], [until])
 
 
 def restore(schedule: LRScheduler, state: Mapping[str, Any]) -> None:
-    """Go on from a schedule's `state_dict`, its optimizer included."""
+    """Resume a schedule from its `state_dict`, and set the rates of its optimizer."""
     schedule.load_state_dict(dict(state))
     for group, rate in zip(schedule.optimizer.param_groups, schedule.get_last_lr(), strict=True):
         group["lr"] = rate

@@ -1,4 +1,4 @@
-"""A linear whose components can be weighed one by one."""
+"""A linear split into components, each with a learned weight."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from curconvert.base.types import Matrix
 
 
 class SpectralLinear(nn.Module):
-    """`y = A ((s ∘ g) ∘ (B x)) + b`: the linear itself where all weights are 1.
+    """Computes `y = A ((s ∘ g) ∘ (B x)) + b`, which equals the linear when s and g are 1.
 
     Attributes:
         A: (out_features, k), orthonormal columns.
         B: (k, in_features), `A·B = W`.
-        s: (k,), learned.
-        gate: g, (k,): 1, or less for components that are on their way out.
+        s: Learned weights of the components, (k,).
+        gate: g, (k,): 1, or less for components that are being removed.
         bias: (out_features,) or None.
     """
 
@@ -40,9 +40,9 @@ class SpectralLinear(nn.Module):
 
 
 def components(weight: Matrix, gram: Matrix) -> tuple[Matrix, Matrix]:
-    """Split a matrix into orthogonal directions of its outputs, those of the most energy first.
+    """Split a matrix into orthogonal directions of its outputs, the largest energy first.
 
-    `W H^½ = P Σ Qᵀ` (as in SVD-LLM v2, arXiv 2503.12340) gives A = P and B = Pᵀ W, so that no root of H is divided by.
+    `W H^½ = P Σ Qᵀ` (as in SVD-LLM v2, arXiv 2503.12340) gives A = P and B = Pᵀ W, which needs no inverse root of H.
 
     Args:
         weight: W, (m, n).
@@ -55,7 +55,7 @@ def components(weight: Matrix, gram: Matrix) -> tuple[Matrix, Matrix]:
     if m <= n:
         _, vectors = scipy.linalg.eigh(weight @ gram @ weight.T, driver="evd", check_finite=False)
         basis = vectors[:, ::-1]
-    else:  # what all outputs lie in first: an orthonormal basis of W's columns
+    else:  # reduce to the span of W's columns first: its Gram matrix is smaller
         span, triangle = scipy.linalg.qr(weight, mode="economic", check_finite=False)
         _, vectors = scipy.linalg.eigh(triangle @ gram @ triangle.T, driver="evd", check_finite=False)
         basis = span @ vectors[:, ::-1]

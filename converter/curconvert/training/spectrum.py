@@ -1,9 +1,9 @@
-"""Weights of components, learned end to end: SoCo's three stages (arXiv 2502.15092).
+"""Learns the weights of components end to end, in SoCo's three stages (arXiv 2502.15092).
 
-Coarse: all weights, with a price on their sum that rises until as much is left as the budget allows. Sparsify: those
-of the lowest weight fade out. Refine: those that stay are trained on without a price, and may grow beyond 1. The loss
-is KL(original ‖ compressed) on the calibration sequences; at first it is zero and so is its gradient, and the price
-sets the weights in motion: where they come to rest, what a component is worth is in balance with what it costs.
+Coarse: all weights are trained, with a price on their sum, adjusted until the sum fits the budget. Sparsify: the
+components with the lowest weights fade out. Refine: the other components are trained without a price, and their weights
+may exceed 1. The loss is KL(original ‖ compressed) on the calibration sequences. At the start, the loss and its
+gradient are zero, and only the price changes the weights. A weight settles where its gradient balances its price.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from curconvert.training.student import divergence
 from curconvert_runtime.checks.fidelity import Progress
 
 STAGE = "learn"
-_COARSE, _SPARSIFY = 0.5, 0.2  # shares of the steps; the rest refines
-_RATE = 0.02  # of Adam: a weight goes from 1 to 0 in fifty steps at the soonest
-BATCH = 16  # sequences of a step
+_COARSE, _SPARSIFY = 0.5, 0.2  # shares of the steps; the remaining steps refine
+_RATE = 0.02  # of Adam: a weight needs at least fifty steps from 1 to 0
+BATCH = 16  # sequences per step
 SEQUENCES_AT_ONCE = 4  # sequences whose logits are in memory at once
 _SLOPE, _LARGEST = 4.0, 1.25  # how fast the price follows the size, and its largest change in one step
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-_RECORD = 10  # steps between states to go on from
+_RECORD = 10  # steps between recorded states
 
 
 @dataclass(frozen=True)
 class Learned:
-    """What learning gave.
+    """Holds the result of learning.
 
     Attributes:
-        kept: Components by weight name.
-        scales: Weights of the kept components, by weight name; none for dense matrices.
+        kept: The kept components, by weight name.
+        scales: Their learned weights, by weight name; without dense matrices.
     """
 
     kept: Kept
@@ -53,14 +53,14 @@ class Learned:
 
 @dataclass(frozen=True)
 class Learning:
-    """What is learned, and how.
+    """Says how to learn, and for which size.
 
     Attributes:
-        parameters: Of the whole model, at most.
-        steps: Of the optimizer, over all stages.
+        parameters: Most parameters of the whole model.
+        steps: Steps of the optimizer, over all stages.
         ridge: λ of `H + λ diag(H)`.
         multiple: Ranks are multiples of it.
-        seed: Of the order of the sequences.
+        seed: Seed for the order of the sequences.
     """
 
     parameters: int
@@ -71,15 +71,15 @@ class Learning:
 
 
 class Learner:
-    """The three stages.
+    """Runs the three stages.
 
     Args:
-        student: transformers' model with `linears` in the places of dense ones; nothing but their weights is trained.
+        student: transformers' model, with `linears` instead of dense linears; only their weights `s` are trained.
         linears: By weight name.
         teacher: The original.
         ids: Token ids to learn from, (sequences, tokens).
         shapes: (m, n) of each linear.
-        budget: Numbers that they may store together.
+        budget: Numbers that the linears together may store.
         learning: Steps, multiple and seed.
         dtype: Of products.
     """
@@ -104,20 +104,20 @@ class Learner:
         student.requires_grad_(False)
         for weight in self._weights:
             weight.requires_grad_()
-        # What a component costs on average, over its matrix's whole spectrum; a mean of 1 over all.
+        # Average number of parameters per component of each matrix, scaled to a mean of 1 over all components.
         prices = [
             torch.full((len(w),), float(max(shapes[name]))) for name, w in zip(linears, self._weights, strict=True)
         ]
         self._prices = torch.cat(prices) / torch.cat(prices).mean()
 
     def run(self, journal: Journal, progress: Progress) -> Learned:
-        """Learn, going on from where the journal ends.
+        """Run all stages, or resume from the journal's last record.
 
         Raises:
-            InputError: The budget cannot be had, or the loss is not finite.
+            InputError: The budget is not possible, or the loss is not finite.
         """
         optimizer = torch.optim.Adam(self._weights, lr=_RATE)
-        rates = schedule.held(optimizer, self._faded, self._steps)  # until all that goes has gone
+        rates = schedule.held(optimizer, self._faded, self._steps)  # until the removed components are gone
         price, kept, done = 1.0, None, 0
         if state := journal.recall(STAGE):
             price, done = state.data["price"], state.data["steps"]
@@ -151,7 +151,7 @@ class Learner:
         return Learned(kept, scales)
 
     def _goal(self) -> float:
-        """Return the weighted share of components that one rank's share of every matrix would keep in the budget."""
+        """Return the largest share of components that fits the budget if every matrix keeps the same share."""
         low, high = 0.0, 1.0
         for _ in range(40):
             share = (low + high) / 2
@@ -160,7 +160,7 @@ class Learner:
         return low
 
     def _left(self) -> float:
-        """Return the weighted mean of all weights, those above 1 as 1."""
+        """Return the mean of all weights, weighted by their prices; weights above 1 count as 1."""
         weights = torch.cat([weight.detach() for weight in self._weights])
         return float((self._prices * weights.clamp(max=1.0)).mean())
 
@@ -195,7 +195,7 @@ class Learner:
             raise InputError(f"--method soco: {error}; keep more, or let more linears be compressed") from error
 
     def _set_gates(self, kept: Kept | None, step: int) -> None:
-        """Let what is not kept fade; a matrix that stays dense is the original's, whatever its weights were."""
+        """Fade out the components that are not kept; give matrices that stay dense their original weights."""
         if kept is None:
             return
         rest = max(0.0, 1 - (step - self._coarse + 1) / (self._faded - self._coarse))

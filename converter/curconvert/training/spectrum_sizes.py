@@ -1,4 +1,4 @@
-"""From the weights of components to ranks under one budget: one order over all matrices."""
+"""Turns the learned weights of components into ranks that fit one budget, in one ranking over all matrices."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from curconvert_runtime.format.forms import interpolative
 
 Shapes = Mapping[str, tuple[int, int]]
 Kept = Mapping[str, Tensor | None]
-"""Components that are kept of each matrix, ascending, by weight name; None where it stays dense."""
+"""The kept components of each matrix, ascending, by weight name; None if the matrix stays dense."""
 
 
 def numbers(shape: tuple[int, int], rank: int | None) -> int:
-    """Return the stored numbers of one matrix; None is dense."""
+    """Return how many numbers one matrix stores at a rank; None means dense."""
     return shape[0] * shape[1] if rank is None else interpolative.FORM.parameters(shape, rank)
 
 
 def choose(scores: Mapping[str, Tensor], shapes: Shapes, budget: float, multiple: int) -> Kept:
-    """Keep the components of the highest scores, as many as fit a budget.
+    """Choose the components with the highest scores, as many as fit a budget.
 
-    Ranks are multiples of a number, and a matrix that would get less than 5 % smaller stays dense.
+    A matrix that would shrink by less than 5% stays dense.
 
     Args:
         scores: Of each matrix's components, (k,), by weight name.
         shapes: (m, n) by weight name.
-        budget: Numbers that may be stored.
-        multiple: Of ranks.
+        budget: Numbers that all matrices together may store.
+        multiple: Ranks are multiples of it.
 
     Raises:
-        ValueError: The smallest ranks do not fit.
+        ValueError: Even the smallest ranks exceed the budget.
     """
     ordered = {name: torch.sort(part, descending=True, stable=True) for name, part in scores.items()}
 
@@ -45,7 +45,7 @@ def choose(scores: Mapping[str, Tensor], shapes: Shapes, budget: float, multiple
         return sum(numbers(shapes[name], rank) for name, rank in ranks.items())
 
     levels = sorted(set(torch.cat(list(scores.values())).tolist()))
-    low, high = 0, len(levels)  # the first level from which on it fits; beyond the last nothing is above it
+    low, high = 0, len(levels)  # finds the lowest level that fits; above the last level nothing is kept
     while low < high:
         middle = (low + high) // 2
         if size(at(levels[middle])) <= budget:

@@ -1,7 +1,7 @@
-"""A start without gradients: each linking factor by least squares, from the student's inputs to the teacher's outputs.
+"""Solves each linking factor by least squares, from the student's inputs to the teacher's outputs (`--start als`).
 
-One sweep of alternating least squares, a factor at a time while all others stay: the errors that the blocks before have
-left in a linear's input are made up for, as far as this one factor can.
+This is one sweep of alternating least squares: one factor at a time, while all others stay fixed. Each factor corrects
+the errors of earlier blocks in its linear's input, as far as it can.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from curconvert.linalg.gram import least_squares, ridge_solve
 from curconvert_runtime.format.forms.form import factor_name
 
 RIDGE = 1e-2
-"""λ of `G + λ diag(G)`, G the Gram matrix of `R x`: that of a conversion's metric. It holds to the factor that was."""
+"""λ of `G + λ diag(G)`, G the Gram matrix of `R x`; the same λ as in a conversion. It pulls towards the old factor."""
 
 
 def solve_block(teacher: Block, student: Block, theirs: Tensor, ours: Tensor) -> dict[str, Tensor]:
-    """Solve the linking factors of a block one after the other, each on what the student gives with those before it.
+    """Solve the linking factors of a block one after the other, each on the student's output with the earlier ones.
 
     Args:
         teacher: The original's block.
-        student: The compressed model's; its linking factors are changed.
-        theirs: What enters the former, (sequences, tokens, hidden_size); one sequence must have gone through `embed`.
-        ours: What enters the latter, the same shape.
+        student: The compressed model's block; its linking factors are changed in place.
+        theirs: The teacher's input, (sequences, tokens, hidden_size); one sequence must have gone through `embed`.
+        ours: The student's input, the same shape.
 
     Returns:
         The factors by stored name, float32.
@@ -57,20 +57,20 @@ def solve_block(teacher: Block, student: Block, theirs: Tensor, ours: Tensor) ->
 
 
 def _before(linear: FactoredLinear, linking: str) -> list[Tensor]:
-    """Return the factors that an input meets before the linking one."""
+    """Return the factors that are applied to an input before the linking factor."""
     chain = tuple(linear.form.factors)
     return [linear.get_parameter(suffix) for suffix in chain[: chain.index(linking)]]
 
 
 def change(linear: FactoredLinear, cross: Matrix, gram: Matrix) -> Matrix:
-    """Return what must be added to the linking factor to miss the least: `min_Δ E‖e − L Δ z‖²`.
+    """Return the change of the linking factor that minimizes the error: `min_Δ E‖e − L Δ z‖²`.
 
     Args:
-        linear: The student's; L is what the linking factor's outputs become, and z what it multiplies.
-        cross: `Σ e zᵀ`, (out_features, rank), of what the linear misses.
+        linear: The student's linear; z is the linking factor's input, and L maps its output to the linear's output.
+        cross: `Σ e zᵀ`, (out_features, rank), e the linear's error.
         gram: `Σ z zᵀ`, (rank, rank).
     """
     outputs = traits_of(linear.form.name).link_outputs(arrays(linear.state_dict()))
-    if outputs.ndim == 1:  # outputs of the linear itself
+    if outputs.ndim == 1:  # indices: the factor's outputs are outputs of the linear
         return ridge_solve(cross[outputs], gram, RIDGE)
     return least_squares(outputs, ridge_solve(cross, gram, RIDGE))

@@ -1,4 +1,4 @@
-"""A model as an artifact stores it, block by block."""
+"""Reads a compressed model from its artifact, block by block."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from curconvert_runtime.format.forms import form_of
 
 
 class Stored(Checkpoint):
-    """The original with every tensor that an artifact stores under the same name as it is there.
+    """Presents an artifact as a checkpoint: tensors that it stores under the same name replace the original's.
 
-    Linears that are factors in the artifact are the original's: `install` puts those in their place.
+    Linears that the artifact stores as factors remain the original's: `install` replaces them.
 
     Args:
-        artifact: Made from it.
-        original: Gives what only it has, and the names.
+        artifact: An artifact made from the original.
+        original: Gives the names, and the tensors that the artifact lacks.
     """
 
     def __init__(self, artifact: Artifact, original: Checkpoint) -> None:
@@ -42,12 +42,12 @@ class Stored(Checkpoint):
         return self._original.read(name)
 
     def companions(self) -> Companions:
-        """Return the original's."""
+        """Return the original's companion files."""
         return self._original.companions()
 
 
 def install(block: Block, artifact: Artifact) -> None:
-    """Give a block of the original the weights of an artifact, in float32."""
+    """Replace the weights of an original's block with those of an artifact, in float32."""
     for matrix in artifact.manifest["matrices"]:
         if matrix["name"] in block.linears and form_of(matrix["form"]).is_compressed:
             block.replace(matrix["name"], linear_of_artifact(artifact, matrix))

@@ -1,4 +1,4 @@
-"""What is trained of a model, and losses towards the original."""
+"""Chooses the trainable tensors of a model, and computes losses and held-out measures."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from curconvert.options.heal import HealOptions, Trained
 from curconvert.training.examples import IGNORED, Examples
 from curconvert.training.loop import Loss
 
-_ROWS = 8  # sequences that are measured at once
+_ROWS = 8  # sequences measured at once
 
 
 def trainable(module: nn.Module, train: Trained, prefix: str = "") -> dict[str, nn.Parameter]:
-    """Free what healing trains, freeze the rest, and return the former by the names of the stored tensors.
+    """Return the parameters that healing trains, by the names of the stored tensors; freeze all others.
 
     Args:
         module: A model, or one decoder block.
         train: See `HealOptions`.
-        prefix: Of the module's names.
+        prefix: Prefix of the module's tensor names.
     """
     module.requires_grad_(False)
     found = {}
@@ -42,11 +42,11 @@ def trainable(module: nn.Module, train: Trained, prefix: str = "") -> dict[str, 
 
 
 def keep_few_activations(model: nn.Module) -> None:
-    """Let a model compute each block's activations again on the way back; nothing is dropped out."""
-    # The older name until transformers 5 renamed it.
+    """Turn on activation checkpointing, which recomputes each block in the backward pass; turn off dropout."""
+    # transformers before version 5 has only the second name.
     enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
     enable({"use_reentrant": False})  # type: ignore[operator]
-    model.train()  # without it transformers keeps them all
+    model.train()  # transformers checkpoints in training mode only
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -57,13 +57,13 @@ def keep_few_activations(model: nn.Module) -> None:
 def training_loss(
     student: nn.Module, teacher: nn.Module | None, examples: Examples, options: HealOptions, dtype: torch.dtype
 ) -> Loss:
-    """Return the loss of some sequences: hidden states between blocks, cross-entropy, divergence.
+    """Return the loss of some sequences: weighted hidden-state error, cross-entropy and divergence.
 
-    The hidden states are those that leave each block but the last, as in CURing; the embedding's are the same in both.
+    The hidden states are the outputs of all blocks except the last, as in CURing; the embedding is the same in both.
 
     Args:
         student: transformers' model with factored linears.
-        teacher: The original; None where neither its hidden states nor its logits have a weight.
+        teacher: The original; None if neither its hidden states nor its logits have a weight.
         examples: Training sequences.
         options: Weights of the parts.
         dtype: Of products.
@@ -93,7 +93,7 @@ def training_loss(
 
 
 def _those(states: Tensor, learned: Tensor) -> Tensor:
-    """Return what stands at the positions that count; all of it as it is, where all do."""
+    """Return the states at the positions that count; the unchanged tensor if all count."""
     return states if learned.all() else states[learned]
 
 
@@ -150,12 +150,12 @@ def held_out_cross_entropy(student: nn.Module, examples: Examples) -> float:
 def held_out_measure(
     student: nn.Module, teacher: nn.Module | None, examples: Examples, options: HealOptions
 ) -> Callable[[], float]:
-    """Return what ends training: the divergence from the original, or the cross-entropy on the task.
+    """Return the function that measures progress: the divergence from the original, or the task's cross-entropy.
 
     Args:
         student: The compressed model.
-        teacher: The original; only `distill` asks it.
-        examples: Held out.
+        teacher: The original; only the objective `distill` needs it.
+        examples: Held-out examples.
         options: The objective.
     """
     if options.objective == "ce":

@@ -206,8 +206,8 @@ def test_a_short_text_is_noticed(tmp_path: Path) -> None:
     """Each wish that was not met gets a sentence with both numbers."""
     source = write_ids(tmp_path / "a.safetensors", np.arange(80))
     assert load_tokens(options(source, sequences=128, probes=16), None).notices == (
-        "a.safetensors gives 8 calibration sequences of 8 tokens, fewer than the 128 asked for",
-        "a.safetensors gives 2 probe sequences of 8 tokens, fewer than the 16 asked for",
+        "a.safetensors gives 8 calibration sequences of 8 tokens, fewer than the 128 requested",
+        "a.safetensors gives 2 probe sequences of 8 tokens, fewer than the 16 requested",
     )
 
 

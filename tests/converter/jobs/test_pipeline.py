@@ -472,7 +472,7 @@ def test_notices_say_that_the_text_was_short(tmp_path: Path, deep: TinyModel, to
     """Fewer sequences than asked for is a notice, not an error."""
     calibration = CalibrationOptions(source=str(tokens), sequences=500, tokens_per_sequence=LENGTH, probe_sequences=2)
     done = run(deep, tmp_path / "out", tiny_options(tokens, calibration=calibration, layers="1"))
-    assert any("fewer than the 500 asked for" in notice for notice in done.notices)
+    assert any("fewer than the 500 requested" in notice for notice in done.notices)
 
 
 def test_an_unknown_dtype_of_an_export_is_refused(tmp_path: Path, deep: TinyModel) -> None:

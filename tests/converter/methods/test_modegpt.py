@@ -124,8 +124,8 @@ def test_the_modules_can_be_taken_alone(tmp_path: Path, tokens: Path, sequential
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"targets": ("q_proj", "v_proj", "o_proj")}, "--method modegpt takes whole ones of q_proj,k_proj and v_proj,"),
-        ({"targets": ("down_proj",)}, "takes whole ones of"),
+        ({"targets": ("q_proj", "v_proj", "o_proj")}, "--method modegpt needs whole groups: q_proj,k_proj and"),
+        ({"targets": ("down_proj",)}, "needs whole groups"),
         ({"rank": 6}, "--method modegpt takes one size of --density; found --rank"),
         ({"keep": 0.9}, "found --keep"),
     ],
@@ -157,7 +157,7 @@ def test_a_size_of_the_whole_model_is_met(tmp_path: Path, tokens: Path, family: 
 def test_an_impossible_size_is_refused(tmp_path: Path) -> None:
     """The rest of the model, dense queries and keys included, is larger."""
     checkpoint = open_checkpoint(make_checkpoint(tmp_path, "qwen3").folder)
-    with pytest.raises(InputError, match="all that modegpt does not compress has"):
+    with pytest.raises(InputError, match="the part that modegpt does not compress already has"):
         options_for_size(checkpoint, "modegpt", 10_000)
 
 

@@ -1,1 +1,1 @@
-"""What methods have in common: their interface, registry, options, planning and tasks."""
+"""The common parts of all methods: their interface, registry, options, planning and tasks."""

@@ -1,4 +1,4 @@
-"""One block's matrices: factorized, quantized, put in their places."""
+"""Factorizes and quantizes one block's matrices, and installs the result in the block."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ from curconvert.methods.core.quantized import quantization_tasks
 def compressed(
     method: Method, plans: Sequence[MatrixPlan], statistics: Mapping[str, InputStatistics] | None, context: Context
 ) -> dict[str, Factorization]:
-    """Factorize some of a block's matrices and then, where that is asked for, quantize them and its dense ones.
+    """Factorize some of a block's matrices, and quantize these and the dense ones if quantization is on.
 
     Args:
-        method: Of compression.
-        plans: Of linears.
-        statistics: Of their inputs by name; None takes those of the evidence.
+        method: The compression method.
+        plans: Of linears of the block.
+        statistics: Of their inputs by name; None reads them from the evidence.
         context: The conversion.
+
+    Returns:
+        Factors by weight name.
     """
     quantization = context.settings.quantization
     if statistics is None:
@@ -41,11 +44,11 @@ def compressed(
 def factorized(
     method: Method, plans: Sequence[MatrixPlan], statistics: Mapping[str, InputStatistics], context: Context
 ) -> dict[str, Factorization]:
-    """Factorize some of a block's matrices; the dense ones are left out.
+    """Return the factors of a block's planned matrices by weight name, without the dense ones.
 
     Args:
-        method: Of compression.
-        plans: Of linears.
+        method: The compression method.
+        plans: Of linears of the block.
         statistics: Of their inputs by name.
         context: The conversion.
     """
@@ -54,12 +57,12 @@ def factorized(
 
 
 def _run(executor: Executor, tasks: Iterable[FactorTask]) -> dict[str, Factorization]:
-    """Work on one block's matrices side by side."""
+    """Run one block's tasks in parallel, and return their results by weight name."""
     return {name: factors for found in executor.map(tasks) for name, factors in found.items()}
 
 
 def install(block: Block, found: Mapping[str, Factorization]) -> None:
-    """Put factored linears in the place of a block's dense ones."""
+    """Replace a block's dense linears by factored ones."""
     for name, factors in found.items():
         linear = block.linears[name]
         assert isinstance(linear, nn.Linear)

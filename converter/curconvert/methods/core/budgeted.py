@@ -1,4 +1,4 @@
-"""Methods whose size is one of the whole model: each matrix's follows from what it is worth."""
+"""Base of methods with one size for the whole model, which choose each matrix's size by its measured cost."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from curconvert.base.plan import Plan
     from curconvert.checkpoint.types import Checkpoint
 
-_SEARCHED_KEEP = 0.8  # what a dry run shows when the size is to be found by --max-kl
+_SEARCHED_KEEP = 0.8  # size that a dry run shows for --max-kl, which finds the size later
 _HEADER_BYTES = 160  # of a safetensors header, per tensor
 
 
 @dataclass(frozen=True)
 class Budgeted(Method):
-    """A method with a budget for the whole model.
+    """Is a method with a budget for the whole model.
 
     Attributes:
         keep: Share of the model's parameters to keep, embedding included.
-        target_parameters: Parameters to keep.
-        target_bytes: Size of the weights' file at most.
+        target_parameters: Number of parameters to keep.
+        target_bytes: Largest size of the weights' file.
     """
 
     sizes: ClassVar[tuple[str, ...]] = ("keep", "target_parameters", "target_bytes")
@@ -59,7 +59,7 @@ class Budgeted(Method):
             )
 
     def first_form(self, role: Role) -> str:
-        """Return the form in which a linear is counted before anything is measured."""
+        """Return the form that a linear has in plans made before anything is measured."""
         return "interpolative"
 
     def parameters(self, checkpoint: Checkpoint, settings: Settings) -> int:
@@ -70,7 +70,7 @@ class Budgeted(Method):
             settings: Targets, dtype and quantization.
 
         Raises:
-            InputError: The target is no smaller than the model.
+            InputError: The target is not smaller than the model.
         """
         from curconvert.allocation.plans import targets_of
         from curconvert.checkpoint.linears import total_parameters
@@ -79,7 +79,7 @@ class Budgeted(Method):
         if self.target_parameters is not None:
             target, asked = self.target_parameters, f"--target-params {self.target_parameters}"
         elif self.target_bytes is not None:
-            # The longest index vectors that a form can have, and a line of the header for each tensor.
+            # Subtract the longest index vectors of any form, and a header entry for each tensor.
             shapes = targets_of(checkpoint, settings.roles)
             indices = sum(m + min(m, n) for m, n in shapes.values())
             rest = self.target_bytes - 4 * indices - _HEADER_BYTES * (len(checkpoint.tensors) + 3 * len(shapes))
@@ -94,7 +94,7 @@ class Budgeted(Method):
         return target
 
     def plan(self, checkpoint: Checkpoint, settings: Settings, layers: tuple[int, ...] | None = None) -> Plan:
-        """Plan every target at one density: what can be known before anything is measured; see `Method.plan`."""
+        """Plan every target at one density, before anything is measured; see `Method.plan`."""
         from curconvert.allocation.plans import assemble, targets_of
         from curconvert.base.forms import rank_for_density
         from curconvert.base.names import layer_of

@@ -1,4 +1,4 @@
-"""What travels together through a conversion."""
+"""The objects that a conversion passes to its jobs and methods."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Context:
-    """One conversion.
+    """Holds the inputs and resources of one conversion.
 
     Attributes:
         checkpoint: The original.
         settings: Of the conversion.
         tokens: Calibration and probe sequences.
         dtype: Deployed dtype.
-        evidence: Statistics of linears that the passes over the original have found.
-        executor: Works on matrices side by side.
-        store: Takes hidden states on the calibration tokens.
-        progress: Called as work goes on.
-        journal: Keeps each step.
+        evidence: Statistics of linears from the passes over the original.
+        executor: Runs the tasks of matrices in parallel.
+        store: Keeps the hidden states of the calibration tokens.
+        progress: Called after each step.
+        journal: Records each step.
     """
 
     checkpoint: Checkpoint
@@ -63,12 +63,12 @@ class Context:
 
 @dataclass(frozen=True)
 class Measured:
-    """What the passes over the original gave; it serves conversions of any size.
+    """Holds the results of the passes over the original, which serve conversions to any size.
 
     Attributes:
-        original: Its answers, and the layers' scores where the options asked for them.
-        curves: What each size of each module costs; empty unless a method asked for them.
-        tables: Embedding and head where they are quantized.
+        original: The original's probe outputs, and the layers' scores if the options need them.
+        curves: The cost curve of each module; empty unless a method needs them.
+        tables: The quantized embedding and lm_head; empty without quantization.
     """
 
     original: OriginalPass

@@ -1,7 +1,7 @@
-"""What factorizations compute and hold, counted from shapes: an estimate's time and memory come from these.
+"""Counts flops and memory of factorizations from shapes, for the estimate of a conversion.
 
-The leading terms of each algorithm as it is implemented, in float64: `2·m·n·k` for a product, `n³` over a measured rate
-for a symmetric eigenproblem. Where a factor below is no such count it was fitted to measured times.
+The counts are the leading terms of each implemented algorithm, in float64: `2·m·n·k` for a product, `n³` over a
+measured rate for a symmetric eigenproblem. Factors that are not such counts are fitted to measured times.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from curconvert.base.plan import MatrixPlan
 
 LAPACK = 0.5
-"""Share of the speed of large products that QR, Cholesky and updates of low rank reach."""
-_SUMS = 5  # matrices of a weight's size, but at most of a chunk's, that the measuring of an error holds
+"""Speed of QR, Cholesky and low-rank updates, as a share of the speed of large products."""
+_SUMS = 5  # matrices that measuring an error holds, each of the weight's size or a chunk's, the smaller of both
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one factorization takes.
+    """Holds the cost of one factorization.
 
     Attributes:
         flops: Of products, in float64.
         eigen: Sizes of symmetric eigenproblems.
-        held: Bytes at its peak.
+        held: Peak memory, bytes.
     """
 
     flops: float
@@ -34,10 +34,10 @@ class Cost:
 
 
 def cost_of(matrix: MatrixPlan, tokens: int) -> Cost:
-    """Return the cost of a best low-rank approximation, through a root of H or W itself and its smaller Gram matrix.
+    """Return the cost of a best low-rank approximation: the smaller Gram matrix of `W H^½`, and a root of H if m > n.
 
     Args:
-        matrix: With its rank.
+        matrix: The matrix with its rank.
         tokens: Of the calibration text.
     """
     m, n = matrix.shape
@@ -46,12 +46,12 @@ def cost_of(matrix: MatrixPlan, tokens: int) -> Cost:
 
 
 def of_rows(matrix: MatrixPlan, tokens: int) -> Cost:
-    """Return the cost of choosing rows by the outputs' Gram matrix, and of the coefficients of the others."""
+    """Return the cost of choosing rows by the outputs' Gram matrix, and of solving for the coefficients."""
     return Cost(_thin(matrix, tokens) + _outputs(matrix, tokens), (matrix.rank or 0,), _whole(matrix))
 
 
 def of_both_sides(matrix: MatrixPlan, tokens: int) -> Cost:
-    """Return the cost of the best approximation for the inputs and for the loss."""
+    """Return the cost of the best approximation for inputs and loss, see `two_sided`."""
     m = matrix.shape[0]
     return Cost(_thin(matrix, tokens) + _outputs(matrix, tokens) + 8.0 * m**3, (m, m), _whole(matrix))
 
@@ -60,10 +60,10 @@ def of_selection(matrix: MatrixPlan, tokens: int, *, pivots: bool, bases: bool) 
     """Return the cost of C·U·R.
 
     Args:
-        matrix: With its rank.
+        matrix: The matrix with its rank.
         tokens: Of the calibration text.
-        pivots: Rows and columns are chosen by pivoting.
-        bases: They are chosen by leading singular vectors.
+        pivots: Whether rows and columns are chosen by pivoting.
+        bases: Whether they are chosen by leading singular vectors.
     """
     from curconvert.linalg.bases import krylov_size
     from curconvert.selection.indices import EXACT_OUTPUTS
@@ -82,43 +82,43 @@ def of_selection(matrix: MatrixPlan, tokens: int, *, pivots: bool, bases: bool) 
 
 
 def of_part(matrix: MatrixPlan, tokens: int) -> Cost:
-    """Return the cost of a form that keeps some rows or columns; of another form, that of an approximation."""
+    """Return the cost of a form that keeps some rows or columns; for other forms, see `cost_of`."""
     if matrix.form not in _PARTS:
         return cost_of(matrix, tokens)
     (m, n), rank = matrix.shape, matrix.rank or 0
-    # Leverage scores by an inverse: the Gram matrix scaled, inverted, and of the kept columns.
+    # Leverage scores need an inverse: memory for the scaled Gram matrix, its inverse and that of the kept columns.
     held = 8.0 * (4 * n**2 + 4 * m * n) if matrix.form in _INVERTS else _whole(matrix)
     return Cost(2 * _error(matrix, tokens) + _PARTS[matrix.form](m, n, rank), (), held)
 
 
 _PARTS: Mapping[str, Callable[[int, int, int], float]] = {
     "modular_rows": lambda m, n, rank: 0.0,
-    # Leverage scores by an inverse, and the correction of the kept columns.
+    # Leverage scores from an inverse, and the correction of the kept columns.
     "modular_columns": lambda m, n, rank: 0.7 * n**3 + 2.0 * m * n * rank + rank**3 / 3 + 2.0 * m * rank**2,
     "sparse_rows": lambda m, n, rank: 2.0 * m * n**2,
     "sparse_columns": lambda m, n, rank: 0.0,
 }
-"""Flops of the forms that keep a part of the weight, besides their errors."""
+"""Flops of the forms that keep a part of the weight, without measuring their errors."""
 _INVERTS = ("modular_columns",)
 
 
 def _error(matrix: MatrixPlan, tokens: int) -> float:
-    """Flops of an error in the metric of the inputs: images of the weight's rows, through H or the inputs themselves.
+    """Return the flops of measuring an error: images of the weight's rows, through H or the inputs themselves.
 
-    Inputs are float32, so these count half.
+    Inputs are float32, so products with them count half.
     """
     m, n = matrix.shape
     return float(m * n * tokens) if tokens < n else 2.0 * m * n**2
 
 
 def _outputs(matrix: MatrixPlan, tokens: int) -> float:
-    """Flops of `W H Wᵀ`."""
+    """Return the flops of `W H Wᵀ`."""
     m, n = matrix.shape
     return _error(matrix, tokens) + 2.0 * m**2 * n
 
 
 def _factors(matrix: MatrixPlan) -> float:
-    """Flops of decomposing both thin factors."""
+    """Return the flops of decomposing both thin factors."""
     return 4.0 * sum(matrix.shape) * (matrix.rank or 0) ** 2 / LAPACK
 
 
@@ -135,6 +135,6 @@ def _sums(matrix: MatrixPlan) -> float:
 
 
 def _whole(matrix: MatrixPlan) -> float:
-    """Bytes of float64 copies, where a method needs the whole weight."""
+    """Return the peak memory of a method that needs float64 copies of the whole weight, bytes."""
     m, n = matrix.shape
     return max(_sums(matrix) + 8.0 * m * n, 8.0 * (4 * m * n + 2 * min(m, n) ** 2))

@@ -1,4 +1,4 @@
-"""How far a plan takes a model from the original, measured in memory."""
+"""Measures the divergence of a planned model from the original, without writing an artifact."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from curconvert.methods.core.method import Method
 
 
 def divergence(method: Method, plan: Plan, context: Context, measured: Measured, stage: str) -> float:
-    """Compress in memory only, and return the mean KL(original ‖ compressed) on the probes, nats per token.
+    """Compress in memory, and return the mean KL(original ‖ compressed) on the probes, nats per token.
 
     Args:
-        method: Of compression.
-        plan: With sizes allocated.
-        context: The conversion; its journal keeps each block, and the result.
+        method: The compression method.
+        plan: The plan to measure.
+        context: The conversion; its journal records each block and the result.
         measured: The original's states on the probes, and quantized tables.
         stage: Name of this plan's trial in the journal.
     """

@@ -1,4 +1,4 @@
-"""Methods that store rows and the coefficients of the other outputs."""
+"""Base of methods that store rows, and coefficients for the other outputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from curconvert.methods.core.sized import Sized
 
 @dataclass(frozen=True)
 class Interpolative(Matrixwise, Sized):
-    """An interpolative decomposition; methods differ in what its rows are rows of."""
+    """Is an interpolative decomposition; methods differ in the matrix whose rows it stores."""
 
     stores: ClassVar[str] = "r rows and the coefficients of the others: r(m + n − r)"
 
@@ -22,5 +22,5 @@ class Interpolative(Matrixwise, Sized):
         return True
 
     def forms(self, role: Role) -> tuple[str, ...]:
-        """Return the one form."""
+        """Return the form `interpolative`."""
         return ("interpolative",)

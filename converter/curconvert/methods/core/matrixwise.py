@@ -1,4 +1,4 @@
-"""Methods that factorize each matrix by itself."""
+"""Base of methods that factorize each matrix on its own, and the task for one matrix."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Matrixwise(Method):
-    """A method that factorizes each matrix by itself."""
+    """Is a method that factorizes each matrix on its own."""
 
     def tasks(
         self, plans: Sequence[MatrixPlan], statistics: Mapping[str, InputStatistics], context: Context
     ) -> Iterator[FactorTask]:
-        """Read one block's matrices; see `Method.tasks`."""
+        """Read one block's matrices and yield a task for each; see `Method.tasks`."""
         from curconvert.factorization.projections import largest_first, read_projections
 
         names = [plan.name for plan in plans]
@@ -47,7 +47,7 @@ class Matrixwise(Method):
         Args:
             problem: The matrix, the statistics of its input, and its rank.
             settings: Ridge, seed and device.
-            fisher_rows: Fisher information of each row, (m,), where the method needs it.
+            fisher_rows: Fisher information of each row, (m,); None unless the method needs it.
 
         Raises:
             InputError: No matrix of this shape has this rank.
@@ -56,17 +56,17 @@ class Matrixwise(Method):
 
 @dataclass(frozen=True)
 class MatrixTask:
-    """One matrix by a method's own rule.
+    """Factorizes one matrix with a method, and corrects its bias.
 
     Attributes:
-        plan: With its rank.
+        plan: The matrix with its rank.
         weight: W, (out_features, in_features), any float dtype.
-        bias: To be corrected, (out_features,); None where there is none, or it stays as it is.
+        bias: The bias to correct, (out_features,); None if there is none, or if it must not change.
         statistics: Of the input.
-        method: Gives the factors.
+        method: Computes the factors.
         settings: Ridge, seed and device.
         dtype: Deployed dtype.
-        fisher_rows: Fisher information of each row, (out_features,), where the method needs it.
+        fisher_rows: Fisher information of each row, (out_features,); None unless the method needs it.
     """
 
     plan: MatrixPlan

@@ -1,4 +1,4 @@
-"""What a method of compression is: its options, what it needs to know, how it plans and what it computes."""
+"""The interface of a compression method: its options, its needs, its plans and its tasks."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ SIZES: Mapping[str, str] = {
     "target_bytes": "--target-bytes",
     "max_kl": "--max-kl",
 }
-"""Options that say a size, and their flags: a method takes one of some of them."""
+"""Size options and their flags; each method supports some of them, and takes one at a time."""
 
 
 def option(flag: str, default: Any = None) -> Any:
-    """Return a dataclass field that is an option of the command line."""
+    """Return a dataclass field for an option of the command line."""
     return field(default=default, metadata={"flag": flag})
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method has to know of the original model before the first block is compressed.
+    """Says what a method needs from the original model before the first block is compressed.
 
     Attributes:
-        fisher_rows: Second moments of the gradient at each row of the weights.
-        curves: What each size of each module costs, which takes all gradients.
+        fisher_rows: Fisher information of each row of the weights.
+        curves: The cost curve of each module, which needs all gradients.
         statistics: Statistics of every target's input; otherwise they are collected block by block.
-        resident: The whole model in memory, to learn on.
+        resident: The whole model in memory, for learning.
     """
 
     fisher_rows: bool = False
@@ -51,30 +51,30 @@ class Needs:
     resident: bool = False
 
     def __or__(self, other: Needs) -> Needs:
-        """Return what both together need."""
+        """Return the needs of both together."""
         return Needs(**{part.name: getattr(self, part.name) or getattr(other, part.name) for part in fields(self)})
 
     @property
     def gradients(self) -> bool:
-        """Whether a pass goes back through the original."""
+        """Whether a backward pass through the original is needed."""
         return self.fisher_rows or self.curves
 
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """A method with its own options; the fields of a subclass are what means something to it.
+    """Is a compression method; the dataclass fields of a subclass are its options.
 
     Attributes:
-        name: As `--method` spells it.
+        name: The value of `--method`.
         stores: What is stored of a matrix, for the table in the documentation.
-        summary: What it does, one sentence, for the same table.
-        sizes: Options of which one says the size; empty where nothing gets smaller.
-        default_size: The size where none is given.
-        defaults: Settings whose default is another than `Settings`' own.
-        recorded: What the manifest calls the method's storage.
-        needs: What it has to know of the original.
-        sizes_whole: Whether the size is one of the whole model, and each matrix's follows from it.
-        reads_evidence: Whether its tasks take all statistics from what was measured before.
+        summary: What the method does, one sentence, for the same table.
+        sizes: The size options that it supports; empty for a method without a size.
+        default_size: The size used if none is given.
+        defaults: Settings with a default that differs from `Settings`.
+        recorded: The manifest's entries for the method's storage.
+        needs: What the method needs from the original.
+        sizes_whole: Whether the size is one of the whole model, from which the method derives each matrix's size.
+        reads_evidence: Whether its tasks read all statistics from the evidence, not from their argument.
     """
 
     name: ClassVar[str]
@@ -90,13 +90,13 @@ class Method(ABC):
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """Return the method with its own options, after checking that they say one size.
+        """Return the method with given options and exactly one size.
 
         Args:
-            values: The options that were given; those of other methods are refused.
+            values: The given options of this method.
 
         Raises:
-            InputError: No size or several, or one that the method does not take.
+            InputError: There is no size, there are several, or the method does not support it.
         """
         given = [size for size in SIZES if size in values]
         if not given and cls.default_size:
@@ -111,40 +111,40 @@ class Method(ABC):
 
     @property
     def full_metric(self) -> bool:
-        """Whether matrices are approximated for the outputs, in the metric of the full Gram matrix.
+        """Whether the method minimizes output errors, in the metric of the full Gram matrix.
 
-        Only then a bias makes up for the mean of what is lost. The other methods stay what their papers define.
+        Only such methods correct the bias for the mean error. Other methods follow their papers' definitions.
         """
         return True
 
     @property
     def compares_inputs(self) -> bool:
-        """Whether factors can make up for a share of what compressed blocks before theirs have lost.
+        """Whether factors can correct a share of the errors of earlier compressed blocks (with `sequential`).
 
-        With `sequential`, where matrices are factorized one by one in the full metric.
+        Only methods that factorize each matrix on its own, in the full metric, can do this.
         """
         return False
 
     @property
     def searches(self) -> bool:
-        """Whether the size is searched for, by compressing in memory."""
+        """Whether the method searches for the size, by trial compressions in memory."""
         return False
 
     @property
     def writes_components(self) -> bool:
-        """Whether the artifact holds what `resize` needs."""
+        """Whether the artifact gets the components that `resize` needs."""
         return False
 
     @property
     def learning_steps(self) -> int:
-        """Steps of learning."""
+        """Number of training steps; 0 for a method that does not learn."""
         return 0
 
-    def check(self, settings: Settings) -> None:  # noqa: B027 - most methods have nothing to refuse
-        """Refuse settings that the method cannot work with; raises InputError."""
+    def check(self, settings: Settings) -> None:  # noqa: B027 - most methods accept all settings
+        """Reject settings that the method does not support; raises InputError."""
 
     def record(self) -> dict[str, Any]:
-        """Return the method and its own options as the manifest has them."""
+        """Return the method and its own options as the manifest records them."""
         return {"method": self.name, **self.recorded, **asdict(self)}
 
     @abstractmethod
@@ -157,14 +157,14 @@ class Method(ABC):
             layers: The chosen layers, once known.
 
         Raises:
-            InputError: The size cannot be had.
+            InputError: The size is not possible.
         """
 
     def decide(self, context: Context, measured: Measured) -> Plan:
-        """Decide form and rank of every matrix, once the original was measured.
+        """Return the final plan, with form and rank of every matrix, after the original is measured.
 
         Raises:
-            InputError: The size cannot be had.
+            InputError: The size is not possible.
         """
         return self.plan(context.checkpoint, context.settings, measured.layers(context))
 
@@ -172,19 +172,18 @@ class Method(ABC):
     def tasks(
         self, plans: Sequence[MatrixPlan], statistics: Mapping[str, InputStatistics], context: Context
     ) -> Iterator[FactorTask]:
-        """Read what the factorization of some of a block's matrices needs.
+        """Read some of a block's matrices, and yield the tasks that factorize them.
 
         Args:
-            plans: Of matrices that get smaller.
-            statistics: Of each one's input, by its name; empty where `reads_evidence`.
+            plans: Of the matrices to compress.
+            statistics: Of each one's input, by its name; may be empty if `reads_evidence`.
             context: The conversion.
 
         Yields:
-            Tasks that give factors by weight name; the longest first, so that the last ones to start are short.
+            Tasks that return factors by weight name; the longest first, so that the last ones to start are short.
 
         Raises:
-            InputError: A weight, bias or statistics would make every later number meaningless: not finite, or not in
-                the deployed dtype.
+            InputError: A weight or a bias does not fit the deployed dtype, or statistics are not finite.
         """
 
     @classmethod
@@ -196,7 +195,7 @@ class Method(ABC):
             target: Parameters of the whole model.
 
         Raises:
-            InputError: The method cannot make the model so small.
+            InputError: The method cannot make the model that small.
         """
         return {"target_parameters": target}
 
@@ -208,10 +207,10 @@ class Method(ABC):
         return cls.for_size(checkpoint, int(keep * total_parameters(checkpoint)))
 
     def cost(self, matrix: MatrixPlan, tokens: int) -> Cost:
-        """Return what the factorization of one matrix computes and holds.
+        """Return the flops and memory of factorizing one matrix.
 
         Args:
-            matrix: With its rank.
+            matrix: The matrix with its rank.
             tokens: Of the calibration text.
         """
         return cost_of(matrix, tokens)

@@ -1,4 +1,4 @@
-"""Options of a conversion: the command line builds them, and they are the Python API."""
+"""Options of a conversion, for the command line and the Python API."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ _WHOLE_SIZES = ("keep", "target_parameters", "target_bytes", "max_kl")
 
 @dataclass(frozen=True)
 class ConvertOptions(Settings):
-    """Everything that decides a conversion's result: a method with its own options, and the settings of all methods.
+    """Holds everything that decides a conversion's result: a method with its own options, and the common settings.
 
-    Build it with `ConvertOptions.for_method`, which fills the method's defaults in.
+    Build it with `ConvertOptions.for_method`, which fills in the method's defaults.
 
     Attributes:
-        method: With its options.
+        method: The method with its options.
     """
 
     method: Method = field(kw_only=True)
 
     @classmethod
     def for_method(cls, method: str | None = None, **values: Any) -> ConvertOptions:
-        """Return the options of a method; None means its default.
+        """Return a method's options; a value of None means the default.
 
-        Without a method it is `auto` where a size of the whole model is given, or `max_kl`, and `cur` otherwise.
+        Without a method, a size of the whole model or `max_kl` selects `auto`; otherwise the method is `cur`.
 
         Args:
-            method: Its name.
+            method: Name of the method.
             values: Options of the method, and settings.
 
         Raises:
-            InputError: A value that no method takes, or an option that belongs to another method.
+            InputError: A value is out of range, or an option belongs to another method.
         """
         given = {name: value for name, value in values.items() if value is not None}
         if method is None:
@@ -72,23 +72,23 @@ class ConvertOptions(Settings):
 
     @property
     def needs(self) -> Needs:
-        """What has to be known of the original: by the method, and for widths that are chosen."""
+        """What the method and the choice of bits need from the original."""
         return self.method.needs | Needs(fisher_rows=self.mixes_bits, statistics=self.mixes_bits)
 
     @property
     def compares_inputs(self) -> bool:
-        """Whether factors make up for a share of what the compressed blocks before theirs have lost."""
+        """Whether factors correct a share of the errors of earlier compressed blocks."""
         return self.sequential and self.method.compares_inputs
 
     def to_json(self) -> dict[str, Any]:
-        """Return the options as plain JSON, without anything that names this machine."""
+        """Return the options as plain JSON, without paths of this machine."""
         values: dict[str, Any] = {part.name: getattr(self, part.name) for part in fields(Settings)}
         values["targets"] = list(self.targets)
         values["quantization"] = None if self.quantization is None else self.quantization.to_json()
         values["calibration"] = asdict(self.calibration)
         if self.calibration.source != BUILTIN:
             values["calibration"]["source"] = Path(self.calibration.source).name
-        # The method first: of two different conversions it is the difference that is named.
+        # The method comes first: when two conversions differ, the first different entry is reported.
         return {"method": self.method.name, **_absent(), **values, **self.method.record()}
 
 
@@ -102,13 +102,13 @@ def options_for_size(checkpoint: Checkpoint, method: str, target: int, **values:
         values: Further options.
 
     Raises:
-        InputError: The method cannot make the model so small.
+        InputError: The method cannot make the model that small.
     """
     return ConvertOptions.for_method(method, **method_named(method).for_size(checkpoint, target), **values)
 
 
 def _without_foreign(entry: type[Method], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a method's own options, refusing those of other methods; a flag that is not set means nothing."""
+    """Return a method's own options; reject those of other methods, except flags that are not set."""
     own = {part.name for part in fields(entry)}
     found = {}
     for name, value in values.items():
@@ -122,7 +122,7 @@ def _without_foreign(entry: type[Method], values: Mapping[str, Any]) -> dict[str
 
 
 def _owners(name: str) -> tuple[str, list[str]]:
-    """Return the flag of an option, and the methods that it belongs to."""
+    """Return the flag of an option, and the names of its methods."""
     parts = {method.name: part for method in methods().values() for part in fields(method) if part.name == name}
     if not parts:
         raise TypeError(f"{name!r} is no option of a conversion")
@@ -130,7 +130,7 @@ def _owners(name: str) -> tuple[str, list[str]]:
 
 
 def _absent() -> dict[str, Any]:
-    """Return every method's options as they are recorded where they mean nothing."""
+    """Return every method's options with the values that are recorded for other methods."""
     parts = [part for method in methods().values() for part in fields(method)]
     return {
         **dict.fromkeys(SIZES), "form": None, "approximation": None,

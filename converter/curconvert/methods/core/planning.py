@@ -1,4 +1,4 @@
-"""Plans from shapes alone: no weight is read."""
+"""Makes plans from shapes alone, without reading weights."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def planned(
     asked: str,
     layers: tuple[int, ...] | None = None,
 ) -> Plan:
-    """Plan each target matrix of the chosen layers by itself.
+    """Return a plan in which each target matrix of the chosen layers is planned on its own.
 
     Args:
         checkpoint: The opened model.
         settings: Layers and targets.
-        plan_matrix: Decides form and rank of one matrix, from its weight name and shape.
-        asked: The size, as the command line spells it.
-        layers: The chosen layers, once known; otherwise a choice by score is shown on as many inner layers.
+        plan_matrix: Returns the plan of one matrix, from its weight name and shape.
+        asked: The size, as on the command line.
+        layers: The chosen layers, once known. Before, a choice by score is planned on the same number of inner layers.
 
     Raises:
-        InputError: Nothing would be compressed at all, or the calibration sequences do not fit the model.
+        InputError: The plan would compress nothing, or the calibration sequences do not fit the model.
     """
     from curconvert.allocation.plans import assemble
     from curconvert.base.forms import MIN_SAVING
@@ -72,7 +72,10 @@ def planned(
 
 
 def keeps_inputs(checkpoint: Checkpoint, settings: Settings) -> bool:
-    """Tell whether the first pass keeps every linear's inputs: layers are chosen by it, and the tokens are few."""
+    """Return whether the first pass stores the inputs of all linears.
+
+    It does if it chooses the layers and if there are fewer tokens than hidden units.
+    """
     from curconvert.selection.layers import score_of
 
     tokens = settings.calibration.sequences * settings.calibration.tokens_per_sequence
@@ -81,7 +84,7 @@ def keeps_inputs(checkpoint: Checkpoint, settings: Settings) -> bool:
 
 
 def bytes_per_number(checkpoint: Checkpoint, settings: Settings) -> float:
-    """Return the bytes of a number of the artifact's matrices."""
+    """Return the bytes per number of the artifact's matrices."""
     from curconvert.base.dtypes import torch_dtype
     from curconvert.checkpoint.dtypes import deployed_dtype
 

@@ -1,4 +1,4 @@
-"""From one block's factors and dense weights to tasks that quantize them."""
+"""Makes the tasks that quantize one block's factors and dense weights."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ def quantization_tasks(
     statistics: Mapping[str, InputStatistics],
     context: Context,
 ) -> Iterator[QuantizationTask]:
-    """Read what one block's quantization needs.
+    """Read one block's linears, and yield the tasks that quantize them.
 
     Args:
-        quantization: What is asked for.
+        quantization: The requested quantization.
         plans: Of all the block's linears.
-        found: Factors of those that are compressed.
+        found: Factors of the compressed ones, by weight name.
         statistics: Of each one's input, by its name.
-        context: The conversion; its evidence has the other layer's input where R is common to two.
+        context: The conversion; for a shared R, its evidence has the statistics of the other layer's input.
 
     Yields:
-        The largest first: the last ones to start are short.
+        Tasks, the largest first, so that the last ones to start are short.
 
     Raises:
-        InputError: A weight is not finite, or not in the deployed dtype.
+        InputError: A weight is not finite, or does not fit the deployed dtype.
     """
     checkpoint, dtype = context.checkpoint, context.dtype
     parts = read_projections([plan.name for plan in plans], statistics, checkpoint, dtype)

@@ -1,4 +1,4 @@
-"""The methods there are: every module of `curconvert.methods` that defines one."""
+"""Finds the compression methods: one in every module of `curconvert.methods`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from curconvert.methods.core.method import Method
 def methods() -> Mapping[str, type[Method]]:
     """Return every method by its name, sorted.
 
-    A module beside this package that has a `METHOD` adds one; there is no other list.
+    To add a method, add a module with a `METHOD` to `curconvert.methods`; there is no other list.
     """
     names = [module.name for module in pkgutil.iter_modules(curconvert.methods.__path__) if not module.ispkg]
     modules = [importlib.import_module(f"{curconvert.methods.__name__}.{name}") for name in names]
@@ -26,10 +26,10 @@ def methods() -> Mapping[str, type[Method]]:
 
 
 def method_named(name: str) -> type[Method]:
-    """Return a method.
+    """Return the method with this name.
 
     Raises:
-        InputError: There is none of that name.
+        InputError: There is no such method.
     """
     one_of("--method", name, tuple(methods()))
     return methods()[name]

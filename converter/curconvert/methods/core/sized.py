@@ -1,4 +1,4 @@
-"""Methods whose size is a rank or a density, one for every matrix."""
+"""Base of methods with one rank or density for all matrices."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sized(Method):
-    """A method with one size for every matrix.
+    """Is a method with one size for every matrix.
 
     Attributes:
         rank: Largest rank of a compressed matrix, or number of neurons to keep.
@@ -44,23 +44,22 @@ class Sized(Method):
 
     @property
     def asked(self) -> str:
-        """The size, as a sentence names it."""
+        """The size in words, such as `rank 128`."""
         return f"density {self.density:g}" if self.density is not None else f"rank {self.rank}"
 
     @abstractmethod
     def forms(self, role: Role) -> tuple[str, ...]:
-        """Return the forms that a linear may be stored in; the best of them for the size is taken."""
+        """Return the forms in which a linear may be stored; `plan_matrix` takes the best one for the size."""
 
     def plan(self, checkpoint: Checkpoint, settings: Settings, layers: tuple[int, ...] | None = None) -> Plan:
-        """Plan each matrix; see `Method.plan`."""
+        """Plan each matrix with `plan_matrix`; see `Method.plan`."""
         return planned(checkpoint, settings, self.plan_matrix, f"--{self.asked}", layers)
 
     def plan_matrix(self, name: str, shape: Shape) -> MatrixPlan:
-        """Decide rank and form of one target matrix.
+        """Return the plan of one target matrix, with form and rank.
 
-        The rank is capped by the form's break-even rank (CURing, §3.2), which is at most the matrix's own; a matrix
-        that would shrink by less than 5 % stays dense. Linears that get smaller together have one size in common, so
-        they get one verdict.
+        The rank is at most the form's break-even rank (CURing, §3.2), which is at most the matrix's own rank. A matrix
+        that would shrink by less than 5% stays dense. Linears of one module share a size, so they get the same result.
 
         Args:
             name: Canonical weight name.
@@ -69,7 +68,7 @@ class Sized(Method):
         from curconvert.families.roles import role_of
 
         plans = [self._in_form(name, shape, form) for form in self.forms(role_of(name))]
-        # Of one density the form of the highest rank is best, of one rank the smallest.
+        # With a density, the form with the highest rank is best; with a rank, the smallest form.
         return min(
             plans,
             key=lambda plan: (-(plan.rank or 0) if self.density else 0, plan.parameters_after + plan.index_numbers),
@@ -84,7 +83,7 @@ class Sized(Method):
         return self.saving(name, shape, form, min(self.rank, traits_of(form).break_even_rank(shape)))
 
     def saving(self, name: str, shape: Shape, form: str, rank: int) -> MatrixPlan:
-        """Plan a form at a rank, or leave the matrix dense where it would hardly get smaller."""
+        """Return the plan of a form at a rank, or of the dense matrix if the form saves less than 5%."""
         from curconvert.base.forms import MIN_SAVING
         from curconvert.base.plan import MatrixPlan
         from curconvert_runtime.format.forms import form_of
@@ -96,7 +95,7 @@ class Sized(Method):
 
     @classmethod
     def for_size(cls, checkpoint: Checkpoint, target: int) -> dict[str, Any]:
-        """Return the one density of all linears of every layer that gives the size; see `Method.for_size`."""
+        """Return the density for all target linears of every layer that gives the size; see `Method.for_size`."""
         from curconvert.allocation.plans import targets_of
         from curconvert.checkpoint.linears import total_parameters, uniform_density
 
@@ -108,11 +107,11 @@ class Sized(Method):
         if density <= 0:
             rest = total_parameters(checkpoint) - sum(m * n for m, n in shapes)
             raise InputError(
-                f"{target} parameters: all that {cls.name} does not compress has {rest} already; keep more"
+                f"{target} parameters: the part that {cls.name} does not compress already has {rest}; keep more"
             )
         return {"density": density, "layers": "all", "targets": targets}
 
     @classmethod
     def fixed(cls, checkpoint: Checkpoint) -> Mapping[str, str]:
-        """Return the targets that cannot get smaller in this model, each with the reason, by weight name."""
+        """Return the targets that the method cannot compress in this model: reasons by weight name."""
         return {}

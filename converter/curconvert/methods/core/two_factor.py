@@ -1,4 +1,4 @@
-"""Methods that store two thin factors."""
+"""Base of methods that store two thin factors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TwoFactor(Matrixwise, Sized):
-    """A low-rank approximation A·B; methods differ in the measure in which it is the best."""
+    """Is a low-rank approximation A·B; methods differ in the norm that it minimizes."""
 
     stores: ClassVar[str] = "two factors: r(m + n)"
 
@@ -28,7 +28,7 @@ class TwoFactor(Matrixwise, Sized):
         return False
 
     def forms(self, role: Role) -> tuple[str, ...]:
-        """Return the one form."""
+        """Return the form `two_factor`."""
         return ("two_factor",)
 
     def factorize(self, problem: Problem, settings: Settings, fisher_rows: Vector | None) -> Factorization:
@@ -41,11 +41,11 @@ class TwoFactor(Matrixwise, Sized):
     def factors(
         self, wanted: Matrix, problem: Problem, settings: Settings, fisher_rows: Vector | None
     ) -> tuple[Matrix, Matrix]:
-        """Return A, (m, r), and B, (r, n), whose product is near a matrix.
+        """Return A, (m, r), and B, (r, n), whose product approximates a matrix.
 
         Args:
             wanted: The matrix, (m, n).
-            problem: Its rank, and the statistics of the input.
+            problem: The rank, and the statistics of the input.
             settings: The ridge.
-            fisher_rows: Fisher information of each row, (m,), where the method needs it.
+            fisher_rows: Fisher information of each row, (m,); None unless the method needs it.
         """
