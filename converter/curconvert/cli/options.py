@@ -168,7 +168,7 @@ method_options = _stacked(
         "--method",
         help="auto (sizes chosen per matrix), cur, curing (the paper, arXiv 2501.04211), row-id or pifa (interpolative "
         "storage), svd-llm, asvd, fwsvd or svd (two factors), neurons (fewer MLP neurons), modegpt (fewer MLP neurons "
-        "and head dimensions), soco (trained sizes; needs the model in memory), dense (no compression; for --quantize). "
+        "and head dimensions), soco (trained sizes; needs the model in memory), dense (for --quantize). "
         "[auto with --keep, --target-params, --target-bytes or --max-kl; otherwise cur]",
     ),
     numeric_options,
