@@ -1,4 +1,4 @@
-"""`verify` with everything at hand: the torch-free gates, and what torch and the original can add."""
+"""Verify an artifact, with torch and the original if they are available."""
 
 from __future__ import annotations
 
@@ -23,18 +23,21 @@ def verify_artifact(
     torch: bool | None = None,
     progress: Progress | None = None,
 ) -> VerificationReport:
-    """Verify an artifact, with torch where it is installed.
+    """Verify an artifact, with torch if it is installed.
 
     Args:
-        artifact: The folder.
-        options: Thresholds and the torch-free settings; `against` is filled in here.
-        against: The original: a folder that `export` wrote, or a checkpoint (then the factors' rows and columns
-            are compared with it too, and it is exported to a temporary folder).
-        torch: Whether to compare with transformers; None means where it is installed.
+        artifact: An artifact folder.
+        options: What to check and which limits to apply. The parameter `against` replaces `options.against`.
+        against: The original: a folder from `export`, or a checkpoint. A checkpoint is exported to a temporary folder.
+            Rows and columns in the factors are then compared with the checkpoint.
+        torch: Compare with transformers; None compares if it is installed.
         progress: Called with (stage, done, total).
 
+    Returns:
+        The report. It holds failed checks too; `raise_for_failures` raises them.
+
     Raises:
-        CurConvertError: The folder, an option or the environment is at fault; failed checks are in the report.
+        CurConvertError: The folder, an option or the environment is wrong.
     """
     available = importlib.util.find_spec("torch") is not None and importlib.util.find_spec("transformers") is not None
     if torch and not available:

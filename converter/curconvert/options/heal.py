@@ -1,4 +1,4 @@
-"""How to heal: what is trained, towards what, for how long."""
+"""Options of `heal`: what to train, on which data, and for how long."""
 
 from __future__ import annotations
 
@@ -27,35 +27,35 @@ _WEIGHTS: Mapping[str, Mapping[str, float]] = {"distill": {}, "ce": {"hidden": 0
 
 @dataclass(frozen=True)
 class HealOptions:
-    """CURing's healing; the defaults are its paper's (arXiv 2501.04211, section 4).
+    """What to train, on which data, and for how long.
 
-    Build it with `HealOptions.for_objective`, which fills the objective's weights in.
+    Make it with `HealOptions.for_objective`, which sets the loss weights of the objective. The defaults are those of
+    the CURing paper (arXiv 2501.04211, section 4).
 
     Attributes:
-        objective: `distill`: back to the original, on running text; the divergence from it ends training. `ce`: a task,
-            from the lines of a JSONL file (`curconvert.healing.examples`); the cross-entropy on held-out ones ends
-            training.
-        train: `u`: the linking factors (U of `cur`, T of `interpolative`); `u+norms`: the norms' scales too.
-        mode: `whole`: the model as one, towards the original's hidden states and logits; `blocks`: each decoder block
-            by itself, towards the original block's output, with one block in memory.
-        start: `als`: before any step one sweep of least squares over the linking factors, block by block, see
-            `curconvert.training.start`; `none`: the factors are those of the conversion.
-        hidden: Weight of the mean squared error of the hidden states between blocks; unused with `blocks`.
-        ce: Weight of the cross-entropy on the text, or on the completions of a task; unused with `blocks`.
-        kl: Weight of KL(original ‖ healed), nats per token; unused with `blocks`.
-        steps: Steps of the optimizer; for each block with `blocks`. With the start `als` there may be none.
-        batch: Sequences of a step.
-        accumulate: Parts that a step's batch is computed in: memory for time, the sum is the same.
-        learning_rate: The highest, reached after `warmup` steps; it then falls along a cosine.
-        warmup: Steps in which the rate rises linearly.
-        evaluate_every: Steps between measurements on the held-out sequences, and between states to go on from.
-        patience: Measurements without an improvement after which training ends.
-        checkpointing: Compute each block's activations again on the way back, instead of keeping them.
-        data: The text, or the task; its probe sequences are held out.
-        seed: Of the order of the sequences.
+        objective: `distill` matches the original on plain text; training stops when KL on the held-out sequences stops
+            falling. `ce` learns a task from a JSONL file; training stops when the held-out cross-entropy stops falling.
+        train: `u` trains the linking factors (U of `cur`, T of `interpolative`). `u+norms` also trains the norm scales.
+        mode: `whole` trains the whole model on hidden states and logits. `blocks` trains one decoder block at a time on
+            the output of the original block, with one block in memory.
+        start: `als` first initializes the linking factors by least squares, block by block. `none` starts from the
+            artifact.
+        hidden: Weight of the mean squared error of the hidden states. Unused with `blocks`.
+        ce: Weight of the cross-entropy on the text, or on the completions of a task. Unused with `blocks`.
+        kl: Weight of KL(original ‖ healed), in nats per token. Unused with `blocks`.
+        steps: Maximum optimizer steps; with `blocks`, for each block. May be 0 with the start `als`.
+        batch: Sequences per step.
+        accumulate: Number of parts to split each batch into. More parts need less memory; the gradient is the same.
+        learning_rate: Peak learning rate, reached after `warmup` steps, followed by cosine decay.
+        warmup: Steps over which the learning rate rises linearly.
+        evaluate_every: Steps between evaluations on the held-out sequences. Each one also saves the state.
+        patience: Stop after this number of evaluations without improvement.
+        checkpointing: Recompute activations in the backward pass: less memory, more time.
+        data: The text or the task. Its probe sequences are held out.
+        seed: Seed of the order of the sequences.
 
     Raises:
-        InputError: A number is out of range, no loss has a weight, or the data do not fit the objective.
+        InputError: A number is out of range, all loss weights are 0, or the data do not fit the objective.
     """
 
     objective: Objective = "distill"
@@ -78,7 +78,7 @@ class HealOptions:
 
     @classmethod
     def for_objective(cls, objective: str | None = None, **values: Any) -> HealOptions:
-        """Return an objective's options with some of them replaced; None means the default value."""
+        """Return the options of an objective, with the given values replaced. None means the default value."""
         objective = "distill" if objective is None else objective
         given = {name: value for name, value in values.items() if value is not None}
         return cls(**{"objective": objective, **_WEIGHTS.get(objective, {}), **given})
@@ -119,11 +119,11 @@ class HealOptions:
 
     @property
     def needs_original(self) -> bool:
-        """Whether something is learned from the original, or measured by it."""
+        """Whether the losses or the evaluation use the original."""
         return self.objective == "distill" or self.hidden > 0 or self.kl > 0
 
     def to_json(self) -> dict[str, Any]:
-        """Return what the manifest records; the text is recorded by its tokens."""
+        """Return the options that the manifest records. It records the text by its tokens."""
         values = asdict(self)
         del values["data"]
         return values

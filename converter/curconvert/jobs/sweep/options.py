@@ -1,4 +1,4 @@
-"""What a sweep is asked for."""
+"""Options of a sweep."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ DEFAULT_KEEP = (0.95, 0.9, 0.8, 0.7)
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """Points of a sweep: each method at each size.
+    """Which methods and sizes a sweep compares, and on which text.
 
     Attributes:
-        keep: Shares of the model's parameters, embedding included.
-        methods: Names of presets.
-        text: UTF-8 text to measure fidelity on, exactly; None measures on the held-out calibration sequences, from
-            the original's stored answers, as a conversion's verification does (a lower bound of KL).
-        window: Tokens per sequence of `text`.
-        max_tokens: Most tokens taken from `text`.
-        keep_artifacts: Whether the artifacts stay beside the table.
-        settings: Options of every conversion, see `ConvertOptions`: dtype, seed, ridge, rank_multiple, self_text,
+        keep: Shares of all parameters to keep, embedding included.
+        methods: Names of methods. The sweep tries each method at each size.
+        text: UTF-8 text to measure fidelity on, with exact KL. None measures on the held-out calibration sequences,
+            with a lower bound of KL.
+        window: Tokens per window of `text`.
+        max_tokens: Maximum number of tokens of `text`.
+        keep_artifacts: Keep each artifact, in the folder METHOD-KEEP of the output.
+        settings: Options of all conversions, as in `ConvertOptions`: dtype, seed, ridge, rank_multiple, self_text,
             calibration.
+
+    Raises:
+        InputError: A value is out of range, unknown or repeated.
     """
 
     keep: tuple[float, ...] = DEFAULT_KEEP

@@ -53,20 +53,23 @@ def sweep(
     execution: ExecutionOptions = _LOCAL,
     progress: Progress = silent,
 ) -> Sweep:
-    """Publish the table and the plot of a model at many sizes.
+    """Compress a model to several sizes and write a table and a plot.
 
-    A point that cannot be had, or that fails, is reported with its reason and does not end the sweep.
+    A size that is impossible or that fails gets a row with the reason. The sweep then continues.
 
     Args:
         source: The checkpoint.
-        out: The folder to publish; it appears complete, or not at all.
-        options: The points, and what they are measured on.
+        out: Folder to create. It appears when it is complete.
+        options: Methods, sizes and the text to measure on.
         overwrite: Replace an existing sweep.
-        execution: Where matrices are factorized; it changes no byte of an artifact.
-        progress: Called as work goes on.
+        execution: Where to factorize, and the memory limit. It does not change the artifacts.
+        progress: Called with (stage, done, total).
+
+    Returns:
+        Size, quality and speed of each method at each size.
 
     Raises:
-        CurConvertError: No point can be had, or something that concerns all of them is wrong; `out` is then untouched.
+        CurConvertError: No size is possible, or an input is wrong. `out` is then unchanged.
     """
     try:
         from curconvert.jobs.sweep.plot import draw  # noqa: PLC0415 - matplotlib is slow to import, and only used here

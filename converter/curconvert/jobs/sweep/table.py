@@ -92,19 +92,19 @@ def fidelity_fields(fidelity: Fidelity) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A published sweep.
+    """The result of `sweep`: a published table and plot.
 
     Attributes:
         path: The folder.
         model: Name of the checkpoint.
         parameters_before: Parameters of the original.
-        bytes_before: Size of the original's weights, exported in its own dtype.
-        text: What fidelity was measured on.
+        bytes_before: Size of the original's weights in its own dtype, in bytes.
+        text: Description of the text on which fidelity was measured.
         decode: How decode speed was measured.
-        options: Of every conversion, and the dtype.
-        environment: Versions and threads.
-        points: Each method at each size, in the order asked for.
-        notices: What the user should know, one sentence each.
+        options: Options that all conversions share.
+        environment: Package versions and number of threads.
+        points: Size, quality and speed of each method at each size, in the given order.
+        notices: Notices for the user, one sentence each.
     """
 
     path: Path
@@ -119,10 +119,10 @@ class Sweep:
     notices: tuple[str, ...] = ()
 
     def raise_for_failures(self) -> None:
-        """Raise when a point that can be had failed.
+        """Raise if a point failed; an impossible size does not count.
 
         Raises:
-            VerificationError: Names every such point.
+            VerificationError: Names every failed point.
         """
         failed = [f"{point.folder} ({point.reason})" for point in self.points if point.status == "failed"]
         if failed:
@@ -131,7 +131,7 @@ class Sweep:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the sweep as JSON values (schema `sweep-1.0`)."""
+        """Return the sweep as JSON (schema `sweep-1.0`)."""
         return {
             "schema": SCHEMA,
             "model": {"name": self.model, "parameters": self.parameters_before, "bytes": self.bytes_before},
