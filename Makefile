@@ -11,7 +11,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 # A file's tests stay in one process, which is one of as many as there are cores: so each takes one core's worth.
 PYTEST := $(OFFLINE) OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: venv model clients demo test test-all check clean distclean
+.PHONY: venv model clients demo docs test test-all check clean distclean
 
 venv: .venv/.stamp
 clients: .venv-optimum/.stamp
@@ -20,7 +20,7 @@ clients: .venv-optimum/.stamp
 .venv/.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[convert,cluster,cpu]' --group test --group check
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[convert,cluster,cpu]' --group test --group check --group docs
 	touch $@
 
 # Checks the hash each time and downloads only when it differs.
@@ -39,13 +39,19 @@ demo: venv model
 	$(BIN)/curconvert verify out/
 	$(BIN)/curconvert generate out/ --prompt "$(PROMPT)"
 
-check: venv
+# MkDocs itself stays at 1.6: the notice about its successor is not about this site.
+docs: venv
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+check: venv docs
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python tools/rooms.py check
 	$(BIN)/python tools/rooms.py width
 	MYPYPATH=. $(BIN)/mypy -p benchmarks
+	$(BIN)/python tools/words.py
+	$(BIN)/python tools/readability.py --check
 
 test: venv model clients check
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
@@ -54,7 +60,7 @@ test-all: venv model clients check
 	$(PYTEST) $(PYTEST_ARGS)
 
 clean:
-	rm -rf out dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf out dist build site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find converter runtime schemas tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean

@@ -1,4 +1,4 @@
-"""Runs and checks curconvert artifacts with onnxruntime, NumPy and tokenizers, without torch or transformers.
+"""Runs and verifies curconvert artifacts with onnxruntime, NumPy and tokenizers. Needs no torch and no transformers.
 
 session = curconvert_runtime.load("out/")
 print(session.generate("The capital of France is").text)
@@ -57,5 +57,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Return the names of this package, including public names that are not imported yet."""
-    return sorted({*globals(), *__all__, "__version__"})
+    """Return the public names and those of every module."""
+    return sorted({*__all__, "__version__", *(name for name in globals() if name.startswith("__"))})

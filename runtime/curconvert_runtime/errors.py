@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 class CurConvertError(Exception):
-    """Root of all errors that curconvert raises on purpose."""
+    """Base class of all errors below."""
 
     exit_code = 1
 
@@ -23,25 +23,25 @@ class InputError(CurConvertError):
 
 
 class VerificationError(CurConvertError):
-    """The artifact runs but is not good enough, or not the model it claims to be."""
+    """A check of the verification failed."""
 
     exit_code = 3
 
 
 class IntegrityError(CurConvertError):
-    """Bytes differ from the manifest, or a file is missing, malformed or unexpected."""
+    """A file differs from the manifest, or is missing, malformed or unexpected."""
 
     exit_code = 4
 
 
 class UnsupportedError(CurConvertError):
-    """Correct input that this version refuses by name."""
+    """The input is valid, but this version does not support it."""
 
     exit_code = 5
 
 
 class BackendError(CurConvertError):
-    """A needed package, execution provider or operator is missing or failed."""
+    """A package, execution provider or operator is missing or failed."""
 
     exit_code = 6
 

@@ -1,11 +1,19 @@
-"""The wheel in an environment with only the base dependencies: verify and generate work there, without torch."""
+"""The wheel and the source distribution: what they hold, and that they work where only the base dependencies are.
+
+There verify and generate run without torch.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import tarfile
+import zipfile
+from email.parser import Parser
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -28,13 +36,26 @@ def run(*command: str | Path, expected: int = 0) -> str:
     return done.stdout if expected == 0 else done.stderr
 
 
+class Built(NamedTuple):
+    """The two files of a release."""
+
+    wheel: Path
+    sdist: Path
+
+
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """A source distribution, and the wheel that is built from it."""
+    folder = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "build", "--outdir", folder, ROOT)
+    return Built(next(folder.glob("*.whl")), next(folder.glob("*.tar.gz")))
+
+
+@pytest.fixture(scope="module")
+def base(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`bin` of a new environment that holds the built wheel, its base dependencies and the CPU onnxruntime."""
     folder = tmp_path_factory.mktemp("base")
-    pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
-    run(*pip, "wheel", "--no-deps", "--wheel-dir", folder, ROOT)
-    wheel = next(folder.glob("curconvert-*.whl"))
+    wheel = built.wheel
     run(sys.executable, "-m", "venv", folder / "venv")
     python = folder / "venv" / "bin" / "python"
     run(python, "-m", "pip", "--quiet", "install", "-c", ROOT / "constraints.txt", f"{wheel}[cpu]")
@@ -50,6 +71,51 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokens = token_file(folder / "tokens.safetensors")
     convert(SourceOptions(str(model.folder)), folder / "out", tiny_options(tokens), verification=VerifyOptions())
     return folder / "out"
+
+
+def test_the_package_index_accepts_both(built: Built) -> None:
+    """twine finds no fault in the metadata, and the description renders."""
+    run(sys.executable, "-m", "twine", "check", "--strict", *built)
+
+
+def test_both_hold_the_license(built: Built) -> None:
+    """The file is the repository's."""
+    license_text = (ROOT / "LICENSE").read_bytes()
+    with zipfile.ZipFile(built.wheel) as wheel:
+        (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/licenses/LICENSE"))
+        assert wheel.read(name) == license_text
+    with tarfile.open(built.sdist) as sdist:
+        member = sdist.extractfile(f"{built.sdist.name.removesuffix('.tar.gz')}/LICENSE")
+        assert member is not None
+        assert member.read() == license_text
+
+
+def test_the_description_has_no_relative_link(built: Built) -> None:
+    """The README's links lead somewhere from a package index as well."""
+    with zipfile.ZipFile(built.wheel) as wheel:
+        (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = Parser().parsestr(wheel.read(name).decode())
+    assert metadata["License-Expression"] == "Apache-2.0"
+    description = str(metadata.get_payload())
+    assert re.search(r"\]\(https://github\.com/curconvert/curconvert/blob/main/[^)]+\)", description)
+    assert not re.findall(r"\]\((?!https?:|mailto:|#)[^)]*\)", description)
+
+
+def test_every_package_is_typed(built: Built) -> None:
+    """Type checkers read the annotations of the three packages."""
+    with zipfile.ZipFile(built.wheel) as wheel:
+        names = set(wheel.namelist())
+    assert {f"{name}/py.typed" for name in ("curconvert", "curconvert_runtime", "curconvert_schemas")} <= names
+
+
+def test_the_source_distribution_installs(built: Built, tmp_path: Path) -> None:
+    """It holds what the tests and the site need, and pip builds a wheel from it."""
+    with tarfile.open(built.sdist) as sdist:
+        top = {name.split("/")[1] for name in sdist.getnames()}
+    assert {"LICENSE", "Makefile", "benchmarks", "docs", "mkdocs.yml", "pyproject.toml", "tests", "tools"} <= top
+    pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
+    run(*pip, "install", "--no-deps", "--target", tmp_path, built.sdist)
+    assert (tmp_path / "curconvert_schemas" / "manifest-1.0.schema.json").is_file()
 
 
 def test_the_environment_is_bare(base: Path) -> None:

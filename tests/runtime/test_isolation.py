@@ -90,3 +90,10 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
     """Lazy imports do not change what a typing mistake does."""
     with pytest.raises(AttributeError, match="nothing"):
         curconvert_runtime.nothing  # noqa: B018
+
+
+def test_dir_lists_public_names_only() -> None:
+    """No helper that the module imports shows up in completion."""
+    shown = {name for name in dir(curconvert_runtime) if not name.startswith("__")}
+    assert shown == set(curconvert_runtime.__all__)
+    assert "__version__" in dir(curconvert_runtime)

@@ -14,15 +14,15 @@ from curconvert_runtime.format.forms.form import Form, Shared
 
 @dataclass(frozen=True)
 class MatrixPlan:
-    """Form and rank of one linear.
+    """The plan for one matrix.
 
     Attributes:
-        name: Canonical weight name.
+        name: Weight name.
         shape: (out_features, in_features).
-        form: Name of the form in which it is stored.
-        rank: Rank of the factors; None if dense.
-        reason: Why it stays dense; None if compressed.
-        shared: Set if it shares R with another layer's linear.
+        form: Form in which it is stored.
+        rank: Rank of the factors; None if it stays dense.
+        reason: Why it stays dense; None if it is compressed.
+        shared: The basis that it shares with another layer, if any.
 
     Raises:
         ValueError: The form is unknown.
@@ -83,14 +83,14 @@ class MatrixPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Form and rank of every linear of a model.
+    """What a conversion does to each matrix.
 
     Attributes:
-        matrices: Every linear of every decoder block, in the model's order.
-        layers: Layers to compress; None if a score chooses them and hidden states are not measured yet.
+        matrices: Every matrix of every decoder block, in the order of the model.
+        layers: Layers to compress; None if calibration still has to choose them.
         layer_total: Number of layers to compress.
         other_parameters: Parameters of embedding, norms, biases and an untied lm_head.
-        biases: The checkpoint's biases of decoder linears.
+        biases: Names of the biases in the decoder blocks.
     """
 
     matrices: tuple[MatrixPlan, ...]
@@ -107,12 +107,12 @@ class Plan:
 
     @property
     def parameters_before(self) -> int:
-        """Parameters of the checkpoint; a tied lm_head counts once."""
+        """Parameters of the checkpoint. A tied lm_head counts once."""
         return self.other_parameters + sum(m.parameters_before for m in self.matrices)
 
     @property
     def parameters_after(self) -> int:
-        """Stored numbers of the artifact."""
+        """Parameters of the artifact."""
         before = {bias_of(m.name): m.shape[0] for m in self.matrices}
         dropped = sum(before[name] - length for name, length in self.cut_biases.items())
         return self.other_parameters - dropped + sum(m.parameters_after for m in self.matrices)

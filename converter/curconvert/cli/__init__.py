@@ -27,7 +27,7 @@ class _DefaultGroup(click.Group):
 @click.group(cls=_DefaultGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="curconvert")
 def main() -> None:
-    """Compress transformer checkpoints with CUR factors, export ONNX graphs that serve them, verify the result.
+    """Compress transformer checkpoints with CUR factors, export ONNX graphs, and verify the result.
 
     `curconvert MODEL -o OUT` is short for `curconvert convert MODEL -o OUT`.
     """

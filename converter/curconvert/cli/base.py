@@ -43,7 +43,7 @@ resume_option = click.option(
     "--resume/--no-resume",
     default=True,
     show_default=True,
-    help="Go on from where an interrupted run of the same command stopped, or drop its work.",
+    help="Resume an interrupted run of the same command, or discard its work.",
 )
 
 
@@ -51,8 +51,8 @@ def common(function: Callable[..., None]) -> Callable[..., None]:
     """Add --json, --quiet and --debug, and turn errors into one line and an exit code."""
 
     @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-    @click.option("--quiet", "-q", is_flag=True, help="No progress, no summary; errors only.")
-    @click.option("--debug", is_flag=True, help="Show log messages, and tracebacks of errors.")
+    @click.option("--quiet", "-q", is_flag=True, help="Print errors only: no progress, no summary.")
+    @click.option("--debug", is_flag=True, help="Print log messages, and the traceback of an error.")
     @functools.wraps(function)
     def wrapper(*args: Any, debug: bool, **kwargs: Any) -> None:
         logging.basicConfig(

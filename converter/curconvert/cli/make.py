@@ -45,7 +45,7 @@ from curconvert.cli.options import (
 @thresholds
 @execution_options
 @overwrite_option
-@click.option("--no-verify", is_flag=True, help="Publish without running the verification.")
+@click.option("--no-verify", is_flag=True, help="Publish without verification.")
 @resume_option
 @common
 def convert(
@@ -54,7 +54,10 @@ def convert(
     max_ppl_ratio: float | None, max_parity: float, executor: str, workers: int | None, memory_limit: int | None,
     **method: Any,
 ) -> None:  # fmt: skip
-    """Compress MODEL into a verified artifact: a .safetensors or .gguf file, a Hugging Face folder, or a hub id."""
+    """Compress MODEL into a verified artifact.
+
+    MODEL is a .safetensors or .gguf file, a Hugging Face folder, or a hub id.
+    """
     require_converter()
     options = to_options(method, max_kl)  # refused, where they are wrong, before torch is imported
     from curconvert.jobs.convert import convert as run
@@ -99,12 +102,14 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[st
     default="auto",
     show_default=True,
     callback=_names,
-    help="Methods of convert; others than auto get the density of all linears that gives the same size.",
+    help="Methods of `convert`. Those that take a density get the one that gives the same size.",
 )
-@click.option("--text", type=FilePath(), help="UTF-8 text to measure on; KL is then exact.")
+@click.option(
+    "--text", type=FilePath(), help="UTF-8 text to measure on. KL is then exact. [held-out calibration sequences]"
+)
 @click.option("--window", type=int, default=512, show_default=True, help="Tokens per window of --text.")
-@click.option("--max-tokens", type=int, default=16384, show_default=True, help="Tokens of --text at most.")
-@click.option("--keep-artifacts", is_flag=True, help="Keep each artifact, in METHOD-KEEP beside the table.")
+@click.option("--max-tokens", type=int, default=16384, show_default=True, help="Maximum number of tokens of --text.")
+@click.option("--keep-artifacts", is_flag=True, help="Keep each artifact, in the folder METHOD-KEEP of the output.")
 @calibration_options
 @numeric_options
 @execution_options
@@ -116,7 +121,10 @@ def sweep(
     keep_artifacts: bool, executor: str, workers: int | None, memory_limit: int | None, as_json: bool, quiet: bool,
     **values: Any,
 ) -> None:  # fmt: skip
-    """Measure MODEL at many sizes from one calibration: a table and a plot of quality, bytes and decode speed."""
+    """Compress MODEL to several sizes and compare them.
+
+    Calibrates once. Writes a table and a plot of quality, bytes and decode speed.
+    """
     require_converter("matplotlib")
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it speaks of its font cache, in its own time
     from curconvert.jobs.sweep.options import SweepOptions
@@ -139,7 +147,12 @@ def sweep(
 @click.command()
 @source_options
 @click.option(
-    "--output", "-o", "out", type=FilePath(), default=".", help="Existing folder whose disk is measured. [this folder]"
+    "--output",
+    "-o",
+    "out",
+    type=FilePath(),
+    default=".",
+    help="Existing folder on the disk to measure. [the current folder]",
 )
 @method_options
 @common
@@ -147,9 +160,9 @@ def plan(
     model: str, config: Path | None, config_set: dict[str, str], revision: str | None, out: Path, as_json: bool,
     quiet: bool, **method: Any,
 ) -> None:  # fmt: skip
-    """Show what a conversion of MODEL would do: every matrix, totals, and an estimate of time, memory and disk.
+    """Show what `convert` would do to MODEL, and estimate time, memory and disk.
 
-    Reads one matrix, to time it; measures this machine for a second or two.
+    Lists every matrix and the totals. Times one matrix, and measures this machine for a second or two.
     """
     require_converter()
     source, options = to_source(model, config, config_set, revision), to_options(method)
@@ -168,18 +181,23 @@ def plan(
 @source_options
 @output_option
 @overwrite_option
-@click.option("--dtype", help="float32, float16 or bfloat16; default: the checkpoint's, float16 for cuda.")
-@click.option("--target", default="cpu", show_default=True, help="cpu, or cuda: float16 weights and products.")
+@click.option("--dtype", help="Stored dtype: float32, float16 or bfloat16. [the checkpoint's; --target cuda: float16]")
+@click.option(
+    "--target",
+    default="cpu",
+    show_default=True,
+    help="Where the artifact will run: cpu, or cuda (float16 weights and products).",
+)
 @quantization_options
 @common
 def export(
     model: str, config: Path | None, config_set: dict[str, str], revision: str | None, out: Path, overwrite: bool,
     dtype: str | None, target: str, as_json: bool, quiet: bool, **values: Any,
 ) -> None:  # fmt: skip
-    """Write the same graphs for the uncompressed MODEL: the baseline of every comparison.
+    """Write the same files and graphs for MODEL without compression, as a baseline.
 
-    --quantize and --bits-per-weight round to the nearest here; `convert --method dense` rounds by a calibration text,
-    and verifies.
+    --quantize and --bits-per-weight use round to nearest here. To quantize with a calibration text, and to verify the
+    result, use `convert --method dense`.
     """
     require_converter()
     from curconvert.jobs.export import export as run
@@ -199,14 +217,12 @@ def export(
 
 @click.command()
 @click.argument("artifact", type=FilePath())
-@click.option(
-    "--against", help=f"The original that it was made from: {MODEL_SOURCES}. Not needed by --objective ce alone."
-)
+@click.option("--against", help=f"The original: {MODEL_SOURCES}. --objective ce needs it only with --hidden or --kl.")
 @output_option
 @heal_options
 @thresholds
 @overwrite_option
-@click.option("--no-verify", is_flag=True, help="Publish without running the verification.")
+@click.option("--no-verify", is_flag=True, help="Publish without verification.")
 @resume_option
 @common
 def heal(
@@ -214,7 +230,10 @@ def heal(
     quiet: bool, max_kl: float | None, min_top1: float | None, max_ppl_ratio: float | None, max_parity: float,
     **values: Any,
 ) -> None:  # fmt: skip
-    """Train the linking factors of ARTIFACT towards the original, or on a task; size and graphs stay what they are."""
+    """Train the linking factors of ARTIFACT to match the original, or to learn a task.
+
+    The size and the graphs do not change.
+    """
     require_converter()
     from curconvert.jobs.heal import heal as run
     from curconvert.options.source import SourceOptions
@@ -237,18 +256,21 @@ def heal(
 @click.argument("artifact", type=FilePath())
 @output_option
 @click.option("--keep", type=float, help="Share of the original's parameters to keep, embedding included.")
-@click.option("--target-params", "target_parameters", type=int, help="Parameters of the whole model at most.")
-@click.option("--workers", type=int, help="Matrices cut at the same time. [the cores at hand]")
+@click.option("--target-params", "target_parameters", type=int, help="Maximum parameters of the whole model.")
+@click.option("--workers", type=int, help="Matrices to cut at the same time. [the available cores]")
 @thresholds
 @overwrite_option
-@click.option("--no-verify", is_flag=True, help="Publish without running the verification.")
+@click.option("--no-verify", is_flag=True, help="Publish without verification.")
 @common
 def resize(
     artifact: Path, out: Path, keep: float | None, target_parameters: int | None, workers: int | None, overwrite: bool,
     no_verify: bool, as_json: bool, quiet: bool, max_kl: float | None, min_top1: float | None,
     max_ppl_ratio: float | None, max_parity: float,
 ) -> None:  # fmt: skip
-    """Cut ARTIFACT, which `convert --scored` made, to a smaller size: no checkpoint, calibration or training."""
+    """Cut ARTIFACT to a smaller size, without the checkpoint, calibration or training.
+
+    ARTIFACT comes from `convert --scored`.
+    """
     require_converter()
     from curconvert.jobs.resize import resize as run
     from curconvert.options.execution import ExecutionOptions

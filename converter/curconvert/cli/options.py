@@ -44,49 +44,63 @@ def _pairs(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]
 
 
 source_options = _stacked(
-    click.option("--revision", help="Branch, tag or commit of a hub id."),
+    click.option("--revision", help="Branch, tag or commit of a model on the hub."),
     click.option(
-        "--config-set", multiple=True, metavar="KEY=VALUE", callback=_pairs, help="Set or override a config value."
+        "--config-set",
+        multiple=True,
+        metavar="KEY=VALUE",
+        callback=_pairs,
+        help="Set or override a value of config.json. Repeat for more.",
     ),
-    click.option("--config", type=FilePath(), help="config.json for a lone file that has none beside it."),
+    click.option("--config", type=FilePath(), help="config.json of a lone file that has none in its folder."),
     click.argument("model"),
 )
 
 
 calibration_options = _stacked(
-    click.option("--seed", type=int, help="Seed of every random choice. [0]"),
-    click.option("--probe-sequences", type=int, help="Sequences held out for verification. [16]"),
-    click.option("--calibration-tokens", type=int, help="Tokens of a calibration sequence. [128]"),
-    click.option("--calibration-sequences", type=int, help="Calibration sequences at most. [128]"),
-    click.option("--text-field", help="Field of a JSONL line that holds the text. [text]"),
+    click.option("--seed", type=int, help="Seed of all random choices. [0]"),
+    click.option("--probe-sequences", type=int, help="Sequences held out to verify the result. [16]"),
+    click.option("--calibration-tokens", type=int, help="Tokens in each calibration sequence. [128]"),
+    click.option("--calibration-sequences", type=int, help="Maximum number of calibration sequences. [128]"),
+    click.option("--text-field", help="Field that holds the text in each JSONL line. [text]"),
     click.option(
         "--calibration",
         metavar="SOURCE",
-        help="builtin, a text or .jsonl file, or .safetensors token ids. [builtin]",
+        help="Calibration text: builtin, a text or .jsonl file, or a .safetensors file of token ids. [builtin]",
     ),
 )
 
 
 numeric_options = _stacked(
     click.option(
-        "--self-text", type=float, help="Share of the calibration sequences that the model writes. [auto: 0.5, else 0]"
+        "--self-text",
+        type=float,
+        help="Share of the calibration sequences that the model generates itself. [auto: 0.5; others: 0]",
     ),
-    click.option("--ridge", type=float, help="Ridge wherever a Gram matrix is solved with. [0.01]"),
-    click.option("--rank-multiple", type=int, help="auto: ranks and neurons are multiples of it. [16]"),
-    click.option("--dtype", help="float32, float16 or bfloat16; default: the checkpoint's, float16 for cuda."),
-    click.option("--device", help="cpu, or cuda or cuda:N for forward passes and large products. [cpu]"),
+    click.option(
+        "--ridge", type=float, help="Ridge for each solve with a Gram matrix, relative to its diagonal. [0.01]"
+    ),
+    click.option(
+        "--rank-multiple", type=int, help="auto, soco: round ranks and neuron counts to a multiple of this. [16]"
+    ),
+    click.option(
+        "--dtype", help="Stored dtype: float32, float16 or bfloat16. [the checkpoint's; --target cuda: float16]"
+    ),
+    click.option("--device", help="Device for forward passes and large matrix products: cpu, cuda or cuda:N. [cpu]"),
 )
 
 
 quantization_options = _stacked(
-    click.option("--asymmetric", is_flag=True, help="A zero point for each block."),
-    click.option("--block-size", type=int, help="Numbers that share a scale: 32, 64 or 128. [int4: 64, int8: 32]"),
+    click.option("--asymmetric", is_flag=True, help="Store a zero point for each block."),
+    click.option("--block-size", type=int, help="Weights that share a scale: 32, 64 or 128. [int4: 64; int8: 32]"),
     click.option(
         "--bits-per-weight",
         type=float,
-        help="int4 or int8 for each matrix by what rounding it costs, within so many bits a number, scales included.",
+        help="Choose int4 or int8 for each matrix, within this average of bits per weight. Scales count.",
     ),
-    click.option("--quantize", metavar="TYPE", help="int8 or int4: factors, dense matrices, embedding and head."),
+    click.option(
+        "--quantize", metavar="TYPE", help="Store factors, dense matrices, embedding and lm_head as int8 or int4."
+    ),
 )
 
 
@@ -94,91 +108,118 @@ method_options = _stacked(
     calibration_options,
     click.option(
         "--rounding",
-        help="gptq (by the inputs on the calibration text) or nearest, where something is quantized. [gptq]",
+        help="How to quantize: gptq (minimize output error on the calibration text) or nearest. [gptq]",
     ),
     quantization_options,
-    click.option("--target", help="cpu, or cuda: float16 weights and products, for a GPU. [cpu]"),
+    click.option("--target", help="Where the artifact will run: cpu, or cuda (float16 weights and products). [cpu]"),
     click.option(
         "--share/--no-share",
         default=None,
-        help="auto: one basis for neighboring layers where that is predicted to pay. [no]",
+        help="auto: let neighboring layers share a basis where the predicted loss is lower. [no]",
     ),
     click.option(
-        "--scored", is_flag=True, help="auto: also write what `resize` needs to cut the artifact to any smaller size."
+        "--scored", is_flag=True, help="auto: also write the scores that `resize` needs to cut to a smaller size."
     ),
     click.option(
         "--sequential/--no-sequential",
         default=None,
-        help="Calibrate on the compressed model so far, and make up for what it has lost. Not for auto. [no]",
+        help="Calibrate each block on the outputs of the compressed blocks before it. Not for auto, soco. [no]",
     ),
     click.option(
         "--form",
         "stored",
-        help="How C, U and R are stored and served: cur (as they are), folded (C·U and R), interpolative (rows and "
+        help="How to store C, U and R: cur (three factors), folded (C·U and R), interpolative (rows and "
         "coefficients), or auto (the smallest for each matrix). [cur]",
     ),
-    click.option("--link", help="Metric of U: plain, diagonal or full."),
-    click.option("--importance", help="Matrix to select on: output, wanda, activation or weight."),
-    click.option("--select", "selector", help="Rows and columns by deim, qdeim, qr, lu, leverage or random."),
-    click.option("--exact-svd", is_flag=True, help="Full SVD for deim, qdeim and leverage: slow, and CURing's own."),
-    click.option("--steps", type=int, help="soco: steps of learning. [200]"),
-    click.option("--targets", help=f"all, or some of {','.join(LINEARS)}."),
+    click.option("--link", help="Metric in which U is optimal: plain, diagonal or full. [cur: full; curing: plain]"),
     click.option(
-        "--layers", help="angular[:N], influence[:N], rank[:N], all, or numbers and ranges such as 3,8-12. [angular]"
+        "--importance",
+        help="Matrix to select rows and columns on: output, wanda, activation or weight. [cur: output; curing: wanda]",
     ),
-    click.option("--target-bytes", type=int, help="auto, soco: size of the weights' file at most."),
     click.option(
-        "--target-params", "target_parameters", type=int, help="auto, soco: parameters of the whole model at most."
+        "--select",
+        "selector",
+        help="How to select rows and columns: deim, qdeim, qr, lu, leverage or random. [cur: qr; curing: deim]",
+    ),
+    click.option(
+        "--exact-svd", is_flag=True, help="Use a full SVD for deim, qdeim and leverage, as the CURing paper does. Slow."
+    ),
+    click.option("--steps", type=int, help="soco: training steps. [200]"),
+    click.option("--targets", help=f"Matrices to compress: all, or some of {','.join(LINEARS)}. [by method]"),
+    click.option(
+        "--layers",
+        help="Layers to compress: all, numbers and ranges such as 3,8-12, or N chosen by a score: angular[:N], "
+        "influence[:N], rank[:N]. [angular]",
+    ),
+    click.option("--target-bytes", type=int, help="auto, soco: maximum size of the weight file, in bytes."),
+    click.option(
+        "--target-params", "target_parameters", type=int, help="auto, soco: maximum parameters of the whole model."
     ),
     click.option("--keep", type=float, help="auto, soco: share of all parameters to keep, embedding included. [0.9]"),
-    click.option("--density", type=float, help="Largest share of a matrix's numbers to keep, instead of --rank."),
-    click.option("--rank", type=int, help="Largest rank, or neurons to keep. [128; neurons, modegpt: --density 0.75]"),
+    click.option(
+        "--density", type=float, help="Maximum share of the parameters of each matrix to keep. Replaces --rank."
+    ),
+    click.option(
+        "--rank",
+        type=int,
+        help="Maximum rank; for neurons, the number of neurons to keep. [128; neurons, modegpt: --density 0.75]",
+    ),
     click.option(
         "--method",
-        help="auto: sizes by what each matrix is worth, the default with --keep, --target-params, --target-bytes "
-        "or --max-kl; cur, the default otherwise; curing (the paper, arXiv 2501.04211, exactly); row-id or pifa "
-        "(interpolative storage); svd-llm, asvd, fwsvd or svd (two factors); neurons (a smaller MLP); "
-        "modegpt (smaller MLP and attention heads); soco (learned sizes, with the model in memory); "
-        "dense (nothing gets smaller, for --quantize).",
+        help="auto (sizes chosen per matrix), cur, curing (the paper, arXiv 2501.04211), row-id or pifa (interpolative "
+        "storage), svd-llm, asvd, fwsvd or svd (two factors), neurons (fewer MLP neurons), modegpt (fewer MLP neurons "
+        "and head dimensions), soco (trained sizes; needs the model in memory), dense (for --quantize). "
+        "[auto with --keep, --target-params, --target-bytes or --max-kl; otherwise cur]",
     ),
     numeric_options,
 )
 
 
 heal_options = _stacked(
-    click.option("--seed", type=int, help="Seed of the order of the sequences, and of which are taken. [0]"),
-    click.option("--probe-sequences", type=int, help="Sequences held out, to end training by. [16]"),
-    click.option("--data-tokens", type=int, help="Tokens of a sequence, or of a task's longest line. [128]"),
-    click.option("--data-sequences", type=int, help="Training sequences at most. [8192]"),
-    click.option("--text-field", help="Field of a JSONL line that holds the text. [text]"),
+    click.option("--seed", type=int, help="Seed that selects and orders the sequences. [0]"),
+    click.option("--probe-sequences", type=int, help="Held-out sequences that decide when training stops. [16]"),
+    click.option("--data-tokens", type=int, help="Tokens in each sequence; for a task, the maximum per line. [128]"),
+    click.option("--data-sequences", type=int, help="Maximum number of training sequences. [8192]"),
+    click.option("--text-field", help="Field that holds the text in each JSONL line. [text]"),
     click.option(
         "--data",
         metavar="SOURCE",
-        help="builtin, a text or .jsonl file, or .safetensors token ids; with --objective ce a .jsonl file. [builtin]",
+        help="Training text: builtin, a text or .jsonl file, or a .safetensors file of token ids. --objective ce needs "
+        "a .jsonl file. [builtin]",
     ),
     click.option(
-        "--checkpointing", is_flag=True, help="Less memory for more time: compute activations again on the way back."
+        "--checkpointing", is_flag=True, help="Recompute activations in the backward pass: less memory, more time."
     ),
-    click.option("--patience", type=int, help="Measurements without a better one before training ends. [5]"),
-    click.option("--evaluate-every", type=int, help="Steps between measurements, which are also kept to resume. [50]"),
-    click.option("--warmup", type=int, help="Steps in which the learning rate rises. [100]"),
-    click.option("--learning-rate", type=float, help="The highest; it falls along a cosine. [3e-4]"),
-    click.option("--accumulate", type=int, help="Parts that a batch is computed in. [1]"),
-    click.option("--batch", type=int, help="Sequences of a step. [16]"),
-    click.option("--steps", type=int, help="Steps of AdamW at most; with --mode blocks for each block. [2000]"),
-    click.option("--kl", type=float, help="Weight of KL(original ‖ healed). [0]"),
-    click.option("--ce", type=float, help="Weight of the cross-entropy. [distill: 0.1, ce: 1]"),
-    click.option("--hidden", type=float, help="Weight of the hidden states' mean squared error. [distill: 0.9, ce: 0]"),
+    click.option("--patience", type=int, help="Stop after this number of evaluations without improvement. [5]"),
     click.option(
-        "--start", help="none, or als: linking factors by least squares first, then --steps, which may be 0. [none]"
+        "--evaluate-every",
+        type=int,
+        help="Steps between evaluations. Each one also saves the state for a resumed run. [50]",
     ),
-    click.option("--mode", help="whole: the model as one; blocks: each by itself, one in memory. [whole]"),
+    click.option("--warmup", type=int, help="Steps over which the learning rate rises. [100]"),
+    click.option("--learning-rate", type=float, help="Peak learning rate, followed by cosine decay. [3e-4]"),
+    click.option(
+        "--accumulate", type=int, help="Number of parts to split each batch into. More parts need less memory. [1]"
+    ),
+    click.option("--batch", type=int, help="Sequences per step. [16]"),
+    click.option("--steps", type=int, help="Maximum AdamW steps; with --mode blocks, for each block. [2000]"),
+    click.option("--kl", type=float, help="Weight of KL(original ‖ healed) in the loss. [0]"),
+    click.option("--ce", type=float, help="Weight of the cross-entropy in the loss. [distill: 0.1; ce: 1]"),
+    click.option(
+        "--hidden", type=float, help="Weight of the mean squared error of the hidden states. [distill: 0.9; ce: 0]"
+    ),
+    click.option(
+        "--start",
+        help="als: initialize the linking factors by least squares; --steps may then be 0. none: start from the "
+        "artifact. [none]",
+    ),
+    click.option("--mode", help="whole: train the whole model; blocks: train one block at a time in memory. [whole]"),
     click.option(
         "--objective",
-        help="distill: back to the original, on running text; ce: a task, from a .jsonl file of prompts and "
-        "completions or texts. [distill]",
+        help="distill: match the original on plain text; ce: learn a task from a .jsonl file of prompts and "
+        "completions, or of texts. [distill]",
     ),
-    click.option("--train", help="u: linking factors; u+norms: the norms' scales too. [u]"),
+    click.option("--train", help="u: train the linking factors; u+norms: also the scales of the norms. [u]"),
 )
 
 
@@ -274,14 +315,14 @@ execution_options = _stacked(
     click.option(
         "--memory-limit",
         type=Size(),
-        help="Most resident memory, as `plan` estimates it (4GB); hidden states go to the disk for it. [no limit]",
+        help="Limit of estimated resident memory, such as 4GB. Hidden states move to disk if needed. [no limit]",
     ),
-    click.option("--workers", type=int, help="Matrices factorized at the same time. [the cores at hand]"),
+    click.option("--workers", type=int, help="Matrices to factorize at the same time. [the available cores]"),
     click.option(
         "--executor",
         default="local",
         show_default=True,
-        help="Where matrices are factorized: local, ray (a cluster for this run) or ray://HOST:PORT. Same bytes.",
+        help="Where to factorize: local, ray (a cluster for this run) or ray://HOST:PORT. The bytes are the same.",
     ),
 )
 
@@ -292,9 +333,9 @@ thresholds = _stacked(
         type=float,
         default=1e-3,
         show_default=True,
-        help="Largest |Δlogit| between graphs and torch.",
+        help="Maximum absolute logit difference between the graphs and torch.",
     ),
-    click.option("--max-ppl-ratio", type=float, help="Largest perplexity(compressed) / perplexity(original)."),
-    click.option("--min-top1", type=float, help="Smallest share of equal most likely tokens."),
-    click.option("--max-kl", type=float, help="Largest mean KL(original ‖ compressed), nats per token."),
+    click.option("--max-ppl-ratio", type=float, help="Maximum perplexity(compressed) / perplexity(original)."),
+    click.option("--min-top1", type=float, help="Minimum share of positions with the same most likely token."),
+    click.option("--max-kl", type=float, help="Maximum mean KL(original ‖ compressed), in nats per token."),
 )

@@ -25,22 +25,31 @@ def _counts(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[i
 @click.command()
 @click.argument("artifact", type=FilePath())
 @click.option(
-    "--against", help=f"What to take turns with: another artifact, or (with the convert extra) {MODEL_SOURCES}."
+    "--against", help=f"Model to compare with, in turns: an artifact, or (with the convert extra) {MODEL_SOURCES}."
 )
 @click.option(
-    "--prompt-tokens", default="128", show_default=True, callback=_counts, help="Lengths of prompts, such as 128,512."
+    "--prompt-tokens", default="128", show_default=True, callback=_counts, help="Prompt lengths, such as 128,512."
 )
-@click.option("--generated-tokens", type=int, default=64, show_default=True, help="Tokens timed after the first.")
+@click.option("--generated-tokens", type=int, default=64, show_default=True, help="Tokens to time after the first one.")
+@click.option("--batch", "batches", default="1", show_default=True, callback=_counts, help="Batch sizes, such as 1,8.")
+@click.option("--rounds", type=int, default=5, show_default=True, help="Timed rounds, after one round of warm-up.")
 @click.option(
-    "--batch", "batches", default="1", show_default=True, callback=_counts, help="Numbers of rows, such as 1,8."
+    "--threads",
+    type=int,
+    help="Threads of onnxruntime and of the bandwidth measurement. [onnxruntime's default; all CPUs]",
 )
-@click.option("--rounds", type=int, default=5, show_default=True, help="Timed rounds; one more goes before them.")
-@click.option("--threads", type=int, help="Threads of onnxruntime and of the memory's reader.")
-@click.option("--graph", default="auto", show_default=True, help="auto, portable or fused.")
-@click.option("--provider", default="cpu", show_default=True, help="cpu or cuda; no silent fallback.")
+@click.option(
+    "--graph", default="auto", show_default=True, help="Graph to run: auto (fused if present), portable or fused."
+)
+@click.option(
+    "--provider",
+    default="cpu",
+    show_default=True,
+    help="Execution provider: cpu or cuda. It never falls back silently.",
+)
 @common
 def bench(artifact: Path, against: str | None, as_json: bool, quiet: bool, **values: Any) -> None:
-    """Measure how fast ARTIFACT serves, its memory and its start, alone or in turn with another model."""
+    """Measure the speed, memory and start time of ARTIFACT, alone or in turns with another model."""
     from curconvert.jobs.bench.run import bench as run
     from curconvert.options.bench import BenchOptions
 
@@ -56,20 +65,28 @@ def bench(artifact: Path, against: str | None, as_json: bool, quiet: bool, **val
 @click.command()
 @click.argument("artifact", type=FilePath())
 @thresholds
-@click.option("--against", help=f"The original: an exported folder, or (with the convert extra) {MODEL_SOURCES}.")
-@click.option("--text", type=FilePath(), help="UTF-8 text to measure on; needs --against.")
+@click.option("--against", help=f"The original: a folder from `export`, or (with the convert extra) {MODEL_SOURCES}.")
+@click.option("--text", type=FilePath(), help="UTF-8 text to measure fidelity on; needs --against.")
 @click.option("--window", type=int, default=512, show_default=True, help="Tokens per window of --text.")
-@click.option("--max-tokens", type=int, default=16384, show_default=True, help="Tokens of --text at most.")
+@click.option("--max-tokens", type=int, default=16384, show_default=True, help="Maximum number of tokens of --text.")
 @click.option("--junit", type=FilePath(), help="Write the checks as JUnit XML to this file.")
-@click.option("--torch/--no-torch", default=None, help="Compare with transformers too. [when it is installed]")
-@click.option("--provider", default="cpu", show_default=True, help="cpu or cuda; no silent fallback.")
-@click.option("--threads", type=int, help="Threads of onnxruntime.")
+@click.option("--torch/--no-torch", default=None, help="Also compare with transformers. [if it is installed]")
+@click.option(
+    "--provider",
+    default="cpu",
+    show_default=True,
+    help="Execution provider: cpu or cuda. It never falls back silently.",
+)
+@click.option("--threads", type=int, help="Threads of onnxruntime. [onnxruntime's default]")
 @common
 def verify(
     artifact: Path, against: str | None, junit: Path | None, torch: bool | None, as_json: bool, quiet: bool,
     **values: Any,
 ) -> None:  # fmt: skip
-    """Check ARTIFACT: integrity, export parity, fidelity to the original. Exit code 3 when a check fails."""
+    """Check ARTIFACT: integrity, export parity, and fidelity to the original.
+
+    Exits with code 3 if a check fails.
+    """
     from curconvert.cli.junit import to_junit
     from curconvert.jobs.verify import verify_artifact
     from curconvert_runtime.checks.verification import VerifyOptions
@@ -91,7 +108,7 @@ def verify(
 @click.argument("artifact", type=FilePath())
 @common
 def inspect(artifact: Path, as_json: bool, quiet: bool) -> None:
-    """Show what ARTIFACT holds, after checking that it is intact."""
+    """Check that ARTIFACT is intact and show its contents."""
     from curconvert_runtime import Artifact
 
     opened = Artifact.open(artifact)
@@ -103,23 +120,40 @@ def inspect(artifact: Path, as_json: bool, quiet: bool) -> None:
 
 @click.command()
 @click.argument("artifact", type=FilePath())
-@click.option("--prompt", "-p", multiple=True, help="Text to continue; repeat for a batch; standard input without it.")
-@click.option("--max-new-tokens", type=int, default=128, show_default=True)
-@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
-@click.option("--top-k", type=int, default=0, show_default=True, help="0 is no limit.")
-@click.option("--top-p", type=float, default=1.0, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--stop", multiple=True, help="Text that ends the answer; may be repeated.")
-@click.option("--chat", is_flag=True, help="Put the prompt into the model's chat template.")
-@click.option("--graph", default="auto", show_default=True, help="auto, portable or fused.")
-@click.option("--provider", default="cpu", show_default=True, help="cpu or cuda; no silent fallback.")
-@click.option("--threads", type=int, help="Threads of onnxruntime.")
+@click.option("--prompt", "-p", multiple=True, help="Text to continue. Repeat for a batch. [standard input]")
+@click.option(
+    "--max-new-tokens", type=int, default=128, show_default=True, help="Maximum number of tokens to generate."
+)
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="Sampling temperature; 0 is greedy.")
+@click.option(
+    "--top-k", type=int, default=0, show_default=True, help="Sample among the K most likely tokens; 0 is no limit."
+)
+@click.option(
+    "--top-p",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Sample among the most likely tokens up to this total probability.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sampling.")
+@click.option("--stop", multiple=True, help="Text that ends the answer. Repeat for more.")
+@click.option("--chat", is_flag=True, help="Apply the model's chat template to the prompt.")
+@click.option(
+    "--graph", default="auto", show_default=True, help="Graph to run: auto (fused if present), portable or fused."
+)
+@click.option(
+    "--provider",
+    default="cpu",
+    show_default=True,
+    help="Execution provider: cpu or cuda. It never falls back silently.",
+)
+@click.option("--threads", type=int, help="Threads of onnxruntime. [onnxruntime's default]")
 @common
 def generate(
     artifact: Path, prompt: tuple[str, ...], graph: str, provider: str, threads: int | None, as_json: bool,
     quiet: bool, **values: Any,
 ) -> None:  # fmt: skip
-    """Continue a prompt with ARTIFACT, without torch."""
+    """Generate text with ARTIFACT. Needs no torch."""
     from curconvert_runtime.serve.generation import GenerationOptions, stream
     from curconvert_runtime.serve.session import load
 

@@ -21,15 +21,15 @@ from curconvert.options.execution import ExecutionOptions
 
 @dataclass(frozen=True)
 class Estimate:
-    """Holds the estimate of a conversion.
+    """Time, memory and disk of a conversion, as `predict` estimates them.
 
     Attributes:
-        seconds: Wall time without the verification, from the start of the process.
-        peak_memory_bytes: Most resident memory before the verification.
-        verification_seconds: Wall time of the verification.
-        verification_memory_bytes: Most resident memory in the verification.
-        temporary_bytes: Most bytes on disk at once, the output included.
-        output_bytes: Size of the artifact's weights.
+        seconds: Wall time of the process before verification.
+        peak_memory_bytes: Peak resident memory before verification.
+        verification_seconds: Wall time of verification.
+        verification_memory_bytes: Peak resident memory during verification.
+        temporary_bytes: Disk space during the run, output included.
+        output_bytes: Size of the weights of the artifact.
     """
 
     seconds: float

@@ -1,4 +1,4 @@
-"""Holds the result of a conversion."""
+"""The result of a conversion."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from curconvert_runtime.checks.report import VerificationReport
 
 @dataclass(frozen=True)
 class Conversion:
-    """A published artifact.
+    """The result of `convert` or `export`: a published artifact.
 
     Attributes:
-        path: The folder.
-        plan: What was compressed; None for an export.
-        notices: What the user should know, one sentence each.
-        report: The verification; None if it was not asked for.
-        peak_memory_bytes: Most resident memory of this process before the verification; None where the system
-            does not tell.
+        path: The artifact folder.
+        plan: Form and size of each matrix; None for an export.
+        notices: Notices for the user, one sentence each.
+        report: The verification report; None without verification.
+        peak_memory_bytes: Peak resident memory of this process before verification; None if the system does not
+            report it.
     """
 
     path: Path

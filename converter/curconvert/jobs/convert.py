@@ -39,20 +39,25 @@ def convert(
 ) -> Conversion:
     """Compress a checkpoint into a verified artifact.
 
-    A run that is interrupted leaves a journal beside the output, in `.NAME.curconvert`: the same call goes on from it.
+    An interrupted run leaves its work in `.NAME.curconvert`, beside `out`. The same call resumes it.
 
     Args:
         source: The checkpoint.
-        out: The folder to publish; it appears complete, or not at all.
-        options: What to do.
+        out: Folder to create. It appears when it is complete.
+        options: Method, size, calibration and dtype.
         overwrite: Replace an existing artifact.
-        resume: Go on from an interrupted run's journal where there is one; otherwise it is dropped.
-        verification: Gates that the artifact must pass before it is published; None leaves verification out.
-        execution: Where matrices are factorized; it changes no byte, and an interrupted run may go on with another.
-        progress: Called as work goes on, after each step that is recorded: what it raises loses nothing of the work.
+        resume: Resume an interrupted run of the same call. False discards its work.
+        verification: Limits that the artifact must meet before it is published; None skips verification.
+        execution: Where to factorize, and the memory limit. It does not change the result. You may change it for a
+            resumed run.
+        progress: Called with (stage, done, total) after each recorded step. An exception that it raises stops the run,
+            and the run can be resumed.
+
+    Returns:
+        The published artifact and its report.
 
     Raises:
-        CurConvertError: Its subclass says whose fault it is; `out` is then untouched.
+        CurConvertError: The subclass says what is wrong. `out` is then unchanged.
     """
     execution.check_installed()
     checkpoint = open_source(source)

@@ -37,20 +37,23 @@ def export(
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> Conversion:
-    """Write the same graphs and files for an uncompressed checkpoint: the baseline of every comparison.
+    """Write the same files and graphs for a checkpoint without compression, as a baseline.
 
     Args:
         source: The checkpoint.
-        out: The folder to publish.
-        dtype: Deployed dtype; None keeps the checkpoint's, or is float16 for `cuda`.
-        target: `cpu` or `cuda`, see `ConvertOptions`.
-        quantization: Rounds matrices, to the nearest: no text is read here. `convert` with the method `dense` rounds
-            by the inputs on a calibration text, and verifies.
+        out: Folder to create. It appears when it is complete.
+        dtype: Stored dtype; None keeps the dtype of the checkpoint, or takes float16 for `cuda`.
+        target: Where the artifact will run: `cpu`, or `cuda` with float16 weights and products.
+        quantization: How to quantize; the rounding must be `nearest`. To quantize with a calibration text, use
+            `convert` with the method `dense`.
         overwrite: Replace an existing artifact.
-        progress: Called after each tensor.
+        progress: Called with (stage, done, total) after each tensor.
+
+    Returns:
+        The published artifact, without plan and report.
 
     Raises:
-        CurConvertError: As for `convert`.
+        CurConvertError: The subclass says what is wrong. `out` is then unchanged.
     """
     if quantization is not None and quantization.uses_statistics:
         raise InputError("--rounding gptq: export reads no calibration text; use convert --method dense")

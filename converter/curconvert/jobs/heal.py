@@ -42,14 +42,14 @@ from curconvert_runtime.format.probes import Probes
 
 @dataclass(frozen=True)
 class Healing:
-    """Result of healing.
+    """The result of `heal`: a published artifact.
 
     Attributes:
-        path: The artifact.
-        curves: Training curves by stage: one for the whole model, or one for each block.
+        path: The artifact folder.
+        curves: Evaluations during training, by stage: one stage for the whole model, or one for each block.
         parameters: Number of trained parameters.
-        notices: Notices about the text.
-        report: The verification.
+        notices: Notices about the training text, one sentence each.
+        report: The verification report; None without verification.
     """
 
     path: Path
@@ -70,22 +70,25 @@ def heal(
     verification: VerifyOptions | None = None,
     progress: Progress = silent,
 ) -> Healing:
-    """Train an artifact's linking factors towards the original, or on a task, and publish the result.
+    """Train the linking factors of an artifact to match the original, or to learn a task.
 
-    Trained values replace the old ones. The size, the graphs and every other tensor stay the same.
+    The size, the graphs and all other tensors do not change.
 
     Args:
-        path: The artifact.
-        original: The checkpoint that the artifact was made from; None if `options` does not need it.
-        out: The folder to publish.
-        options: What to train, the losses and the number of steps.
+        path: The artifact folder.
+        original: The checkpoint that the artifact was made from; None if `options.needs_original` is False.
+        out: Folder to create. It appears when it is complete.
+        options: What to train, on which data, and for how long.
         overwrite: Replace an existing artifact.
-        resume: Resume an interrupted run of the same healing.
-        verification: Gates that the result must pass; None leaves verification out.
-        progress: Called after each step.
+        resume: Resume an interrupted run of the same call. False discards its work.
+        verification: Limits that the result must meet before it is published; None skips verification.
+        progress: Called with (stage, done, total) after each step.
+
+    Returns:
+        The published artifact and the training curves.
 
     Raises:
-        CurConvertError: Its subclass says whose fault it is; `out` is then untouched.
+        CurConvertError: The subclass says what is wrong. `out` is then unchanged.
     """
     artifact = Artifact.open(path)
     _check_forms(artifact, options)

@@ -1,4 +1,4 @@
-"""Plans a conversion and estimates its time, memory and disk space, without reading a weight."""
+"""Show and estimate what a conversion would do, without running it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,17 @@ _LOCAL = ExecutionOptions()
 
 
 def plan(source: SourceOptions, options: ConvertOptions) -> Plan:
-    """Show what `convert` would do, reading headers only.
+    """Return what `convert` would do. Reads headers only.
+
+    Args:
+        source: The checkpoint.
+        options: Method, size, calibration and dtype.
+
+    Returns:
+        Form and size of each matrix.
 
     Raises:
-        CurConvertError: Whatever `convert` would refuse before it starts.
+        CurConvertError: `convert` would raise the same error before it starts.
     """
     return first_plan(open_source(source), options)
 
@@ -29,16 +36,16 @@ def plan(source: SourceOptions, options: ConvertOptions) -> Plan:
 def predict(
     source: SourceOptions, options: ConvertOptions, folder: Path, execution: ExecutionOptions = _LOCAL
 ) -> Estimate:
-    """Estimate time, memory and disk space of `convert` on this machine. Measuring its speed takes a second or two.
+    """Estimate the time, memory and disk of `convert` on this machine. Measures its speed for a second or two.
 
     Args:
         source: The checkpoint.
-        options: Options of the conversion.
-        folder: A folder on the disk that the conversion would write to.
-        execution: Where matrices would be factorized.
+        options: Method, size, calibration and dtype.
+        folder: Existing folder on the disk that the output goes to.
+        execution: Where `convert` would factorize.
 
     Raises:
-        CurConvertError: As `plan`.
+        CurConvertError: `convert` would raise the same error before it starts.
     """
     start = time.perf_counter()
     checkpoint = open_source(source)

@@ -47,12 +47,12 @@ _LOCAL = ExecutionOptions()
 
 @dataclass(frozen=True)
 class Resizing:
-    """A published artifact.
+    """The result of `resize`: a published artifact.
 
     Attributes:
-        path: The folder.
-        plan: Form and rank of its matrices.
-        report: The verification; None if it was skipped.
+        path: The artifact folder.
+        plan: Form and size of each matrix.
+        report: The verification report; None without verification.
     """
 
     path: Path
@@ -70,19 +70,22 @@ def resize(
     execution: ExecutionOptions = _LOCAL,
     progress: Progress = silent,
 ) -> Resizing:
-    """Cut a scored artifact to a smaller size. This reads only the artifact's folder.
+    """Cut a scored artifact to a smaller size, without its checkpoint.
 
     Args:
-        path: The scored artifact.
-        out: The folder to publish; it appears complete, or not at all. It has no scores and cannot be resized again.
-        options: The size.
+        path: An artifact that `convert` made with the option `scored`.
+        out: Folder to create. It appears when it is complete. The result is not scored.
+        options: The new size.
         overwrite: Replace an existing artifact.
-        verification: Thresholds that the result must meet; None skips verification.
-        execution: Where matrices are cut; the choice changes no byte.
-        progress: Called after each block.
+        verification: Limits that the result must meet before it is published; None skips verification.
+        execution: Where to cut matrices. It does not change the result.
+        progress: Called with (stage, done, total) after each block.
+
+    Returns:
+        The published artifact and its plan.
 
     Raises:
-        CurConvertError: The subclass tells the cause; `out` is then unchanged.
+        CurConvertError: The subclass says what is wrong. `out` is then unchanged.
     """
     execution.check_installed()
     artifact = Artifact.open(path)

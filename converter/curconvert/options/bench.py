@@ -15,17 +15,20 @@ GRAPHS = ("auto", "fused", "portable")
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """Says which requests to time, and how.
+    """Which requests to time.
 
     Attributes:
-        prompt_tokens: Lengths of prompts.
+        prompt_tokens: Prompt lengths, in tokens.
         generated_tokens: Tokens to time after the first one, for each row.
-        batches: Numbers of rows; each is combined with each length.
-        rounds: Timed rounds; one untimed round runs before them.
-        threads: Threads of onnxruntime and of the memory benchmark; None lets onnxruntime choose, and uses all CPUs for
-            the memory benchmark.
-        graph: `fused`, `portable`, or `auto`: the fused graph if there is one.
-        provider: `cpu` or `cuda`.
+        batches: Batch sizes. Each one runs with each prompt length.
+        rounds: Timed rounds, after one round of warm-up.
+        threads: Threads of onnxruntime and of the bandwidth measurement. None is onnxruntime's default for the first
+            and all CPUs for the second.
+        graph: `auto` takes the fused graph if the artifact has one; or `fused`, `portable`.
+        provider: Execution provider, `cpu` or `cuda`.
+
+    Raises:
+        InputError: A value is out of range, unknown or repeated.
     """
 
     prompt_tokens: tuple[int, ...] = (128,)
@@ -53,7 +56,7 @@ class BenchOptions:
 
     @property
     def workloads(self) -> list[Workload]:
-        """The requests to time, smallest batch first."""
+        """All pairs of batch size and prompt length, smallest batch first."""
         return [
             Workload(batch, length, self.generated_tokens)
             for batch in sorted(self.batches)
@@ -61,7 +64,7 @@ class BenchOptions:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the options as JSON values."""
+        """Return the options as JSON."""
         return {
             "prompt_tokens": list(self.prompt_tokens),
             "generated_tokens": self.generated_tokens,

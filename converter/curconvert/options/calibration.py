@@ -11,15 +11,15 @@ BUILTIN = "builtin"
 
 @dataclass(frozen=True)
 class CalibrationOptions:
-    """Says which text calibrates the compression, and how much of it.
+    """The calibration text, and how much of it to use.
 
     Attributes:
         source: `builtin`, or the path of a UTF-8 text file, a `.jsonl` file or a `.safetensors` file of token ids.
-        text_field: The key that holds the text in each object of a JSONL file.
-        sequences: Number of calibration sequences; a shorter text gives fewer, with a notice.
-        tokens_per_sequence: Length of every sequence.
-        probe_sequences: Number of sequences held out for verification, never used for calibration.
-        seed: Shifts the choice of the evenly spread sequences.
+        text_field: Field that holds the text in each JSONL line.
+        sequences: Maximum number of sequences. A shorter text gives fewer, with a notice.
+        tokens_per_sequence: Tokens in each sequence.
+        probe_sequences: Sequences held out for verification. Calibration does not use them.
+        seed: Changes which sequences are taken.
 
     Raises:
         InputError: A number is out of range or a name is empty.

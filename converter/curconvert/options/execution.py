@@ -12,15 +12,17 @@ from curconvert.base.machine import available_cpus
 
 @dataclass(frozen=True)
 class ExecutionOptions:
-    """Says where matrices are factorized and hidden states are kept. Results do not depend on it.
+    """Where to factorize, and how much memory to use. The result does not depend on it.
 
     Attributes:
-        executor: `local`, `ray` (a cluster on this machine for the duration of the conversion) or `ray://HOST:PORT` (a
-            running cluster, by the address of its client server).
-        workers: Number of tasks at the same time; None means the number of cores that this process may use. A running
-            cluster chooses the number itself.
-        memory_limit: Limit of the estimated resident memory, bytes; hidden states go to disk if needed. None means no
-            limit.
+        executor: `local`, `ray` (a cluster on this machine, for this run) or `ray://HOST:PORT` (the client server of a
+            running cluster).
+        workers: Tasks at the same time; None is the number of available cores. Not for a running cluster.
+        memory_limit: Limit of the estimated resident memory, in bytes. Hidden states move to disk if needed. None is
+            no limit.
+
+    Raises:
+        InputError: A value is out of range or unknown.
     """
 
     executor: str = "local"

@@ -1,4 +1,4 @@
-"""Options of `heal`: which tensors to train, on which losses, for how long."""
+"""Options of `heal`: what to train, on which data, and for how long."""
 
 from __future__ import annotations
 
@@ -27,35 +27,35 @@ _WEIGHTS: Mapping[str, Mapping[str, float]] = {"distill": {}, "ce": {"hidden": 0
 
 @dataclass(frozen=True)
 class HealOptions:
-    """Says how to heal, as in CURing; the defaults are the paper's (arXiv 2501.04211, section 4).
+    """What to train, on which data, and for how long.
 
-    Build it with `HealOptions.for_objective`, which fills in the objective's weights.
+    Make it with `HealOptions.for_objective`, which sets the loss weights of the objective. The defaults are those of
+    the CURing paper (arXiv 2501.04211, section 4).
 
     Attributes:
-        objective: `distill`: train towards the original, on running text; training ends by the held-out divergence.
-            `ce`: train on a task, from the lines of a JSONL file (`curconvert.training.examples`); training ends by the
-            held-out cross-entropy.
-        train: `u`: the linking factors (U of `cur`, T of `interpolative`); `u+norms`: also the norms' scales.
-        mode: `whole`: the whole model, towards the original's hidden states and logits; `blocks`: each decoder block on
-            its own, towards the original block's output, with one block in memory.
-        start: `als`: first one sweep of least squares over the linking factors, block by block, see
-            `curconvert.training.start`; `none`: start from the conversion's factors.
-        hidden: Weight of the mean squared error of the hidden states between blocks; unused with `blocks`.
-        ce: Weight of the cross-entropy on the text, or on the completions of a task; unused with `blocks`.
-        kl: Weight of KL(original ‖ healed), nats per token; unused with `blocks`.
-        steps: Steps of the optimizer; for each block with `blocks`. With the start `als` it may be 0.
+        objective: `distill` matches the original on plain text; training stops when KL on the held-out sequences stops
+            falling. `ce` learns a task from a JSONL file; training stops when the held-out cross-entropy stops falling.
+        train: `u` trains the linking factors (U of `cur`, T of `interpolative`). `u+norms` also trains the norm scales.
+        mode: `whole` trains the whole model on hidden states and logits. `blocks` trains one decoder block at a time on
+            the output of the original block, with one block in memory.
+        start: `als` first initializes the linking factors by least squares, block by block. `none` starts from the
+            artifact.
+        hidden: Weight of the mean squared error of the hidden states. Unused with `blocks`.
+        ce: Weight of the cross-entropy on the text, or on the completions of a task. Unused with `blocks`.
+        kl: Weight of KL(original ‖ healed), in nats per token. Unused with `blocks`.
+        steps: Maximum optimizer steps; with `blocks`, for each block. May be 0 with the start `als`.
         batch: Sequences per step.
-        accumulate: Number of parts in which a batch is computed, which saves memory; the gradient is the same sum.
-        learning_rate: The highest rate, reached after `warmup` steps; it then falls along a cosine.
-        warmup: Steps in which the rate rises linearly.
-        evaluate_every: Steps between measurements on the held-out sequences, and between recorded states.
-        patience: Measurements without an improvement after which training ends.
-        checkpointing: Whether to recompute each block's activations in the backward pass instead of keeping them.
-        data: The text, or the task; its probe sequences are held out.
-        seed: Seed for the order of the sequences.
+        accumulate: Number of parts to split each batch into. More parts need less memory; the gradient is the same.
+        learning_rate: Peak learning rate, reached after `warmup` steps, followed by cosine decay.
+        warmup: Steps over which the learning rate rises linearly.
+        evaluate_every: Steps between evaluations on the held-out sequences. Each one also saves the state.
+        patience: Stop after this number of evaluations without improvement.
+        checkpointing: Recompute activations in the backward pass: less memory, more time.
+        data: The text or the task. Its probe sequences are held out.
+        seed: Seed of the order of the sequences.
 
     Raises:
-        InputError: A number is out of range, no loss has a weight, or the data do not fit the objective.
+        InputError: A number is out of range, all loss weights are 0, or the data do not fit the objective.
     """
 
     objective: Objective = "distill"
@@ -78,7 +78,7 @@ class HealOptions:
 
     @classmethod
     def for_objective(cls, objective: str | None = None, **values: Any) -> HealOptions:
-        """Return the options of an objective, with given values replaced; None means the default."""
+        """Return the options of an objective, with the given values replaced. None means the default value."""
         objective = "distill" if objective is None else objective
         given = {name: value for name, value in values.items() if value is not None}
         return cls(**{"objective": objective, **_WEIGHTS.get(objective, {}), **given})
@@ -119,11 +119,11 @@ class HealOptions:
 
     @property
     def needs_original(self) -> bool:
-        """Whether training or measuring needs the original model."""
+        """Whether the losses or the evaluation use the original."""
         return self.objective == "distill" or self.hidden > 0 or self.kl > 0
 
     def to_json(self) -> dict[str, Any]:
-        """Return the options for the manifest, without `data`: the manifest records the text by its tokens."""
+        """Return the options that the manifest records. It records the text by its tokens."""
         values = asdict(self)
         del values["data"]
         return values

@@ -1,4 +1,4 @@
-"""Options of quantization."""
+"""How matrices are quantized."""
 
 from __future__ import annotations
 
@@ -27,16 +27,19 @@ def stored_bytes(itemsize: int, quantization: Quantization | None) -> float:
 
 @dataclass(frozen=True)
 class Quantization:
-    """Says how to quantize stored matrices.
+    """How to quantize the stored matrices.
 
     Attributes:
-        type: `int4` or `int8`, or `mixed`: each matrix has one of them.
-        block_size: Columns that share a scale; None means 64 for `int4` and 32 for `int8`.
-        asymmetric: Whether each block has a zero point.
-        rounding: `nearest`, or `gptq` for small errors of the outputs on the calibration text.
-        bits_per_weight: Budget of `mixed`: most bits per number over all quantized matrices, with scales, zero points
-            and padding.
-        widths: Bits of each matrix by weight name, once chosen; `mixed` only.
+        type: `int4`, `int8`, or `mixed`, which chooses one of the two for each matrix.
+        block_size: Columns that share a scale: 32, 64 or 128. None is 64 for `int4` and 32 for `int8`.
+        asymmetric: Store a zero point for each block.
+        rounding: `nearest`, or `gptq`, which minimizes the output error on the calibration text.
+        bits_per_weight: Budget of `mixed`: maximum average bits per weight over all quantized matrices. Scales, zero
+            points and padding count.
+        widths: Bits of each matrix, by weight name. The conversion fills them in for `mixed`.
+
+    Raises:
+        InputError: A value is unknown, or the budget is out of range.
     """
 
     type: str
@@ -66,10 +69,10 @@ class Quantization:
         rounding: str | None = None,
         bits_per_weight: float | None = None,
     ) -> Self | None:
-        """Return the quantization that command-line options request; None without quantization.
+        """Return the quantization of these command-line options; None without `quantize` and `bits_per_weight`.
 
         Raises:
-            InputError: A value is not allowed, or an option is given without the option that it belongs to.
+            InputError: A value is unknown, or an option is given without `quantize` and `bits_per_weight`.
         """
         if quantize is None and bits_per_weight is None:
             given = {"--block-size": block_size, "--asymmetric": asymmetric or None, "--rounding": rounding}
@@ -82,11 +85,11 @@ class Quantization:
 
     @property
     def mixed(self) -> bool:
-        """Whether bits are chosen for each matrix."""
+        """Whether the width is chosen for each matrix."""
         return self.type == MIXED and self.bits_per_weight is not None
 
     def single(self, bits: int) -> Self:
-        """Return the same quantization with one width for all matrices."""
+        """Return a copy with one width for all matrices."""
         return replace(self, type=f"int{bits}", bits_per_weight=None, widths=None)
 
     def of_matrix(self, name: str) -> Self:
@@ -97,11 +100,14 @@ class Quantization:
         return self.single(self.widths[name])
 
     def check_budget(self, least: float, most: float) -> None:
-        """Reject a budget below the narrowest or above the widest choice for all matrices; raises InputError.
+        """Check that the budget of `mixed` is within reach.
 
         Args:
-            least: Bits per number with the narrowest width for all matrices.
-            most: Bits per number with the widest width for all matrices.
+            least: Bits per weight if all matrices are int4.
+            most: Bits per weight if all matrices are int8.
+
+        Raises:
+            InputError: The budget is outside these limits.
         """
         assert self.bits_per_weight is not None
         if not least <= self.bits_per_weight <= most:
@@ -114,17 +120,17 @@ class Quantization:
 
     @property
     def layout(self) -> Layout:
-        """Bits, block size and symmetry of stored numbers; for `mixed`, of the narrowest width."""
+        """How the weights are stored; for `mixed`, the narrowest layout."""
         bits = min(BITS) if self.mixed else int(self.type.removeprefix("int"))
         return Layout(bits, self.block_size or _BLOCK_SIZES[bits], not self.asymmetric)
 
     @property
     def uses_statistics(self) -> bool:
-        """Whether rounding uses input statistics from the calibration text."""
+        """Whether rounding needs the calibration text."""
         return self.rounding == "gptq"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the quantization as JSON, with the default block size filled in unless `mixed`."""
+        """Return the options as JSON, with the default block size filled in."""
         size = self.block_size if self.mixed else self.layout.block_size
         budget = {"bits_per_weight": self.bits_per_weight} if self.mixed else {}
         return {

@@ -10,14 +10,14 @@ from curconvert.base.errors import InputError
 
 @dataclass(frozen=True)
 class ResizeOptions:
-    """Holds one size of the whole model.
+    """The new size of the whole model. Give one of the two.
 
     Attributes:
         keep: Share of the original's parameters to keep, embedding included.
-        target_parameters: Number of parameters to keep.
+        target_parameters: Maximum number of parameters.
 
     Raises:
-        InputError: Neither or both are given, or a value is out of range.
+        InputError: Neither or both are given, or the value is out of range.
     """
 
     keep: float | None = None
@@ -33,11 +33,11 @@ class ResizeOptions:
 
     @property
     def asked(self) -> str:
-        """The user's option, for messages."""
+        """The size as a command-line option."""
         return f"--target-params {self.target_parameters}" if self.keep is None else f"--keep {self.keep:g}"
 
     def target(self, before: int) -> int:
-        """Return the number of parameters to keep; the original has `before`."""
+        """Return the maximum number of parameters, if the original has `before`."""
         if self.keep is None:
             assert self.target_parameters is not None
             return self.target_parameters

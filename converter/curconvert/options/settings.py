@@ -1,4 +1,4 @@
-"""The settings that all compression methods share."""
+"""The settings that every method takes."""
 
 from __future__ import annotations
 
@@ -22,22 +22,27 @@ _MAX_RIDGE = 1e6  # far above useful values: the diagonal alone dominates long b
 
 @dataclass(frozen=True)
 class Settings:
-    """Holds the settings of a conversion apart from its method.
+    """The settings of a conversion that do not depend on the method.
 
     Attributes:
-        layers: `angular[:N]`, `influence[:N]`, `rank[:N]`, `all`, or numbers and ranges.
-        targets: Linears to compress within those layers.
-        ridge: λ of `H + λ diag(H)`, for all solves with the Gram matrix.
-        rank_multiple: Ranks and numbers of neurons are multiples of it, if the method chooses them.
+        layers: Layers to compress: `all`, numbers and ranges such as `3,8-12`, or N layers chosen by a score:
+            `angular[:N]`, `influence[:N]`, `rank[:N]`.
+        targets: Matrices to compress in these layers, such as `q_proj`.
+        ridge: λ of `H + λ diag(H)` in each solve with a Gram matrix H.
+        rank_multiple: Round ranks and neuron counts to a multiple of this, if the method chooses them.
         sequential: Calibrate each block on the outputs of the compressed blocks before it.
-        self_text: Share of the calibration sequences that the model writes itself: `curconvert.calibration.self_text`.
-        dtype: Deployed dtype; None keeps the checkpoint's (float32 for quantized GGUF), or is float16 for `cuda`.
-        target: Execution provider that serves the artifact: `cpu`, or `cuda`, whose fused graph computes in float16.
-        quantization: How stored matrices are quantized; None leaves them float.
-        seed: Seeds every random choice, together with the tensor's name.
-        device: Where blocks run and products with large weights are computed: `cpu`, `cuda` or `cuda:N`. Solves and
-            decompositions of thin matrices stay on the CPU, in float64.
+        self_text: Share of the calibration sequences that the model generates itself.
+        dtype: Stored dtype: `float32`, `float16` or `bfloat16`. None keeps the dtype of the checkpoint (float32 for
+            quantized GGUF), or takes float16 for `cuda`.
+        target: Where the artifact will run: `cpu`, or `cuda` with a float16 fused graph.
+        quantization: How to quantize the stored matrices; None does not quantize.
+        seed: Seed of all random choices, together with the name of the tensor.
+        device: Device for forward passes and large matrix products: `cpu`, `cuda` or `cuda:N`. Solves and
+            decompositions of small matrices run on the CPU, in float64.
         calibration: The calibration text.
+
+    Raises:
+        InputError: A value is out of range or unknown.
     """
 
     layers: str = "angular"
@@ -69,17 +74,17 @@ class Settings:
 
     @property
     def roles(self) -> frozenset[Role]:
-        """Roles of the linears to compress."""
+        """Roles of the matrices to compress."""
         return target_roles(self.targets)
 
     @property
     def arithmetic(self) -> str:
-        """Type in which the fused graph computes."""
+        """Dtype of the fused graph's arithmetic."""
         return arithmetic_of(self.target, self.dtype, self.quantization)
 
     @property
     def mixes_bits(self) -> bool:
-        """Whether bits are chosen for each matrix."""
+        """Whether int4 or int8 is chosen for each matrix."""
         return self.quantization is not None and self.quantization.mixed
 
 

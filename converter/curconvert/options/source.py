@@ -1,4 +1,4 @@
-"""Options that name a checkpoint."""
+"""Where a checkpoint is."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """Says where a checkpoint is, and completes its config.
+    """Where a checkpoint is, and what its files do not say.
 
     Attributes:
-        model: A `.safetensors` or `.gguf` file, a Hugging Face directory, or a hub id.
-        config: `config.json` for a single weights file.
-        config_set: Config values that override or complete the config.
-        revision: Hub revision.
+        model: A `.safetensors` or `.gguf` file, a Hugging Face folder, or a hub id.
+        config: `config.json` of a lone file that has none in its folder.
+        config_set: Values that override or complete the config.
+        revision: Branch, tag or commit of a model on the hub.
     """
 
     model: str

@@ -48,14 +48,14 @@ def at_least(name: str, value: float, limit: float, detail: str) -> Check:
 
 @dataclass(frozen=True)
 class VerificationReport:
-    """What `verify` found.
+    """The result of a verification.
 
     Attributes:
-        artifact: The folder, as the caller named it.
-        checks: Every check, in the order in which it ran.
-        fidelity: Quality against the original; None when it was not measured.
-        text: What the fidelity numbers were measured on.
-        environment: Versions and execution provider.
+        artifact: The folder, as the caller wrote it.
+        checks: All checks, in the order in which they ran.
+        fidelity: Quality against the original; None if it was not measured.
+        text: Description of the text on which fidelity was measured.
+        environment: Package versions and execution provider.
     """
 
     artifact: str
@@ -66,7 +66,7 @@ class VerificationReport:
 
     @property
     def passed(self) -> bool:
-        """True when there were checks and every one passed."""
+        """True if every check passed and there was at least one."""
         return bool(self.checks) and not self.failures
 
     @property
@@ -75,7 +75,7 @@ class VerificationReport:
         return tuple(check for check in self.checks if not check.passed)
 
     def raise_for_failures(self) -> None:
-        """Raise a VerificationError that names every failed check, if there is one."""
+        """Raise a VerificationError that names every failed check, if any check failed."""
         if not self.checks:
             raise VerificationError(f"{self.artifact}: nothing was checked")
         if self.failures:
@@ -85,7 +85,7 @@ class VerificationReport:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the report as JSON values (schema `verification-1.0`); numbers that are not finite become null."""
+        """Return the report as JSON (schema `verification-1.0`). Numbers that are not finite become null."""
         return {
             "schema": SCHEMA,
             "artifact": self.artifact,

@@ -28,19 +28,19 @@ from curconvert_runtime.version import installed_versions, version
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """What to check and what to accept; None leaves a threshold out.
+    """What to check, and which limits to apply. A limit of None does not apply.
 
     Attributes:
-        max_kl: Largest mean KL(original ‖ compressed), nats per token.
-        min_top1: Smallest share of positions with the same most likely token.
-        max_ppl_ratio: Largest perplexity(compressed) / perplexity(original).
-        max_parity: Largest |Δlogit|, and |Δkey| relative to the largest key, between a graph and torch.
-        against: Folder of the original that `curconvert export` wrote: fidelity is then exact.
-        text: UTF-8 text to measure on instead of the stored sequences; needs `against`.
-        window: Tokens per sequence of `text`.
-        max_tokens: Most tokens taken from `text`.
-        provider: Execution provider of every session.
-        threads: Threads of one operator; None leaves the choice to onnxruntime.
+        max_kl: Maximum mean KL(original ‖ compressed), in nats per token.
+        min_top1: Minimum share of positions with the same most likely token.
+        max_ppl_ratio: Maximum perplexity(compressed) / perplexity(original).
+        max_parity: Maximum absolute difference between a graph and torch: of logits, and of keys over the largest key.
+        against: The original, as a folder from `curconvert export`. Fidelity is then exact.
+        text: UTF-8 text to measure on, in place of the stored sequences. Needs `against`.
+        window: Tokens per window of `text`.
+        max_tokens: Maximum number of tokens of `text`.
+        provider: Execution provider, `cpu` or `cuda`.
+        threads: Threads per operator; None is onnxruntime's default.
     """
 
     max_kl: float | None = None
@@ -72,18 +72,18 @@ class VerifyOptions:
 def verify(
     path: str | Path, options: VerifyOptions | None = None, progress: Progress | None = None
 ) -> VerificationReport:
-    """Verify an artifact.
+    """Verify an artifact without torch.
 
     Args:
-        path: The artifact's folder.
-        options: Thresholds and what to compare with.
+        path: An artifact folder.
+        options: What to check and which limits to apply.
         progress: Called with (stage, done, total).
 
     Returns:
-        The report; a check that failed is in it, not raised (see `VerificationReport.raise_for_failures`).
+        The report. It holds failed checks too; `raise_for_failures` raises them.
 
     Raises:
-        IntegrityError: The folder's bytes are not what its manifest says.
+        IntegrityError: The contents of the folder differ from the manifest.
         InputError: A path or an option is wrong.
         BackendError: onnxruntime is missing or cannot run a graph.
     """

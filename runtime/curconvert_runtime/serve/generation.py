@@ -27,17 +27,17 @@ OnText = Callable[[int, str], None]
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """How to continue a prompt.
+    """How to generate text.
 
     Attributes:
-        max_new_tokens: At most this many tokens; fewer when the model's context is full.
-        temperature: 0 is greedy; otherwise the softmax's temperature.
-        top_k: Sample among this many most probable tokens; 0 is no limit.
-        top_p: Sample among the most probable tokens that reach this probability together; 1 is no limit.
-        seed: Row i of a batch draws from the generator seeded with (seed, i).
-        stop: Texts that end a row; they are not part of the result.
-        ignore_eos: Carry on after an end-of-sequence token.
-        chat: Put each text prompt into the model's chat template as one user message.
+        max_new_tokens: Maximum number of new tokens. Generation also stops when the context is full.
+        temperature: Sampling temperature; 0 is greedy.
+        top_k: Sample among the k most likely tokens; 0 is no limit.
+        top_p: Sample among the most likely tokens up to this total probability; 1 is no limit.
+        seed: Seed of the sampling. Row i of a batch uses the seed (seed, i).
+        stop: Texts that end a row. The result does not include them.
+        ignore_eos: Continue after an end-of-sequence token.
+        chat: Apply the chat template to each text prompt, as one user message.
     """
 
     max_new_tokens: int = 128
@@ -50,7 +50,6 @@ class GenerationOptions:
     chat: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse values without a meaning."""
         for name, low in (("max_new_tokens", 1), ("top_k", 0), ("seed", 0)):
             check_integer(name, getattr(self, name), low)
         if not (_is_number(self.temperature) and 0 <= self.temperature < math.inf):
@@ -63,13 +62,13 @@ class GenerationOptions:
 
 @dataclass(frozen=True)
 class Completion:
-    """What was generated for one prompt.
+    """The result for one prompt.
 
     Attributes:
         prompt_ids: Token ids of the prompt, special tokens included.
-        ids: Generated token ids; the end-of-sequence token is left out.
-        text: Their text, cut before a stop text; empty where the artifact has no tokenizer.
-        finish_reason: `eos`, `stop`, `length` (max_new_tokens) or `context` (the model's context is full).
+        ids: Generated token ids, without the end-of-sequence token.
+        text: Generated text, cut before a stop text. Empty if the artifact has no tokenizer.
+        finish_reason: `eos`, `stop`, `length` (`max_new_tokens`) or `context` (the context is full).
     """
 
     prompt_ids: tuple[int, ...]
@@ -84,9 +83,9 @@ class Piece:
 
     Attributes:
         row: Index of the prompt.
-        token: The new token id; None for the row's last piece.
-        text: Text that later tokens cannot change. It never holds a broken character or part of a stop text.
-        completion: The whole result; only set in the row's last piece.
+        token: New token id; None in the last piece of a row.
+        text: New text. It never ends within a character or a stop text.
+        completion: The result; only in the last piece of a row.
     """
 
     row: int
@@ -192,16 +191,19 @@ def _encode(prompt: Any, tokenizer: Tokenizer | None, options: GenerationOptions
 
 
 def stream(session: Runner, prompt: Any, options: GenerationOptions | None = None) -> Iterator[Piece]:
-    """Continue one prompt or a batch of prompts, piece by piece.
+    """Generate text for one prompt or a batch, piece by piece.
 
     Args:
-        session: A loaded artifact.
-        prompt: A text, a conversation (list of messages), a sequence of token ids, or a list of any of these. Texts get
-            the special tokens that the tokenizer's post-processor adds; conversations those of the chat template.
-        options: Defaults are greedy, 128 tokens.
+        session: A loaded artifact, from `load`.
+        prompt: A text, a conversation (a list of messages), token ids, or a list of these. The tokenizer adds special
+            tokens to texts; the chat template adds them to conversations.
+        options: None is greedy, with at most 128 new tokens.
 
     Yields:
-        One piece per row and step, in row order; the last piece of a row carries its `Completion`.
+        One piece per row and step, in row order. The last piece of a row holds its `Completion`.
+
+    Raises:
+        CurConvertError: The prompt is wrong, or the artifact has no tokenizer for a text.
     """
     options = options or GenerationOptions()
     tokenizer = session.tokenizer if session.artifact.has(TOKENIZER) else None
@@ -251,11 +253,10 @@ def _decode(session: Runner, rows: list[_Row], ends: frozenset[int]) -> Iterator
 def generate(
     session: Runner, prompt: Any, options: GenerationOptions | None = None, on_text: OnText | None = None
 ) -> Completion | list[Completion]:
-    """Continue one prompt or a batch of prompts; see `stream` for the arguments.
+    """Generate text for one prompt or a batch. Arguments and errors are those of `stream`.
 
     Returns:
-        A `Completion` for one prompt, a list of them for a batch. `on_text` is called with (row, text) before, as text
-        becomes certain.
+        A `Completion`, or a list of them for a batch. Until then, each new text goes to `on_text` as (row, text).
     """
     done: dict[int, Completion] = {}
     for piece in stream(session, prompt, options):

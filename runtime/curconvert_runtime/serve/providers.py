@@ -47,13 +47,12 @@ class CpuOptions(ProviderOptions):
     """How onnxruntime uses the CPU.
 
     Attributes:
-        spinning: Whether its threads wait for work by spinning: a little faster on a machine of one's own, much slower
-            where other programs want the same cores.
-        prepack: Whether it makes a rearranged copy of each weight at load. Products of several tokens are faster with
-            it. Without it a session starts at once, and the weights stay pages of their file, which processes share.
-        round_activations: Whether products with quantized weights may round activations to 8 bits, as the fused graph
-            asks: fast. Without it they are computed in float32, with weights of 8 bits very slowly.
-        huge_pages: Ignored; the next version will not take it.
+        spinning: Threads spin while they wait for work. Slightly faster on an idle machine, much slower on a busy one.
+        prepack: Copy each weight into a faster layout at load. Speeds up prompts and batches. Without it a session
+            starts faster, and processes share the memory of the weight file.
+        round_activations: Let the fused graph round activations to 8 bits in products with quantized weights, for
+            speed. Without it they run in float32, which is very slow with 8-bit weights.
+        huge_pages: Deprecated and ignored.
     """
 
     spinning: bool = True
@@ -87,12 +86,12 @@ class CpuOptions(ProviderOptions):
 
 @dataclass(frozen=True)
 class CudaOptions(ProviderOptions):
-    """How onnxruntime uses a GPU. Written for the documented settings; it has never run on one.
+    """How onnxruntime uses an NVIDIA GPU. Follows onnxruntime's documentation; it never ran on a GPU.
 
     Attributes:
-        device_id: Number of the device.
-        memory_limit: Most bytes of onnxruntime's arena on the device; None is no limit.
-        cuda_graph: Whether steps of decoding are captured once and replayed: the fused graph only.
+        device_id: Number of the GPU.
+        memory_limit: Limit of onnxruntime's memory on the GPU, in bytes; None is no limit.
+        cuda_graph: Capture decoding steps as CUDA graphs and replay them. Fused graph only.
     """
 
     device_id: int = 0

@@ -27,13 +27,13 @@ from curconvert_runtime.serve.text import Tokenizer
 
 @dataclass(frozen=True)
 class KeyValueCache:
-    """Keys and values of the tokens seen so far, on the session's device.
+    """Keys and values of the tokens so far, on the device of the session.
 
     Attributes:
-        values: `OrtValue`s in graph order: layer 0 key, layer 0 value, layer 1 key, …
+        values: `OrtValue`s: key of layer 0, value of layer 0, key of layer 1, …
         batch: Number of rows.
-        length: Columns in use, padding included.
-        capacity: Columns allocated when the buffers are shared between past and present (fused graph), else None.
+        length: Tokens per row in the cache, padding included.
+        capacity: Tokens per row that the buffers can hold (fused graph only); None if the cache grows at each step.
     """
 
     values: tuple[Any, ...]
@@ -89,7 +89,7 @@ class Runner:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The artifact's tokenizer, read when it is first used."""
+        """The tokenizer of the artifact, read at first use."""
         return Tokenizer(self.artifact)
 
     def allocate_cache(self, batch: int, capacity: int | None = None) -> KeyValueCache:
@@ -97,8 +97,8 @@ class Runner:
 
         Args:
             batch: Number of rows.
-            capacity: Columns to allocate, so that the fused graph writes new keys in place. With None each step makes
-                a longer tensor. The portable graph always does that.
+            capacity: Maximum tokens per row. The fused graph then writes new keys and values in place. With None, and
+                with the portable graph, each step returns longer tensors.
         """
         if batch < 1:
             raise InputError("empty batch: give at least one sequence of token ids")
@@ -129,15 +129,14 @@ class Runner:
         """Run the graph once.
 
         Args:
-            input_ids: New tokens, [batch, new] integers.
-            attention_mask: [batch, past + new] zeros and ones; None means all ones.
-            position_ids: [batch, new]; None derives them from the mask, each row counting its own tokens.
-            past: Cache from an earlier call. A cache with a capacity is updated in place; do not use it again.
-            first: Index of the first new token that gets logits, as in a Python slice. Earlier logits are not computed
-                if the graph has `first_logits`.
+            input_ids: New token ids, integers [batch, new].
+            attention_mask: Zeros and ones [batch, past + new]; None means all ones.
+            position_ids: Integers [batch, new]; None counts the tokens of each row by the mask.
+            past: Cache that an earlier call returned. Do not reuse a cache with a capacity: it is updated in place.
+            first: Index of the first new token to return logits for, as in a slice. Earlier logits may be skipped.
 
         Returns:
-            Logits [batch, tokens from `first`, vocabulary] in float32, and the cache with the new tokens.
+            Logits, float32 [batch, new tokens after `first`, vocabulary], and the cache with the new tokens.
         """
         inputs, past, total = self._checked(input_ids, attention_mask, position_ids, past)
         binding = self.io_binding()
@@ -210,10 +209,10 @@ class Runner:
             raise BackendError(f"{self.artifact.graphs[self.graph]}: onnxruntime failed ({one_line(error)})") from None
 
     def logits(self, ids: TokenRows) -> Logits | list[Logits]:
-        """Return next-token logits at every position.
+        """Return the next-token logits at every position.
 
         Args:
-            ids: One sequence, a rectangular batch, or a list of sequences of unequal lengths; no padding.
+            ids: Token ids without padding: one sequence, a rectangular batch, or sequences of unequal lengths.
 
         Returns:
             float32: [tokens, vocabulary] for one sequence, [batch, tokens, vocabulary] for a rectangular batch, and a

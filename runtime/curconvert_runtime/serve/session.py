@@ -13,12 +13,12 @@ from curconvert_runtime.serve.runner import Runner
 
 
 class Session(Runner):
-    """A model that answers requests. Made by `load`; safe to use from one thread at a time."""
+    """A loaded artifact that generates text. Make it with `load`. Use it from one thread at a time."""
 
     def generate(
         self, prompt: Any, options: GenerationOptions | None = None, on_text: OnText | None = None
     ) -> Completion | list[Completion]:
-        """Continue a prompt or a batch of prompts; see `curconvert_runtime.generate`."""
+        """Generate text for one prompt or a batch; see `curconvert_runtime.generate`."""
         return generate(self, prompt, options, on_text)
 
 
@@ -34,16 +34,16 @@ def load(
     """Check an artifact and load it for inference.
 
     Args:
-        path: Artifact folder.
-        provider: One of `PROVIDERS`, such as `cpu` or `cuda`; the one asked for or an error.
-        graph: `auto` takes the provider's where the artifact has it: the fused one on `cpu` and `cuda`.
-        threads: Threads of one operator; None leaves the choice to onnxruntime.
-        options: `CpuOptions` or `CudaOptions`, as the provider is; None takes the defaults.
-        full_check: Hash every file, even those hashed before and unchanged since.
+        path: An artifact folder.
+        provider: Execution provider, `cpu` or `cuda`. It never falls back to another one.
+        graph: `auto` takes the fused graph if the artifact has one, otherwise the portable graph.
+        threads: Threads per operator; None is onnxruntime's default.
+        options: `CpuOptions` or `CudaOptions`, to match the provider; None takes the defaults.
+        full_check: Hash every file, even if it is unchanged since the last check.
 
     Raises:
-        InputError: No such folder, an unknown provider or graph, or options of another provider.
-        IntegrityError: The folder's contents are not what its manifest says.
+        InputError: The folder, the provider, the graph or the options are wrong.
+        IntegrityError: The contents of the folder differ from the manifest.
         BackendError: onnxruntime or the provider is missing or cannot run the graph.
     """
     if graph not in ("auto", "portable", "fused"):

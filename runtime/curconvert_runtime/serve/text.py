@@ -27,7 +27,7 @@ def _special_token(value: object) -> str:
 
 
 class Tokenizer:
-    """The tokenizer of an artifact, from `tokenizer.json`: its post-processor says which special tokens are added.
+    """The tokenizer of an artifact, from `tokenizer.json`.
 
     Raises:
         UnsupportedError: The artifact has no `tokenizer.json`.
@@ -82,7 +82,7 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of token ids, special tokens left out."""
+        """Return the text of token ids, without special tokens."""
         with self._guard():
             text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
@@ -98,11 +98,11 @@ class Tokenizer:
         return template if isinstance(template, str) else None
 
     def render_chat(self, messages: Messages, **variables: Any) -> str:
-        """Return the prompt text for a conversation, ready for the assistant's answer.
+        """Return a conversation as prompt text that the assistant continues.
 
         Args:
             messages: Mappings with `role` and `content`.
-            **variables: Further names that the template may use (`tools`, `enable_thinking`, …).
+            **variables: Further variables of the template, such as `tools`.
         """
         source = self.chat_template()
         if source is None:
@@ -113,7 +113,7 @@ class Tokenizer:
         return render_template(source, {"add_generation_prompt": True, **special, **variables, "messages": messages})
 
     def encode_chat(self, messages: Messages, **variables: Any) -> list[int]:
-        """Return the token ids of a conversation; the template itself writes the special tokens."""
+        """Return a conversation as token ids. The template adds the special tokens."""
         return self.encode(self.render_chat(messages, **variables), add_special_tokens=False)
 
 

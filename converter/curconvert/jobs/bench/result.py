@@ -1,4 +1,4 @@
-"""Holds the results of `bench`."""
+"""The result of `bench`."""
 
 from __future__ import annotations
 
@@ -109,15 +109,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Bench:
-    """All results of one run.
+    """The result of `bench`.
 
     Attributes:
-        options: Options of the run.
-        bandwidth: Bytes per second that this machine reads with the same threads; None on CUDA.
-        artifact: The artifact.
-        against: The other model, if there is one.
-        rows: Results of each workload.
-        environment: Versions, machine type and number of CPUs.
+        options: The options of the measurement.
+        bandwidth: Bytes per second that one process reads from memory with the same threads; None on CUDA.
+        artifact: Size, load time and memory of the artifact.
+        against: The same for the other model; None without one.
+        rows: Speed of each batch size and prompt length.
+        environment: Package versions, machine type and number of CPUs.
     """
 
     options: BenchOptions
@@ -128,7 +128,7 @@ class Bench:
     environment: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the results as JSON, checked against their schema."""
+        """Return the result as JSON (schema `bench-1.0`)."""
         found = {"schema": SCHEMA, **asdict(self), "options": self.options.to_json()}
         found["rows"] = [{**asdict(row), "workload": asdict(row.workload)} for row in self.rows]
         validate(found, SCHEMA)

@@ -1,4 +1,4 @@
-"""Defines the options of a sweep."""
+"""Options of a sweep."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ DEFAULT_KEEP = (0.95, 0.9, 0.8, 0.7)
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """Options of a sweep. Its points are each method at each size.
+    """Which methods and sizes a sweep compares, and on which text.
 
     Attributes:
-        keep: Shares of the model's parameters to keep, embedding included.
-        methods: Names of methods.
-        text: UTF-8 text for exact fidelity. None uses the held-out calibration sequences and the original's stored
-            answers, as a conversion's verification does. KL is then a lower bound.
-        window: Tokens per sequence of `text`.
-        max_tokens: Most tokens taken from `text`.
-        keep_artifacts: Whether to keep the artifacts beside the table.
-        settings: Options of every conversion, see `ConvertOptions`: dtype, seed, ridge, rank_multiple, self_text,
+        keep: Shares of all parameters to keep, embedding included.
+        methods: Names of methods. The sweep tries each method at each size.
+        text: UTF-8 text to measure fidelity on, with exact KL. None measures on the held-out calibration sequences,
+            with a lower bound of KL.
+        window: Tokens per window of `text`.
+        max_tokens: Maximum number of tokens of `text`.
+        keep_artifacts: Keep each artifact, in the folder METHOD-KEEP of the output.
+        settings: Options of all conversions, as in `ConvertOptions`: dtype, seed, ridge, rank_multiple, self_text,
             calibration.
+
+    Raises:
+        InputError: A value is out of range, unknown or repeated.
     """
 
     keep: tuple[float, ...] = DEFAULT_KEEP

@@ -53,20 +53,23 @@ def sweep(
     execution: ExecutionOptions = _LOCAL,
     progress: Progress = silent,
 ) -> Sweep:
-    """Convert a model at many sizes, and publish a table and a plot of the results.
+    """Compress a model to several sizes and write a table and a plot.
 
-    A point that is impossible or fails is reported with its reason. The sweep continues with the next one.
+    A size that is impossible or that fails gets a row with the reason. The sweep then continues.
 
     Args:
         source: The checkpoint.
-        out: The folder to publish; it appears complete, or not at all.
-        options: The points, and the text to measure them on.
+        out: Folder to create. It appears when it is complete.
+        options: Methods, sizes and the text to measure on.
         overwrite: Replace an existing sweep.
-        execution: Where matrices are factorized; the choice changes no byte of an artifact.
-        progress: Called after each step.
+        execution: Where to factorize, and the memory limit. It does not change the artifacts.
+        progress: Called with (stage, done, total).
+
+    Returns:
+        Size, quality and speed of each method at each size.
 
     Raises:
-        CurConvertError: No point is possible, or an error affects all points; `out` is then unchanged.
+        CurConvertError: No size is possible, or an input is wrong. `out` is then unchanged.
     """
     try:
         from curconvert.jobs.sweep.plot import draw  # noqa: PLC0415 - matplotlib is slow to import, and only used here

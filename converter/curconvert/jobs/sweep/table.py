@@ -92,19 +92,19 @@ def fidelity_fields(fidelity: Fidelity) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A published sweep.
+    """The result of `sweep`: a published table and plot.
 
     Attributes:
         path: The folder.
         model: Name of the checkpoint.
         parameters_before: Parameters of the original.
-        bytes_before: Size of the original's weights, exported in its own dtype.
-        text: Description of the text that fidelity was measured on.
-        decode: How decoding speed was measured.
-        options: Options of every conversion, and the dtype.
-        environment: Versions and threads.
-        points: Each method at each size, in the requested order.
-        notices: What the user should know, one sentence each.
+        bytes_before: Size of the original's weights in its own dtype, in bytes.
+        text: Description of the text on which fidelity was measured.
+        decode: How decode speed was measured.
+        options: Options that all conversions share.
+        environment: Package versions and number of threads.
+        points: Size, quality and speed of each method at each size, in the given order.
+        notices: Notices for the user, one sentence each.
     """
 
     path: Path
@@ -119,7 +119,7 @@ class Sweep:
     notices: tuple[str, ...] = ()
 
     def raise_for_failures(self) -> None:
-        """Raise if a conversion or a verification failed; impossible points do not count.
+        """Raise if a point failed; an impossible size does not count.
 
         Raises:
             VerificationError: Names every failed point.
@@ -131,7 +131,7 @@ class Sweep:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the sweep as JSON values (schema `sweep-1.0`)."""
+        """Return the sweep as JSON (schema `sweep-1.0`)."""
         return {
             "schema": SCHEMA,
             "model": {"name": self.model, "parameters": self.parameters_before, "bytes": self.bytes_before},

@@ -22,28 +22,30 @@ _WHOLE_SIZES = ("keep", "target_parameters", "target_bytes", "max_kl")
 
 @dataclass(frozen=True)
 class ConvertOptions(Settings):
-    """Holds everything that decides a conversion's result: a method with its own options, and the common settings.
+    """All options that decide the result of a conversion.
 
-    Build it with `ConvertOptions.for_method`, which fills in the method's defaults.
+    Make it with `ConvertOptions.for_method`, which sets the defaults of the method.
 
     Attributes:
-        method: The method with its options.
+        method: The method, with its own options.
     """
 
     method: Method = field(kw_only=True)
 
     @classmethod
     def for_method(cls, method: str | None = None, **values: Any) -> ConvertOptions:
-        """Return a method's options; a value of None means the default.
+        """Return the options of a method. A value of None means the default.
 
-        Without a method, a size of the whole model or `max_kl` selects `auto`; otherwise the method is `cur`.
+        Without a method it is `auto` if `values` has `keep`, `target_parameters`, `target_bytes` or `max_kl`, but
+        neither `rank` nor `density`. Otherwise it is `cur`.
 
         Args:
             method: Name of the method.
-            values: Options of the method, and settings.
+            values: Options of the method, and settings such as `layers` and `calibration`.
 
         Raises:
-            InputError: A value is out of range, or an option belongs to another method.
+            InputError: A value is wrong, or an option belongs to another method.
+            TypeError: No method has such an option.
         """
         given = {name: value for name, value in values.items() if value is not None}
         if method is None:
@@ -72,16 +74,16 @@ class ConvertOptions(Settings):
 
     @property
     def needs(self) -> Needs:
-        """What the method and the choice of bits need from the original."""
+        """What to measure on the original, for the method and for mixed quantization."""
         return self.method.needs | Needs(fisher_rows=self.mixes_bits, statistics=self.mixes_bits)
 
     @property
     def compares_inputs(self) -> bool:
-        """Whether factors correct a share of the errors of earlier compressed blocks."""
+        """Whether factors also correct a share of the error of earlier compressed blocks."""
         return self.sequential and self.method.compares_inputs
 
     def to_json(self) -> dict[str, Any]:
-        """Return the options as plain JSON, without paths of this machine."""
+        """Return the options as JSON, without paths of this machine."""
         values: dict[str, Any] = {part.name: getattr(self, part.name) for part in fields(Settings)}
         values["targets"] = list(self.targets)
         values["quantization"] = None if self.quantization is None else self.quantization.to_json()
