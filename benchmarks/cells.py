@@ -10,7 +10,8 @@ from typing import Any
 Row = Mapping[str, Any]
 MISSING = "–"
 # `{peak!M:,.0f}` shows millions: bytes as MB; `u` and `m` are for seconds as µs and ms, `t` as minutes.
-_SCALES = {"M": 1e-6, "G": 1e-9, "m": 1e3, "u": 1e6, "t": 1 / 60}
+# `{target!F:.0f}` shows a number of parameters as MB of float32, `H` as MB of 16 bits.
+_SCALES = {"F": 4e-6, "H": 2e-6, "M": 1e-6, "G": 1e-9, "m": 1e3, "u": 1e6, "t": 1 / 60}
 
 
 class _Cells(string.Formatter):

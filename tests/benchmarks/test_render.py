@@ -66,6 +66,8 @@ def test_an_unknown_table_is_an_error() -> None:
         ("{kl:.3f}", "0.250"),
         ("{peak!M:,.0f} MB", "1,234 MB"),
         ("{peak!G:.1f}", "1.2"),
+        ("{peak!F:,.0f}", "4,936"),
+        ("{peak!H:,.0f}", "2,468"),
         ("{kept:.0%}", "90%"),
         ("{kl!p}", "0.25"),
         ("{peak!p}", "1.2e+09"),
