@@ -287,6 +287,25 @@ CHOICE = {
             "artifact": ("dense int4 64 gptq", "dense 5.5 bits gptq", "dense 6.5 bits gptq", "dense int8 32 gptq"),
         },
     ),
+    "choice.feeling": Table(
+        "quantization",
+        "artifacts",
+        {
+            "artifact": "{artifact}",
+            "KL": "{kl:.3f}",
+            "same first choice": "{top1:.0%}",
+            "perplexity over the original's": "{ratio:.2f}",
+        },
+        only={
+            "artifact": (
+                "dense int8 32 nearest",
+                "dense 6.5 bits gptq",
+                "dense 5.5 bits gptq",
+                "dense int4 64 gptq",
+                "dense int4 64 nearest",
+            ),
+        },
+    ),
     "choice.auto": Table(
         "quality",
         "points",
