@@ -46,6 +46,7 @@ class Table:
         value: Template of these cells.
         only: Fields, and the values that rows must have to be shown.
         needs: A field that rows must have to be shown.
+        by: A field to sort the rows by, smallest first; without it they keep the result's order.
     """
 
     result: str
@@ -55,6 +56,7 @@ class Table:
     value: str = ""
     only: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     needs: str = ""
+    by: str = ""
 
     def markdown(self, tables: Mapping[str, Sequence[Row]]) -> str:
         """Return the table.
@@ -63,6 +65,8 @@ class Table:
             tables: Of the result.
         """
         rows = [row for row in tables[self.part] if self._shown(row)]
+        if self.by:
+            rows.sort(key=lambda row: row[self.by])
         if not rows:
             return "Not measured."
         lines: dict[tuple[str, ...], dict[str, str]] = {}

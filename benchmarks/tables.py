@@ -283,6 +283,7 @@ CHOICE = {
             "same first choice": "{top1:.3f}",
             "perplexity": "{perplexity:.2f}",
         },
+        by="bytes",
         only={
             "artifact": ("dense int4 64 gptq", "dense 5.5 bits gptq", "dense 6.5 bits gptq", "dense int8 32 gptq"),
         },
@@ -296,6 +297,7 @@ CHOICE = {
             "same first choice": "{top1:.0%}",
             "perplexity over the original's": "{ratio:.2f}",
         },
+        by="kl",
         only={
             "artifact": (
                 "dense int8 32 nearest",
@@ -341,6 +343,7 @@ CHOICE = {
             "same first choice": "{top1:.3f}",
             "perplexity": "{perplexity!p}",
         },
+        by="kl",
         only={
             "kept": (0.9,),
             "method": ("auto", "neurons", "modegpt", "pifa", "row-id", "svd-llm", "cur", "curing"),

@@ -88,6 +88,12 @@ def test_rows_of_one_method_become_one() -> None:
     assert lines == ["| method | 0.9 | 0.8 |", "| --- | --- | --- |", "| a | 0.25 | 0.50 |", "| b | – | 12.00 |"]
 
 
+def test_rows_are_sorted() -> None:
+    """By a field, smallest first."""
+    lines = Table("", "t", {"KL": "{kl:.2f}"}, by="kl").markdown({"t": ROWS[::-1]}).splitlines()
+    assert lines[2:] == ["| 0.25 |", "| 0.50 |", "| 12.00 |"]
+
+
 def test_rows_are_chosen() -> None:
     """By value, and by what they have; none at all is said."""
     assert "b" not in Table("", "t", {"m": "{method}"}, only={"kept": (0.9,)}).markdown({"t": ROWS})
