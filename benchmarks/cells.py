@@ -10,7 +10,8 @@ from typing import Any
 Row = Mapping[str, Any]
 MISSING = "–"
 # `{peak!M:,.0f}` shows millions: bytes as MB; `u` and `m` are for seconds as µs and ms, `t` as minutes.
-_SCALES = {"M": 1e-6, "G": 1e-9, "m": 1e3, "u": 1e6, "t": 1 / 60}
+# `{target!F:.0f}` shows a number of parameters as MB of float32, `H` as MB of 16 bits.
+_SCALES = {"F": 4e-6, "H": 2e-6, "M": 1e-6, "G": 1e-9, "m": 1e3, "u": 1e6, "t": 1 / 60}
 
 
 class _Cells(string.Formatter):
@@ -43,8 +44,9 @@ class Table:
         columns: Templates of cells, by heading.
         across: Template of additional headings. Rows with the same `columns` become one row, with a cell per heading.
         value: Template of these cells.
-        only: Fields with the values that a row must have to be shown.
-        needs: A field that a row must have to be shown.
+        only: Fields, and the values that rows must have to be shown.
+        needs: A field that rows must have to be shown.
+        by: A field to sort the rows by, smallest first; without it they keep the result's order.
     """
 
     result: str
@@ -54,6 +56,7 @@ class Table:
     value: str = ""
     only: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     needs: str = ""
+    by: str = ""
 
     def markdown(self, tables: Mapping[str, Sequence[Row]]) -> str:
         """Return the table as Markdown.
@@ -62,6 +65,8 @@ class Table:
             tables: The tables of the result, by name.
         """
         rows = [row for row in tables[self.part] if self._shown(row)]
+        if self.by:
+            rows.sort(key=lambda row: row[self.by])
         if not rows:
             return "Not measured."
         lines: dict[tuple[str, ...], dict[str, str]] = {}

@@ -357,5 +357,95 @@ CONVERSION = {
         needs="peak",
     ),
 }
-TABLES: dict[str, Table] = {**QUALITY, **OVERVIEW, **SERVING, **QUANTIZATION, **CONVERSION}
-"""By the name that a page gives: `<!-- table NAME -->`."""
+CHOICE = {
+    "choice.quantized": Table(
+        "quantization",
+        "artifacts",
+        {
+            "artifact": "{artifact}",
+            "MB": "{bytes!M:.1f}",
+            "KL": "{kl:.3f}",
+            "same first choice": "{top1:.3f}",
+            "perplexity": "{perplexity:.2f}",
+        },
+        by="bytes",
+        only={
+            "artifact": ("dense int4 64 gptq", "dense 5.5 bits gptq", "dense 6.5 bits gptq", "dense int8 32 gptq"),
+        },
+    ),
+    "choice.feeling": Table(
+        "quantization",
+        "artifacts",
+        {
+            "artifact": "{artifact}",
+            "KL": "{kl:.3f}",
+            "same first choice": "{top1:.0%}",
+            "perplexity over the original's": "{ratio:.2f}",
+        },
+        by="kl",
+        only={
+            "artifact": (
+                "dense int8 32 nearest",
+                "dense 6.5 bits gptq",
+                "dense 5.5 bits gptq",
+                "dense int4 64 gptq",
+                "dense int4 64 nearest",
+            ),
+        },
+    ),
+    "choice.auto": Table(
+        "quality",
+        "points",
+        {
+            "`--keep`": "{kept:g}",
+            "MB in float32": "{target!F:.0f}",
+            "MB in 16 bits": "{target!H:.0f}",
+            "KL": "{kl:.3f}",
+            "same first choice": "{top1:.3f}",
+            "perplexity": "{perplexity:.2f}",
+        },
+        only={"method": ("auto",)},
+    ),
+    "choice.max_kl": Table(
+        "quality",
+        "auto",
+        {
+            "options": "`--method {option}`",
+            "parameters kept": "{kept:.3f}",
+            "MB in float32": "{parameters!F:.0f}",
+            "KL": "{kl:.3f}",
+            "same first choice": "{top1:.3f}",
+            "perplexity": "{perplexity:.2f}",
+        },
+        only={"option": ("auto --max-kl 0.1",)},
+    ),
+    "choice.methods": Table(
+        "quality",
+        "points",
+        {
+            "method": "`{method}`",
+            "KL": "{kl:.3f}",
+            "same first choice": "{top1:.3f}",
+            "perplexity": "{perplexity!p}",
+        },
+        by="kl",
+        only={
+            "kept": (0.9,),
+            "method": ("auto", "neurons", "modegpt", "pifa", "row-id", "svd-llm", "cur", "curing"),
+        },
+    ),
+    "choice.speed": Table(
+        "serving",
+        "serving",
+        {
+            "artifact": "{artifact}",
+            "prefill, tokens/s": "{prefill[median]:.0f}",
+            "decode, tokens/s": "{decode[median]:.1f}",
+            "start, s": "{start[median]:.2f}",
+            "peak, MB": "{peak!M:,.0f}",
+        },
+        only={"batch": (1,), "prompt": (128,)},
+    ),
+}
+TABLES: dict[str, Table] = {**QUALITY, **OVERVIEW, **SERVING, **QUANTIZATION, **CONVERSION, **CHOICE}
+"""By the name that stands in a page: `<!-- table NAME -->`."""

@@ -66,6 +66,8 @@ def test_an_unknown_table_is_an_error() -> None:
         ("{kl:.3f}", "0.250"),
         ("{peak!M:,.0f} MB", "1,234 MB"),
         ("{peak!G:.1f}", "1.2"),
+        ("{peak!F:,.0f}", "4,936"),
+        ("{peak!H:,.0f}", "2,468"),
         ("{kept:.0%}", "90%"),
         ("{kl!p}", "0.25"),
         ("{peak!p}", "1.2e+09"),
@@ -84,6 +86,12 @@ def test_rows_of_one_method_become_one() -> None:
     table = Table("", "t", {"method": "{method}"}, across="{kept:.1f}", value="{kl:.2f}")
     lines = table.markdown({"t": ROWS}).splitlines()
     assert lines == ["| method | 0.9 | 0.8 |", "| --- | --- | --- |", "| a | 0.25 | 0.50 |", "| b | – | 12.00 |"]
+
+
+def test_rows_are_sorted() -> None:
+    """By a field, smallest first."""
+    lines = Table("", "t", {"KL": "{kl:.2f}"}, by="kl").markdown({"t": ROWS[::-1]}).splitlines()
+    assert lines[2:] == ["| 0.25 |", "| 0.50 |", "| 12.00 |"]
 
 
 def test_rows_are_chosen() -> None:

@@ -19,7 +19,7 @@ class ASVD(TwoFactor):
     """Approximates the weight with columns scaled by the size of their inputs (ASVD, arXiv 2312.05821)."""
 
     name: ClassVar[str] = "asvd"
-    summary: ClassVar[str] = "best for columns scaled by the inputs' size (ASVD, arXiv 2312.05821)"
+    summary: ClassVar[str] = "two factors, best when each input is scaled by its size (ASVD, arXiv 2312.05821)"
     recorded: ClassVar[Mapping[str, str]] = {"form": "two_factor", "approximation": "asvd"}
 
     def factors(

@@ -37,8 +37,8 @@ class Auto(Budgeted):
     """
 
     name: ClassVar[str] = "auto"
-    stores: ClassVar[str] = "rows and coefficients of attention matrices, fewer neurons of MLPs, the rest whole"
-    summary: ClassVar[str] = "spends one budget where the loss is least, as measured forwards and back"
+    stores: ClassVar[str] = "attention: r rows and coefficients; MLPs: fewer neurons; some matrices unchanged"
+    summary: ClassVar[str] = "spends one budget for the whole model where it measures the smallest loss"
     sizes: ClassVar[tuple[str, ...]] = (*Budgeted.sizes, "max_kl")
     defaults: ClassVar[Mapping[str, Any]] = {**Budgeted.defaults, "self_text": 0.5}
     recorded: ClassVar[Mapping[str, str]] = {"form": "auto"}

@@ -46,9 +46,7 @@ class CUR(Matrixwise, Sized):
 
     name: ClassVar[str] = "cur"
     stores: ClassVar[str] = "r columns, r rows and an r × r matrix: r(m + n + r)"
-    summary: ClassVar[str] = (
-        "rows by pivoted Cholesky of the outputs' Gram matrix, columns by pivoted QR, U best for the outputs"
-    )
+    summary: ClassVar[str] = "C·U·R: rows by pivoted Cholesky, columns by pivoted QR, U the best for the outputs"
     recorded: ClassVar[Mapping[str, str]] = {"form": "cur"}
 
     selector: str = option("--select", "qr")

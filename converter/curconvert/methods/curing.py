@@ -14,7 +14,9 @@ class CURing(CUR):
     """Factorizes into C·U·R with rows and columns by DEIM on WANDA's importance, and U optimal for the weights."""
 
     name: ClassVar[str] = "curing"
-    summary: ClassVar[str] = "rows and columns by DEIM on |W|·diag(a), U best for the weights (arXiv 2501.04211)"
+    summary: ClassVar[str] = (
+        "C·U·R as in CURing: rows and columns by DEIM, U the best for the weights (arXiv 2501.04211)"
+    )
 
     selector: str = option("--select", "deim")
     importance: str = option("--importance", "wanda")

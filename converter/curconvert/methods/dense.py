@@ -26,7 +26,7 @@ class Dense(Method):
 
     name: ClassVar[str] = "dense"
     stores: ClassVar[str] = "all numbers, quantized"
-    summary: ClassVar[str] = "nothing gets smaller; for --quantize and --bits-per-weight"
+    summary: ClassVar[str] = "keeps every number, for --quantize and --bits-per-weight"
     defaults: ClassVar[Mapping[str, Any]] = {"layers": "all", "targets": LINEARS}
     recorded: ClassVar[Mapping[str, str]] = {"form": "dense"}
 

@@ -20,7 +20,7 @@ class FWSVD(TwoFactor):
     """Approximates the weight with rows weighted by their Fisher information (FWSVD, arXiv 2207.00112)."""
 
     name: ClassVar[str] = "fwsvd"
-    summary: ClassVar[str] = "best for rows weighted by their Fisher information (FWSVD, arXiv 2207.00112)"
+    summary: ClassVar[str] = "two factors, best when rows are weighted by Fisher information (FWSVD, arXiv 2207.00112)"
     recorded: ClassVar[Mapping[str, str]] = {"form": "two_factor", "approximation": "fwsvd"}
     needs: ClassVar[Needs] = Needs(fisher_rows=True)
 

@@ -31,8 +31,8 @@ class MoDeGPT(Sized):
     """Compresses each module of a block as a whole: query and key, value and output, the MLP."""
 
     name: ClassVar[str] = "modegpt"
-    stores: ClassVar[str] = "a share of each head's dimensions and of each MLP's neurons"
-    summary: ClassVar[str] = "whole modules: heads keep dimensions, MLPs keep neurons (MoDeGPT, arXiv 2408.09632)"
+    stores: ClassVar[str] = "a share of the dimensions of each head and of the neurons of each MLP"
+    summary: ClassVar[str] = "removes dimensions of attention heads and neurons of MLPs (MoDeGPT, arXiv 2408.09632)"
     sizes: ClassVar[tuple[str, ...]] = ("density",)
     default_size: ClassVar[Mapping[str, float]] = {"density": 0.75}
     defaults: ClassVar[Mapping[str, Any]] = {"targets": LINEARS}

@@ -26,9 +26,9 @@ class Neurons(Sized):
     """Keeps some rows of gate and up, and the same columns of down, corrected for the dropped neurons."""
 
     name: ClassVar[str] = "neurons"
-    stores: ClassVar[str] = "r neurons of each MLP: no extra product"
+    stores: ClassVar[str] = "r neurons of each MLP, no extra product"
     summary: ClassVar[str] = (
-        f"neurons by ridge leverage scores, {linear_name(Role.DOWN)} solved again (MoDeGPT, arXiv 2408.09632)"
+        f"removes MLP neurons of low leverage and refits {linear_name(Role.DOWN)} (MoDeGPT, arXiv 2408.09632)"
     )
     default_size: ClassVar[Mapping[str, float]] = {"density": 0.75}
     defaults: ClassVar[Mapping[str, Any]] = {"targets": targets_for(MODULAR)}

@@ -19,7 +19,7 @@ class PIFA(Interpolative):
     """Stores SVD-LLM's optimum as rows and coefficients."""
 
     name: ClassVar[str] = "pifa"
-    summary: ClassVar[str] = "SVD-LLM's optimum in the storage of PIFA (arXiv 2501.19090), without loss"
+    summary: ClassVar[str] = "the same product as svd-llm, stored in fewer numbers (PIFA, arXiv 2501.19090)"
     recorded: ClassVar[Mapping[str, str]] = {"form": "interpolative", "approximation": "subspace"}
 
     def factorize(self, problem: Problem, settings: Settings, fisher_rows: Vector | None) -> Factorization:

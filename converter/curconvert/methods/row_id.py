@@ -21,7 +21,7 @@ class RowID(Interpolative):
     """Factorizes by an interpolative decomposition whose rows are rows of W."""
 
     name: ClassVar[str] = "row-id"
-    summary: ClassVar[str] = "rows of W itself, chosen for the outputs; the other outputs are combinations of theirs"
+    summary: ClassVar[str] = "keeps real rows of W and computes the other outputs from theirs"
     recorded: ClassVar[Mapping[str, str]] = {"form": "interpolative", "approximation": "rows"}
 
     def factorize(self, problem: Problem, settings: Settings, fisher_rows: Vector | None) -> Factorization:

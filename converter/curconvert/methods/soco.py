@@ -28,8 +28,10 @@ class SoCo(Budgeted):
     """
 
     name: ClassVar[str] = "soco"
-    stores: ClassVar[str] = "r rows and the coefficients of the others: r(m + n − r)"
-    summary: ClassVar[str] = "sizes learned by gradient descent on the calibration text (SoCo, arXiv 2502.15092)"
+    stores: ClassVar[str] = "r rows and the coefficients of the other rows: r(m + n − r)"
+    summary: ClassVar[str] = (
+        "learns how much of each matrix to keep, by training on the calibration text (SoCo, arXiv 2502.15092)"
+    )
     recorded: ClassVar[Mapping[str, str]] = {"form": "learned"}
     needs: ClassVar[Needs] = Needs(statistics=True, resident=True)
 

@@ -19,7 +19,7 @@ class SVD(TwoFactor):
     """Approximates the weights by their truncated SVD."""
 
     name: ClassVar[str] = "svd"
-    summary: ClassVar[str] = "best for the weights: the plain SVD"
+    summary: ClassVar[str] = "two factors, best for the weights: the plain SVD"
     recorded: ClassVar[Mapping[str, str]] = {"form": "two_factor", "approximation": "svd"}
 
     def factors(

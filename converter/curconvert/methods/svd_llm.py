@@ -19,7 +19,7 @@ class SVDLLM(TwoFactor):
     """Approximates the outputs on the calibration text (SVD-LLM, arXiv 2403.07378)."""
 
     name: ClassVar[str] = "svd-llm"
-    summary: ClassVar[str] = "best for the outputs on the calibration text (SVD-LLM, arXiv 2403.07378)"
+    summary: ClassVar[str] = "two factors, best for the outputs on the calibration text (SVD-LLM, arXiv 2403.07378)"
     recorded: ClassVar[Mapping[str, str]] = {"form": "two_factor", "approximation": "svd_llm"}
 
     @property

@@ -14,7 +14,7 @@ from curconvert.methods.core.sized import Sized
 class Interpolative(Matrixwise, Sized):
     """Is an interpolative decomposition; methods differ in the matrix whose rows it stores."""
 
-    stores: ClassVar[str] = "r rows and the coefficients of the others: r(m + n − r)"
+    stores: ClassVar[str] = "r rows and the coefficients of the other rows: r(m + n − r)"
 
     @property
     def compares_inputs(self) -> bool:
