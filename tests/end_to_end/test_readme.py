@@ -16,9 +16,6 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-import curconvert
-import curconvert_runtime
-import curconvert_schemas
 from curconvert.blocks.stored import build_torch_model
 from curconvert.cli import main
 from curconvert.families.family import SUPPORTED_FAMILIES
@@ -33,33 +30,14 @@ from curconvert_runtime.format.forms import form_of
 from curconvert_runtime.format.forms.form import Shared
 from support.checkpoints import make_layers_alike
 from support.conversions import convert_tiny
+from support.documents import PACKAGES, ROOT, block, commands, pages
 from support.families import make_checkpoint
 from support.tiny_runs import tiny_options, token_file
 
-ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+DOCUMENTS = tuple(pages())
 OPTIMUM = ROOT / ".venv-optimum" / "bin" / "python"
-# The packages that this test imports, wherever they are installed.
-PACKAGES = os.pathsep.join(
-    str(Path(p.__path__[0]).parent) for p in (curconvert, curconvert_runtime, curconvert_schemas)
-)
 TOKENS = 24
 END = 0
-
-
-def block(name: str, document: str = "README.md") -> str:
-    """Return the Python block behind the marker `test: name` in a document."""
-    text = (ROOT / document).read_text(encoding="utf-8")
-    found = re.findall(rf"<!-- test: {name} -->\n```python\n(.*?)```", text, re.DOTALL)
-    assert len(found) == 1
-    return str(found[0])
-
-
-def commands(path: Path) -> list[str]:
-    """Return the curconvert commands of a document's shell blocks, comments cut off."""
-    blocks = re.findall(r"```(?:bash|yaml)\n(.*?)```|((?:^    .*\n)+)", path.read_text(encoding="utf-8"), re.M | re.S)
-    lines = [line.strip().removeprefix("- ") for pair in blocks for part in pair for line in part.splitlines()]
-    return [line for line in lines if line.startswith("curconvert ")]
 
 
 def make_tokenizer(folder: Path) -> None:
@@ -178,7 +156,7 @@ def test_the_reader_of_the_format_reads_a_common_basis(tmp_path: Path) -> None:
         assert expected in run(asked, tmp_path)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_parse(document: Path) -> None:
     """Every curconvert command in the documents names a command and options that exist."""
     for line in commands(document):
@@ -220,7 +198,7 @@ def test_the_readme_has_commands_to_check() -> None:
     assert len(commands(ROOT / "README.md")) >= 8
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(document: Path) -> None:
     """Every relative link of a document is a file of the project."""
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text(encoding="utf-8")):
