@@ -43,8 +43,8 @@ def allocated(plan: Plan, curves: Sequence[Curve], target: int) -> Plan:
     except ValueError as error:
         least = target - budget_of(plan, curves, target) + sum(float(curve.parameters.min()) for curve in curves)
         raise InputError(
-            f"{target} parameters: the smallest sizes that are considered store {math.ceil(least)}; keep more, or "
-            "let more linears be compressed"
+            f"{target} parameters: the smallest model that these targets allow has {math.ceil(least)}; keep more, or "
+            "compress more --targets"
         ) from error
     sizes = {
         name: (form, curve.sizes[index])

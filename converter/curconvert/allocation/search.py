@@ -55,7 +55,7 @@ def smallest(
         if not low < wanted < high:
             wanted = math.sqrt(max(low, 1e-3 * limit) * high) if math.isfinite(high) else 2 * max(low, wanted)
     if best is None or best.parameters_after == best.parameters_before:
-        raise InputError(f"--max-kl {limit:g}: no smaller size met it on the held-out text; allow more, or give a size")
+        raise InputError(f"--max-kl {limit:g}: every smaller size exceeds it on held-out text; raise it or give a size")
     return best
 
 

@@ -46,6 +46,6 @@ class Gathering:
         for names, statistics in collector.groups():
             if not statistics.finite:
                 raise InputError(
-                    f"{names[0]}: its inputs overflow on the calibration text; the checkpoint is damaged before it"
+                    f"{names[0]}: its inputs overflow on the calibration text; an earlier weight is damaged"
                 )
             self._evidence.save_statistics(names, statistics)

@@ -47,8 +47,8 @@ def with_self_text(
         return tokens
     if size > RESIDENT_BYTES:
         notice = (
-            f"calibrated on the given text alone: the model would need {size / 1e9:.1f} GB in float32 to write text "
-            f"itself, the limit is {RESIDENT_BYTES / 1e9:.0f}"
+            f"calibrated only on the given text: to write text, the model needs {size / 1e9:.1f} GB in float32, and "
+            f"the limit is {RESIDENT_BYTES / 1e9:.0f} GB"
         )
         return replace(tokens, notices=(*tokens.notices, notice))
     calibration, probes = tokens.calibration.copy(), tokens.probes.copy()

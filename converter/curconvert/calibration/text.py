@@ -210,7 +210,7 @@ def open_tokenizer(source: str, tokenizer_file: Path | bytes | None) -> Tokenize
     """
     if tokenizer_file is None:
         raise InputError(
-            f"{source}: the model has no tokenizer.json to read a calibration text with; "
+            f"{source}: the model has no tokenizer.json, which a calibration text needs; "
             f"give a .safetensors file whose tensor {TOKEN_TENSOR!r} holds token ids"
         )
     try:

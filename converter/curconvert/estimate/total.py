@@ -64,7 +64,7 @@ def store_within(
         fewer = "--workers 1 or " if least <= limit else ""
         raise InputError(
             f"--memory-limit: {limit / 1e9:.2f} GB, but about {needed / 1e9:.2f} GB are needed with all hidden states "
-            f"on the disk; allow more, or take {fewer}less calibration text"
+            f"on disk; raise the limit, or use {fewer}less calibration text"
         )
     return StateStore(folder)
 

@@ -38,9 +38,7 @@ def read_projections(
             if not all_finite(tensor.to(dtype)):
                 raise InputError(not_finite(part, tensor, dtype))
         if not statistics[name].finite:
-            raise InputError(
-                f"{name}: its inputs overflow on the calibration text; the checkpoint is damaged before it"
-            )
+            raise InputError(f"{name}: its inputs overflow on the calibration text; an earlier weight is damaged")
         found[name] = Projection(parts[name], statistics[name], parts.get(bias_of(name)) if corrected else None)
     return found
 

@@ -57,7 +57,7 @@ class Auto(Budgeted):
         """See `Method.check`."""
         super().check(settings)
         if settings.mixes_bits and self.max_kl is not None:
-            raise InputError("--max-kl: widths are chosen for a size; with --bits-per-weight give --keep")
+            raise InputError("--max-kl: cannot be combined with --bits-per-weight, which needs a size; use --keep")
         if self.scored and (self.share or settings.quantization is not None):
             raise InputError("--scored: cannot be combined with --share, --quantize or --bits-per-weight")
 

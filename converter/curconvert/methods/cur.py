@@ -71,7 +71,7 @@ class CUR(Matrixwise, Sized):
             raise InputError(f"--importance output goes with --select qr, not {self.selector}")
         if self.exact_svd and self.selector not in BASIS_SELECTORS:
             expected = ", ".join(BASIS_SELECTORS)
-            raise InputError(f"--exact-svd: there is nothing to take singular vectors for; use --select {expected}")
+            raise InputError(f"--exact-svd: --select {self.selector} uses no singular vectors; use --select {expected}")
 
     @property
     def full_metric(self) -> bool:

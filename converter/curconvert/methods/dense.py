@@ -46,7 +46,7 @@ class Dense(Method):
     def check(self, settings: Settings) -> None:
         """Reject settings under which the method would do nothing; see `Method.check`."""
         if settings.quantization is None or settings.layers != "all":
-            raise InputError("--method dense compresses no layer, it only quantizes: give --quantize, and no --layers")
+            raise InputError("--method dense only quantizes: give --quantize or --bits-per-weight, and no --layers")
 
     def plan(self, checkpoint: Checkpoint, settings: Settings, layers: tuple[int, ...] | None = None) -> Plan:
         """Return a plan in which every linear stays dense; see `Method.plan`."""

@@ -101,7 +101,7 @@ class MoDeGPT(Sized):
             kept = int(min(sizes))
             if sizes != {kept}:
                 both_names = " and ".join(map(linear_name, pair))
-                raise InputError(f"{plans[0].name}: {both_names} must keep as many dimensions of each head")
+                raise InputError(f"{plans[0].name}: {both_names} must keep the same number of dimensions per head")
             names = {role: attention[role].name for role in pair}
             both = {role: parts[name] for role, name in names.items()}
             yield HeadsTask(names, both, heads, kept, ridge, dtype)

@@ -35,7 +35,7 @@ class ExecutionOptions:
         if self.workers is not None:
             at_least("--workers", self.workers, 1)
             if self.address:
-                raise InputError(f"--workers {self.workers}: a running cluster decides by itself; leave it out")
+                raise InputError(f"--workers {self.workers}: a running cluster chooses the number itself; leave it out")
         if self.memory_limit is not None and self.memory_limit < 1:
             raise InputError(f"--memory-limit {self.memory_limit}: expected bytes, above 0")
 

@@ -91,7 +91,7 @@ class HealOptions:
             if not (math.isfinite(value) and value >= 0):
                 raise InputError(f"--{name} {value}: expected a number of at least 0")
         if self.hidden + self.ce + self.kl == 0:
-            raise InputError("--hidden, --ce and --kl are all 0: at least one must not be")
+            raise InputError("--hidden, --ce and --kl are all 0: give at least one of them a weight above 0")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise InputError(f"--learning-rate {self.learning_rate}: expected a number above 0")
         for name, least in (
@@ -110,7 +110,7 @@ class HealOptions:
         if self.start != "none":
             raise InputError(f"--start {self.start}: fits the original's outputs; leave it out with --objective ce")
         if self.mode != "whole":
-            raise InputError(f"--mode {self.mode}: --objective ce trains the model as one; a block alone has no task")
+            raise InputError(f"--mode {self.mode}: --objective ce trains the whole model; use --mode whole")
         if not self.data.source.endswith(".jsonl"):
             raise InputError(
                 f"--data {self.data.source}: --objective ce takes a .jsonl file, a task's lines "

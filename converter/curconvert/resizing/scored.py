@@ -63,8 +63,8 @@ class Scored:
             )
         if not artifact.has(SCORES):
             raise InputError(
-                f"{artifact.path}: has no {SCORES}; only what `convert --method auto --scored` made can be resized, "
-                "and what `heal` or `resize` made of it cannot"
+                f"{artifact.path}: has no {SCORES}; resize needs an artifact of `convert --method auto --scored`, "
+                "not one that `heal` or `resize` made from it"
             )
         source = ArtifactSource(artifact)
         plan, path = source.plan(), artifact.file(SCORES)

@@ -135,7 +135,7 @@ def load_data(options: HealOptions, tokenizer_file: Path | None, vocab_size: int
     if not path.is_file():
         raise InputError(f"{path}: no such file (--data)")
     if tokenizer_file is None:
-        raise InputError(f"{path}: the artifact has no tokenizer.json to read a task with")
+        raise InputError(f"{path}: the artifact has no tokenizer.json, which a task needs")
     found = list(_lines(path, open_tokenizer(str(path), tokenizer_file), options.data))
     lines = [line for line in found if len(line[0]) <= longest]
     if len(lines) < 2:

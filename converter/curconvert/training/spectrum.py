@@ -192,7 +192,7 @@ class Learner:
         try:
             return choose(scores, self._shapes, self._budget, self._multiple)
         except ValueError as error:
-            raise InputError(f"--method soco: {error}; keep more, or let more linears be compressed") from error
+            raise InputError(f"--method soco: {error}; keep more, or compress more --targets") from error
 
     def _set_gates(self, kept: Kept | None, step: int) -> None:
         """Fade out the components that are not kept; give matrices that stay dense their original weights."""

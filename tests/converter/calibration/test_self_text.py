@@ -78,5 +78,5 @@ def test_a_model_beyond_the_limit_keeps_the_given_text(
     kept = with_self_text(checkpoint, given, 0.5, 0, silent)
     assert kept.sha256 == given.sha256
     (notice,) = kept.notices
-    assert "calibrated on the given text alone" in notice
+    assert "calibrated only on the given text" in notice
     assert with_self_text(checkpoint, given, 0.0, 0, silent).notices == ()

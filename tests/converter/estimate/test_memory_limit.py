@@ -130,7 +130,7 @@ def test_too_little_is_refused_before_anything_is_written(tmp_path: Path, tokens
     """It is said what is needed; fewer matrices at the same time are proposed where they suffice."""
     model = make_checkpoint(tmp_path / "model", "llama").folder
     options, out = tiny_options(tokens), tmp_path / "out"
-    with pytest.raises(InputError, match=r"0.00 GB, but about 0\.\d\d GB are needed .* allow more, or take less"):
+    with pytest.raises(InputError, match=r"0.00 GB, but about 0\.\d\d GB are needed .* raise the limit, or use less"):
         convert(SourceOptions(str(model)), out, options, execution=ExecutionOptions(memory_limit=10**6))
     large = make_checkpoint(tmp_path / "large", "llama", hidden_size=256, intermediate_size=1024, head_dim=64).folder
     alone = ExecutionOptions(workers=16, memory_limit=estimated(large, options) - 1)

@@ -163,7 +163,7 @@ def test_an_error_ends_the_work() -> None:
         (("--executor", "ray://"), "--executor 'ray://': expected"),
         (("--executor", "rays"), "--executor 'rays': expected"),
         (("--workers", "0"), "--workers 0: expected an integer of at least 1"),
-        (("--executor", "ray://head:10001", "--workers", "2"), "--workers 2: a running cluster decides"),
+        (("--executor", "ray://head:10001", "--workers", "2"), "--workers 2: a running cluster chooses"),
     ],
 )
 @pytest.mark.parametrize("command", ["convert", "sweep"])

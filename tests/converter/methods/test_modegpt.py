@@ -195,7 +195,7 @@ def test_a_plan_in_parts_is_refused(
         return plan
 
     monkeypatch.setattr(MoDeGPT, "plan", planned)
-    with pytest.raises(InputError, match="q_proj and k_proj must keep as many dimensions of each head"):
+    with pytest.raises(InputError, match="q_proj and k_proj must keep the same number of dimensions per head"):
         convert(SourceOptions(str(model.folder)), tmp_path / "out", modegpt(tokens))
     assert not (tmp_path / "out").exists()
 

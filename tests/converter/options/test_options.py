@@ -110,7 +110,7 @@ def test_an_unknown_method_is_refused() -> None:
 @pytest.mark.parametrize("name", ["form", "approximation", "rnak"])
 def test_what_no_method_knows_is_a_mistake_of_the_program(name: str) -> None:
     """The command line cannot give it, so it is no error of input."""
-    with pytest.raises(TypeError, match=f"'{name}' is no option of a conversion"):
+    with pytest.raises(TypeError, match=f"'{name}' is not an option of a conversion"):
         ConvertOptions.for_method("row-id", **{name: "svd"})
 
 

@@ -78,7 +78,7 @@ def test_a_budget_in_bytes_is_refused() -> None:
 def test_widths_are_not_mixed_in_a_search() -> None:
     """Nor where gradients cannot be had."""
     mixed = Quantization.of(None, bits_per_weight=5.0)
-    with pytest.raises(InputError, match="--max-kl: widths are chosen for a size"):
+    with pytest.raises(InputError, match="--max-kl: cannot be combined with --bits-per-weight"):
         ConvertOptions.for_method("auto", max_kl=0.1, quantization=mixed)
     with pytest.raises(InputError, match="--bits-per-weight and --self-text run on the CPU"):
         ConvertOptions.for_method("cur", device="cuda", quantization=mixed)

@@ -217,7 +217,7 @@ def test_another_original_is_refused(home: Path, tmp_path: Path) -> None:
         ({"train": "c"}, "--train 'c': expected one of u, u+norms"),
         ({"mode": "x"}, "--mode 'x': expected one of whole, blocks"),
         ({"hidden": -1.0}, "--hidden -1.0: expected a number of at least 0"),
-        ({"hidden": 0.0, "ce": 0.0, "kl": 0.0}, "at least one must not be"),
+        ({"hidden": 0.0, "ce": 0.0, "kl": 0.0}, "give at least one of them a weight above 0"),
         ({"learning_rate": float("nan")}, "--learning-rate nan: expected a number above 0"),
         ({"steps": 0}, "--steps 0: expected at least 1"),
         ({"start": "x"}, "--start 'x': expected one of none, als"),

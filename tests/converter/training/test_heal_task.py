@@ -185,7 +185,7 @@ def test_lines_that_are_too_long_are_left_out(home: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"mode": "blocks"}, "--mode blocks: --objective ce trains the model as one"),
+        ({"mode": "blocks"}, "--mode blocks: --objective ce trains the whole model"),
         ({"data": CalibrationOptions()}, "--data builtin: --objective ce takes a .jsonl file"),
     ],
 )

@@ -124,7 +124,7 @@ def test_learning_does_better_than_one_density_of_the_same_size(source: Path, tm
         ({"steps": 0}, "--steps 0: expected an integer of at least 1"),
         ({"rank": 4}, "--method soco takes one size of --keep, --target-params, --target-bytes; found --rank"),
         ({"max_kl": 0.1}, "takes one size"),
-        ({"layers": "2"}, "--layers and --sequential: --method soco chooses among all layers by itself"),
+        ({"layers": "2"}, "--layers and --sequential: --method soco chooses among all layers; leave them out"),
         ({"device": "cuda"}, "--device cuda: --method auto, soco"),
         ({"method": "pifa", "steps": 5}, "--steps 5: belongs to --method soco, not to pifa"),
     ],

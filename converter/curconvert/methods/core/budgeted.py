@@ -54,9 +54,7 @@ class Budgeted(Method):
     def check(self, settings: Settings) -> None:
         """See `Method.check`."""
         if settings.quantization is not None and self.target_bytes is not None:
-            raise InputError(
-                "--target-bytes counts numbers of one size; with --quantize give --keep or --target-params"
-            )
+            raise InputError("--target-bytes cannot be combined with quantization; use --keep or --target-params")
 
     def first_form(self, role: Role) -> str:
         """Return the form that a linear has in plans made before anything is measured."""

@@ -69,7 +69,7 @@ class ConvertOptions(Settings):
             )
         if self.method.sizes_whole and (self.layers != "all" or self.sequential):
             raise InputError(
-                f"--layers and --sequential: --method {self.method.name} chooses among all layers by itself"
+                f"--layers and --sequential: --method {self.method.name} chooses among all layers; leave them out"
             )
 
     @property
@@ -127,7 +127,7 @@ def _owners(name: str) -> tuple[str, list[str]]:
     """Return the flag of an option, and the names of its methods."""
     parts = {method.name: part for method in methods().values() for part in fields(method) if part.name == name}
     if not parts:
-        raise TypeError(f"{name!r} is no option of a conversion")
+        raise TypeError(f"{name!r} is not an option of a conversion")
     return next(iter(parts.values())).metadata["flag"], list(parts)
 
 
