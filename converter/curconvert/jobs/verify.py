@@ -30,7 +30,7 @@ def verify_artifact(
         options: Thresholds and other settings; this function sets `against`.
         against: The original: a folder that `export` wrote, or a checkpoint. A checkpoint is exported to a temporary
             folder, and also compared with the stored factors and tensors.
-        torch: Whether to compare with transformers; None compares if torch is installed.
+        torch: Whether to compare with transformers; None means only if torch is installed.
         progress: Called with (stage, done, total).
 
     Raises:
