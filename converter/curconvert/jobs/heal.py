@@ -81,11 +81,11 @@ def heal(
         options: What to train, the losses and the number of steps.
         overwrite: Replace an existing artifact.
         resume: Resume an interrupted run of the same healing.
-        verification: Gates that the result must pass; None leaves verification out.
+        verification: Thresholds that the result must meet; None skips verification.
         progress: Called after each step.
 
     Raises:
-        CurConvertError: Its subclass says whose fault it is; `out` is then untouched.
+        CurConvertError: The subclass tells the cause; `out` is then unchanged.
     """
     artifact = Artifact.open(path)
     _check_forms(artifact, options)
@@ -169,8 +169,8 @@ def _original(artifact: Artifact, source: SourceOptions | None, options: HealOpt
     if source is None:
         if options.needs_original:
             raise InputError(
-                "--against is missing: give the original, which only --objective ce without --hidden and --kl can do "
-                "without"
+                "--against is missing: give the original; only --objective ce without --hidden and --kl does not "
+                "need it"
             )
         return None
     checkpoint = open_source(source)

@@ -34,7 +34,7 @@ def verify_artifact(
         progress: Called with (stage, done, total).
 
     Raises:
-        CurConvertError: The folder, an option or the environment is at fault; failed checks are in the report.
+        CurConvertError: The folder or an option is wrong, or a package is missing. Failed checks are in the report.
     """
     available = importlib.util.find_spec("torch") is not None and importlib.util.find_spec("transformers") is not None
     if torch and not available:
