@@ -18,7 +18,7 @@ class _Cells(string.Formatter):
     """Format strings with scales, and `!p` for a perplexity."""
 
     def convert_field(self, value: Any, conversion: str | None) -> Any:
-        """Scale a number."""
+        """Return a number scaled or formatted by its conversion letter."""
         if conversion in _SCALES:
             return value * _SCALES[conversion]
         if conversion == "p":

@@ -22,7 +22,7 @@ Serve = Callable[[np.ndarray, int, Callable[[], None]], None]
 
 
 def runtime(folder: str, threads: int) -> Serve:
-    """Serve with this project's runtime on the fused graph."""
+    """Return a function that serves with this project's runtime on the fused graph."""
     from curconvert_runtime import load
     from curconvert_runtime.serve.decoding import Decoder
 
@@ -40,7 +40,7 @@ def runtime(folder: str, threads: int) -> Serve:
 
 
 def genai(folder: str, threads: int) -> Serve:
-    """Serve with onnxruntime-genai on the fused graph."""
+    """Return a function that serves with onnxruntime-genai on the fused graph."""
     import onnxruntime_genai as og
 
     config = og.Config(folder)
@@ -61,7 +61,7 @@ def genai(folder: str, threads: int) -> Serve:
 
 
 def _transformers(model: Any) -> Serve:
-    """Serve with a model that has transformers' `generate`."""
+    """Return a function that serves with a model that has transformers' `generate`."""
     import torch
     from transformers import StoppingCriteria, StoppingCriteriaList
 
@@ -87,7 +87,7 @@ def _transformers(model: Any) -> Serve:
 
 
 def optimum(folder: str, threads: int) -> Serve:
-    """Serve with optimum on the portable graph."""
+    """Return a function that serves with optimum on the portable graph."""
     import onnxruntime
     import torch
     from optimum.onnxruntime import ORTModelForCausalLM
@@ -99,7 +99,7 @@ def optimum(folder: str, threads: int) -> Serve:
 
 
 def in_torch(folder: str, threads: int) -> Serve:
-    """Serve with transformers' model in torch, with factored linears."""
+    """Return a function that serves with transformers' model in torch, with factored linears."""
     import torch
 
     from curconvert.blocks.stored import build_torch_model

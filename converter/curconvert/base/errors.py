@@ -1,4 +1,4 @@
-"""The exception tree, shared with the runtime; see `curconvert_runtime.errors`."""
+"""Re-exports the error classes of `curconvert_runtime.errors`."""
 
 from __future__ import annotations
 

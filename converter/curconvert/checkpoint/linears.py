@@ -1,4 +1,4 @@
-"""The linears of a checkpoint's decoder blocks."""
+"""Lists the linears of a checkpoint's decoder blocks, and counts parameters."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def decoder_linears(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
 
 
 def total_parameters(checkpoint: Checkpoint) -> int:
-    """Return the parameters of a checkpoint, a tied head counted once."""
+    """Return the number of parameters of a checkpoint; a tied lm_head counts once."""
     return sum(math.prod(info.shape) for info in checkpoint.tensors.values())
 
 
 def uniform_density(checkpoint: Checkpoint, shapes: Collection[tuple[int, int]], target: int) -> float:
-    """Return the share of their numbers that some matrices may keep for the model to have `target` parameters.
+    """Return the density of matrices with these shapes at which the whole model has `target` parameters.
 
-    Zero or less where the rest of the model has as many already, or there are no such matrices.
+    It is zero or less if the rest of the model already has as many, and zero if `shapes` is empty.
     """
     numbers = sum(m * n for m, n in shapes)
     return 1 - (total_parameters(checkpoint) - target) / numbers if numbers else 0.0

@@ -66,7 +66,7 @@ class Lowering:
         self._packed: dict[str, Packed] = {}
 
     def run(self) -> None:
-        """Rewrite the model."""
+        """Rewrite the whole model in place."""
         self._declare_stored()
         for node in tuple(self._graph):
             outputs = self._rewrite(node)

@@ -80,15 +80,12 @@ def heal(
         out: Folder to create. It appears when it is complete.
         options: What to train, on which data, and for how long.
         overwrite: Replace an existing artifact.
-        resume: Resume an interrupted run of the same call. False discards its work.
-        verification: Limits that the result must meet before it is published; None skips verification.
-        progress: Called with (stage, done, total) after each step.
-
-    Returns:
-        The published artifact and the training curves.
+        resume: Resume an interrupted run of the same healing.
+        verification: Thresholds that the result must meet; None skips verification.
+        progress: Called after each step.
 
     Raises:
-        CurConvertError: The subclass says what is wrong. `out` is then unchanged.
+        CurConvertError: The subclass tells the cause; `out` is then unchanged.
     """
     artifact = Artifact.open(path)
     _check_forms(artifact, options)
@@ -172,8 +169,8 @@ def _original(artifact: Artifact, source: SourceOptions | None, options: HealOpt
     if source is None:
         if options.needs_original:
             raise InputError(
-                "--against is missing: give the original, which only --objective ce without --hidden and --kl can do "
-                "without"
+                "--against is missing: give the original; only --objective ce without --hidden and --kl does not "
+                "need it"
             )
         return None
     checkpoint = open_source(source)

@@ -32,7 +32,7 @@ def integers(values: Any, what: str) -> Ids:
 
 
 def check_ids(ids: Ids, vocab_size: int) -> None:
-    """Refuse token ids outside 0 … vocab_size - 1."""
+    """Raise `InputError` for token ids outside 0 … vocab_size - 1."""
     if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
         bad = int(ids[(ids < 0) | (ids >= vocab_size)][0])
         raise InputError(f"token id {bad}: the vocabulary is 0 … {vocab_size - 1}; use the artifact's own tokenizer")
