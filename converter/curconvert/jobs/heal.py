@@ -1,4 +1,4 @@
-"""Heals an artifact: trains its small factors and publishes an artifact of the same size."""
+"""`curconvert heal`: an artifact and its original in, an artifact of the same size out."""
 
 from __future__ import annotations
 
@@ -80,12 +80,15 @@ def heal(
         out: Folder to create. It appears when it is complete.
         options: What to train, on which data, and for how long.
         overwrite: Replace an existing artifact.
-        resume: Resume an interrupted run of the same healing.
-        verification: Thresholds that the result must meet; None skips verification.
-        progress: Called after each step.
+        resume: Resume an interrupted run of the same call. False discards its work.
+        verification: Limits that the result must meet before it is published; None skips verification.
+        progress: Called with (stage, done, total) after each step.
+
+    Returns:
+        The published artifact and the training curves.
 
     Raises:
-        CurConvertError: The subclass tells the cause; `out` is then unchanged.
+        CurConvertError: The subclass says what is wrong. `out` is then unchanged.
     """
     artifact = Artifact.open(path)
     _check_forms(artifact, options)
@@ -110,7 +113,7 @@ def heal(
             teacher = resident_model(checkpoint) if checkpoint and options.needs_original else None
             healed, curves = heal_whole(artifact, teacher, data, options, dtype, space.journal, progress, healed)
         manifest = _manifest(artifact, data, options, curves, healed)
-        for left in space.artifact.iterdir():  # files of a run that was stopped while writing
+        for left in space.artifact.iterdir():  # of a run that was stopped while it wrote
             left.unlink()
         copy_with(artifact, space.artifact, healed)
         seal(space.artifact, manifest)
@@ -135,17 +138,17 @@ def heal_whole(
     progress: Progress,
     start: Mapping[str, torch.Tensor],
 ) -> tuple[dict[str, torch.Tensor], dict[str, list[Point]]]:
-    """Train the whole model at once.
+    """Train the model as one.
 
     Args:
         artifact: The compressed model.
-        teacher: The original, if `options` needs it.
-        data: Training and held-out text.
-        options: Losses, steps and learning rates.
-        dtype: Dtype of matrix products during training.
-        journal: Records the training, so that it can resume.
+        teacher: The original, where `options` need it.
+        data: To train on, and held out.
+        options: Losses, steps and rates.
+        dtype: Of products while training.
+        journal: Keeps the training.
         progress: Called after each step.
-        start: Initial values of some tensors, by stored name.
+        start: Values that some tensors begin with, by stored name.
 
     Returns:
         The trained tensors by stored name, and the curve.
@@ -169,8 +172,8 @@ def _original(artifact: Artifact, source: SourceOptions | None, options: HealOpt
     if source is None:
         if options.needs_original:
             raise InputError(
-                "--against is missing: give the original; only --objective ce without --hidden and --kl does not "
-                "need it"
+                "--against is missing: give the original, which only --objective ce without --hidden and --kl can do "
+                "without"
             )
         return None
     checkpoint = open_source(source)
@@ -198,7 +201,7 @@ def _manifest(
     curves: dict[str, list[Point]],
     healed: dict[str, torch.Tensor],
 ) -> dict[str, Any]:
-    """Return the manifest of the healed artifact, without the errors of matrices whose factors changed."""
+    """Return the manifest: the matrices' errors were those of other factors."""
     trained = {name.rpartition(".")[0] for name in healed}
     matrices = [
         matrix | (UNKNOWN_ERRORS if matrix["name"].removesuffix(".weight") in trained else {})

@@ -26,18 +26,18 @@ def verify_artifact(
     """Verify an artifact, with torch if it is installed.
 
     Args:
-        artifact: The folder.
-        options: Thresholds and other settings; this function sets `against`.
-        against: The original: a folder that `export` wrote, or a checkpoint. A checkpoint is exported to a temporary
-            folder, and also compared with the stored factors and tensors.
-        torch: Whether to compare with transformers; None means only if torch is installed.
+        artifact: An artifact folder.
+        options: What to check and which limits to apply. The parameter `against` replaces `options.against`.
+        against: The original: a folder from `export`, or a checkpoint. A checkpoint is exported to a temporary folder.
+            Rows and columns in the factors are then compared with the checkpoint.
+        torch: Compare with transformers; None compares if it is installed.
         progress: Called with (stage, done, total).
 
     Returns:
         The report. It holds failed checks too; `raise_for_failures` raises them.
 
     Raises:
-        CurConvertError: The folder or an option is wrong, or a package is missing. Failed checks are in the report.
+        CurConvertError: The folder, an option or the environment is wrong.
     """
     available = importlib.util.find_spec("torch") is not None and importlib.util.find_spec("transformers") is not None
     if torch and not available:
