@@ -32,9 +32,9 @@ class HealOptions:
     Build it with `HealOptions.for_objective`, which fills in the objective's weights.
 
     Attributes:
-        objective: `distill`: train towards the original, on running text; training ends by the held-out divergence.
-            `ce`: train on a task, from the lines of a JSONL file (`curconvert.training.examples`); training ends by the
-            held-out cross-entropy.
+        objective: `distill`: train towards the original, on running text; the held-out divergence decides when training
+            ends. `ce`: train on a task, from the lines of a JSONL file (`curconvert.training.examples`); the held-out
+            cross-entropy decides when training ends.
         train: `u`: the linking factors (U of `cur`, T of `interpolative`); `u+norms`: also the norms' scales.
         mode: `whole`: the whole model, towards the original's hidden states and logits; `blocks`: each decoder block on
             its own, towards the original block's output, with one block in memory.
