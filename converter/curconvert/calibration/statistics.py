@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from curconvert.linalg.statistics import Drift, InputStatistics
 
-HELD_OUT = 8  # one batch in this number is held out, for linears that need it
+HELD_OUT = 8  # one of every HELD_OUT batches is held out, for linears that need it
 
 
 class Moments(Protocol):

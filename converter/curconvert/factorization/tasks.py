@@ -39,7 +39,7 @@ class AllocatedTask:
     Attributes:
         plan: The matrix with its rank.
         weight: W, (out_features, in_features), any float dtype.
-        bias: (out_features,); None where there is none.
+        bias: (out_features,); None if there is none.
         statistics: Of the input.
         fisher: Second moment of the gradient at the output, (out_features, out_features).
         ridge: λ of `H + λ diag(H)`.
@@ -76,7 +76,7 @@ class LearnedTask:
     Attributes:
         plan: The matrix with its rank.
         weight: W, (out_features, in_features), any float dtype.
-        bias: (out_features,); None where there is none.
+        bias: (out_features,); None if there is none.
         statistics: Of the input.
         factors: (out_features, rank) and (rank, in_features).
         dtype: Deployed dtype.

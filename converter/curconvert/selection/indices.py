@@ -31,7 +31,7 @@ class Metric(Protocol):
 
 
 class RootedMetric(Metric, Protocol):
-    """Is a metric that can be sketched."""
+    """Gives products and random sketches of H."""
 
     def sketch(self, size: int, rng: np.random.Generator) -> Matrix:
         """Return `S Ω` with `H = S Sᵀ` and Ω Gaussian, (n, size)."""

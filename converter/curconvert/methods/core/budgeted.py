@@ -25,7 +25,7 @@ _HEADER_BYTES = 160  # of a safetensors header, per tensor
 
 @dataclass(frozen=True)
 class Budgeted(Method):
-    """Is a method with a budget for the whole model.
+    """Sizes the whole model by one budget.
 
     Attributes:
         keep: Share of the model's parameters to keep, embedding included.

@@ -12,7 +12,7 @@ from curconvert.methods.core.sized import Sized
 
 @dataclass(frozen=True)
 class Interpolative(Matrixwise, Sized):
-    """Is an interpolative decomposition; methods differ in the matrix whose rows it stores."""
+    """Stores an interpolative decomposition; methods differ in the matrix whose rows it stores."""
 
     stores: ClassVar[str] = "r rows and the coefficients of the other rows: r(m + n − r)"
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Matrixwise(Method):
-    """Is a method that factorizes each matrix on its own."""
+    """Factorizes each matrix on its own."""
 
     def tasks(
         self, plans: Sequence[MatrixPlan], statistics: Mapping[str, InputStatistics], context: Context

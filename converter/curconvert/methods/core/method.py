@@ -62,7 +62,7 @@ class Needs:
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """Is a compression method; the dataclass fields of a subclass are its options.
+    """Defines a compression method; the dataclass fields of a subclass are its options.
 
     Attributes:
         name: The value of `--method`.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sized(Method):
-    """Is a method with one size for every matrix.
+    """Gives every matrix the same rank or density.
 
     Attributes:
         rank: Largest rank of a compressed matrix, or number of neurons to keep.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TwoFactor(Matrixwise, Sized):
-    """Is a low-rank approximation A·B; methods differ in the norm that it minimizes."""
+    """Stores a low-rank approximation A·B; methods differ in the norm that it minimizes."""
 
     stores: ClassVar[str] = "two factors: r(m + n)"
 
