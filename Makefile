@@ -11,10 +11,11 @@ OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 # A file's tests stay in one process, which is one of as many as there are cores: so each takes one core's worth.
 PYTEST := $(OFFLINE) OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: venv model clients demo docs test test-all check clean distclean
+.PHONY: venv model clients node demo docs test test-all check clean distclean
 
 venv: .venv/.stamp
 clients: .venv-optimum/.stamp
+node: .node/.stamp
 
 # --group needs pip 25.1; older Pythons bring an older pip into a new environment.
 .venv/.stamp: pyproject.toml constraints.txt
@@ -32,6 +33,12 @@ model: venv
 	$(PYTHON) -m venv .venv-optimum
 	.venv-optimum/bin/python -m pip install --quiet \
 		torch==2.13.0 optimum-onnx==0.1.0 'transformers<4.58' onnxruntime==1.31.1 -e .
+	touch $@
+
+# What docs/guides/serve-from-node.md installs; needs Node 18 and npm. Its test is skipped without these packages.
+.node/.stamp: Makefile
+	ONNXRUNTIME_NODE_INSTALL=skip npm install --silent --prefix .node \
+		onnxruntime-node@1.30.0 @huggingface/tokenizers@0.2.0 @huggingface/transformers@4.3.2
 	touch $@
 
 demo: venv model
@@ -64,4 +71,4 @@ clean:
 	find converter runtime schemas tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf .venv .venv-optimum .cache
+	rm -rf .venv .venv-optimum .node .cache

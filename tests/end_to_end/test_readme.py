@@ -36,6 +36,7 @@ from support.tiny_runs import tiny_options, token_file
 
 DOCUMENTS = tuple(pages())
 OPTIMUM = ROOT / ".venv-optimum" / "bin" / "python"
+SERVE = "docs/guides/serve.md"
 TOKENS = 24
 END = 0
 
@@ -76,37 +77,37 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def answer(folder: Path) -> str:
     """What our runtime prints."""
-    text = run(block("runtime"), folder)
+    text = run(block("runtime", SERVE), folder)
     assert len(text.strip()) > TOKENS // 2
     return text
 
 
 @pytest.mark.parametrize("graph", ["model.onnx", "model.fused.onnx"])
 def test_plain_onnxruntime_says_what_our_runtime_says(folder: Path, answer: str, graph: str) -> None:
-    """The README's loop over plain onnxruntime gives the runtime's text with either graph."""
-    assert run(block("onnxruntime").replace("model.onnx", graph), folder) == answer
+    """The guide's loop over plain onnxruntime gives the runtime's text with either graph."""
+    assert run(block("onnxruntime", SERVE).replace("model.onnx", graph), folder) == answer
 
 
 def test_genai_says_what_our_runtime_says(folder: Path, answer: str) -> None:
     """onnxruntime-genai loads the folder as it is and gives the same text."""
-    assert run(block("genai"), folder) == answer
+    assert run(block("genai", SERVE), folder) == answer
 
 
 def test_transformers_says_what_our_runtime_says(folder: Path, answer: str) -> None:
     """transformers 5 gives the same text."""
-    assert run(block("transformers"), folder) == answer
+    assert run(block("transformers", SERVE), folder) == answer
 
 
 @pytest.mark.clients
 def test_transformers_4_says_what_our_runtime_says(folder: Path, answer: str) -> None:
     """And so does 4.57."""
-    assert run(block("transformers"), folder, OPTIMUM) == answer
+    assert run(block("transformers", SERVE), folder, OPTIMUM) == answer
 
 
 @pytest.mark.clients
 def test_optimum_says_what_our_runtime_says(folder: Path, answer: str) -> None:
     """optimum's ORTModelForCausalLM gives the same text, in an environment without this project."""
-    assert run(block("optimum"), folder, OPTIMUM, packages="") == answer
+    assert run(block("optimum", SERVE), folder, OPTIMUM, packages="") == answer
 
 
 @pytest.mark.parametrize(
