@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from support.documents import ROOT, first_difference, run_step, steps
+from support.documents import ROOT, Step, first_difference, run_step, steps
 from support.families import make_checkpoint
 from support.tiny_runs import add_tokenizer
 
@@ -40,6 +40,46 @@ def test_every_command_does_what_the_tutorial_says_with_the_real_model(tmp_path:
     (tmp_path / MODEL).parent.mkdir(parents=True)
     (tmp_path / MODEL).symlink_to(ROOT / MODEL)
     run_tutorial(tmp_path)
+
+
+PAGE = """
+<!-- not run: installs -->
+```bash
+make demo
+```
+
+<!-- exit: 3 -->
+```bash
+false
+```
+
+```text
+nothing
+```
+
+```bash
+date
+```
+
+<!-- not compared: differs each time -->
+```text
+today
+```
+"""
+
+
+def test_a_page_says_what_a_step_is(tmp_path: Path) -> None:
+    """Its exit code, what it prints, and what a test leaves out."""
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    assert steps(page) == [Step(7, "false\n", 3, "nothing\n"), Step(16, "date\n", 0, None)]
+
+
+@pytest.mark.parametrize("step", [Step(1, "false; true\n", 0, None), Step(1, "echo a\n", 0, "b\n")])
+def test_a_step_that_does_otherwise_fails(step: Step, tmp_path: Path) -> None:
+    """A command that fails inside a block, and another output."""
+    with pytest.raises(AssertionError, match="line 1"):
+        run_step(step, tmp_path)
 
 
 @pytest.mark.parametrize(

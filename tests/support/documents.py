@@ -1,7 +1,8 @@
 """The commands of a page, and a run of them in order: each must exit and print as the page says.
 
 A bash block of a page is a step. The fence that follows it, `text` or `console`, is what the step prints. Comments
-before the block say more: `<!-- exit: 3 -->`, and `<!-- not run: why -->` for what a test must not do.
+before the block say more: `<!-- exit: 3 -->`; `<!-- not run: why -->` for what a test must not do; before an output
+`<!-- not compared: why -->`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ PACKAGES = os.pathsep.join(
 )
 _FENCE = re.compile(r"((?:^<!--[^\n]*-->\n)*)^```(\w+)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _NUMBER = re.compile(r"\d[\d,.]*(?:e[+-]?\d+)?\b")
-_HASH = re.compile(r"\b[0-9a-f]{16}(?=…)")
+_HASH = re.compile(r"\b[0-9a-f]{12,16}(?=…)")
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,16 @@ def steps(page: Path) -> list[Step]:
         comments, language, script = fence.groups()
         if language != "bash" or "<!-- not run:" in comments:
             continue
-        following = fences[number + 1] if number + 1 < len(fences) else None
-        shown = following[3] if following is not None and following[2] in ("text", "console") else None
+        shown = _output(fences[number + 1]) if number + 1 < len(fences) else None
         code = re.search(r"<!-- exit: (\d+) -->", comments)
         line = text.count("\n", 0, fence.start()) + 1
         found.append(Step(line, script, int(code[1]) if code else 0, shown))
     return found
+
+
+def _output(fence: re.Match[str]) -> str | None:
+    is_compared = fence[2] in ("text", "console") and "<!-- not compared:" not in fence[1]
+    return fence[3] if is_compared else None
 
 
 def run_step(step: Step, folder: Path) -> str:
