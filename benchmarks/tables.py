@@ -448,4 +448,4 @@ CHOICE = {
     ),
 }
 TABLES: dict[str, Table] = {**QUALITY, **OVERVIEW, **SERVING, **QUANTIZATION, **CONVERSION, **CHOICE}
-"""By the name that stands in a page: `<!-- table NAME -->`."""
+"""Tables by the name that a page gives: `<!-- table NAME -->`."""

@@ -96,7 +96,7 @@ def require_converter(*more: str) -> None:
 
 @contextmanager
 def resumable(out: Path, quiet: bool) -> Iterator[Progress]:
-    """Show progress; turn a signal into the message that says whether the work can be gone on with."""
+    """Show progress; turn a signal into a message that says whether the run can be resumed."""
     from curconvert.artifact.workspace import RESUME, workspace_of
 
     try:
