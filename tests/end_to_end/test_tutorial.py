@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from support.checkpoints import edit_tensors
 from support.documents import ROOT, Step, first_difference, run_step, steps
 from support.families import make_checkpoint
 from support.tiny_runs import add_tokenizer
@@ -24,11 +25,15 @@ def run_tutorial(folder: Path) -> None:
 
 
 def test_every_command_does_what_the_tutorial_says(tmp_path: Path) -> None:
-    """With a random model in the real one's place: as small as rank 128 allows, and k_proj too small for it."""
+    """With a random model in the real one's place: as small as rank 128 allows, and k_proj too small for it.
+
+    Its logits are scaled so that the loss is between the two limits of the page.
+    """
     checkpoint = make_checkpoint(
         tmp_path / MODEL, "llama", num_hidden_layers=4, hidden_size=512, intermediate_size=512, head_dim=128,
         num_key_value_heads=1, max_position_embeddings=256,
     )  # fmt: skip
+    edit_tensors(checkpoint.folder, lambda tensors: tensors["lm_head.weight"].mul_(0.3))
     add_tokenizer(checkpoint.folder)
     run_tutorial(tmp_path)
 
