@@ -92,7 +92,7 @@ OVERVIEW = {
             "decode speed": "{decode_ratio[median]:.1f}×",
         },
     ),
-    "overview.answers": Table("overview", "artifacts", {"options": "`{options}`", "continuation": "…{answer}"}),
+    "overview.answers": Table("overview", "artifacts", {"options": "`{options}`", "continuation": "{answer} …"}),
 }
 SERVING = {
     "serving": Table(

@@ -31,7 +31,7 @@ COMMANDS = (
     "--method dense --quantize int4",
 )
 """Options of a conversion."""
-PROMPT = "The three things that make a bridge safe are"
+PROMPT = "Photosynthesis is the process by which"
 
 
 def curconvert(*arguments: str) -> str:
@@ -44,7 +44,7 @@ def answer(artifact: Path, given: Namespace) -> str:
     """Return the text that an artifact appends to the prompt."""
     length = ("--max-new-tokens", str(given.new_tokens))
     (completion,) = json.loads(curconvert("generate", str(artifact), "--prompt", given.prompt, *length, "--json"))
-    return str(completion["text"])
+    return " ".join(str(completion["text"]).split())
 
 
 def speed(artifact: Path, original: Path, given: Namespace) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def arguments() -> Namespace:
     """Read the command line."""
     parser = text_arguments("overview", __doc__)
     parser.add_argument("--prompt", default=PROMPT)
-    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--new-tokens", type=int, default=24)
     parser.add_argument("--parts", nargs="+", default=["quality", "speed"], choices=["quality", "speed"])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)

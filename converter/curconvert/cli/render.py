@@ -292,7 +292,7 @@ def _spread(value: Spread, digits: int, unit: float = 1.0) -> str:
 
 
 def _speeds(measured: Measured) -> tuple[str, ...]:
-    share = "" if measured.bandwidth_share is None else f"{100 * measured.bandwidth_share:.0f} %"
+    share = "" if measured.bandwidth_share is None else f"{100 * measured.bandwidth_share:.0f}%"
     return (
         _spread(measured.prefill, 1), _spread(measured.first_token, 1, 1e-3), _spread(measured.decode, 1),
         f"{measured.bytes_per_token / 1e6:,.1f}", share,
@@ -344,4 +344,4 @@ def _quantized(quantization: Mapping[str, Any]) -> str:
 
 
 def _totals(before: int, after: int) -> str:
-    return f"{before:,} → {after:,} parameters ({100 * after / before:.1f} % kept)"
+    return f"{before:,} → {after:,} parameters ({100 * after / before:.1f}% kept)"
