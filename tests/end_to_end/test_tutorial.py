@@ -33,7 +33,7 @@ def test_every_command_does_what_the_tutorial_says(tmp_path: Path) -> None:
         tmp_path / MODEL, "llama", num_hidden_layers=4, hidden_size=512, intermediate_size=512, head_dim=128,
         num_key_value_heads=1, max_position_embeddings=256,
     )  # fmt: skip
-    edit_tensors(checkpoint.folder, lambda tensors: tensors["lm_head.weight"].mul_(0.3))
+    edit_tensors(checkpoint.folder, lambda tensors: tensors["lm_head.weight"].mul_(0.2))
     add_tokenizer(checkpoint.folder)
     run_tutorial(tmp_path)
 
