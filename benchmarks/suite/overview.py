@@ -23,7 +23,8 @@ from benchmarks.fidelity import Yardstick, figures, text_arguments, text_setting
 from curconvert import CalibrationOptions
 from curconvert_runtime import load
 
-ORIGINAL = "the original"
+ORIGINAL = "export"
+"""Writes the original as an artifact, in float32."""
 COMMANDS = (
     "--keep 0.9",
     "--method dense --quantize int8",
@@ -68,7 +69,7 @@ def main() -> None:
     """Convert, measure."""
     given = arguments()
     setting = text_setting(given, CalibrationOptions(source=given.calibration)) | {
-        "prompt": given.prompt, "answers": f"greedy, {given.new_tokens} tokens",
+        "continued prompt": given.prompt, "answers": f"greedy, {given.new_tokens} tokens",
         "speed": f"prompt of 128 tokens, 64 generated, {given.rounds} rounds in turn with the original",
     }  # fmt: skip
     result = Result(given.out, setting, given.threads)
