@@ -1,4 +1,4 @@
-"""Signals: the first one stops a conversion after the step in work, the second one at once."""
+"""Signals: the first one stops a conversion after the current step, the second one stops it immediately."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def stoppable(progress: Progress, *, announce: bool) -> Iterator[Progress]:
         pending.append(number)
         # Not print: a signal may come while the same stream is being written to.
         if announce:
-            os.write(2, b"\nstopping after the step in work; a second signal stops at once\n")
+            os.write(2, b"\nstopping after the current step; a second signal stops at once\n")
 
     def report(stage: str, done: int, total: int) -> None:
         progress(stage, done, total)
