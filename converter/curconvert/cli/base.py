@@ -1,4 +1,4 @@
-"""What the commands have in common: options, errors as one line with an exit code, an interruption that is told."""
+"""What the commands share: options, errors as one line with an exit code, and interruption."""
 
 from __future__ import annotations
 
@@ -81,13 +81,13 @@ def fail(message: str, code: int, debug: bool) -> None:
 
 
 def require_converter(*more: str) -> None:
-    """Refuse a command whose packages are not installed.
+    """Check that the packages of a command are installed.
 
     Args:
-        more: Packages beside those of every conversion.
+        more: Packages in addition to those of every conversion.
 
     Raises:
-        BackendError: Names what is missing.
+        BackendError: Names the missing packages.
     """
     missing = [name for name in (*_HEAVY, *more) if importlib.util.find_spec(name) is None]
     if missing:

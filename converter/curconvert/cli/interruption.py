@@ -1,4 +1,4 @@
-"""Signals: the first one stops a conversion after the current step, the second one at once."""
+"""Signals: the first one stops a conversion after the current step, the second one stops it immediately."""
 
 from __future__ import annotations
 

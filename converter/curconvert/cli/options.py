@@ -252,7 +252,7 @@ def _text(values: dict[str, Any], source: str, sequences: str, tokens: str, /, *
 
 
 def to_quantization(values: dict[str, Any]) -> Any:
-    """Remove the quantization options from a command's options and return them; None if nothing is quantized."""
+    """Take the quantization's options out of a command's; None if nothing is quantized."""
     from curconvert.options.quantization import Quantization
 
     return Quantization.of(

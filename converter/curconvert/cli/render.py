@@ -111,7 +111,7 @@ def plan(plan: Plan, expected: Estimate) -> None:
         f"Estimate for this machine: {expected.seconds:.0f} s and at most {expected.peak_memory_bytes / 1e9:.2f} GB of "
         f"memory, then {expected.verification_seconds:.0f} s and {expected.verification_memory_bytes / 1e9:.2f} GB to "
         f"verify; {expected.temporary_bytes / 1e9:.2f} GB of disk while it runs, {expected.output_bytes / 1e9:.2f} GB "
-        "of weights as a result."
+        "of weights."
     )
 
 

@@ -92,7 +92,7 @@ def verify(
     from curconvert_runtime.checks.verification import VerifyOptions
 
     if junit is not None and junit.resolve().is_relative_to(artifact.resolve()):
-        raise InputError(f"--junit {junit}: is inside the artifact, whose files are sealed; write it elsewhere")
+        raise InputError(f"--junit {junit}: is in the artifact, whose files are sealed; write it elsewhere")
     with render.progress(quiet) as progress:
         report = verify_artifact(artifact, VerifyOptions(**values), against=against, torch=torch, progress=progress)
     if junit is not None:
