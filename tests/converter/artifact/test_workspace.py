@@ -3,31 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from pathlib import Path
-from typing import Any
 
-from curconvert.artifact.workspace import workspace, workspace_of
-from curconvert.base.errors import InputError
-
-TURNS = 30
-
-
-def _work(out: Path, results: Any) -> None:
-    turns, met = 0, 0
-    while turns < TURNS:
-        try:
-            with workspace(out, {}, resume=False):
-                try:
-                    os.close(os.open(out, os.O_CREAT | os.O_EXCL))
-                except FileExistsError:
-                    met += 1
-                else:
-                    out.unlink()
-                turns += 1
-        except InputError as error:
-            assert "another conversion is writing it" in str(error)
-    results.send(met)
+from curconvert.artifact.workspace import workspace_of
+from support.workspaces import take_turns
 
 
 def test_runs_that_come_and_go_never_meet(tmp_path: Path) -> None:
@@ -35,7 +14,7 @@ def test_runs_that_come_and_go_never_meet(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["curconvert.artifact.workspace"])
     receiver, sender = context.Pipe(duplex=False)
-    processes = [context.Process(target=_work, args=(tmp_path / "out", sender)) for _ in range(3)]
+    processes = [context.Process(target=take_turns, args=(tmp_path / "out", sender)) for _ in range(3)]
     for process in processes:
         process.start()
     for process in processes:
