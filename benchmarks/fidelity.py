@@ -77,7 +77,7 @@ def text_arguments(name: str, description: str | None) -> ArgumentParser:
     """Return an argument parser with a model, a calibration text and an evaluation text."""
     parser = model_arguments(name, description)
     parser.add_argument("--text", type=Path, required=True, help="evaluation text, UTF-8")
-    parser.add_argument("--calibration", default="builtin", help="another text than the evaluation's")
+    parser.add_argument("--calibration", default="builtin", help="calibration text, not the evaluation text")
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--max-tokens", type=int, default=24 * 512)
     parser.add_argument("--scratch", type=Path, help="folder for temporary files; the original's logits take gigabytes")

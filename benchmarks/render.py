@@ -119,7 +119,7 @@ def main() -> None:
             if not check:
                 page.write_text(wanted, encoding="utf-8")
     if check and differing:
-        sys.exit(f"{', '.join(map(str, differing))}: other figures than the results': run python -m benchmarks.render")
+        sys.exit(f"{', '.join(map(str, differing))}: out of date; run python -m benchmarks.render")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     if "--check" not in arguments:
         PAGE.write_text(rendered(page), encoding="utf-8")
     elif rendered(page) != page:
-        print(f"{PAGE.name}: its table of methods is not the registry's; run: python tools/methods_table.py")
+        print(f"{PAGE.name}: its table of methods is out of date; run: python tools/methods_table.py")
         return 1
     return 0
 

@@ -74,7 +74,7 @@ class Steps:
 def main() -> None:
     """Measure both sessions and store the figures."""
     parser = model_arguments("static_shapes", __doc__)
-    parser.add_argument("--scratch", type=Path, required=True, help="the artifact, made where it is not there yet")
+    parser.add_argument("--scratch", type=Path, required=True, help="folder of the artifact, which is made if missing")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--steps", type=int, default=64)
     given = parser.parse_args()

@@ -2,7 +2,7 @@
 
 The models of a group alternate step by step, in one process with one thread. CPU seconds count, because on a shared
 machine wall-clock time includes the load of other programs. A memory read between the steps shows the reachable speed.
-The placement of a process's memory changes its speed by some percent, so several processes are measured.
+The placement of a process's memory changes its speed by a few percent, so several processes are measured.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def groups_of(given: Namespace) -> dict[str, dict[str, Path]]:
 def main() -> None:
     """Measure every group."""
     parser = model_arguments("decode", __doc__)
-    parser.add_argument("--scratch", type=Path, required=True, help="artifacts, made where they are not there yet")
+    parser.add_argument("--scratch", type=Path, required=True, help="folder of the artifacts; missing ones are made")
     parser.add_argument("--steps", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3, help="processes for each group")
     parser.add_argument("--batch", type=int, nargs="+", default=[1])

@@ -1,4 +1,4 @@
-"""What the README shows of a few commands: size, loss, speed beside the original, and an answer.
+"""Measures what the README shows of a few commands: size, loss, speed against the original, and an answer.
 
 Each artifact is made by the command line that the README prints, with the built-in calibration text. KL is exact, on
 another text, and measured on the graph that is served. Speed is `curconvert bench --against` the original: the two
@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def made(options: str, given: Namespace) -> Path:
-    """Return the artifact that a conversion with these options gives, made where it is missing."""
+    """Return the folder of the artifact with these options; make the artifact if it does not exist."""
     out: Path = given.scratch / options.replace(" ", "").strip("-")
     if not out.exists():
         curconvert(str(given.model), "-o", str(out), *shlex.split(options), "--quiet")

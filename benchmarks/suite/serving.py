@@ -169,7 +169,7 @@ def arguments() -> Namespace:
     """Read the command line."""
     parser = model_arguments("serving", __doc__)
     parser.add_argument("--layers", type=int, default=0, help=f"of Llama 3.2 {SHAPE}, random, instead of --model")
-    parser.add_argument("--scratch", type=Path, required=True, help="artifacts, made where they are not there yet")
+    parser.add_argument("--scratch", type=Path, required=True, help="folder of the artifacts; missing ones are made")
     parser.add_argument("--optimum-python", type=Path, default=ROOT / ".venv-optimum" / "bin" / "python")
     parser.add_argument("--forms", nargs="+", default=["dense", "cur"], choices=list(FORMS))
     parser.add_argument("--stored", nargs="+", default=["float32", "int4"], choices=STORED)

@@ -112,7 +112,7 @@ def make_checkpoint(
     Args:
         folder: Where to; created.
         model_type: One of `FAMILIES`.
-        seed: Of the weights.
+        seed: Seed of the weights.
         dtype: Stored dtype.
         settings: Config values that replace the tiny defaults.
     """

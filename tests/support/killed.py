@@ -74,7 +74,7 @@ def command_in_a_process(arguments: Sequence[str | Path], seconds: float = 0.0) 
     """Run the command line, or let the system kill it after some CPU time: other load does not move that instant.
 
     Args:
-        arguments: Of the command.
+        arguments: Arguments of the command.
         seconds: From its first line of code on; 0 lets it come to its end.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The system's page cache, as it is when a file was not written by whoever reads it."""
+"""Makes the page cache look as if another process had written a file."""
 
 from __future__ import annotations
 

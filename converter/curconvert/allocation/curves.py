@@ -92,7 +92,7 @@ def allocate(curves: Sequence[Curve], budget: float) -> list[int]:
     price at which the sum fits. The rest of the budget goes to the steps that save most per parameter.
 
     Args:
-        curves: Of all modules.
+        curves: Curves of all modules.
         budget: Numbers that all modules together may store.
 
     Returns:

@@ -32,7 +32,7 @@ def allocated(plan: Plan, curves: Sequence[Curve], target: int) -> Plan:
 
     Args:
         plan: Any plan of the same model.
-        curves: Of every module that may be compressed.
+        curves: Curves of every module that may be compressed.
         target: Parameters of the whole model.
 
     Raises:
@@ -70,7 +70,7 @@ def predicted_cost(curves: Sequence[Curve], plan: Plan) -> float:
 
 def _sized(matrix: MatrixPlan, chosen: tuple[str, int] | None) -> MatrixPlan:
     if chosen is None:
-        reason = "worth its size" if matrix.is_compressed else matrix.reason
+        reason = "costs more than it saves" if matrix.is_compressed else matrix.reason
         return MatrixPlan(matrix.name, matrix.shape, "dense", reason=reason)
     form, size = chosen
     return MatrixPlan(matrix.name, matrix.shape, form, size)

@@ -29,8 +29,8 @@ def smallest(
 
     Args:
         plan: Any plan of the same model.
-        curves: Of every module that may be compressed.
-        limit: Of the divergence, nats per token.
+        curves: Curves of every module that may be compressed.
+        limit: Limit of the divergence, nats per token.
         shared: Makes neighboring layers of a plan share a basis, or returns the plan unchanged.
         measure: Returns the divergence of a plan.
 

@@ -57,7 +57,7 @@ def with_sharing(
 
     Args:
         separate: An allocation of these curves.
-        curves: Of every module that may be compressed.
+        curves: Curves of every module that may be compressed.
         checkpoint: The original.
         evidence: Statistics of the original.
         executor: Runs the tasks that measure pairs.
@@ -158,7 +158,7 @@ class OfferTask:
         names: Weight names.
         metrics: Each matrix with the cost of its errors.
         curves: Cost curve of each matrix on its own.
-        price: Of a parameter, nats per token.
+        price: Price of a parameter, nats per token.
         multiple: Ranks are multiples of it.
     """
 

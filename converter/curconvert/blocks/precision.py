@@ -1,6 +1,6 @@
 """Decides whether calibration may compute matrix products in bfloat16, which some CPUs multiply much faster.
 
-Only 16-bit weights use it, and only statistics that choose rows, columns and layers. The original's answers on the
+Only 16-bit weights use it, and only statistics that choose rows, columns and layers. The original's outputs on the
 probes, which verification uses, and all solves stay in float32 and float64.
 """
 

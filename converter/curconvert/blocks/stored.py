@@ -56,7 +56,7 @@ def build_torch_model(artifact: Artifact) -> nn.Module:
 
     def take(name: str) -> Tensor:
         if name not in artifact.tensors and name not in artifact.quantized:
-            raise IntegrityError(f"{artifact.path}: config.json asks for tensor {name}, which is not stored")
+            raise IntegrityError(f"{artifact.path}: tensor {name} of config.json is missing; convert the model again")
         unused.discard(name)
         if name in artifact.quantized:
             return torch.from_numpy(stored_matrix(artifact, name))
@@ -104,7 +104,7 @@ def linear_of_artifact(artifact: Artifact, matrix: Mapping[str, Any]) -> nn.Modu
     names = factor_names(matrix)
     missing = [name for name in names.values() if name not in artifact.tensors and name not in artifact.quantized]
     if missing:
-        raise IntegrityError(f"{artifact.path}: config.json asks for tensor {missing[0]}, which is not stored")
+        raise IntegrityError(f"{artifact.path}: tensor {missing[0]} is missing; convert the model again")
     factors = {
         suffix: torch.from_numpy(stored_matrix(artifact, name))
         if name in artifact.quantized

@@ -21,7 +21,7 @@ from curconvert.calibration.gradients import GradientCollector, GradientSamples
 from curconvert.journal.store import UNRECORDED, Journal, State
 from curconvert_runtime.checks.fidelity import Progress
 
-# Costs are means over this number of tokens. Their noise is some percent, while the choices differ by factors.
+# Costs are means over this number of tokens. Their noise is a few percent, far below the differences that count.
 GRADIENT_TOKENS = 4096
 _STAGE = "sensitivity"
 GRADIENT_ROWS = 16  # positions whose logits are differentiated at once

@@ -20,7 +20,7 @@ Samples = NDArray[np.float32]
 class GradientSamples:
     """Holds the input and the output gradient of each token at one linear.
 
-    They are float32: their means over a sample have a noise of some percent.
+    They are float32, because their means over a sample have a noise of a few percent anyway.
 
     Attributes:
         inputs: x, (tokens, in_features).

@@ -86,7 +86,7 @@ def parity_batch(
     sequences, width = ids.shape
     kept = [min(length, width - row // sequences) for row, length in enumerate(lengths)]
     if sequences == 0 or min(kept) <= DECODE_STEPS:
-        raise InputError(f"probes: sequences of {width} tokens are too short; parity needs {DECODE_STEPS + 3} or more")
+        raise InputError(f"probes of {width} tokens are too short; use --calibration-tokens {DECODE_STEPS + 3} or more")
     batch = np.zeros((len(kept), max(kept)), dtype=np.int32)
     for row, length in enumerate(kept):
         start = row // sequences

@@ -103,7 +103,7 @@ def moments_of(
         size: Number of features.
         device: Where the input is.
         exact: See `StatisticsCollector`.
-        tokens: Total number of tokens. An input with more features than tokens is kept itself, unless `every` is set.
+        tokens: Total number. With more features than tokens, the input is stored instead, unless `every` is set.
             None always accumulates moments.
         every: Hold out the last of every `every` batches; None holds out none.
     """
@@ -123,7 +123,7 @@ class StatisticsCollector:
             batch's product is float32, which is faster. Linears with a bias always use float64: their centered Gram
             matrix is a difference.
         split: Names of linears for which every eighth batch is held out.
-        tokens: Total number of tokens. Inputs with more features than tokens are kept themselves. None keeps no inputs.
+        tokens: Total number. Inputs with more features than tokens are stored instead. None stores no inputs.
     """
 
     def __init__(

@@ -231,7 +231,7 @@ def _complete(values: Mapping[str, Any], source: str) -> dict[str, Any]:
         config = AutoConfig.for_model(values["model_type"], **deepcopy(arguments))
         completed: dict[str, Any] = config.to_dict()
     except (StrictDataclassError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
-        raise InputError(f"{source}: transformers refuses this config: {' '.join(str(error).split())[:300]}") from None
+        raise InputError(f"{source}: transformers rejects this config: {' '.join(str(error).split())[:300]}") from None
     head_dim = getattr(config, "head_dim", None)
     dropped = [key for key in _NOISE if key not in values]
     return {key: value for key, value in completed.items() if key not in dropped} | {"head_dim": head_dim}

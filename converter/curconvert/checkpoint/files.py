@@ -51,7 +51,7 @@ class ModelFolder:
         except (OSError, RuntimeError) as error:
             raise InputError(f"{path}: {' '.join(str(error).split())}") from None
         if not inside:
-            raise InputError(f"{path}: a link to a file outside the model's folder; replace it by the file itself")
+            raise InputError(f"{path}: a link to a file outside the model's folder; replace the link with the file")
         return regular_file(path)
 
 

@@ -110,7 +110,7 @@ def _matrix(shapes: Mapping[str, tuple[int, ...]], name: str, source: str) -> tu
     if shape is None or len(shape) != 2:
         found = "missing" if shape is None else f"{len(shape)}-dimensional"
         raise InputError(
-            f"{source}: there is no config.json beside it and tensor {name}, from which sizes are inferred, is {found}"
+            f"{source}: tensor {name}, from which sizes are inferred, is {found}; pass --config config.json"
         )
     return shape[0], shape[1]
 

@@ -162,7 +162,7 @@ def _nothing_to_open(path: Path) -> InputError | UnsupportedError:
         return InputError(f"{path}: holds no {SINGLE_NAME}; name the file itself, such as {path / others[0]}")
     if pickles := [name for name in names if name.endswith(_PICKLES)]:
         return UnsupportedError(f"{path / pickles[0]}: {_NO_PICKLE}")
-    return InputError(f"{path}: holds neither {SINGLE_NAME} nor {INDEX_NAME}")
+    return InputError(f"{path}: holds neither {SINGLE_NAME} nor {INDEX_NAME}; name a folder or file with weights")
 
 
 def _open_lone_file(path: Path, config: Path | None, overrides: Mapping[str, Any]) -> Checkpoint:

@@ -107,7 +107,7 @@ def read_index(folder: ModelFolder) -> tuple[tuple[Path, ...], dict[str, TensorI
     for name, shard in weight_map.items():
         if not _is_plain_name(shard):
             raise InputError(
-                f"{path}: tensor {name!r:.200} is in {shard!r:.60}, expected the name of a .safetensors file beside"
+                f"{path}: tensor {name!r:.200} is in {shard!r:.60}, expected the name of a .safetensors file"
             )
     shards = {shard: folder.regular(shard) for shard in sorted(set(weight_map.values()))}
     for shard, file in shards.items():

@@ -1,4 +1,4 @@
-"""What the commands share: options, errors as one line with an exit code, and interruption."""
+"""Holds what the commands share: options, errors as one line with an exit code, and interruption."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def common(function: Callable[..., None]) -> Callable[..., None]:
         logging.basicConfig(
             level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
         )
-        # SIGTERM unwinds like Ctrl-C does, so that temporary folders go.
+        # Let SIGTERM unwind the stack like Ctrl-C, so that temporary folders are removed.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         try:
             function(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Signals: the first one stops a conversion after the current step, the second one stops it immediately."""
+"""Handles signals: the first one stops a conversion after the current step, the second one immediately."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Interrupted(KeyboardInterrupt):
     """A signal has stopped the work.
 
     Attributes:
-        exit_code: 128 and the signal's number, as shells have it.
+        exit_code: 128 plus the signal's number, as in shells.
     """
 
     def __init__(self, number: int) -> None:
@@ -31,7 +31,7 @@ class Interrupted(KeyboardInterrupt):
 def stoppable(progress: Progress, *, announce: bool) -> Iterator[Progress]:
     """Yield a progress callback that raises `Interrupted` after SIGINT or SIGTERM; another signal raises it at once.
 
-    A callback is called when a step is finished and recorded, so nothing of the work is lost there.
+    The callback runs after a step is finished and recorded, so no work is lost.
 
     Args:
         progress: Called first.

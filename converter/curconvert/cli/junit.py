@@ -1,4 +1,4 @@
-"""A verification as JUnit XML, which build servers read."""
+"""Converts a verification report to JUnit XML, which build servers read."""
 
 from __future__ import annotations
 

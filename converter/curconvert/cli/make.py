@@ -1,4 +1,4 @@
-"""The commands that make something of a checkpoint or an artifact: convert, sweep, plan, export, heal, resize."""
+"""Defines the commands that need the converter's packages: convert, sweep, plan, export, heal, resize."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def convert(
     MODEL is a .safetensors or .gguf file, a Hugging Face folder, or a hub id.
     """
     require_converter()
-    options = to_options(method, max_kl)  # refused, where they are wrong, before torch is imported
+    options = to_options(method, max_kl)  # rejects wrong options before torch is imported
     from curconvert.jobs.convert import convert as run
     from curconvert_runtime.checks.verification import VerifyOptions
 
@@ -126,7 +126,7 @@ def sweep(
     Calibrates once. Writes a table and a plot of quality, bytes and decode speed.
     """
     require_converter("matplotlib")
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it speaks of its font cache, in its own time
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # hides messages about its font cache
     from curconvert.jobs.sweep.options import SweepOptions
     from curconvert.jobs.sweep.run import sweep as run
 

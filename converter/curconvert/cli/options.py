@@ -15,7 +15,7 @@ _Command = Callable[..., None]
 
 
 class FilePath(click.Path):
-    """A path in which `~` is the home folder, also where a shell leaves that to us (`--output=~/out`)."""
+    """A path in which `~` means the home folder, even where the shell does not expand it (`--output=~/out`)."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Return the path, which need not exist."""
@@ -26,7 +26,7 @@ class FilePath(click.Path):
 
 
 def _stacked(*decorators: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
-    """Make one decorator of several; the help shows the last one first."""
+    """Return one decorator that applies several in order; the help shows the last option first."""
 
     def decorate(function: _Command) -> _Command:
         for decorator in decorators:
@@ -52,7 +52,7 @@ source_options = _stacked(
         callback=_pairs,
         help="Set or override a value of config.json. Repeat for more.",
     ),
-    click.option("--config", type=FilePath(), help="config.json of a lone file that has none in its folder."),
+    click.option("--config", type=FilePath(), help="config.json to use instead of the model's own."),
     click.argument("model"),
 )
 
@@ -224,7 +224,7 @@ heal_options = _stacked(
 
 
 def to_healing(values: dict[str, Any]) -> Any:
-    """Build the options of `heal`; what is not given keeps its default."""
+    """Return the options of `heal` from option values; those not given keep their defaults."""
     from curconvert.options.heal import SEQUENCES, HealOptions
 
     data = _text(values, "data", "data_sequences", "data_tokens", sequences=SEQUENCES)
@@ -232,12 +232,12 @@ def to_healing(values: dict[str, Any]) -> Any:
 
 
 def to_calibration(values: dict[str, Any]) -> Any:
-    """Take the calibration's options out of a command's."""
+    """Return the calibration options, removed from a command's option values."""
     return _text(values, "calibration", "calibration_sequences", "calibration_tokens")
 
 
 def _text(values: dict[str, Any], source: str, sequences: str, tokens: str, /, **defaults: int) -> Any:
-    """Take the options of a text out of a command's, which name them in their own way."""
+    """Return the options of a text, removed from a command's option values under the given names."""
     from curconvert.options.calibration import CalibrationOptions
 
     found = {
@@ -252,7 +252,7 @@ def _text(values: dict[str, Any], source: str, sequences: str, tokens: str, /, *
 
 
 def to_quantization(values: dict[str, Any]) -> Any:
-    """Take the quantization's options out of a command's; None if nothing is quantized."""
+    """Return the quantization, with its options removed from a command's; None if nothing is quantized."""
     from curconvert.options.quantization import Quantization
 
     return Quantization.of(
@@ -262,7 +262,7 @@ def to_quantization(values: dict[str, Any]) -> Any:
 
 
 def to_options(values: dict[str, Any], max_kl: float | None = None) -> Any:
-    """Make a conversion's options of those of a command; `max_kl` counts where no size is given."""
+    """Return a conversion's options; without a size, `max_kl` limits the search for the smallest model."""
     from curconvert.methods.core.method import SIZES
     from curconvert.methods.core.options import ConvertOptions
     from curconvert.methods.core.registry import method_named
@@ -282,14 +282,14 @@ def to_options(values: dict[str, Any], max_kl: float | None = None) -> Any:
 
 
 def to_source(model: str, config: Path | None, config_set: dict[str, str], revision: str | None) -> Any:
-    """Make the source's options of those of a command."""
+    """Return the source options."""
     from curconvert.options.source import SourceOptions
 
     return SourceOptions(model, config, config_set, revision)
 
 
 def to_execution(executor: str, workers: int | None, memory_limit: int | None) -> Any:
-    """Make the execution's options of those of a command."""
+    """Return the execution options."""
     from curconvert.options.execution import ExecutionOptions
 
     return ExecutionOptions(executor, workers, memory_limit)

@@ -1,4 +1,4 @@
-"""What the command line shows: progress on stderr, results on stdout. No logic."""
+"""Prints what the command line shows: progress on stderr, results on stdout. No logic."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _console() -> Console:
 
 
 def printable(text: str) -> str:
-    """Replace characters that a terminal might obey: names come from files."""
+    """Return the text with control characters replaced; names come from files and could control a terminal."""
     return "".join(character if character.isprintable() else "�" for character in text)
 
 
@@ -105,7 +105,7 @@ def plan(plan: Plan, expected: Estimate) -> None:
     console = _console()
     console.print(table)
     if plan.layers is None:
-        console.print(f"{plan.layer_total} layers will be chosen by their scores; shown on as many others.")
+        console.print(f"{plan.layer_total} layers will be chosen by their scores; the table shows as many others.")
     console.print(_totals(plan.parameters_before, plan.parameters_after))
     console.print(
         f"Estimate for this machine: {expected.seconds:.0f} s and at most {expected.peak_memory_bytes / 1e9:.2f} GB of "
@@ -267,7 +267,7 @@ def bench(result: Bench) -> None:
             table.add_row("", "", names[1], *_speeds(row.against))
             table.add_row(
                 "", "", "ratio", _spread(row.ratios.prefill, 2), "",
-                f"{_spread(row.ratios.decode, 2)}; bytes say {row.ratios.predicted_decode:.2f}",
+                f"{_spread(row.ratios.decode, 2)}; bytes predict {row.ratios.predicted_decode:.2f}",
             )  # fmt: skip
     console.print(table)
     for side in filter(None, (result.artifact, result.against)):
@@ -281,7 +281,7 @@ def bench(result: Bench) -> None:
     options = result.options
     read = "not measured" if result.bandwidth is None else f"{_spread(result.bandwidth, 1, 1e9)} GB/s"
     console.print(
-        f"medians (least to most) of {options.rounds} rounds, {options.generated_tokens} tokens generated, provider "
+        f"medians (min to max) of {options.rounds} rounds, {options.generated_tokens} tokens generated, provider "
         f"{options.provider}; memory is read at {read} with {options.threads or 'all'} threads"
     )
 
@@ -310,7 +310,7 @@ def artifact(manifest: Mapping[str, Any]) -> None:
     table = Table("matrix", "shape", "form", "rank", "output error", "Frobenius error", box=None)
     for m in manifest["matrices"]:
         if form_of(m["form"]).is_compressed:
-            # Nobody has measured those of factors that were trained, or cut.
+            # Factors that were trained or cut have no measured errors.
             both = (m["relative_output_error"], m["relative_frobenius_error"])
             errors = ("unknown" if error is None else f"{error:.4f}" for error in both)
             table.add_row(
@@ -324,7 +324,7 @@ def artifact(manifest: Mapping[str, Any]) -> None:
 
 
 def _widths(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Return what each matrix's width was chosen by."""
+    """Return a table of the errors and costs that decided each matrix's bits."""
     table = Table("matrix", "bits", "error at int4", "at int8", "cost at int4", "at int8", box=None)
     for row in rows:
         errors = (f"{row['errors'][key]:.4f}" for key in ("int4", "int8"))

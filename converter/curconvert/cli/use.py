@@ -1,4 +1,4 @@
-"""The commands that use an artifact: bench, verify, inspect, generate. They need no torch."""
+"""Defines the commands that use an artifact: bench, verify, inspect, generate. They need no torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _counts(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[i
 @click.command()
 @click.argument("artifact", type=FilePath())
 @click.option(
-    "--against", help=f"Model to compare with, in turns: an artifact, or (with the convert extra) {MODEL_SOURCES}."
+    "--against", help=f"Other model, measured alternately: an artifact, or (with the convert extra) {MODEL_SOURCES}."
 )
 @click.option(
     "--prompt-tokens", default="128", show_default=True, callback=_counts, help="Prompt lengths, such as 128,512."
@@ -49,7 +49,7 @@ def _counts(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[i
 )
 @common
 def bench(artifact: Path, against: str | None, as_json: bool, quiet: bool, **values: Any) -> None:
-    """Measure the speed, memory and start time of ARTIFACT, alone or in turns with another model."""
+    """Measure the speed, memory and start time of ARTIFACT, alone or alternating with another model."""
     from curconvert.jobs.bench.run import bench as run
     from curconvert.options.bench import BenchOptions
 

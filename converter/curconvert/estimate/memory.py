@@ -41,7 +41,7 @@ def verification(work: Workload, parameters: int) -> float:
 
     Args:
         work: The conversion.
-        parameters: Of the artifact.
+        parameters: Parameters of the artifact.
     """
     answers = 4.0 * len(PARITY_LENGTHS) * max(PARITY_LENGTHS) * work.vocabulary
     return _START + _LIBRARIES + _tokenizer(work) + 2 * 4.0 * parameters + _ANSWERS * answers
@@ -115,7 +115,7 @@ def _grams(work: Workload) -> float:
 
 
 def _inputs(work: Workload) -> float:
-    """Return the bytes of inputs that are kept themselves, for one block."""
+    """Return the bytes of inputs that are stored instead of a Gram matrix, for one block."""
     return 4.0 * work.tokens * sum(work.samples)
 
 

@@ -93,7 +93,7 @@ class Workload:
 
     @cached_property
     def samples(self) -> set[int]:
-        """Sizes of the inputs that are kept themselves."""
+        """Sizes of the inputs that are stored instead of a Gram matrix."""
         return {m.shape[1] for m in self.changed if self.tokens < m.shape[1]}
 
     def _inputs(self, matrices: Iterable[MatrixPlan]) -> list[int]:

@@ -151,7 +151,7 @@ def _compute_from(expected: Mapping[str, str], kind: Callable[..., Task[_Result]
         if found != expected[name]:
             raise BackendError(
                 f"a Ray worker on {os.uname().nodename} has {name} {found}, the driver has {expected[name]}: "
-                "the result would have other bytes; make all nodes alike, or use --executor local"
+                "the bytes would differ; use equal versions and CPUs on all nodes, or --executor local"
             )
     with one_blas_thread():
         return compute(kind(**values))

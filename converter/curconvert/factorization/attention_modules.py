@@ -75,7 +75,7 @@ def factorize_query_key(
     """Factorize query and key: each head keeps some of its dimensions.
 
     Args:
-        projections: Of query and key.
+        projections: Projections of query and key.
         heads: The layer's heads; not `normed`.
         kept: Dimensions to keep in each head, as `Heads.kept` gives them.
         dtype: Deployed dtype.
@@ -134,7 +134,7 @@ def factorize_value_output(
     The kept values are pivot rows of the approximation, at their positions; the bias of value does not change.
 
     Args:
-        projections: Of value and output.
+        projections: Projections of value and output.
         heads: The layer's heads.
         kept: Dimensions to keep in each head, 1 to head_dim.
         ridge: λ of `H + λ diag(H)`.

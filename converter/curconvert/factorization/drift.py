@@ -27,7 +27,7 @@ def correction(weight: Matrix, statistics: InputStatistics, ridge: float) -> Mat
 
     Args:
         weight: W, (m, n).
-        statistics: Of x̂, with its drift.
+        statistics: Statistics of x̂, with its drift.
         ridge: λ.
 
     Returns:

@@ -69,7 +69,7 @@ def interpolative_from(
         weight: W, (m, n), any float dtype; errors are measured against it.
         A: (m, r) with orthonormal columns.
         B: (r, n).
-        statistics: Of the layer's input.
+        statistics: Statistics of the layer's input.
         dtype: Deployed dtype of R and T.
     """
     return measured("interpolative", spanned(A, B, dtype), A.shape[1], weight, statistics, basis="subspace")

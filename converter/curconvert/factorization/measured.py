@@ -43,7 +43,7 @@ def measured(
         tensors: Factors in the deployed dtype and indices in int32.
         rank: r.
         weight: W, (m, n), any float dtype, unrounded.
-        statistics: Of the layer's input; errors are in its metric, without a ridge.
+        statistics: Statistics of the layer's input; errors are in its metric, without a ridge.
         bound: See `Factorization`.
         basis: See `Factorization`.
     """

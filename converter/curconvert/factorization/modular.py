@@ -108,7 +108,7 @@ def held_out_ridge(weight: Matrix, statistics: InputStatistics, count: int, opti
 
     Args:
         weight: W, (n, m), of down.
-        statistics: Of its input; without a held-out part, the options' own ridge is returned.
+        statistics: Statistics of its input; without a held-out part, the options' own ridge is returned.
         count: Neurons to keep for the comparison, those with the largest leverage scores.
         options: The default ridge, which wins ties, and the ridge of the scores.
 
@@ -145,7 +145,7 @@ def factorize_mlp(
     neurons. Neurons are then chosen and down corrected for centered activations, and the error includes the bias.
 
     Args:
-        projections: Of gate, up and down.
+        projections: Projections of gate, up and down.
         count: k, neurons to keep, 1 ≤ k ≤ m.
         options: Ridges.
         dtype: Deployed dtype of weights and biases.

@@ -20,7 +20,7 @@ class Projection:
 
     Attributes:
         weight: W, (out_features, in_features), any float dtype.
-        statistics: Of its input.
+        statistics: Statistics of its input.
         bias: b, (out_features,), any float dtype; None if the linear has none, or if its bias must not change.
         teacher_share: α, the share of its inputs' drift that the factors correct; None if no drift is known.
     """
@@ -43,7 +43,7 @@ def with_bias(factors: Factorization, projection: Projection, dtype: torch.dtype
     a drift, `α W δ` is added: α times the mean output difference that the inputs' drift causes.
 
     Args:
-        factors: Of the projection's weight; returned unchanged if the projection has no bias.
+        factors: Factors of the projection's weight; returned unchanged if the projection has no bias.
         projection: The linear.
         dtype: Deployed dtype of the bias.
     """

@@ -178,7 +178,7 @@ def shared_pivots(basis: SharedBasis, rank: int) -> tuple[list[Indices], Matrix,
     """Choose the rows of a common R.
 
     Args:
-        basis: Of the matrices.
+        basis: Basis of the matrices.
         rank: r.
 
     Returns:

@@ -40,7 +40,7 @@ class AllocatedTask:
         plan: The matrix with its rank.
         weight: W, (out_features, in_features), any float dtype.
         bias: (out_features,); None if there is none.
-        statistics: Of the input.
+        statistics: Statistics of the input.
         fisher: Second moment of the gradient at the output, (out_features, out_features).
         ridge: λ of `H + λ diag(H)`.
         dtype: Deployed dtype.
@@ -77,7 +77,7 @@ class LearnedTask:
         plan: The matrix with its rank.
         weight: W, (out_features, in_features), any float dtype.
         bias: (out_features,); None if there is none.
-        statistics: Of the input.
+        statistics: Statistics of the input.
         factors: (out_features, rank) and (rank, in_features).
         dtype: Deployed dtype.
     """
@@ -196,7 +196,7 @@ def mlp_task(
     """Return the task for the three linears of one MLP.
 
     Args:
-        plans: Of these linears.
+        plans: Plans of these linears.
         parts: The linears by weight name.
         ridge: λ, see `ModularOptions`.
         dtype: Deployed dtype.

@@ -46,7 +46,7 @@ class Problem:
     Attributes:
         name: Tensor name, for messages and seeds.
         weight: W, (m, n), any float dtype.
-        statistics: Of the layer's input; they define the metric of errors.
+        statistics: Statistics of the layer's input; they define the metric of errors.
         rank: 1 ≤ r ≤ min(m, n).
         dtype: Deployed dtype of the factors.
         form: Name of the form in which the factors are stored.

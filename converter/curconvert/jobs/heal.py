@@ -1,4 +1,4 @@
-"""`curconvert heal`: an artifact and its original in, an artifact of the same size out."""
+"""Heals an artifact: trains some of its tensors and publishes an artifact of the same size."""
 
 from __future__ import annotations
 
@@ -138,17 +138,17 @@ def heal_whole(
     progress: Progress,
     start: Mapping[str, torch.Tensor],
 ) -> tuple[dict[str, torch.Tensor], dict[str, list[Point]]]:
-    """Train the model as one.
+    """Train the whole model at once.
 
     Args:
         artifact: The compressed model.
-        teacher: The original, where `options` need it.
-        data: To train on, and held out.
+        teacher: The original; None if the options do not need it.
+        data: Training and held-out sequences.
         options: Losses, steps and rates.
-        dtype: Of products while training.
-        journal: Keeps the training.
+        dtype: Dtype of products while training.
+        journal: Records the state of training.
         progress: Called after each step.
-        start: Values that some tensors begin with, by stored name.
+        start: Initial values of some tensors, by stored name.
 
     Returns:
         The trained tensors by stored name, and the curve.
@@ -172,8 +172,8 @@ def _original(artifact: Artifact, source: SourceOptions | None, options: HealOpt
     if source is None:
         if options.needs_original:
             raise InputError(
-                "--against is missing: give the original, which only --objective ce without --hidden and --kl can do "
-                "without"
+                "--against is missing: give the original; only --objective ce without --hidden and --kl works "
+                "without it"
             )
         return None
     checkpoint = open_source(source)
@@ -189,8 +189,8 @@ def _check_forms(artifact: Artifact, options: HealOptions) -> None:
     forms = {matrix["form"] for matrix in artifact.manifest["matrices"]}
     if (options.train == "u" or options.start == "als") and not any(traits_of(form).linking for form in forms):
         raise InputError(
-            f"{artifact.path}: nothing to train in the forms {', '.join(sorted(forms)) or 'of an export'}: U belongs "
-            "to cur, T to interpolative; --train u+norms trains the norms"
+            f"{artifact.path}: nothing to train in the forms {', '.join(sorted(forms)) or 'of an export'}; heal an "
+            "artifact of form cur or interpolative, or pass --train u+norms without --start als"
         )
 
 
@@ -201,7 +201,7 @@ def _manifest(
     curves: dict[str, list[Point]],
     healed: dict[str, torch.Tensor],
 ) -> dict[str, Any]:
-    """Return the manifest: the matrices' errors were those of other factors."""
+    """Return the manifest; the errors of trained matrices are null, because they were those of the old factors."""
     trained = {name.rpartition(".")[0] for name in healed}
     matrices = [
         matrix | (UNKNOWN_ERRORS if matrix["name"].removesuffix(".weight") in trained else {})

@@ -91,7 +91,7 @@ def prepare(checkpoint: Checkpoint, settings: Settings) -> Prepared:
 
     Args:
         checkpoint: The original.
-        settings: Name the text, the deployed dtype and the device.
+        settings: Settings that name the text, the deployed dtype and the device.
 
     Raises:
         CurConvertError: Text or tokenizer is unusable, or the device does not exist.

@@ -135,7 +135,7 @@ class Journal:
             if was != now:
                 raise InputError(
                     f"{folder}: holds an unfinished conversion with another {name}: {was}, now {now}; "
-                    f"repeat it as it was, or {_START_OVER}"
+                    f"restore the old value, or {_START_OVER}"
                 )
         return journal
 

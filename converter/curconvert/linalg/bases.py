@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from curconvert.base.types import Matrix
 from curconvert.linalg.chunked import ChunkedMatrix, product
 
-_STEPS = 5  # applications of S Sᵀ; docs/benchmarks.md says how often DEIM then finds the points of a full SVD
+_STEPS = 5  # applications of S Sᵀ; docs/benchmarks/experiments.md compares DEIM's points with those of a full SVD
 _DEPENDENT = 1e-6  # ratio of pivots below which a second pass of CholeskyQR does not correct the first
 _EXTRA = 16  # columns of a block beyond the rank
 _SINGLE_RANGE = 1e-5  # range of a Gram matrix's eigenvalues that float32 resolves

@@ -17,7 +17,7 @@ class FullMetric:
     """Represents `H + λ diag(H)`, H the Gram matrix of a linear's input.
 
     Attributes:
-        statistics: Of the input.
+        statistics: Statistics of the input.
         ridge: λ.
     """
 
@@ -58,7 +58,7 @@ class DiagonalMetric:
     """Represents `diag(H)`: each input feature on its own.
 
     Attributes:
-        statistics: Of the input.
+        statistics: Statistics of the input.
     """
 
     statistics: InputStatistics

@@ -1,4 +1,4 @@
-"""How matrices are quantized."""
+"""Defines the options of quantization, and the stored bytes per number."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Quantization:
             given = {"--block-size": block_size, "--asymmetric": asymmetric or None, "--rounding": rounding}
             for option, value in given.items():
                 if value is not None:
-                    raise InputError(f"{option}: belongs to --quantize or --bits-per-weight, neither is given")
+                    raise InputError(f"{option}: belongs to --quantize or --bits-per-weight; give one of them")
             return None
         chosen = cls(quantize or MIXED, block_size, asymmetric, bits_per_weight=bits_per_weight)
         return chosen if rounding is None else replace(chosen, rounding=rounding)

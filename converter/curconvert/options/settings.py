@@ -1,4 +1,4 @@
-"""The settings that every method takes."""
+"""Defines the settings that every method takes, and the arithmetic of a target's fused graph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a checkpoint is."""
+"""Defines the options that locate a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class SourceOptions:
 
     Attributes:
         model: A `.safetensors` or `.gguf` file, a Hugging Face folder, or a hub id.
-        config: `config.json` of a lone file that has none in its folder.
+        config: A `config.json` to use instead of the model's own.
         config_set: Values that override or complete the config.
         revision: Branch, tag or commit of a model on the hub.
     """

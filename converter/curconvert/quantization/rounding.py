@@ -151,7 +151,7 @@ def _with_feedback(W: Matrix, feedback: Feedback, grids: _Grids) -> None:
 
     Args:
         W: (m, n).
-        feedback: Of H.
+        feedback: Feedback of H.
         grids: Receives the result.
     """
     size, diagonal = grids.layout.block_size, np.diag(feedback.pivots)

@@ -39,7 +39,7 @@ from curconvert_schemas import validate
 
 SCHEMA = "components-1.0"
 STORED = torch.bfloat16
-"""Enough for a basis: its errors turn the kept subspace a little. A cut's error is least there: they count squared."""
+"""Enough for a basis: rounding rotates the kept subspace slightly, and a cut's error grows with that angle squared."""
 Read = Callable[[Sequence[str]], Mapping[str, Projection]]
 _WHOLE = 2**62  # bytes: one file, whatever its size
 
@@ -117,7 +117,7 @@ def write_components(
     Args:
         work: The artifact's folder.
         plan: The artifact's sizes; the components end at these sizes.
-        curves: Of every module that may be compressed.
+        curves: Curves of every module that may be compressed.
         evidence: Statistics of the original.
         read: Returns linears of the original by weight name, with the statistics of their inputs.
         ridge: λ of `H + λ diag(H)`.
@@ -156,8 +156,8 @@ def module_sizes(plan: Plan, curves: Sequence[Curve]) -> dict[str, int]:
     """Return the number of components of each module, by the weight name that they are stored under.
 
     Args:
-        plan: Of an artifact.
-        curves: Of its modules.
+        plan: Plan of an artifact.
+        curves: Curves of its modules.
     """
     matrices = {matrix.name: matrix for matrix in plan.matrices}
     found = {}

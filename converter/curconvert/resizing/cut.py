@@ -34,7 +34,7 @@ class MatrixCut:
         product: The artifact's factors multiplied out, (out_features, in_features).
         basis: (out_features, k).
         bias: The artifact's, (out_features,); None if there is none.
-        mean: Of the inputs, (in_features,); None without a bias.
+        mean: Mean of the inputs, (in_features,); None without a bias.
         dtype: Deployed dtype.
     """
 
@@ -69,12 +69,12 @@ class MLPCut:
 
     Attributes:
         names: Weight name of each linear, by role.
-        weights: Of each linear, for the artifact's neurons.
-        biases: Of each linear that has one.
+        weights: Weights of each linear, for the artifact's neurons.
+        biases: Biases of each linear that has one.
         kept: The artifact's neurons, (k,) ascending.
         order: The same neurons, those that are dropped last first.
         factor: The factor that refits down, (k, k).
-        mean: Of the activations, (k,), in the order of `order`; None if down has no bias.
+        mean: Mean of the activations, (k,), in the order of `order`; None if down has no bias.
         count: Number of neurons to keep.
         dtype: Deployed dtype.
     """
@@ -118,7 +118,7 @@ def cuts(plans: Sequence[MatrixPlan], scored: Scored, dtype: torch.dtype) -> Ite
     """Read the tensors of one block and yield the tasks that cut its modules.
 
     Args:
-        plans: Of the block's matrices that become smaller than in the artifact.
+        plans: Plans of the block's matrices that become smaller than in the artifact.
         scored: The artifact.
         dtype: Deployed dtype.
 

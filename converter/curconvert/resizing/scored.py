@@ -40,7 +40,7 @@ class Scored:
     Attributes:
         source: Its tensors.
         plan: Its sizes.
-        curves: Of its modules; sizes above the artifact's have an infinite cost.
+        curves: Curves of its modules; sizes above the artifact's have an infinite cost.
     """
 
     source: ArtifactSource

@@ -101,7 +101,7 @@ class Data:
         training: Examples to train on.
         held_out: Examples to measure on.
         source: `builtin`, or the file's name.
-        sha256: Of the token ids, see `CalibrationTokens`; for a task, of the padded ids with their targets.
+        sha256: Sha256 of the token ids, see `CalibrationTokens`; for a task, of the padded ids with their targets.
         notices: One sentence for each request that could not be met.
     """
 

@@ -46,7 +46,7 @@ def heal_blocks(
         checkpoint: The original.
         data: Training and held-out sequences of one length.
         options: Steps and rates.
-        dtype: Of products while training.
+        dtype: Dtype of products while training.
         journal: Records each block, and the training within a block.
         progress: Called after each step.
 

@@ -101,6 +101,6 @@ def _split(model: nn.Module, names: Sequence[str], evidence: Evidence, ridge: fl
 def _sized(matrix: MatrixPlan, kept: Kept) -> MatrixPlan:
     part = kept.get(matrix.name)
     if part is None:
-        reason = "worth its size" if matrix.name in kept else "not selected"
+        reason = "would shrink by less than 5%" if matrix.name in kept else "not selected"
         return MatrixPlan(matrix.name, matrix.shape, "dense", reason=reason)
     return MatrixPlan(matrix.name, matrix.shape, "interpolative", len(part))

@@ -81,7 +81,7 @@ class Learner:
         shapes: (m, n) of each linear.
         budget: Numbers that the linears together may store.
         learning: Steps, multiple and seed.
-        dtype: Of products.
+        dtype: Dtype of products.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Learner:
             coarse = step < self._coarse
             loss = self._loss(step, price if coarse else 0.0)
             if not math.isfinite(loss):
-                raise InputError(f"--method soco: the loss is {loss} at step {step + 1} of {self._steps}")
+                raise InputError(f"--method soco: the loss is {loss} at step {step + 1}; use --method auto")
             optimizer.step()
             rates.step()
             with torch.no_grad():

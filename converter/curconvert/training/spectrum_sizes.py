@@ -26,7 +26,7 @@ def choose(scores: Mapping[str, Tensor], shapes: Shapes, budget: float, multiple
     A matrix that would shrink by less than 5% stays dense.
 
     Args:
-        scores: Of each matrix's components, (k,), by weight name.
+        scores: Scores of each matrix's components, (k,), by weight name.
         shapes: (m, n) by weight name.
         budget: Numbers that all matrices together may store.
         multiple: Ranks are multiples of it.

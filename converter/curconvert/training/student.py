@@ -66,7 +66,7 @@ def training_loss(
         teacher: The original; None if neither its hidden states nor its logits have a weight.
         examples: Training sequences.
         options: Weights of the parts.
-        dtype: Of products.
+        dtype: Dtype of products.
     """
 
     def loss(chosen: NDArray[np.intp]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Compares the compressed model with the original: with its stored answers, or exactly by running both models."""
+"""Compares the compressed model with the original: with its stored outputs, or exactly by running both models."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _next_log_probs(log_probs: NDArray[np.float64], ids: NDArray[np.integer], st
 
 
 def probe_fidelity(compressed: Runner, probe: OriginalProbe, progress: Progress | None = None) -> metrics.Fidelity:
-    """Return the fidelity to the original, computed from its stored answers.
+    """Return the fidelity to the original, computed from its stored outputs.
 
     Those hold its most likely tokens and one bucket for the others, so the KL divergence is a lower bound. Top-1
     agreement and perplexities are exact.
@@ -103,9 +103,9 @@ def check_reference(artifact: Artifact, reference: Artifact) -> None:
         raise InputError(f"{where}: is a compressed model too; give the original model's export")
     ours, theirs = artifact.model["vocab_size"], reference.model["vocab_size"]
     if ours != theirs:
-        raise InputError(f"{where}: vocabulary of {theirs} tokens, the artifact has {ours}; not the same model")
+        raise InputError(f"{where}: vocabulary of {theirs} tokens, the artifact has {ours}; give its original")
     if _tokens(artifact) != _tokens(reference):
-        raise InputError(f"{where}: {TOKENIZER} has other tokens or merges; not the same model")
+        raise InputError(f"{where}: {TOKENIZER} has other tokens or merges; give the artifact's original")
 
 
 def _tokens(artifact: Artifact) -> Any:
@@ -129,7 +129,7 @@ def text_windows(artifact: Artifact, text: str, window: int, max_tokens: int) ->
     if not 2 <= window <= context:
         raise InputError(f"--window {window}: expected 2 to {context}, the model's context")
     if not artifact.has(TOKENIZER):
-        raise InputError(f"--text: {artifact.path} has no {TOKENIZER} to read a text with")
+        raise InputError(f"--text: {artifact.path} has no {TOKENIZER}; leave --text out")
     ids = np.asarray(Tokenizer(artifact).encode(text, add_special_tokens=False), dtype=np.int64)
     count = min(len(ids), max_tokens) // window
     if count == 0:

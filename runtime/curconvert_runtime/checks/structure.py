@@ -89,7 +89,7 @@ def _counts(artifact: Artifact) -> Check:
         m, n = row["shape"]
         after = form_of(row["form"]).parameters((m, n), row["rank"], Shared.of(row), row["name"])
         if (row["parameters_before"], row["parameters_after"]) != (m * n, after):
-            faults.append(f"{row['name'][:200]}: {m * n} parameters became {after}, the manifest says otherwise")
+            faults.append(f"{row['name'][:200]}: {m * n} → {after} parameters; the manifest has other numbers")
     quantized = artifact.quantized
     parts = {part_name(name, part) for name, packing in quantized.items() for part in packing.parts}
     single = [h for name, h in artifact.tensors.items() if not is_index(name) and name not in parts]
@@ -99,7 +99,7 @@ def _counts(artifact: Artifact) -> Check:
         said = artifact.manifest["quantization"]
         found = packed, sum(artifact.tensors[part].length for part in parts)
         if (said["parameters"], said["bytes"]) != found:
-            faults.append(f"{found[0]} parameters are quantized in {found[1]} bytes, the manifest says otherwise")
+            faults.append(f"{found[0]} parameters in {found[1]} bytes are quantized; the manifest has other numbers")
     if artifact.model["parameters_after"] != stored:
         faults.append(f"{stored} parameters are stored, the manifest says {artifact.model['parameters_after']}")
     return _verdict("structure.counts", faults, len(rows), "matrices and the whole model have the stated parameters")

@@ -1,7 +1,7 @@
 """Verifies an artifact in four steps, without torch.
 
-Integrity checks every byte. Structure checks that the parts agree. Parity compares both graphs with the stored answers
-of the compressed torch model and with each other. Fidelity compares with the stored answers of the original, or runs
+Integrity checks every byte. Structure checks that the parts agree. Parity compares both graphs with the stored outputs
+of the compressed torch model and with each other. Fidelity compares with the stored outputs of the original, or runs
 it. `curconvert.jobs.parity` adds checks that need torch and the source model.
 """
 
@@ -63,7 +63,7 @@ class VerifyOptions:
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
                 raise InputError(f"{option}: expected a finite number of at least 0")
             if name == "min_top1" and value > 1:
-                raise InputError(f"{option}: a share, expected at most 1")
+                raise InputError(f"{option}: expected a share of at most 1")
         for name in ("window", "max_tokens"):
             value = getattr(self, name)
             check_integer(f"--{name.replace('_', '-')}", value, 2)
@@ -89,7 +89,7 @@ def verify(
     """
     options = options or VerifyOptions()
     if options.text is not None and options.against is None:
-        raise InputError("--text needs --against: the stored answers belong to the stored sequences")
+        raise InputError("--text needs --against: the artifact stores no outputs of the original for this text")
     artifact = Artifact.open(path, full=True)
     probes = Probes.load(artifact)
     files = len(artifact.manifest["files"])
@@ -105,7 +105,7 @@ def verify(
 def _parity_checks(
     artifact: Artifact, probe: CompressedProbe, options: VerifyOptions, progress: Progress | None = None
 ) -> list[Check]:
-    """Run every graph on the parity sequences; compare it with torch's stored answers and the other graph."""
+    """Run every graph on the parity sequences; compare it with torch's stored outputs and the other graph."""
     checks: list[Check] = []
     answers: dict[str, parity.Outputs] = {}
     kinds = sorted(artifact.graphs, reverse=True)
@@ -147,7 +147,7 @@ def _fidelity(
     def session(folder: Artifact, kind: str) -> Session:
         return Session(folder, kind, options.provider, options.threads)
 
-    # If the fused graph rounds activations, measure it: its loss is the larger one.
+    # Measure the fused graph if it rounds activations or computes in float16: it then loses more.
     graphs = artifact.graphs
     rounds = "fused" in graphs and (artifact.quantized or artifact.arithmetic("fused") == "float16")
     kind = "portable" if "portable" in graphs and not rounds else "fused"
@@ -180,7 +180,7 @@ def _fidelity_checks(measured: Fidelity, options: VerifyOptions) -> list[Check]:
     numbers = [kl.mean, kl.max, measured.top1, measured.perplexity_original, measured.perplexity_compressed]
     finite = all(math.isfinite(number) for number in numbers) and measured.tokens > 0
     found = f"{measured.tokens} tokens compared"
-    checks = [Check("fidelity.finite", finite, found if finite else f"{found}: NaN or infinity among the answers")]
+    checks = [Check("fidelity.finite", finite, found if finite else f"{found}: NaN or infinity in the outputs")]
     if options.max_kl is not None:
         name = "kl" if measured.exact else "kl_lower_bound"
         checks.append(at_most(f"fidelity.{name}", kl.mean, options.max_kl, "mean KL(original ‖ compressed)"))

@@ -93,9 +93,7 @@ def _check_listing(folder: Path, files: Mapping[str, Any]) -> None:
         except OSError:
             raise IntegrityError(f"{path}: missing; copy the whole folder again or convert the model again") from None
         if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-            raise IntegrityError(
-                f"{path}: not a regular file of its own (a link, pipe or folder); replace it by a copy"
-            )
+            raise IntegrityError(f"{path}: not a regular file (a link, pipe or folder); replace it with a copy")
         if status.st_size != expected["size"]:
             raise IntegrityError(
                 f"{path}: {status.st_size} bytes, {MANIFEST} says {expected['size']}; copy the file again"

@@ -106,7 +106,7 @@ def external_tensors(path: Path) -> list[ExternalTensor]:
     """Return every externally stored tensor of a graph file, subgraphs and functions included."""
     with reading(path):
         if path.stat().st_size > MAX_GRAPH_BYTES:
-            raise IntegrityError(f"{path}: larger than a graph can be")
+            raise IntegrityError(f"{path}: larger than 2 GiB, the limit of a graph; copy the file again")
         data = memoryview(path.read_bytes())
     try:
         return list(_walk(data, "model", 0))

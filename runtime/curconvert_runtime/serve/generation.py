@@ -208,7 +208,7 @@ def stream(session: Runner, prompt: Any, options: GenerationOptions | None = Non
     options = options or GenerationOptions()
     tokenizer = session.tokenizer if session.artifact.has(TOKENIZER) else None
     if options.stop and tokenizer is None:
-        raise UnsupportedError("stop texts need a tokenizer, and the artifact has no tokenizer.json")
+        raise UnsupportedError("stop texts need tokenizer.json, which the artifact lacks; leave them out")
     prompts = [prompt] if _is_single(prompt) else prompt
     if not isinstance(prompts, Sequence | np.ndarray) or isinstance(prompts, bytes) or len(prompts) == 0:
         raise InputError("empty batch: give a prompt or a non-empty list of prompts")

@@ -86,7 +86,7 @@ class CpuOptions(ProviderOptions):
 
 @dataclass(frozen=True)
 class CudaOptions(ProviderOptions):
-    """How onnxruntime uses an NVIDIA GPU. Follows onnxruntime's documentation; it never ran on a GPU.
+    """How onnxruntime uses an NVIDIA GPU. Follows onnxruntime's documentation; never run on a GPU.
 
     Attributes:
         device_id: Number of the GPU.

@@ -78,7 +78,7 @@ class Tokenizer:
         with self._guard():
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         if not ids:
-            raise InputError("empty prompt: the text gives no token")
+            raise InputError("empty prompt: the text has no tokens; give a longer text")
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -153,7 +153,7 @@ def render_template(source: str, variables: Mapping[str, Any]) -> str:
     try:
         return environment.from_string(source).render(dict(variables))
     except Exception as error:  # noqa: BLE001 - a template is the model's code and can raise anything
-        raise InputError(f"chat template: {one_line(error)}") from None
+        raise InputError(f"chat template failed: {one_line(error)}; check the messages") from None
 
 
 class TextStream:

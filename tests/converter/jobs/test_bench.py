@@ -72,7 +72,7 @@ def test_the_table_shows_both_and_their_ratio(home: Path) -> None:
     """People see names, speeds, the ratio and what the bytes say."""
     result = call("bench", home / "out", "--against", home / "out", *QUICK, "--graph", "portable")
     assert result.exit_code == 0, result.output
-    assert result.stdout.count("bytes say 1.00") == 2
+    assert result.stdout.count("bytes predict 1.00") == 2
     assert "portable graph" in result.stdout
     assert "GB/s" in result.stdout
 

@@ -41,7 +41,7 @@ def bench(
     Args:
         artifact: An artifact folder.
         options: What to measure.
-        against: Model to compare with, in turns: an artifact, or a checkpoint. A checkpoint is exported to a temporary
+        against: Other model, measured alternately: an artifact or a checkpoint. A checkpoint is exported to a temporary
             folder first, which needs torch.
         progress: Called with (stage, done, total).
 

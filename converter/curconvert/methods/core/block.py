@@ -24,8 +24,8 @@ def compressed(
 
     Args:
         method: The compression method.
-        plans: Of linears of the block.
-        statistics: Of their inputs by name; None reads them from the evidence.
+        plans: Plans of linears of the block.
+        statistics: Statistics of their inputs by name; None reads them from the evidence.
         context: The conversion.
 
     Returns:
@@ -48,8 +48,8 @@ def factorized(
 
     Args:
         method: The compression method.
-        plans: Of linears of the block.
-        statistics: Of their inputs by name.
+        plans: Plans of linears of the block.
+        statistics: Statistics of their inputs by name.
         context: The conversion.
     """
     smaller = [plan for plan in plans if plan.is_compressed]

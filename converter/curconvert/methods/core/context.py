@@ -33,7 +33,7 @@ class Context:
 
     Attributes:
         checkpoint: The original.
-        settings: Of the conversion.
+        settings: Settings of the conversion.
         tokens: Calibration and probe sequences.
         dtype: Deployed dtype.
         evidence: Statistics of linears from the passes over the original.

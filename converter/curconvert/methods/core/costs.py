@@ -23,7 +23,7 @@ class Cost:
     """Holds the cost of one factorization.
 
     Attributes:
-        flops: Of products, in float64.
+        flops: Flops of products, in float64.
         eigen: Sizes of symmetric eigenproblems.
         held: Peak memory, bytes.
     """
@@ -38,7 +38,7 @@ def cost_of(matrix: MatrixPlan, tokens: int) -> Cost:
 
     Args:
         matrix: The matrix with its rank.
-        tokens: Of the calibration text.
+        tokens: Number of calibration tokens.
     """
     m, n = matrix.shape
     outputs = 4.0 * m * n**2 if m > n else _outputs(matrix, tokens)
@@ -61,7 +61,7 @@ def of_selection(matrix: MatrixPlan, tokens: int, *, pivots: bool, bases: bool) 
 
     Args:
         matrix: The matrix with its rank.
-        tokens: Of the calibration text.
+        tokens: Number of calibration tokens.
         pivots: Whether rows and columns are chosen by pivoting.
         bases: Whether they are chosen by leading singular vectors.
     """

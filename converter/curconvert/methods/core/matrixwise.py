@@ -62,7 +62,7 @@ class MatrixTask:
         plan: The matrix with its rank.
         weight: W, (out_features, in_features), any float dtype.
         bias: The bias to correct, (out_features,); None if there is none, or if it must not change.
-        statistics: Of the input.
+        statistics: Statistics of the input.
         method: Computes the factors.
         settings: Ridge, seed and device.
         dtype: Deployed dtype.

@@ -153,7 +153,7 @@ class Method(ABC):
 
         Args:
             checkpoint: The opened model.
-            settings: Of the conversion.
+            settings: Settings of the conversion.
             layers: The chosen layers, once known.
 
         Raises:
@@ -175,8 +175,8 @@ class Method(ABC):
         """Read some of a block's matrices, and yield the tasks that factorize them.
 
         Args:
-            plans: Of the matrices to compress.
-            statistics: Of each one's input, by its name; may be empty if `reads_evidence`.
+            plans: Plans of the matrices to compress.
+            statistics: Statistics of each one's input, by its name; may be empty if `reads_evidence`.
             context: The conversion.
 
         Yields:
@@ -211,6 +211,6 @@ class Method(ABC):
 
         Args:
             matrix: The matrix with its rank.
-            tokens: Of the calibration text.
+            tokens: Number of calibration tokens.
         """
         return cost_of(matrix, tokens)

@@ -26,9 +26,9 @@ def quantization_tasks(
 
     Args:
         quantization: The requested quantization.
-        plans: Of all the block's linears.
+        plans: Plans of all the block's linears.
         found: Factors of the compressed ones, by weight name.
-        statistics: Of each one's input, by its name.
+        statistics: Statistics of each one's input, by its name.
         context: The conversion; for a shared R, its evidence has the statistics of the other layer's input.
 
     Yields:
