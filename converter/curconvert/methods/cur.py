@@ -46,7 +46,7 @@ class CUR(Matrixwise, Sized):
 
     name: ClassVar[str] = "cur"
     stores: ClassVar[str] = "r columns, r rows and an r × r matrix: r(m + n + r)"
-    summary: ClassVar[str] = "C·U·R: rows by pivoted Cholesky, columns by pivoted QR, U the best for the outputs"
+    summary: ClassVar[str] = "C·U·R: rows by pivoted Cholesky, columns by pivoted QR, U minimizes the output error"
     recorded: ClassVar[Mapping[str, str]] = {"form": "cur"}
 
     selector: str = option("--select", "qr")

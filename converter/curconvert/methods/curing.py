@@ -15,7 +15,7 @@ class CURing(CUR):
 
     name: ClassVar[str] = "curing"
     summary: ClassVar[str] = (
-        "C·U·R as in CURing: rows and columns by DEIM, U the best for the weights (arXiv 2501.04211)"
+        "C·U·R as in CURing: rows and columns by DEIM, U minimizes the weight error (arXiv 2501.04211)"
     )
 
     selector: str = option("--select", "deim")
