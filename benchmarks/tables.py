@@ -87,7 +87,7 @@ OVERVIEW = {
             "options": "`{options}`",
             "MB": "{bytes!M:.0f}",
             "KL, nats": "{kl:.3f}",
-            "same top-1": "{top1:.0%}",
+            "top-1": "{top1:.0%}",
             "perplexity": "{perplexity:.2f}",
             "decode speed": "{decode_ratio[median]:.1f}×",
         },
