@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "fetch_model.py"
+from support.tools import load_tool
 
 
 @pytest.fixture
 def fetcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script as a module, with an empty cache and no way to run a command."""
-    spec = importlib.util.spec_from_file_location("fetch_model", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_tool("fetch_model")
     monkeypatch.setattr(module, "CACHE", tmp_path)
 
     def refuse(*command: str) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from curconvert.methods.core.registry import methods
+from support.tools import load_tool
 
 ROOT = Path(__file__).parents[2]
 
@@ -16,12 +16,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
     """The script."""
-    spec = importlib.util.spec_from_file_location("methods_table", ROOT / "tools" / "methods_table.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("methods_table")
 
 
 def test_the_page_has_the_registrys_table(tool: ModuleType) -> None:

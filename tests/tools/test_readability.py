@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from support.tools import load_tool
+
 PLAIN = "The tool reads a file. It writes a new file. You can check the result.\n\n" * 4
 LONG = f"The tool {'reads a file and then it ' * 12}stops.\n\n"
 HARD = "Characterization necessitates disproportionately sophisticated interdisciplinary considerations.\n\n" * 8
@@ -18,13 +17,7 @@ HARD = "Characterization necessitates disproportionately sophisticated interdisc
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
     """The script."""
-    spec = importlib.util.spec_from_file_location("readability", ROOT / "tools" / "readability.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["readability"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("readability")
 
 
 def test_plain_sentences_pass(tool: ModuleType) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import tomllib
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import curconvert_schemas
 from curconvert.cli import main
 from curconvert.methods.core.registry import methods
+from support.tools import load_tool
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,12 +21,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
     """The hook."""
-    spec = importlib.util.spec_from_file_location("site_tables", ROOT / "tools" / "site_tables.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("site_tables")
 
 
 def test_every_command_has_a_section_and_every_option_a_row(tool: ModuleType) -> None:

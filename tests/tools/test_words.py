@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from support.tools import load_tool
+
 LIST = "# a comment\n\n\\bby and by\\b => gradually\n\\bat hand\\b => available\n"
 
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
     """The script."""
-    spec = importlib.util.spec_from_file_location("words", ROOT / "tools" / "words.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("words")
 
 
 def found(tool: ModuleType, text: str) -> list[tuple[int, str, str]]:
