@@ -20,16 +20,18 @@ PLACES = (
 
 
 def phrases(text: str) -> dict[re.Pattern[str], str]:
-    """Return the advice for each pattern of a list; lines that begin with `#` are comments."""
+    """Return the advice for each pattern of a list; lines that begin with `#` are comments.
+
+    A space in a pattern matches the end of a line too, and the `#` of the next line of a comment.
+    """
     lines = (line.split(" => ") for line in text.splitlines() if line.strip() and not line.startswith("#"))
-    return {re.compile(pattern, re.IGNORECASE): advice for pattern, advice in lines}
+    return {re.compile(pattern.replace(" ", r"\s+(?:#:? )?"), re.IGNORECASE): advice for pattern, advice in lines}
 
 
 def find(text: str, known: dict[re.Pattern[str], str]) -> Iterator[tuple[int, str, str]]:
-    """Yield line number, phrase and advice for each phrase in a text, including phrases across two lines."""
+    """Yield line number, phrase and advice for each phrase in a text."""
     for pattern, advice in known.items():
-        spread = re.compile(pattern.pattern.replace(" ", r"\s+(?:#:? )?"), re.IGNORECASE)
-        for match in spread.finditer(text):
+        for match in pattern.finditer(text):
             yield text.count("\n", 0, match.start()) + 1, " ".join(match[0].split()), advice
 
 

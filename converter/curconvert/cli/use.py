@@ -22,6 +22,17 @@ def _counts(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[i
         raise click.BadParameter(f"{value!r}: expected whole numbers such as 128,512") from None
 
 
+_graph_option = click.option(
+    "--graph", default="auto", show_default=True, help="Graph to run: auto (fused if present), portable or fused."
+)
+_provider_option = click.option(
+    "--provider",
+    default="cpu",
+    show_default=True,
+    help="Execution provider: cpu or cuda. It never falls back silently.",
+)
+
+
 @click.command()
 @click.argument("artifact", type=FilePath())
 @click.option(
@@ -38,15 +49,8 @@ def _counts(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[i
     type=int,
     help="Threads of onnxruntime and of the bandwidth measurement. [onnxruntime's default; all CPUs]",
 )
-@click.option(
-    "--graph", default="auto", show_default=True, help="Graph to run: auto (fused if present), portable or fused."
-)
-@click.option(
-    "--provider",
-    default="cpu",
-    show_default=True,
-    help="Execution provider: cpu or cuda. It never falls back silently.",
-)
+@_graph_option
+@_provider_option
 @common
 def bench(artifact: Path, against: str | None, as_json: bool, quiet: bool, **values: Any) -> None:
     """Measure the speed, memory and start time of ARTIFACT, alone or alternating with another model."""
@@ -71,12 +75,7 @@ def bench(artifact: Path, against: str | None, as_json: bool, quiet: bool, **val
 @click.option("--max-tokens", type=int, default=16384, show_default=True, help="Maximum number of tokens of --text.")
 @click.option("--junit", type=FilePath(), help="Write the checks as JUnit XML to this file.")
 @click.option("--torch/--no-torch", default=None, help="Also compare with transformers. [if it is installed]")
-@click.option(
-    "--provider",
-    default="cpu",
-    show_default=True,
-    help="Execution provider: cpu or cuda. It never falls back silently.",
-)
+@_provider_option
 @click.option("--threads", type=int, help="Threads of onnxruntime. [onnxruntime's default]")
 @common
 def verify(
@@ -138,15 +137,8 @@ def inspect(artifact: Path, as_json: bool, quiet: bool) -> None:
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sampling.")
 @click.option("--stop", multiple=True, help="Text that ends the answer. Repeat for more.")
 @click.option("--chat", is_flag=True, help="Apply the model's chat template to the prompt.")
-@click.option(
-    "--graph", default="auto", show_default=True, help="Graph to run: auto (fused if present), portable or fused."
-)
-@click.option(
-    "--provider",
-    default="cpu",
-    show_default=True,
-    help="Execution provider: cpu or cuda. It never falls back silently.",
-)
+@_graph_option
+@_provider_option
 @click.option("--threads", type=int, help="Threads of onnxruntime. [onnxruntime's default]")
 @common
 def generate(
