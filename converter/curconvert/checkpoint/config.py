@@ -18,7 +18,7 @@ from transformers import AutoConfig
 from curconvert.base.errors import InputError, UnsupportedError
 from curconvert.base.names import QUANT_METHOD
 from curconvert.families.family import SUPPORTED_FAMILIES, family_of
-from curconvert_runtime.format import strict_json
+from curconvert_schemas import strict
 
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
 _WIDTH_LIMIT = 2**24
@@ -69,7 +69,7 @@ def parse_overrides(settings: Mapping[str, Any]) -> dict[str, Any]:
     parsed: dict[str, Any] = {}
     for key, value in settings.items():
         try:
-            parsed[key] = strict_json.loads(value) if isinstance(value, str) else value
+            parsed[key] = strict.loads(value) if isinstance(value, str) else value
         except ValueError:
             parsed[key] = value
     return parsed

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from curconvert.base.errors import InputError
-from curconvert_runtime.format import strict_json
+from curconvert_schemas import strict
 
 CONFIG_LIMIT = 250_000  # a config has a few kilobytes; copies need ten times the memory of its text
 
@@ -74,12 +74,12 @@ def regular_file(path: Path) -> Path:
 
 
 def load_json_object(path: Path, limit: int = CONFIG_LIMIT) -> dict[str, Any]:
-    """Return the JSON object in a regular file of at most `limit` bytes, parsed strictly (see `strict_json.loads`)."""
+    """Return the JSON object in a regular file of at most `limit` bytes, parsed strictly."""
     size = regular_file(path).stat().st_size
     if size > limit:
         raise InputError(f"{path}: {size} bytes, expected a JSON file of at most {limit}")
     try:
-        value = strict_json.loads(path.read_bytes())
+        value = strict.loads(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
     except ValueError as error:

@@ -20,8 +20,8 @@ from curconvert.base.durable import fsync, replace_text
 from curconvert.base.errors import InputError
 from curconvert.base.layout import TensorSpec, encoded_header, raw_bytes
 from curconvert.journal.tensor_list import TensorList
-from curconvert_runtime.format import strict_json
 from curconvert_runtime.format.hashing import sha256
+from curconvert_schemas import strict
 
 JOURNAL = "journal.json"
 JOURNAL_VERSION = 2
@@ -120,7 +120,7 @@ class Journal:
         """
         journal, path = cls(folder, fingerprint), folder / JOURNAL
         try:
-            content = strict_json.loads(path.read_bytes())
+            content = strict.loads(path.read_bytes())
             if content["journal_version"] != JOURNAL_VERSION:
                 raise ValueError(f"journal_version {content['journal_version']!r:.20}, expected {JOURNAL_VERSION}")
             found = dict(content["fingerprint"])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from curconvert_runtime.errors import IntegrityError, reading, unsound
-from curconvert_runtime.format.protobuf import MalformedError, fields, text, varint
+from curconvert_schemas.protobuf import MalformedError, fields, text, varint
 
 MAX_GRAPH_BYTES = 2**31 - 1  # protobuf's own limit
 _MAX_DEPTH = 32

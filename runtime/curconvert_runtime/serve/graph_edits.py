@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from curconvert_runtime.format.contract import FIRST_LOGITS
-from curconvert_runtime.format.protobuf import children, text
 from curconvert_runtime.format.quantized import KEEPS_ACTIVATIONS, ROUNDS_ACTIVATIONS
+from curconvert_schemas.protobuf import children, text
 
 # Numbers of fields, from onnx.proto3.
 _GRAPH = 7  # of ModelProto
