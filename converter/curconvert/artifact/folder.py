@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from curconvert.artifact.lock import PARTIAL, locked, remove, replace_output, resumable, tidy
 from curconvert.base.durable import fsync
 from curconvert.base.errors import InputError
 from curconvert_runtime.format.files import MANIFEST
@@ -45,6 +45,8 @@ SWEEP = Kind("sweep", "sweep.json", b'"schema": "sweep-1.')
 def check_output(out: Path, overwrite: bool, sources: tuple[Path, ...] = (), kind: Kind = ARTIFACT) -> None:
     """Check, before any work is done, that an output can be written and overwrites nothing of value.
 
+    What dead runs left beside the output is deleted.
+
     Args:
         out: The folder to make.
         overwrite: Whether an existing folder of this kind may be replaced.
@@ -56,11 +58,16 @@ def check_output(out: Path, overwrite: bool, sources: tuple[Path, ...] = (), kin
     """
     if out.is_symlink():
         raise InputError(f"{out}: is a symbolic link; name the folder itself")
+    tidy(out)
     resolved = out.resolve()
     for source in sources:
         place = source.resolve()
         if resolved == place or (place.is_dir() and resolved.is_relative_to(place)) or place.is_relative_to(resolved):
             raise InputError(f"{out}: output and input overlap ({source}); choose another output folder")
+    _check(out, overwrite, kind)
+
+
+def _check(out: Path, overwrite: bool, kind: Kind) -> None:
     if out.exists():
         if not out.is_dir():
             raise InputError(f"{out}: exists and is not a folder; choose another output")
@@ -72,7 +79,7 @@ def check_output(out: Path, overwrite: bool, sources: tuple[Path, ...] = (), kin
                     f"{out}: holds no {kind.marker} that curconvert wrote, so it is no {kind.noun} and is not "
                     "overwritten; remove it yourself"
                 )
-    parent = resolved.parent
+    parent = out.resolve().parent
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir():
@@ -82,30 +89,33 @@ def check_output(out: Path, overwrite: bool, sources: tuple[Path, ...] = (), kin
 
 
 @contextmanager
-def atomic_folder(out: Path, overwrite: bool = False, kind: Kind = ARTIFACT) -> Iterator[Path]:
+def atomic_folder(out: Path, overwrite: bool = False, kind: Kind = ARTIFACT, needed: int = 0) -> Iterator[Path]:
     """Yield a temporary folder beside `out`. It becomes `out` by one rename if the context ends without an error.
 
-    An old folder is moved aside first, put back after an error, and removed last.
+    An old folder is moved aside first, put back after an error, and removed last. What a killed run leaves behind is
+    deleted by the next run with the same output.
 
     Args:
         out: The folder to publish.
         overwrite: Whether an existing folder of this kind may be replaced.
         kind: Kind of folder to publish.
+        needed: About how many bytes the folder will have, for the message if the disk is full.
 
     Raises:
-        InputError: A folder or file that must not be replaced appeared at `out` meanwhile.
+        InputError: A folder or file that must not be replaced appeared at `out` meanwhile, or another run writes it.
+        DiskFullError: The disk is full.
     """
-    out, created = out.resolve(), missing_parents(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-    try:
-        yield work
-        publish(work, out, overwrite, kind)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        for folder in created:
-            with suppress(OSError):  # not empty: it holds the published folder
-                folder.rmdir()
+    created = missing_parents(out)
+    with locked(out, needed) as folder:
+        work = folder / PARTIAL
+        work.mkdir(0o700)
+        try:
+            yield work
+            publish(work, out, overwrite, kind)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+            if not resumable(folder):
+                remove(folder, created)
 
 
 def missing_parents(out: Path) -> list[Path]:
@@ -117,7 +127,7 @@ def publish(work: Path, out: Path, overwrite: bool = False, kind: Kind = ARTIFAC
     """Flush a finished folder to the disk, then rename it to the output.
 
     Args:
-        work: The finished folder, on the output's file system.
+        work: The finished folder, in the locked working folder of the output.
         out: The output. An old folder there is put back after an error.
         overwrite: Whether an existing folder of this kind may be replaced.
         kind: Kind of folder to publish.
@@ -130,25 +140,9 @@ def publish(work: Path, out: Path, overwrite: bool = False, kind: Kind = ARTIFAC
     for path in work.iterdir():
         fsync(path)
     fsync(work)
-    check_output(out, overwrite, kind=kind)
-    _rename(work, out)
+    _check(out, overwrite, kind)
+    replace_output(work, out)
     fsync(out.parent)
-
-
-def _rename(work: Path, out: Path) -> None:
-    if not out.exists() or not any(out.iterdir()):
-        work.rename(out)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".replaced", dir=out.parent))
-    old = aside / out.name
-    try:
-        out.rename(old)
-        work.rename(out)
-    finally:
-        # This also runs after Ctrl-C. If the rename fails, the old folder stays in `aside` and is not deleted.
-        if not out.exists():
-            old.rename(out)
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _umask() -> int:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+from curconvert.base.errors import BackendError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class DiskFullError(BackendError):
+    """The disk, a quota or the limit on the size of files is used up."""
 
 
 def fsync(path: Path) -> None:
@@ -25,9 +34,13 @@ def fsync(path: Path) -> None:
 def replace_text(path: Path, text: str) -> None:
     """Replace a file's content: after a crash it holds the old text or the new one."""
     fresh = path.with_name(f"{path.name}.new")
-    fresh.write_text(text, encoding="utf-8")
-    fsync(fresh)
-    fresh.replace(path)
+    try:
+        fresh.write_text(text, encoding="utf-8")
+        fsync(fresh)
+        fresh.replace(path)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise
     fsync(path.parent)
 
 
@@ -40,5 +53,49 @@ def save_array(path: Path, array: NDArray[Any]) -> None:
 
 
 def is_full(error: OSError) -> bool:
-    """Tell whether an error means that the disk, or a quota, is used up."""
+    """Tell whether an error means that the disk, a quota or the limit on the size of files is used up."""
     return error.errno in _FULL
+
+
+def used_bytes(folder: Path) -> int:
+    """Return the disk space that the files in a folder take; 0 if it does not exist."""
+    if not folder.is_dir():
+        return 0
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+
+
+def disk_full(place: Path, missing: int) -> DiskFullError:
+    """Return the error for a full disk.
+
+    Args:
+        place: A file or folder on the disk, which need not exist.
+        missing: About how many bytes are not written yet; 0 is unknown.
+    """
+    place = next(parent for parent in (place, *place.absolute().parents) if parent.is_dir())
+    free = shutil.disk_usage(place).free
+    found = f"{_megabytes(free)} free"
+    if missing > free:
+        found += f", about {_megabytes(missing - free)} more needed"
+    elif missing:
+        found += f", about {_megabytes(missing)} to write; a quota or a limit on the size of files may apply"
+    return DiskFullError(f"{place}: no space left on the disk ({found}); free some and run the same command again")
+
+
+@contextmanager
+def full_disk_named(folder: Path, needed: int) -> Iterator[None]:
+    """Turn the system's error for a full disk into a `DiskFullError` that says how much room is missing.
+
+    Args:
+        folder: Where the work writes; what is in it counts as written.
+        needed: About how many bytes the work has on disk at once; 0 leaves the error as it is.
+    """
+    try:
+        yield
+    except OSError as error:
+        if needed and is_full(error):
+            raise disk_full(folder, max(1, needed - used_bytes(folder))) from error
+        raise
+
+
+def _megabytes(count: int) -> str:
+    return f"{max(count / 1e6, 0.001):,.3f} MB"

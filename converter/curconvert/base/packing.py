@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from curconvert_runtime.errors import counted
 from curconvert_runtime.format.quantized import Layout, packings
 
 
@@ -29,7 +30,7 @@ def stored_types(quantization: Mapping[str, Any]) -> str:
     found = Counter((packing.layout.bits, packing.layout.block_size) for packing in stored)
     several = len(found) > 1
     return " and ".join(
-        f"int{bits} in blocks of {size}" + (f" ({count} tensors)" if several else "")
+        f"int{bits} in blocks of {size}" + (f" ({counted(count, 'tensor')})" if several else "")
         for (bits, size), count in sorted(found.items())
     )
 

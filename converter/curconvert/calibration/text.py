@@ -19,6 +19,7 @@ from curconvert.base.errors import InputError
 from curconvert.base.types import Ids
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.options.calibration import BUILTIN, CalibrationOptions
+from curconvert_runtime.errors import counted
 
 TOKEN_TENSOR = "input_ids"  # noqa: S105 - the name of a tensor
 MAX_TEXT_BYTES = 256 * 2**20
@@ -101,7 +102,7 @@ def _split(ids: Ids, options: CalibrationOptions, source: str) -> CalibrationTok
         ("probe", len(probes), options.probe_sequences),
     )
     notices = tuple(
-        f"{name} gives {found} {kind} sequences of {length} tokens, fewer than the {wanted} requested"
+        f"{name} gives {counted(found, f'{kind} sequence')} of {length} tokens, fewer than the {wanted} requested"
         for kind, found, wanted in counts
         if found < wanted
     )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
+from typing import Any
 
 import click
 
 from curconvert.cli import make as cli_make
 from curconvert.cli import use as cli_use
+from curconvert.cli.streams import safe_streams
 from curconvert_runtime import __version__
 
 
@@ -22,6 +24,11 @@ class _DefaultGroup(click.Group):
                 raise click.UsageError(f"no command or file {args[0]!r}; did you mean {close[0]!r}?", ctx)
             args = ["convert", *args]
         return super().parse_args(ctx, args)
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a command; its output may be lost or need another encoding, at `--help` too."""
+        with safe_streams():
+            return super().main(*args, **kwargs)
 
 
 @click.group(cls=_DefaultGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,6 +68,10 @@ def common(function: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             fail("interrupted; nothing was written", 130, debug)
         except OSError as error:
+            from curconvert.base.durable import disk_full, is_full
+
+            if is_full(error):
+                fail(str(disk_full(Path(error.filename or tempfile.gettempdir()), 0)), BackendError.exit_code, debug)
             fail(f"{error.filename or 'operating system'}: {error.strerror or error}", InputError.exit_code, debug)
 
     return wrapper
@@ -91,7 +96,9 @@ def require_converter(*more: str) -> None:
     """
     missing = [name for name in (*_HEAVY, *more) if importlib.util.find_spec(name) is None]
     if missing:
-        raise BackendError(f"{', '.join(missing)} not installed; run: pip install 'curconvert[convert,cpu]'")
+        # Two onnxruntimes would overwrite each other, so the extra `cpu` is only named where there is none.
+        extras = "convert" if importlib.util.find_spec("onnxruntime") else "convert,cpu"
+        raise BackendError(f"{', '.join(missing)} not installed; run: pip install 'curconvert[{extras}]'")
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -45,7 +45,8 @@ def stoppable(progress: Progress, *, announce: bool) -> Iterator[Progress]:
         pending.append(number)
         # Not print: a signal may come while the same stream is being written to.
         if announce:
-            os.write(2, b"\nstopping after the current step; a second signal stops at once\n")
+            with suppress(OSError):  # nobody may be reading
+                os.write(2, b"\nstopping after the current step; a second signal stops at once\n")
 
     def report(stage: str, done: int, total: int) -> None:
         progress(stage, done, total)

@@ -36,6 +36,7 @@ from curconvert.cli.options import (
     to_quantization,
     to_source,
 )
+from curconvert.cli.streams import echo
 
 
 @click.command()
@@ -71,7 +72,7 @@ def convert(
             execution=to_execution(executor, workers, memory_limit), progress=progress,
         )  # fmt: skip
     if as_json:
-        click.echo(json.dumps(render.conversion_json(result)))
+        echo(json.dumps(render.conversion_json(result)))
     elif not quiet:
         render.conversion(result)
 
@@ -138,7 +139,7 @@ def sweep(
             overwrite=overwrite, execution=to_execution(executor, workers, memory_limit), progress=progress,
         )  # fmt: skip
     if as_json:
-        click.echo(json.dumps({"path": str(result.path), **result.to_json()}))
+        echo(json.dumps({"path": str(result.path), **result.to_json()}))
     elif not quiet:
         render.sweep(result)
     result.raise_for_failures()
@@ -172,7 +173,7 @@ def plan(
     result = run(source, options)
     expected = predict(source, options, out)
     if as_json:
-        click.echo(json.dumps(render.plan_json(result, expected)))
+        echo(json.dumps(render.plan_json(result, expected)))
     elif not quiet:
         render.plan(result, expected)
 
@@ -210,7 +211,7 @@ def export(
             dtype=dtype, target=target, quantization=quantization, overwrite=overwrite, progress=progress,
         )  # fmt: skip
     if as_json:
-        click.echo(json.dumps(render.conversion_json(result)))
+        echo(json.dumps(render.conversion_json(result)))
     elif not quiet:
         render.conversion(result)
 
@@ -247,7 +248,7 @@ def heal(
             overwrite=overwrite, resume=resume, verification=gates, progress=progress,
         )  # fmt: skip
     if as_json:
-        click.echo(json.dumps(render.healing_json(result)))
+        echo(json.dumps(render.healing_json(result)))
     elif not quiet:
         render.healing(result)
 
@@ -284,6 +285,6 @@ def resize(
             artifact, out, options, overwrite=overwrite, verification=gates, execution=execution, progress=progress
         )
     if as_json:
-        click.echo(json.dumps(render.resizing_json(result)))
+        echo(json.dumps(render.resizing_json(result)))
     elif not quiet:
         render.resizing(result)

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from curconvert.cli.streams import typed
 from curconvert.options.targets import LINEARS
 
 _Command = Callable[..., None]
@@ -23,6 +24,16 @@ class FilePath(click.Path):
             return Path(value).expanduser()
         except RuntimeError as error:
             self.fail(f"{value}: {error}", param, ctx)
+
+
+class Typed(click.ParamType):  # type: ignore[type-arg]  # generic in later versions only
+    """A text as the user typed it, also where the locale knows ASCII only."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text."""
+        return typed(value)
 
 
 def _stacked(*decorators: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
@@ -47,6 +58,7 @@ source_options = _stacked(
     click.option("--revision", help="Branch, tag or commit of a model on the hub."),
     click.option(
         "--config-set",
+        type=Typed(),
         multiple=True,
         metavar="KEY=VALUE",
         callback=_pairs,
@@ -62,7 +74,7 @@ calibration_options = _stacked(
     click.option("--probe-sequences", type=int, help="Sequences held out to verify the result. [16]"),
     click.option("--calibration-tokens", type=int, help="Tokens in each calibration sequence. [128]"),
     click.option("--calibration-sequences", type=int, help="Maximum number of calibration sequences. [128]"),
-    click.option("--text-field", help="Field that holds the text in each JSONL line. [text]"),
+    click.option("--text-field", type=Typed(), help="Field that holds the text in each JSONL line. [text]"),
     click.option(
         "--calibration",
         metavar="SOURCE",
@@ -180,7 +192,7 @@ heal_options = _stacked(
     click.option("--probe-sequences", type=int, help="Held-out sequences that decide when training stops. [16]"),
     click.option("--data-tokens", type=int, help="Tokens in each sequence; for a task, the maximum per line. [128]"),
     click.option("--data-sequences", type=int, help="Maximum number of training sequences. [8192]"),
-    click.option("--text-field", help="Field that holds the text in each JSONL line. [text]"),
+    click.option("--text-field", type=Typed(), help="Field that holds the text in each JSONL line. [text]"),
     click.option(
         "--data",
         metavar="SOURCE",

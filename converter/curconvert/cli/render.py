@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from curconvert.base.packing import stored_types
+from curconvert_runtime.errors import counted
 from curconvert_runtime.format.forms import form_of
 
 if TYPE_CHECKING:
@@ -70,15 +71,19 @@ def progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
         TextColumn("{task.description:>18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), disable=quiet) as bars:
-        tasks: dict[str, TaskID] = {}
+    bars, tasks = Progress(*columns, console=Console(stderr=True), disable=quiet), dict[str, TaskID]()
 
-        def update(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(_STAGES.get(stage, stage), total=total)
-            bars.update(tasks[stage], completed=done, total=total)
+    def update(stage: str, done: int, total: int) -> None:
+        bars.start()  # here, because a display without a bar ends with a blank line
+        if stage not in tasks:
+            tasks[stage] = bars.add_task(_STAGES.get(stage, stage), total=total)
+        bars.update(tasks[stage], completed=done, total=total)
 
+    try:
         yield update
+    finally:
+        if tasks:
+            bars.stop()
 
 
 def plan_json(plan: Plan, expected: Estimate | None = None) -> dict[str, Any]:
@@ -105,7 +110,8 @@ def plan(plan: Plan, expected: Estimate) -> None:
     console = _console()
     console.print(table)
     if plan.layers is None:
-        console.print(f"{plan.layer_total} layers will be chosen by their scores; the table shows as many others.")
+        chosen = counted(plan.layer_total, "layer")
+        console.print(f"{chosen} will be chosen by their scores; the table shows as many others.")
     console.print(_totals(plan.parameters_before, plan.parameters_after))
     console.print(
         f"Estimate for this machine: {expected.seconds:.0f} s and at most {expected.peak_memory_bytes / 1e9:.2f} GB of "
@@ -133,13 +139,15 @@ def conversion(result: Conversion) -> None:
         console.print(f"note: {notice}")
     if result.plan is not None:
         compressed = [m for m in result.plan.matrices if m.rank]
-        layers = ", ".join(map(str, result.plan.layers or ()))
+        layers = [str(layer) for layer in result.plan.layers or ()]
+        places = f"{'layer' if len(layers) == 1 else 'layers'} {', '.join(layers)}"
         if compressed:
-            console.print(f"{len(compressed)} matrices compressed in layers {layers}")
+            console.print(f"{counted(len(compressed), 'matrix', 'matrices')} compressed in {places}")
         dense = [m for m in result.plan.matrices if m.reason not in (None, "not selected")]
         if dense:
             names = sorted({m.name.split(".")[-2] for m in dense})
-            console.print(f"{len(dense)} selected matrices stay dense ({', '.join(names)}): {dense[0].reason}")
+            left = counted(len(dense), "selected matrix stays", "selected matrices stay")
+            console.print(f"{left} dense ({', '.join(names)}): {dense[0].reason}")
         console.print(_totals(result.plan.parameters_before, result.plan.parameters_after))
     if result.report is not None:
         verification(result.report)
@@ -247,7 +255,7 @@ def sweep(result: Sweep) -> None:
     console.print(
         f"original: {result.parameters_before:,} parameters, {result.bytes_before / 1e6:,.1f} MB; measured on "
         f"{printable(result.text)}; decode: batch {decode['batch']}, prompt {decode['prompt_tokens']}, "
-        f"{decode['generated_tokens']} generated, medians of {decode['rounds']} rounds"
+        f"{decode['generated_tokens']} generated, medians of {counted(decode['rounds'], 'round')}"
     )
     console.print(f"written: {result.path}")
 
@@ -279,10 +287,11 @@ def bench(result: Bench) -> None:
             f"starts{memory}"
         )
     options = result.options
+    threads = "all threads" if options.threads is None else counted(options.threads, "thread")
     read = "not measured" if result.bandwidth is None else f"{_spread(result.bandwidth, 1, 1e9)} GB/s"
     console.print(
-        f"medians (min to max) of {options.rounds} rounds, {options.generated_tokens} tokens generated, provider "
-        f"{options.provider}; memory is read at {read} with {options.threads or 'all'} threads"
+        f"medians (min to max) of {counted(options.rounds, 'round')}, {counted(options.generated_tokens, 'token')} "
+        f"generated, provider {options.provider}; memory is read at {read} with {threads}"
     )
 
 
@@ -303,9 +312,11 @@ def artifact(manifest: Mapping[str, Any]) -> None:
     """Print what an artifact holds."""
     console = _console()
     model, source = manifest["model"], manifest["source"]
-    console.print(f"{printable(source['name'])} ({source['kind']}), {model['model_type']}, {model['dtype']}")
+    quantized = manifest.get("quantization")
+    stored = f"{stored_types(quantized)}, the rest {model['dtype']}" if quantized else model["dtype"]
+    console.print(f"{printable(source['name'])} ({source['kind']}), {model['model_type']}, {stored}")
     console.print(_totals(model["parameters_before"], model["parameters_after"]))
-    if quantized := manifest.get("quantization"):
+    if quantized:
         console.print(_quantized(quantized))
     table = Table("matrix", "shape", "form", "rank", "output error", "Frobenius error", box=None)
     for m in manifest["matrices"]:

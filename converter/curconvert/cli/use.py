@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,9 @@ import click
 from curconvert.base.errors import InputError
 from curconvert.cli import render
 from curconvert.cli.base import MODEL_SOURCES, common
-from curconvert.cli.options import FilePath, thresholds
+from curconvert.cli.options import FilePath, Typed, thresholds
+from curconvert.cli.output_file import OutputFile, write_file
+from curconvert.cli.streams import echo, lost, typed_input
 
 
 def _counts(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[int, ...]:
@@ -61,7 +62,7 @@ def bench(artifact: Path, against: str | None, as_json: bool, quiet: bool, **val
     with render.progress(quiet) as progress:
         result = run(artifact, options, against=against, progress=progress)
     if as_json:
-        click.echo(json.dumps(result.to_json()))
+        echo(json.dumps(result.to_json()))
     elif not quiet:
         render.bench(result)
 
@@ -73,7 +74,7 @@ def bench(artifact: Path, against: str | None, as_json: bool, quiet: bool, **val
 @click.option("--text", type=FilePath(), help="UTF-8 text to measure fidelity on; needs --against.")
 @click.option("--window", type=int, default=512, show_default=True, help="Tokens per window of --text.")
 @click.option("--max-tokens", type=int, default=16384, show_default=True, help="Maximum number of tokens of --text.")
-@click.option("--junit", type=FilePath(), help="Write the checks as JUnit XML to this file.")
+@click.option("--junit", type=OutputFile(), help="Write the checks as JUnit XML to this file.")
 @click.option("--torch/--no-torch", default=None, help="Also compare with transformers. [if it is installed]")
 @_provider_option
 @click.option("--threads", type=int, help="Threads of onnxruntime. [onnxruntime's default]")
@@ -94,13 +95,15 @@ def verify(
         raise InputError(f"--junit {junit}: is in the artifact, whose files are sealed; write it elsewhere")
     with render.progress(quiet) as progress:
         report = verify_artifact(artifact, VerifyOptions(**values), against=against, torch=torch, progress=progress)
-    if junit is not None:
-        junit.write_text(to_junit(report), encoding="utf-8")
     if as_json:
-        click.echo(json.dumps(report.to_json()))
+        echo(json.dumps(report.to_json()))
     elif not quiet:
         render.verification(report)
-    report.raise_for_failures()
+    try:
+        if junit is not None:
+            write_file(junit, to_junit(report), "--junit")
+    finally:
+        report.raise_for_failures()  # the verdict counts more than its copy
 
 
 @click.command()
@@ -112,14 +115,16 @@ def inspect(artifact: Path, as_json: bool, quiet: bool) -> None:
 
     opened = Artifact.open(artifact)
     if as_json:
-        click.echo(json.dumps(opened.manifest))
+        echo(json.dumps(opened.manifest))
     elif not quiet:
         render.artifact(opened.manifest)
 
 
 @click.command()
 @click.argument("artifact", type=FilePath())
-@click.option("--prompt", "-p", multiple=True, help="Text to continue. Repeat for a batch. [standard input]")
+@click.option(
+    "--prompt", "-p", type=Typed(), multiple=True, help="Text to continue. Repeat for a batch. [standard input]"
+)
 @click.option(
     "--max-new-tokens", type=int, default=128, show_default=True, help="Maximum number of tokens to generate."
 )
@@ -135,7 +140,7 @@ def inspect(artifact: Path, as_json: bool, quiet: bool) -> None:
     help="Sample among the most likely tokens up to this total probability.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sampling.")
-@click.option("--stop", multiple=True, help="Text that ends the answer. Repeat for more.")
+@click.option("--stop", type=Typed(), multiple=True, help="Text that ends the answer. Repeat for more.")
 @click.option("--chat", is_flag=True, help="Apply the model's chat template to the prompt.")
 @_graph_option
 @_provider_option
@@ -150,21 +155,23 @@ def generate(
     from curconvert_runtime.serve.session import load
 
     options = GenerationOptions(**values)
-    prompts = list(prompt) or [sys.stdin.read()]
+    prompts = list(prompt) or [typed_input()]
     session = load(artifact, provider=provider, graph=graph, threads=threads)  # type: ignore[arg-type]  # load checks it
     alone = len(prompts) == 1 and not as_json
     completions = {}
     for piece in stream(session, prompts, options):
         if alone:
-            click.echo(piece.text, nl=False)
+            echo(piece.text, nl=False)
         if piece.completion:
             completions[piece.row] = piece.completion
+        if lost():
+            return
     if alone:
-        click.echo()
+        echo()
     elif as_json:
         fields = ("text", "ids", "finish_reason")
         found = [{name: getattr(done, name) for name in fields} for _, done in sorted(completions.items())]
-        click.echo(json.dumps(found))
+        echo(json.dumps(found))
     else:
         for _, done in sorted(completions.items()):
-            click.echo(done.text)
+            echo(done.text)

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from curconvert.allocation.plans import targets_of
 from curconvert.artifact.workspace import workspace_of
+from curconvert.base.durable import used_bytes
 from curconvert.base.errors import BackendError
 from curconvert.base.plan import Plan
 from curconvert.base.roles import Role
 from curconvert.calibration.backward import GRADIENT_TOKENS
 from curconvert.calibration.probes import TOP_TOKENS
 from curconvert.checkpoint.linears import decoder_linears
-from curconvert.checkpoint.types import Checkpoint
+from curconvert.checkpoint.types import Checkpoint, Companions
 from curconvert.families.roles import distinct_inputs, role_of
 from curconvert.families.skeleton import EMBEDDING
 from curconvert.methods.core.options import ConvertOptions
 from curconvert.methods.core.planning import bytes_per_number, keeps_inputs
+from curconvert.options.quantization import Quantization, stored_bytes
 from curconvert.resizing.components import components_bytes
+from curconvert_runtime.format.artifact import Artifact
+from curconvert_runtime.format.files import COMPONENTS
 
+_GRAPHS = 20_000  # bytes of both graphs, for each layer; and of the other small files
 _REST = 64 * 10**6  # graphs, reports, index vectors: far more than any measured model needs
 
 
@@ -79,8 +87,24 @@ def _auto_bytes(shapes: Mapping[str, tuple[int, int]]) -> int:
     return inputs + sum(8 * m * m for name, (m, _) in shapes.items() if role_of(name) not in (Role.GATE, Role.UP))
 
 
+def exported_bytes(
+    checkpoint: Checkpoint, companions: Companions, dtype: torch.dtype, quantization: Quantization | None
+) -> int:
+    """Return about how many bytes the files of an uncompressed checkpoint take."""
+    numbers = sum(math.prod(info.shape) for info in checkpoint.tensors.values())
+    copied = sum(path.stat().st_size for path in companions.copied.values())
+    written = sum(map(len, companions.written.values()))
+    graphs = _GRAPHS * (1 + int(checkpoint.config["num_hidden_layers"]))
+    return int(numbers * stored_bytes(dtype.itemsize, quantization)) + copied + written + graphs
+
+
+def artifact_bytes(artifact: Artifact) -> int:
+    """Return the bytes of an artifact that takes part in no further cut: without its components."""
+    return sum(entry["size"] for name, entry in artifact.manifest["files"].items() if name != COMPONENTS)
+
+
 def check_space(out: Path, needed: int) -> None:
-    """Reject a conversion that needs more disk space than is free; the space of an unfinished one counts as free.
+    """Reject a job that needs more disk space than is free; the space of an unfinished one counts as free.
 
     Args:
         out: The output.
@@ -91,8 +115,7 @@ def check_space(out: Path, needed: int) -> None:
     """
     folder = workspace_of(out)
     place = next(parent for parent in folder.parents if parent.exists())
-    used = sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
-    free = shutil.disk_usage(place).free + used
+    free = shutil.disk_usage(place).free + used_bytes(folder)
     if free < needed:
         raise BackendError(
             f"{place}: {free / 1e9:.2f} GB free, about {needed / 1e9:.2f} GB needed; free some, "

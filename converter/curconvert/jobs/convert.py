@@ -66,9 +66,10 @@ def convert(
     given = prepare(checkpoint, options)
     store = store_within(checkpoint, first, options, execution, workspace_of(out))
     states = states_bytes(checkpoint, options) if store.on_disk else 0
-    check_space(out, needed_bytes(checkpoint, first, options) + states)
+    needed = needed_bytes(checkpoint, first, options) + states
+    check_space(out, needed)
     identity = fingerprint(checkpoint, given.companions, given.tokens, options.to_json())
-    with workspace(out, identity, resume=resume) as space, executing(execution) as executor:
+    with workspace(out, identity, resume=resume, needed=needed) as space, executing(execution) as executor:
         prepared = replace(sampled(given, options, progress, space.journal), store=store)
         context = prepared.context(options, space.evidence, executor, progress, space.journal)
         measured = measure(context, [options])

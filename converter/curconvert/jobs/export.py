@@ -16,6 +16,7 @@ from curconvert.base.errors import InputError
 from curconvert.base.machine import peak_memory
 from curconvert.base.progress import silent
 from curconvert.checkpoint.dtypes import deployed_dtype
+from curconvert.estimate.disk import check_space, exported_bytes
 from curconvert.jobs.bits import check_bits, exported_costs, with_bits
 from curconvert.jobs.conversion import Conversion
 from curconvert.jobs.source import open_source
@@ -66,7 +67,9 @@ def export(
     companions = checkpoint.companions()
     if quantization is not None and quantization.mixed:
         check_bits(quantization, checkpoint, None)
-    with atomic_folder(out, overwrite) as work:
+    needed = exported_bytes(checkpoint, companions, torch_dtype(dtype), quantization)
+    check_space(out, needed)
+    with atomic_folder(out, overwrite, needed=needed) as work:
         costs: list[RoundingCost] = []
         if quantization is not None and quantization.mixed:
             costs = exported_costs(checkpoint, quantization, progress)

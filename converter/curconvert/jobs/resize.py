@@ -24,6 +24,7 @@ from curconvert.blocks.stored import stored_tensor
 from curconvert.blocks.stream import Block, BlockStream
 from curconvert.calibration.parity_probe import ParityProbe
 from curconvert.checkpoint.types import ByteRange, TensorInfo
+from curconvert.estimate.disk import artifact_bytes, check_space
 from curconvert.execution.executor import executing
 from curconvert.execution.task import Executor
 from curconvert.jobs.seal import verify_and_seal
@@ -93,7 +94,9 @@ def resize(
     scored, probes = Scored.open(artifact), Probes.load(artifact)
     decided = scored.smaller(options.target(scored.plan.parameters_before), options.asked)
     source, dtype = scored.source, torch_dtype(artifact.model["dtype"])
-    with atomic_folder(out, overwrite) as work, executing(execution) as executor:
+    needed = artifact_bytes(artifact) * decided.parameters_after // scored.plan.parameters_after
+    check_space(out, needed)
+    with atomic_folder(out, overwrite, needed=needed) as work, executing(execution) as executor:
         with SafetensorsWriter(work, tensor_specs(source, decided, dtype)) as writer:
             answers = _write(artifact, scored, decided, dtype, probes.compressed, writer, executor, progress)
             writer.finish()

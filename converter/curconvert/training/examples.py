@@ -147,7 +147,7 @@ def load_data(options: HealOptions, tokenizer_file: Path | None, vocab_size: int
     check_range(str(path), whole.ids.reshape(-1), vocab_size)
     training, held_out = map(whole.part, divided(len(lines), options.data))
     left = len(found) - len(lines)
-    notice = f"{path.name}: {left} of {len(found)} lines are left out: more than {longest} tokens (--data-tokens)"
+    notice = f"{path.name}: {left} of {len(found)} lines left out: more than {longest} tokens (--data-tokens)"
     sha256 = digest(*(np.stack([part.ids, part.targets]) for part in (training, held_out)))
     return Data(training, held_out, path.name, sha256, (notice,) if left else ())
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from curconvert_runtime.checks.report import Check
 from curconvert_runtime.checks.rotary import rotary_check
+from curconvert_runtime.errors import counted
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.contract import unsliced_name
 from curconvert_runtime.format.forms import form_of
@@ -33,16 +34,16 @@ def structure_checks(artifact: Artifact, probe: CompressedProbe) -> Iterator[Che
     rotary = rotary_check(artifact.config, probe)
     if rotary is not None:
         yield rotary
-    yield _factors(artifact)
+    yield from _factors(artifact)
     yield _counts(artifact)
     yield _finite_weights(artifact)
     for kind in artifact.graphs:
         yield _bindings(artifact, kind)
 
 
-def _verdict(name: str, faults: list[str], count: int, what: str) -> Check:
+def _verdict(name: str, faults: list[str], sound: str) -> Check:
     if not faults:
-        return Check(name, True, f"{count} {what}")
+        return Check(name, True, sound)
     more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
     return Check(name, False, f"{'; '.join(faults[:3])}{more}")
 
@@ -59,11 +60,11 @@ def _config(artifact: Artifact) -> Check:
     pairs += [("rope_theta", config.get("rope_theta"), rope.get("rope_theta"))]
     pairs = [pair for pair in pairs if None not in pair]
     faults = [f"config.json: {key} is {ours!r}, elsewhere {theirs!r}" for key, ours, theirs in pairs if ours != theirs]
-    return _verdict("structure.config", faults, len(pairs), "fields of config.json agree with the manifest")
+    return _verdict("structure.config", faults, f"{len(pairs)} fields of config.json agree with the manifest")
 
 
-def _factors(artifact: Artifact) -> Check:
-    """Check that C[rows] equals R[:, cols] bit for bit: both are the block `W[rows, cols]` of the matrix W."""
+def _factors(artifact: Artifact) -> Iterator[Check]:
+    """Check that C[rows] equals R[:, cols] bit for bit: both are the block `W[rows, cols]` of the matrix W, if any."""
     faults, count = [], 0
     for matrix in artifact.manifest["matrices"]:
         name, slices = matrix["name"], form_of(matrix["form"]).slices
@@ -78,7 +79,9 @@ def _factors(artifact: Artifact) -> Check:
         if wrong := int(np.sum(ours != theirs)):
             stem = name.removesuffix(".weight")
             faults.append(f"{stem}: {C}[{rows}] and {R}[:, {cols}] differ in {wrong} of {ours.size} numbers")
-    return _verdict("structure.factors", faults, count, "CUR matrices: C[rows] equals R[:, cols]")
+    if count:
+        sound = f"{counted(count, 'CUR matrix', 'CUR matrices')}: C[rows] equals R[:, cols]"
+        yield _verdict("structure.factors", faults, sound)
 
 
 def _counts(artifact: Artifact) -> Check:
@@ -102,13 +105,14 @@ def _counts(artifact: Artifact) -> Check:
             faults.append(f"{found[0]} parameters in {found[1]} bytes are quantized; the manifest has other numbers")
     if artifact.model["parameters_after"] != stored:
         faults.append(f"{stored} parameters are stored, the manifest says {artifact.model['parameters_after']}")
-    return _verdict("structure.counts", faults, len(rows), "matrices and the whole model have the stated parameters")
+    listed = counted(len(rows), "matrix", "matrices") + " and " if rows else ""
+    return _verdict("structure.counts", faults, f"{listed}the whole model: parameters as stated")
 
 
 def _finite_weights(artifact: Artifact) -> Check:
     wrong = [name for name, header in artifact.tensors.items() if not _is_finite(header)]
     faults = [f"tensor {name[:200]!r} holds NaN or infinity" for name in wrong]
-    return _verdict("structure.finite", faults, len(artifact.tensors), "tensors hold neither NaN nor infinity")
+    return _verdict("structure.finite", faults, f"{len(artifact.tensors)} tensors hold neither NaN nor infinity")
 
 
 def _is_finite(header: TensorHeader) -> bool:
@@ -144,5 +148,5 @@ def _bindings(artifact: Artifact, kind: str) -> Check:
         found = [(part.location, part.offset) for part in slices]
         if found != [(header.file.name, begin) for begin in begins[:-1]] or begins[-1] != header.offset + header.length:
             faults.append(f"initializer {name!r} does not point to the bytes of tensor {tensor!r}")
-    count = sum(map(len, bound.values()))
-    return _verdict(f"structure.{kind}_bindings", faults, count, "initializers point to the tensors they name")
+    sound = f"{sum(map(len, bound.values()))} initializers point to the tensors they name"
+    return _verdict(f"structure.{kind}_bindings", faults, sound)

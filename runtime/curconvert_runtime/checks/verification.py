@@ -18,7 +18,7 @@ from curconvert_runtime.checks.fidelity import Progress, check_reference, exact_
 from curconvert_runtime.checks.metrics import Fidelity
 from curconvert_runtime.checks.report import Check, VerificationReport, at_least, at_most
 from curconvert_runtime.checks.structure import structure_checks
-from curconvert_runtime.errors import InputError, check_integer
+from curconvert_runtime.errors import InputError, check_integer, counted
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.probes import CompressedProbe, Probes
 from curconvert_runtime.serve.providers import provider_named
@@ -151,7 +151,7 @@ def _fidelity(
     graphs = artifact.graphs
     rounds = "fused" in graphs and (artifact.quantized or artifact.arithmetic("fused") == "float16")
     kind = "portable" if "portable" in graphs and not rounds else "fused"
-    stored = f"{len(probes.original.ids)} stored sequences of {probes.original.ids.shape[1]} tokens"
+    stored = f"{counted(len(probes.original.ids), 'stored sequence')} of {probes.original.ids.shape[1]} tokens"
     if options.against is None:
         return probe_fidelity(session(artifact, kind), probes.original, progress), stored
     reference = Artifact.open(options.against)
@@ -159,7 +159,7 @@ def _fidelity(
     ids, text = probes.original.ids.astype(np.int64), stored
     if options.text is not None:
         ids = text_windows(artifact, read_text(options.text), options.window, options.max_tokens)
-        text = f"{options.text.name}: {len(ids)} windows of {options.window} tokens"
+        text = f"{options.text.name}: {counted(len(ids), 'window')} of {options.window} tokens"
     original = session(reference, kind if kind in reference.graphs else next(iter(reference.graphs)))
     return exact_fidelity(session(artifact, kind), original, ids, progress), text
 

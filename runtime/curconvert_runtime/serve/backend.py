@@ -14,7 +14,11 @@ MINIMUM_VERSION = (1, 20)
 
 
 def _install(provider: str) -> str:
-    return f"pip install '{provider_named(provider).package}'"
+    """Return commands that install a provider; an onnxruntime that is there goes first: two overwrite each other."""
+    from curconvert_runtime.version import installed_versions  # noqa: PLC0415 - slow, and for errors only
+
+    found = " ".join(name for name in installed_versions() if name.startswith("onnxruntime"))
+    return f"{found and f'pip uninstall -y {found}, then '}pip install '{provider_named(provider).package}'"
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
@@ -33,7 +37,7 @@ def import_onnxruntime(provider: str) -> ModuleType:
     if release < MINIMUM_VERSION:
         needed = ".".join(map(str, MINIMUM_VERSION))
         found = onnxruntime.__version__
-        raise BackendError(f"onnxruntime {found} is older than {needed}; run {_install(provider)} --upgrade")
+        raise BackendError(f"onnxruntime {found} is older than {needed}; run {_install(provider)}")
     module: ModuleType = onnxruntime
     return module
 
@@ -51,8 +55,8 @@ def create_session(graph: Path, provider: str, threads: int | None, options: Pro
     available = onnxruntime.get_available_providers()
     if entry.name not in available:
         raise BackendError(
-            f"{entry.name} is not available here (found: {', '.join(available)}); run {_install(provider)} "
-            "or name another"
+            f"{entry.name} is not available here (found: {', '.join(available)}); run {_install(provider)}, "
+            "or name another provider"
         )
     if entry.preloads and hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()
@@ -71,7 +75,7 @@ def create_session(graph: Path, provider: str, threads: int | None, options: Pro
     except Exception as error:  # noqa: BLE001 - onnxruntime's exception classes share no public base
         raise BackendError(
             f"{graph}: onnxruntime {onnxruntime.__version__} cannot load this graph ({one_line(error)}); "
-            f"if its opset is newer than this onnxruntime, run {_install(provider)} --upgrade"
+            f"if its opset is newer than this onnxruntime, run {_install(provider)}"
         ) from None
     active = session.get_providers()
     if active[:1] != [entry.name]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from curconvert.artifact.folder import SWEEP, atomic_folder, check_output
+from curconvert.artifact.lock import workspace_of
 from curconvert.base.errors import InputError
 from curconvert_runtime.format.files import MANIFEST
 
@@ -134,7 +135,7 @@ def test_the_folder_appears_when_the_context_ends(tmp_path: Path) -> None:
     with atomic_folder(out) as work:
         (work / MANIFEST).write_text("new")
         assert not out.exists()
-        assert work.parent == out.parent
+        assert work.parent == workspace_of(out)
     assert (out / MANIFEST).read_text() == "new"
     assert list((tmp_path / "a").iterdir()) == [out]
 

@@ -102,7 +102,7 @@ def _other(against: str | None) -> Iterator[Artifact | None]:
         if importlib.util.find_spec("torch") is None:
             raise BackendError(
                 f"--against {against}: measuring a checkpoint needs torch; export it elsewhere with "
-                "`curconvert export`, or run: pip install 'curconvert[convert,cpu]'"
+                "`curconvert export`, or run: pip install 'curconvert[convert]'"
             )
         from curconvert.jobs.export import export  # noqa: PLC0415
         from curconvert.options.source import SourceOptions  # noqa: PLC0415 - torch, which only this branch needs

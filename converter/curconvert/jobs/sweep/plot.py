@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from curconvert.jobs.sweep.table import Point, Sweep
+from curconvert_runtime.errors import counted
 
 
 def draw(sweep: Sweep, path: Path) -> None:
@@ -44,7 +45,7 @@ def draw(sweep: Sweep, path: Path) -> None:
     size.set_xlabel("weights, MB")
     decode = sweep.decode
     speed.set_xlabel(
-        f"decode speed / original's (median and range of {decode['rounds']} rounds)\n"
+        f"decode speed / original's (median and range of {counted(decode['rounds'], 'round')})\n"
         f"batch {decode['batch']}, prompt {decode['prompt_tokens']}, {decode['generated_tokens']} generated, "
         f"{decode['provider']}"
     )

@@ -10,13 +10,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from curconvert.artifact.folder import SWEEP, atomic_folder, check_output
+from curconvert.artifact.lock import PARTIAL
+from curconvert.base.dtypes import torch_dtype
+from curconvert.base.durable import DiskFullError
 from curconvert.base.environment import environment
 from curconvert.base.errors import BackendError, CurConvertError, InputError, UnsupportedError
 from curconvert.base.progress import silent
 from curconvert.base.types import Ids
 from curconvert.calibration.batches import IN_MEMORY
+from curconvert.checkpoint.dtypes import stored_dtype
 from curconvert.checkpoint.linears import total_parameters
 from curconvert.checkpoint.types import Checkpoint
+from curconvert.estimate.disk import check_space, exported_bytes, needed_bytes
 from curconvert.estimate.total import store_within
 from curconvert.execution.executor import executing
 from curconvert.jobs.export import export
@@ -36,6 +41,7 @@ from curconvert_runtime import __version__
 from curconvert_runtime.checks.fidelity import Progress, exact_fidelity, text_windows
 from curconvert_runtime.checks.metrics import Fidelity
 from curconvert_runtime.checks.verification import VerifyOptions, read_text
+from curconvert_runtime.errors import counted
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.serve.backend import import_onnxruntime
 from curconvert_runtime.serve.session import load
@@ -90,9 +96,13 @@ def sweep(
     plans = [(asked, first_plan(checkpoint, asked)) for asked in possible]
     stores = [store_within(checkpoint, plan, asked, execution, out.absolute().parent) for asked, plan in plans]
     store = next((store for store in stores if store.on_disk), IN_MEMORY)
+    each = [needed_bytes(checkpoint, plan, asked) for asked, plan in plans]
+    whole = exported_bytes(checkpoint, checkpoint.companions(), torch_dtype(stored_dtype(checkpoint)), None)
+    needed = whole + (sum(each) if options.keep_artifacts else max(each))
+    check_space(out, needed)
     prepared = replace(sampled(prepare(checkpoint, common), common, progress), store=store)
     with (
-        atomic_folder(out, overwrite, SWEEP) as work,
+        atomic_folder(out, overwrite, SWEEP, needed) as work,
         TemporaryDirectory(prefix=f"{work.name}.", dir=work.parent) as beside,
         executing(execution) as executor,
     ):
@@ -169,6 +179,8 @@ class _Runner:
             measured = report.fidelity if self._windows is None else self._exact(folder, self._windows)
             assert measured is not None
             speed = decode_speed(self._original.path, folder, self.setup)
+        except DiskFullError:
+            raise
         except CurConvertError as error:
             shutil.rmtree(folder, ignore_errors=True)
             return replace(point, status="failed", reason=self._without_place(str(error), point))
@@ -193,7 +205,7 @@ class _Runner:
     def _without_place(self, message: str, point: Point) -> str:
         """Replace the temporary name of a point's folder in a message."""
         name = re.escape(point.folder)
-        return re.sub(rf"{re.escape(str(self._home))}/(\.{name}\.\w+\.partial|{name})", point.folder, message)
+        return re.sub(rf"{re.escape(str(self._home))}/(\.{name}\.curconvert/{PARTIAL}|{name})", point.folder, message)
 
 
 def _asked(
@@ -218,8 +230,8 @@ def _weight_bytes(folder: Path) -> int:
 def _text_name(options: SweepOptions, prepared: Prepared, windows: Ids | None) -> str:
     if options.text is None or windows is None:
         count, length = prepared.tokens.probes.shape
-        return f"{count} held-out calibration sequences of {length} tokens"
-    return f"{options.text.name}: {len(windows)} windows of {windows.shape[1]} tokens"
+        return f"{counted(count, 'held-out calibration sequence')} of {length} tokens"
+    return f"{options.text.name}: {counted(len(windows), 'window')} of {windows.shape[1]} tokens"
 
 
 def _common_options(common: ConvertOptions, prepared: Prepared) -> dict[str, object]:

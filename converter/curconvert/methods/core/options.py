@@ -49,6 +49,9 @@ class ConvertOptions(Settings):
         """
         given = {name: value for name, value in values.items() if value is not None}
         if method is None:
+            asked = [flag for size, flag in SIZES.items() if size in given]
+            if len(asked) > 1:
+                raise InputError(f"{' and '.join(asked)}: each is a size; give one of them")
             method = "auto" if given.keys() & set(_WHOLE_SIZES) and not given.keys() & {"rank", "density"} else "cur"
         entry = method_named(method)
         settings = {part.name for part in fields(Settings)}
