@@ -65,8 +65,8 @@ def _read_manifest(path: Path, full: bool) -> tuple[dict[str, Any], str]:
     """Return the manifest after checking it against its schema, and its text as JSON with sorted keys."""
     if not path.is_file() or path.is_symlink():
         if not (path.parent / "model.onnx").exists():
-            known = (path.parent / "config.json").exists()
-            advice = f"this is a model: run curconvert convert {path.parent} -o OUT" if known else "name an artifact"
+            model = f"this is a model: run curconvert convert {path.parent} -o OUT"
+            advice = model if (path.parent / "config.json").exists() else "give the folder of an artifact"
             raise InputError(f"{path}: missing; {advice}")
         raise IntegrityError(f"{path}: missing; the folder is not a complete curconvert artifact")
     manifest = strict_json.read(path)

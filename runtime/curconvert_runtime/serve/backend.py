@@ -37,7 +37,7 @@ def import_onnxruntime(provider: str) -> ModuleType:
     if release < MINIMUM_VERSION:
         needed = ".".join(map(str, MINIMUM_VERSION))
         found = onnxruntime.__version__
-        raise BackendError(f"onnxruntime {found} is older than {needed}; run {_install(provider)}")
+        raise BackendError(f"onnxruntime {found} is older than {needed}; to upgrade, run {_install(provider)}")
     module: ModuleType = onnxruntime
     return module
 
@@ -75,7 +75,7 @@ def create_session(graph: Path, provider: str, threads: int | None, options: Pro
     except Exception as error:  # noqa: BLE001 - onnxruntime's exception classes share no public base
         raise BackendError(
             f"{graph}: onnxruntime {onnxruntime.__version__} cannot load this graph ({one_line(error)}); "
-            f"if its opset is newer than this onnxruntime, run {_install(provider)}"
+            f"if its opset is newer than this onnxruntime, upgrade it: run {_install(provider)}"
         ) from None
     active = session.get_providers()
     if active[:1] != [entry.name]:

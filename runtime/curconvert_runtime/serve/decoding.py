@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from curconvert_runtime.format.artifact import Artifact
-from curconvert_runtime.format.files import CONFIG
 from curconvert_runtime.serve import requests
 from curconvert_runtime.serve.requests import Ids, Logits
 from curconvert_runtime.serve.runner import KeyValueCache, Runner
@@ -24,7 +22,7 @@ class Decoder:
     Args:
         session: The loaded model.
         prompts: Checked token ids of each row.
-        new_tokens: Upper bound of tokens per row. Longest prompt plus new tokens must fit the context.
+        new_tokens: Upper bound of tokens per row; the context bounds them too.
     """
 
     def __init__(self, session: Runner, prompts: Sequence[Ids], new_tokens: int) -> None:
@@ -35,7 +33,7 @@ class Decoder:
         self._steps: _BoundSteps | None = None
         if session.graph == "fused":
             # The last chosen token never enters the cache, so one column less is enough.
-            self._steps = _BoundSteps(session, batch, width + new_tokens - 1)
+            self._steps = _BoundSteps(session, batch, min(width + new_tokens - 1, session.max_positions))
             self._cache = self._steps.cache
         else:
             self._cache = session.allocate_cache(batch)
@@ -45,7 +43,8 @@ class Decoder:
         session, (batch, width) = self._session, self._ids.shape
         last = np.full(batch, width - 1) if session.padding == "left" else np.array(self._lengths) - 1
         first = int(last.min())
-        step = width if batch > 1 or _rope_follows_length(session.artifact) else _PIECE_TOKENS
+        # Frequencies that depend on the length need the whole prompt.
+        step = width if batch > 1 or session.rope_follows_length else _PIECE_TOKENS
         for start in range(0, width, step):
             part = slice(start, start + step)
             ids, mask = self._ids[:, part], self._mask[:, : part.stop]
@@ -70,10 +69,12 @@ class Decoder:
         if self._steps is not None:
             self._steps.keep(chosen, max(self._lengths))
         else:
-            self._mask = self._mask[chosen]
-            place = self._session.place
-            values = tuple(place(np.ascontiguousarray(value.numpy()[chosen])) for value in self._cache.values)
-            self._cache = KeyValueCache(values, len(slots), self._cache.length)
+            # The padding that only the dropped rows' prompts needed goes too: so a row never exceeds the context.
+            first = int(self._mask[chosen].argmax(axis=1).min())
+            self._mask = self._mask[chosen, first:]
+            arrays = (np.ascontiguousarray(value.numpy()[chosen, :, first:]) for value in self._cache.values)
+            values = tuple(map(self._session.place, arrays))
+            self._cache = KeyValueCache(values, len(slots), self._cache.length - first)
 
 
 class _Buffer:
@@ -148,11 +149,3 @@ class _BoundSteps:
         self._cache = [_Buffer(self._session, buffer.array[: len(slots)]) for buffer in self._cache]
         self._batch = len(slots)
         self._binding = None
-
-
-def _rope_follows_length(artifact: Artifact) -> bool:
-    """Tell whether rotary frequencies depend on the sequence length. A prompt then has to run in one piece."""
-    config = artifact.config if artifact.has(CONFIG) else {}
-    parts = [part for part in (config.get("rope_scaling"), config.get("rope_parameters")) if isinstance(part, Mapping)]
-    kinds = {str(part.get(key)) for part in parts for key in ("rope_type", "type")}
-    return bool(kinds & {"dynamic", "longrope", "su"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -225,22 +226,29 @@ def stream(session: Runner, prompt: Any, options: GenerationOptions | None = Non
 
 
 def _decode(session: Runner, rows: list[_Row], ends: frozenset[int]) -> Iterator[Piece]:
-    """Run the prompts once, then decode one token per row and step. Finished rows leave the batch."""
-    prompts = [row.prompt for row in rows]
-    steps = min(rows[0].options.max_new_tokens, session.max_positions - max(map(len, prompts)) + 1)
-    decoder = Decoder(session, prompts, steps)
-    running = list(range(len(rows)))
+    """Decode all rows together, or each in a batch of its own if they would change each other's rotary frequencies."""
+    numbers = range(len(rows))
+    batches = [[number] for number in numbers] if session.rope_follows_length else [list(numbers)]
+    for pieces in itertools.zip_longest(*(_steps(session, rows, batch, ends) for batch in batches), fillvalue=()):
+        yield from itertools.chain.from_iterable(pieces)
+
+
+def _steps(session: Runner, rows: list[_Row], running: list[int], ends: frozenset[int]) -> Iterator[list[Piece]]:
+    """Run some rows' prompts, then decode one token per row and step. Finished rows leave the batch."""
+    decoder = Decoder(session, [rows[index].prompt for index in running], rows[0].options.max_new_tokens)
     logits = decoder.prefill()
-    for step in range(steps):
-        tokens = []
+    while True:
+        tokens, pieces = list[int](), list[Piece]()
         for index, scores in zip(running, logits, strict=True):
             row, options = rows[index], rows[index].options
             token = choose(scores, options.temperature, options.top_k, options.top_p, row.generator)
             text = row.add(token, ends)
-            if row.reason is None and step == steps - 1:
+            if row.reason is None and len(row.prompt) + len(row.ids) > session.max_positions:
                 text += row.finish("context")
             tokens.append(token)
-            yield Piece(index, token, text) if row.reason is None else Piece(index, None, text, row.completion())
+            ended = row.reason is not None
+            pieces.append(Piece(index, None, text, row.completion()) if ended else Piece(index, token, text))
+        yield pieces
         going = [slot for slot, index in enumerate(running) if rows[index].reason is None]
         if not going:
             return

@@ -7,7 +7,7 @@ and writes new keys at that length. So a batch needs no shifting while it decode
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,11 +18,14 @@ from numpy.typing import NDArray
 from curconvert_runtime.errors import BackendError, InputError
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.contract import FIRST_LOGITS, cache_names, check_contract
+from curconvert_runtime.format.files import CONFIG
 from curconvert_runtime.serve import requests
 from curconvert_runtime.serve.backend import create_session, import_onnxruntime, one_line
 from curconvert_runtime.serve.providers import ProviderOptions, provider_named, provider_options
 from curconvert_runtime.serve.requests import Ids, Logits, TokenRows
 from curconvert_runtime.serve.text import Tokenizer
+
+_FOLLOWING_ROPES = {"dynamic", "longrope", "su"}
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,13 @@ class Runner:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the artifact, read at first use."""
         return Tokenizer(self.artifact)
+
+    @cached_property
+    def rope_follows_length(self) -> bool:
+        """Whether the rotary frequencies of a batch depend on the length of its longest sequence."""
+        config = self.artifact.config if self.artifact.has(CONFIG) else {}
+        parts = [part for key in ("rope_scaling", "rope_parameters") if isinstance(part := config.get(key), Mapping)]
+        return bool({str(part.get(key)) for part in parts for key in ("rope_type", "type")} & _FOLLOWING_ROPES)
 
     def allocate_cache(self, batch: int, capacity: int | None = None) -> KeyValueCache:
         """Return an empty cache.
@@ -219,6 +229,8 @@ class Runner:
             list of [tokens, vocabulary] for unequal sequences.
         """
         rows = requests.token_rows(ids, self.vocab_size, self.max_positions)
+        if self.rope_follows_length and len({len(row) for row in rows}) > 1:
+            return [self.forward(row[None])[0][0] for row in rows]
         batch, mask = requests.padded(rows, self.padding)
         logits, _ = self.forward(batch, mask)
         if requests.is_flat(ids):

@@ -44,7 +44,7 @@ def test_a_provider_that_fell_back_is_noticed(sealed: Path, monkeypatch: pytest.
 def test_an_old_onnxruntime_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The version is compared as numbers, and the upgrade command is given."""
     monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(__version__="1.9.0"))
-    with pytest.raises(BackendError, match=r"1\.9\.0 is older.*--upgrade"):
+    with pytest.raises(BackendError, match=r"1\.9\.0 is older.*to upgrade, run pip"):
         backend.import_onnxruntime("cpu")
 
 
