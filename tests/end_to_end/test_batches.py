@@ -14,6 +14,7 @@ from curconvert_runtime import GenerationOptions, load
 from support.families import VOCABULARY, make_checkpoint
 
 CONTEXT = 64
+_ROPE = {"rope_theta": 10000.0, "original_max_position_embeddings": 16}
 _LONG = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [1.3, 2.1, 3.4, 4.2]}
 
 
@@ -22,10 +23,10 @@ _LONG = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [1.3
     [
         ("llama", {}),
         ("mistral", {}),
-        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}}),
-        ("phi3", {"rope_parameters": {**_LONG, "rope_theta": 10000.0, "original_max_position_embeddings": 16}}),
+        ("gemma3_text", {}),
+        ("phi3", {"rope_parameters": {**_LONG, **_ROPE}}),
     ],
-    ids=["whole context", "windows", "dynamic frequencies", "two sets of frequencies"],
+    ids=["whole context", "windows", "two kinds of layers", "two sets of frequencies"],
 )
 def test_a_row_of_a_batch_gives_what_it_gives_alone(tmp_path: Path, family: str, settings: dict[str, Any]) -> None:
     """Both graphs; prompts on both sides of the length at which frequencies change, one near the end of the context."""

@@ -343,9 +343,9 @@ thresholds = _stacked(
     click.option(
         "--max-parity",
         type=float,
-        default=1e-3,
+        default=1e-4,
         show_default=True,
-        help="Maximum absolute logit difference between the graphs and torch.",
+        help="Maximum difference between the logits of the graphs and torch, relative to the largest logit.",
     ),
     click.option("--max-ppl-ratio", type=float, help="Maximum perplexity(compressed) / perplexity(original)."),
     click.option("--min-top1", type=float, help="Minimum share of positions with the same most likely token."),

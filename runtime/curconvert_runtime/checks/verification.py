@@ -34,7 +34,7 @@ class VerifyOptions:
         max_kl: Maximum mean KL(original ‖ compressed), in nats per token.
         min_top1: Minimum share of positions with the same most likely token.
         max_ppl_ratio: Maximum perplexity(compressed) / perplexity(original).
-        max_parity: Maximum absolute difference between a graph and torch: of logits, and of keys over the largest key.
+        max_parity: Maximum difference between a graph and torch, of logits and keys, relative to torch's largest one.
         against: The original, as a folder from `curconvert export`. Fidelity is then exact.
         text: UTF-8 text to measure on, in place of the stored sequences. Needs `against`.
         window: Tokens per window of `text`.
@@ -117,15 +117,12 @@ def _parity_checks(
         if progress:
             progress("parity", done + 1, len(kinds))
     if len(answers) == 2:
-        portable, fused = answers["portable"].logits, answers["fused"].logits
-        real, limit, unit = parity.real_positions(probe.lengths), options.max_parity, ""
-        difference = parity.largest_difference(portable, fused, real)
-        if artifact.arithmetic("fused") == "float16":
-            difference /= parity.largest_difference(portable, np.zeros_like(portable), real) or 1.0
-            limit, unit = max(limit, parity.MAX_PARITY_FLOAT16), " / max |logit|"
+        real, limit = parity.real_positions(probe.lengths), options.max_parity
+        difference = parity.relative_difference(answers["fused"].logits, answers["portable"].logits, real)
         # Each graph may differ from torch by the limit, in opposite directions.
-        detail = f"max |Δlogit|{unit} between the graphs, whole vocabulary:"
-        checks.append(at_most("parity.between_graphs", difference, 2 * limit, detail))
+        limit = 2 * parity.limit_of(artifact.arithmetic("fused"), limit)
+        detail = "max |Δlogit| / max |logit| between the graphs, whole vocabulary:"
+        checks.append(at_most("parity.between_graphs", difference, limit, detail))
     return checks
 
 

@@ -55,7 +55,8 @@ def test_it_passes_verification_and_generates(made: tuple[Path, Path]) -> None:
     assert report.passed
     details = {check.name: check.detail for check in report.checks}
     assert "/ max |logit|" in details["parity.fused.logits"]
-    assert "/ max |logit|" not in details["parity.portable.logits"]
+    assert "limit 0.02" in details["parity.fused.logits"]
+    assert "limit 0.0001" in details["parity.portable.logits"]
     assert torch_parity(out).passed
     assert all(check.passed for check in check_slices(out, source))
     fused, portable = (load(out, graph=graph) for graph in ("fused", "portable"))  # type: ignore[arg-type]
