@@ -18,7 +18,7 @@ def refused(result: Result, code: int, *parts: str) -> None:
     """Check that a call failed with one line on stderr, which holds some parts, and nothing on stdout."""
     assert result.exit_code == code, result.output
     assert result.stdout == ""
-    lines = result.stderr.strip().splitlines()
+    lines = result.stderr.splitlines()
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("error: ")
     for part in parts:
