@@ -1,17 +1,33 @@
-"""The command line, killed at random instants and called again: the same files, byte for byte."""
+"""Commands, killed at random instants and called again: the same files, byte for byte, and nothing beside them."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
 from curconvert.artifact.workspace import workspace_of
+from curconvert.jobs.convert import convert
+from curconvert.jobs.export import export
+from curconvert.jobs.heal import heal
+from curconvert.jobs.resize import resize
+from curconvert.jobs.sweep.options import SweepOptions
+from curconvert.jobs.sweep.run import sweep
+from curconvert.options.calibration import CalibrationOptions
+from curconvert.options.heal import HealOptions
+from curconvert.options.resize import ResizeOptions
+from curconvert.options.source import SourceOptions
+from curconvert_runtime.checks.verification import VerifyOptions
 from support.families import make_checkpoint
 from support.folders import files_of
-from support.killed import command_in_a_process
-from support.tiny_runs import LENGTH, add_tokenizer, token_file
+from support.killed import command_in_a_process, job_in_a_process
+from support.tiny_runs import LENGTH, add_tokenizer, tiny_options, token_file
 
 KILLS = 20
 
@@ -51,3 +67,87 @@ def test_kills_at_random_instants_change_no_byte(tmp_path: Path) -> None:
     command_in_a_process([*command, "-o", out])
     assert files_of(out) == expected
     assert resumed >= KILLS // 4
+
+
+@dataclass(frozen=True)
+class Commands:
+    """A checkpoint, a scored artifact and a healable one, for jobs with a given output."""
+
+    home: Path
+
+    @property
+    def source(self) -> SourceOptions:
+        """The checkpoint."""
+        return SourceOptions(str(self.home / "model"))
+
+    def job(self, name: str, out: Path) -> Callable[[], Any]:
+        """Return a command with its arguments."""
+        tokens = self.home / "ids.safetensors"
+        text = CalibrationOptions(source=str(tokens), sequences=12, tokens_per_sequence=LENGTH, probe_sequences=2)
+        gates = VerifyOptions()
+        if name == "convert":
+            return partial(convert, self.source, out, tiny_options(tokens), overwrite=True, verification=gates)
+        if name == "export":
+            return partial(export, self.source, out, overwrite=True)
+        if name == "resize":
+            return partial(resize, self.home / "scored", out, ResizeOptions(0.7), overwrite=True, verification=gates)
+        if name == "heal":
+            options = HealOptions(steps=6, batch=4, warmup=1, evaluate_every=2, data=text)
+            return partial(
+                heal, self.home / "cur", self.source, out, options, overwrite=True, verification=gates
+            )  # fmt: skip
+        asked = SweepOptions((0.8,), ("svd-llm", "row-id"), keep_artifacts=True, settings={"calibration": text})
+        return partial(sweep, self.source, out, asked, overwrite=True)
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Commands:
+    """Make the inputs once."""
+    home = tmp_path_factory.mktemp("home")
+    add_tokenizer(make_checkpoint(home / "model", "llama", num_hidden_layers=3).folder)
+    tokens, source = token_file(home / "ids.safetensors"), SourceOptions(str(home / "model"))
+    convert(source, home / "cur", tiny_options(tokens))
+    convert(source, home / "scored", tiny_options(tokens, "auto", rank=None, keep=0.9, scored=True, rank_multiple=2))
+    return Commands(home)
+
+
+def same_bytes(folder: Path) -> dict[str, bytes]:
+    """Return the files that do not depend on the clock; the table and the plot of a sweep hold speeds."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.stem != "sweep"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def kill_and_repeat(commands: Commands, name: str, folder: Path, kills: int) -> None:
+    """Kill a command at calls spread over its run; after each kill, the same command again makes the same output."""
+    whole, out = folder / "whole", folder / "out"
+    calls = job_in_a_process(commands.job(name, whole))
+    assert calls is not None
+    expected = same_bytes(whole)
+    rng = np.random.default_rng(0)
+    for part in rng.permutation(kills):
+        at = max(1, int((part + rng.random()) / kills * calls))
+        killed = job_in_a_process(commands.job(name, out), at) is None
+        assert killed or at > 0.9 * calls  # threads may order a few calls in another way
+        assert not out.exists() or same_bytes(out) == expected
+        assert job_in_a_process(commands.job(name, out)) is not None
+        assert same_bytes(out) == expected
+        assert {path.name for path in folder.iterdir()} == {"whole", "out"}
+        if part % 2:  # half of the runs replace an output, half make one
+            shutil.rmtree(out)
+
+
+@pytest.mark.parametrize(("name", "kills"), [("export", 2), ("resize", 2), ("heal", 1), ("convert", 1)])
+def test_a_command_after_a_kill_makes_the_same_output(
+    commands: Commands, tmp_path: Path, name: str, kills: int
+) -> None:
+    """The same bytes as an undisturbed run, and nothing beside them."""
+    kill_and_repeat(commands, name, tmp_path, kills)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "kills"), [("export", 14), ("resize", 14), ("heal", 12), ("convert", 12), ("sweep", 8)]
+)
+def test_60_kills_over_all_commands(commands: Commands, tmp_path: Path, name: str, kills: int) -> None:
+    """As above, at many more instants."""
+    kill_and_repeat(commands, name, tmp_path, kills)

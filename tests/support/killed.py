@@ -1,13 +1,14 @@
-"""Conversions in processes of their own, which may be killed at any instant at which they touch the disk."""
+"""Jobs in processes of their own, which may be killed at any instant at which they touch the disk."""
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import multiprocessing.context
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ HANG_SECONDS = 600
 _CALLS = ("fsync", "pwrite", "replace", "unlink", "rename", "rmdir", "mkdir")
 
 
-def _run(source: str, out: Path, options: ConvertOptions, kill_at: int, report: Any) -> None:
+def _run(job: Callable[[], Any], kill_at: int, report: Any) -> None:
     torch.set_num_threads(1)
     count = 0
 
@@ -39,24 +40,33 @@ def _run(source: str, out: Path, options: ConvertOptions, kill_at: int, report: 
 
     for name in _CALLS:
         setattr(os, name, counted(getattr(os, name)))
-    convert(SourceOptions(source), out, options)
+    job()
     report.send(count)
 
 
-def convert_in_a_process(source: Path, out: Path, options: ConvertOptions, kill_at: int = 0) -> int | None:
-    """Convert, or be killed by SIGKILL before the given call that changes the disk.
+def job_in_a_process(job: Callable[[], Any], kill_at: int = 0) -> int | None:
+    """Run a job, or kill it by SIGKILL before the given call that changes the disk.
+
+    Args:
+        job: A function that another process can import, with its arguments.
+        kill_at: Number of the call, from 1 on; 0 lets it come to its end.
 
     Returns:
         How many such calls there were; None if the process was killed.
     """
     context = _warm()
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_run, args=(str(source), out, options, kill_at, sender), daemon=True)
+    process = context.Process(target=_run, args=(job, kill_at, sender), daemon=True)
     process.start()
     sender.close()
     process.join(HANG_SECONDS)
     assert process.exitcode in (0, -signal.SIGKILL), process.exitcode
     return receiver.recv() if process.exitcode == 0 else None
+
+
+def convert_in_a_process(source: Path, out: Path, options: ConvertOptions, kill_at: int = 0) -> int | None:
+    """Convert as a job in a process; see `job_in_a_process`."""
+    return job_in_a_process(functools.partial(convert, SourceOptions(str(source)), out, options), kill_at)
 
 
 def _command(arguments: Sequence[str], seconds: float, report: Any) -> None:
