@@ -6,6 +6,7 @@ import functools
 import multiprocessing
 import multiprocessing.context
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -62,6 +63,34 @@ def job_in_a_process(job: Callable[[], Any], kill_at: int = 0) -> int | None:
     process.join(HANG_SECONDS)
     assert process.exitcode in (0, -signal.SIGKILL), process.exitcode
     return receiver.recv() if process.exitcode == 0 else None
+
+
+def _limited(job: Callable[[], Any], limit: int, report: Any) -> None:
+    torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        job()
+    except Exception as error:  # noqa: BLE001 - the parent tells what it may be
+        report.send((type(error).__name__, str(error)))
+    else:
+        report.send(None)
+
+
+def job_with_small_files(job: Callable[[], Any], limit: int) -> tuple[str, str] | None:
+    """Run a job in a process that can write no file larger than a number of bytes.
+
+    Returns:
+        Class and message of the job's error; None if it came to its end.
+    """
+    context = _warm()
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_limited, args=(job, limit, sender), daemon=True)
+    process.start()
+    sender.close()
+    process.join(HANG_SECONDS)
+    assert process.exitcode == 0, process.exitcode
+    found: tuple[str, str] | None = receiver.recv()
+    return found
 
 
 def convert_in_a_process(source: Path, out: Path, options: ConvertOptions, kill_at: int = 0) -> int | None:

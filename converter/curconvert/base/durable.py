@@ -73,11 +73,11 @@ def disk_full(place: Path, missing: int) -> DiskFullError:
     """
     place = next(parent for parent in (place, *place.absolute().parents) if parent.is_dir())
     free = shutil.disk_usage(place).free
-    found = f"{_megabytes(free)} free"
+    found = f"{room(free)} free"
     if missing > free:
-        found += f", about {_megabytes(missing - free)} more needed"
+        found += f", about {room(missing - free)} more needed"
     elif missing:
-        found += f", about {_megabytes(missing)} to write; a quota or a limit on the size of files may apply"
+        found += f", about {room(missing)} to write; a quota or a limit on the size of files may apply"
     return DiskFullError(f"{place}: no space left on the disk ({found}); free some and run the same command again")
 
 
@@ -91,11 +91,16 @@ def full_disk_named(folder: Path, needed: int) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if needed and is_full(error):
-            raise disk_full(folder, max(1, needed - used_bytes(folder))) from error
+    except (OSError, DiskFullError) as error:
+        if needed and (isinstance(error, DiskFullError) or is_full(error)):  # of jobs in jobs, the outer one is named
+            # An estimate that is used up was too low; graphs and reports still need a part of it.
+            raise disk_full(folder.parent, max(needed // 10, needed - used_bytes(folder), 1)) from error
         raise
 
 
-def _megabytes(count: int) -> str:
-    return f"{max(count / 1e6, 0.001):,.3f} MB"
+def room(count: int) -> str:
+    """Return a number of bytes with a unit."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count} bytes"

@@ -11,8 +11,9 @@ import torch
 
 from curconvert.allocation.plans import targets_of
 from curconvert.artifact.workspace import workspace_of
-from curconvert.base.durable import used_bytes
+from curconvert.base.durable import room, used_bytes
 from curconvert.base.errors import BackendError
+from curconvert.base.forms import traits_of
 from curconvert.base.plan import Plan
 from curconvert.base.roles import Role
 from curconvert.calibration.backward import GRADIENT_TOKENS
@@ -27,6 +28,7 @@ from curconvert.options.quantization import Quantization, stored_bytes
 from curconvert.resizing.components import components_bytes
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.files import COMPONENTS
+from curconvert_runtime.format.forms.form import factor_name
 
 _GRAPHS = 20_000  # bytes of both graphs, for each layer; and of the other small files
 _REST = 64 * 10**6  # graphs, reports, index vectors: far more than any measured model needs
@@ -94,13 +96,23 @@ def exported_bytes(
     numbers = sum(math.prod(info.shape) for info in checkpoint.tensors.values())
     copied = sum(path.stat().st_size for path in companions.copied.values())
     written = sum(map(len, companions.written.values()))
-    graphs = _GRAPHS * (1 + int(checkpoint.config["num_hidden_layers"]))
+    graphs = _GRAPHS * (2 + int(checkpoint.config["num_hidden_layers"]))
     return int(numbers * stored_bytes(dtype.itemsize, quantization)) + copied + written + graphs
 
 
 def artifact_bytes(artifact: Artifact) -> int:
-    """Return the bytes of an artifact that takes part in no further cut: without its components."""
+    """Return the bytes of an artifact without what only `resize` reads."""
     return sum(entry["size"] for name, entry in artifact.manifest["files"].items() if name != COMPONENTS)
+
+
+def healed_bytes(artifact: Artifact) -> int:
+    """Return about how many bytes healing has on disk at once: the artifact, and two records of the training."""
+    trained = 0
+    for row in artifact.manifest["matrices"]:
+        header = artifact.tensors.get(factor_name(row["name"], traits_of(row["form"]).linking or ""))
+        trained += math.prod(header.shape) if header else 0
+    # A record holds the factors, the best ones so far and two moments, in float32.
+    return artifact_bytes(artifact) + 2 * 4 * 4 * trained
 
 
 def check_space(out: Path, needed: int) -> None:
@@ -118,6 +130,6 @@ def check_space(out: Path, needed: int) -> None:
     free = shutil.disk_usage(place).free + used_bytes(folder)
     if free < needed:
         raise BackendError(
-            f"{place}: {free / 1e9:.2f} GB free, about {needed / 1e9:.2f} GB needed; free some, "
-            "or choose another output"
+            f"{place}: {room(free)} free, about {room(needed)} needed, so {room(needed - free)} are missing; free "
+            "some, or choose another output"
         )

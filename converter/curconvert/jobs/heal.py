@@ -20,7 +20,7 @@ from curconvert.blocks.precision import multiplies_bfloat16
 from curconvert.blocks.stored import build_torch_model
 from curconvert.calibration.self_text import resident_model
 from curconvert.checkpoint.types import Checkpoint
-from curconvert.estimate.disk import artifact_bytes, check_space
+from curconvert.estimate.disk import check_space, healed_bytes
 from curconvert.jobs.seal import verify_and_seal
 from curconvert.jobs.source import open_source
 from curconvert.journal.store import Journal
@@ -105,7 +105,7 @@ def heal(
         "artifact": sha256(artifact.path / MANIFEST),
         **common(artifact.manifest["source"]["files"], data.sha256, options.to_json()),
     }
-    needed = artifact_bytes(artifact)
+    needed = healed_bytes(artifact)
     check_space(out, needed)
     with workspace(out, identity, resume=resume, needed=needed) as space:
         healed: dict[str, torch.Tensor] = {}
