@@ -144,7 +144,7 @@ class Bench:
             found = tasks.accuracy(correct)
             row |= {name: found["share"], f"{name}_error": found["error"], f"{name}_count": found["count"]}
         for name, (size, tokens) in WINDOWS.items():
-            windows = text_windows(self._yardstick.artifact, self._yardstick.text, size, tokens)
+            windows, _ = text_windows(self._yardstick.artifact, self._yardstick.text, size, tokens)
             row[name] = tasks.perplexity(scorer, windows)
         self._result.add("tasks", row, **key)
 

@@ -70,6 +70,7 @@ def build_manifest(
             "token_sha256": tokens.sha256,
             "sequences": len(tokens.calibration),
             "tokens_per_sequence": tokens.calibration.shape[1],
+            "begin": tokens.begin,
         },
         "environment": environment(),
         "matrices": [_matrix(m, (reports or {}).get(m.name)) for m in (plan.matrices if plan else ())],
@@ -93,6 +94,12 @@ def source_files(checkpoint: Checkpoint) -> list[dict[str, Any]]:
         {"name": file.name, "size": file.stat().st_size, "sha256": cached_sha256(file.resolve())}
         for file in checkpoint.files
     ]
+
+
+def made_from(manifest: Mapping[str, Any], checkpoint: Checkpoint) -> bool:
+    """Tell whether an artifact was made from a checkpoint's weights. Names of files do not count."""
+    recorded, found = manifest["source"]["files"], source_files(checkpoint)
+    return sorted(entry["sha256"] for entry in recorded) == sorted(entry["sha256"] for entry in found)
 
 
 def _matrix(plan: MatrixPlan, report: Factorization | None) -> dict[str, Any]:

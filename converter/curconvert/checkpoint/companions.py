@@ -7,6 +7,7 @@ from pathlib import Path
 
 from curconvert.checkpoint.files import ModelFolder, load_json_object
 from curconvert.checkpoint.types import Companions
+from curconvert_runtime.format.artifact import Artifact
 
 COMPANION_NAMES = (
     "added_tokens.json",
@@ -44,6 +45,11 @@ def folder_companions(folder: ModelFolder) -> Companions:
             settings.setdefault("model_input_names", ["input_ids", "attention_mask"])  # or 4.57 adds token_type_ids
             written["tokenizer_config.json"] = json_bytes(settings)
     return Companions(copied, written)
+
+
+def artifact_companions(artifact: Artifact) -> Companions:
+    """Return an artifact's copies of its original's companion files."""
+    return Companions({name: artifact.file(name) for name in COMPANION_NAMES if artifact.has(name)})
 
 
 def json_bytes(value: object) -> bytes:

@@ -57,16 +57,25 @@ source_options = _stacked(
 )
 
 
+_begin_option = click.option(
+    "--begin/--no-begin",
+    default=None,
+    help="Start each sequence of the text with the begin token, if the tokenizer adds one. [yes]",
+)
+
+
 calibration_options = _stacked(
+    _begin_option,
     click.option("--seed", type=int, help="Seed of all random choices. [0]"),
     click.option("--probe-sequences", type=int, help="Sequences held out to verify the result. [16]"),
     click.option("--calibration-tokens", type=int, help="Tokens in each calibration sequence. [128]"),
     click.option("--calibration-sequences", type=int, help="Maximum number of calibration sequences. [128]"),
-    click.option("--text-field", help="Field that holds the text in each JSONL line. [text]"),
+    click.option("--text-field", help="Field that holds the text in each record. [text]"),
     click.option(
         "--calibration",
         metavar="SOURCE",
-        help="Calibration text: builtin, a text or .jsonl file, or a .safetensors file of token ids. [builtin]",
+        help="Calibration text: builtin, a text, .jsonl or .parquet file, or a .safetensors file of token ids. "
+        "Conversations go through the chat template. [builtin]",
     ),
 )
 
@@ -176,15 +185,16 @@ method_options = _stacked(
 
 
 heal_options = _stacked(
+    _begin_option,
     click.option("--seed", type=int, help="Seed that selects and orders the sequences. [0]"),
     click.option("--probe-sequences", type=int, help="Held-out sequences that decide when training stops. [16]"),
     click.option("--data-tokens", type=int, help="Tokens in each sequence; for a task, the maximum per line. [128]"),
     click.option("--data-sequences", type=int, help="Maximum number of training sequences. [8192]"),
-    click.option("--text-field", help="Field that holds the text in each JSONL line. [text]"),
+    click.option("--text-field", help="Field that holds the text in each record. [text]"),
     click.option(
         "--data",
         metavar="SOURCE",
-        help="Training text: builtin, a text or .jsonl file, or a .safetensors file of token ids. --objective ce needs "
+        help="Training text: the kinds of files that `convert --calibration` takes. --objective ce needs "
         "a .jsonl file. [builtin]",
     ),
     click.option(
@@ -246,6 +256,7 @@ def _text(values: dict[str, Any], source: str, sequences: str, tokens: str, /, *
         "sequences": values.pop(sequences),
         "tokens_per_sequence": values.pop(tokens),
         "probe_sequences": values.pop("probe_sequences"),
+        "begin": values.pop("begin"),
         "seed": values["seed"],
     }
     return CalibrationOptions(**{**defaults, **{name: value for name, value in found.items() if value is not None}})

@@ -305,6 +305,8 @@ def artifact(manifest: Mapping[str, Any]) -> None:
     model, source = manifest["model"], manifest["source"]
     console.print(f"{printable(source['name'])} ({source['kind']}), {model['model_type']}, {model['dtype']}")
     console.print(_totals(model["parameters_before"], model["parameters_after"]))
+    if calibration := manifest["calibration"]:
+        console.print(_calibrated(calibration))
     if quantized := manifest.get("quantization"):
         console.print(_quantized(quantized))
     table = Table("matrix", "shape", "form", "rank", "output error", "Frobenius error", box=None)
@@ -321,6 +323,15 @@ def artifact(manifest: Mapping[str, Any]) -> None:
         console.print(_widths(widths))
     for name, entry in manifest["files"].items():
         console.print(f"{entry['size']:>14,}  {entry['sha256'][:16]}…  {printable(name)}")
+
+
+def _calibrated(calibration: Mapping[str, Any]) -> str:
+    begin = calibration.get("begin")
+    return (
+        f"calibrated on {printable(calibration['source'])}: {calibration['sequences']} sequences of "
+        f"{calibration['tokens_per_sequence']} tokens, "
+        + ("without a begin token" if begin is None else f"each with begin token {begin} first")
+    )
 
 
 def _widths(rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -73,6 +73,11 @@ def bench(artifact: Path, against: str | None, as_json: bool, quiet: bool, **val
 @click.option("--text", type=FilePath(), help="UTF-8 text to measure fidelity on; needs --against.")
 @click.option("--window", type=int, default=512, show_default=True, help="Tokens per window of --text.")
 @click.option("--max-tokens", type=int, default=16384, show_default=True, help="Maximum number of tokens of --text.")
+@click.option(
+    "--begin/--no-begin",
+    default=None,
+    help="Start each window of --text with the begin token, if the tokenizer adds one. [as at the conversion]",
+)
 @click.option("--junit", type=FilePath(), help="Write the checks as JUnit XML to this file.")
 @click.option("--torch/--no-torch", default=None, help="Also compare with transformers. [if it is installed]")
 @_provider_option

@@ -11,7 +11,7 @@ import torch
 
 from curconvert.artifact.fingerprint import common
 from curconvert.artifact.folder import check_output, publish
-from curconvert.artifact.manifest import UNKNOWN_ERRORS, seal, source_files
+from curconvert.artifact.manifest import UNKNOWN_ERRORS, made_from, seal
 from curconvert.artifact.workspace import workspace
 from curconvert.base.errors import InputError, UnsupportedError
 from curconvert.base.forms import traits_of
@@ -19,6 +19,7 @@ from curconvert.base.progress import silent
 from curconvert.blocks.precision import multiplies_bfloat16
 from curconvert.blocks.stored import build_torch_model
 from curconvert.calibration.self_text import resident_model
+from curconvert.checkpoint.companions import artifact_companions
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.jobs.seal import verify_and_seal
 from curconvert.jobs.source import open_source
@@ -96,13 +97,12 @@ def heal(
     text = () if options.data.source == BUILTIN else (Path(options.data.source),)
     source = () if checkpoint is None else (checkpoint.path, *checkpoint.files)
     check_output(out, overwrite, (artifact.path, *source, *text))
-    tokenizer = artifact.file("tokenizer.json") if artifact.has("tokenizer.json") else None
-    data = load_data(options, tokenizer, artifact.model["vocab_size"])
+    data = load_data(options, artifact_companions(artifact), artifact.model["vocab_size"])
     probes = Probes.load(artifact)
     dtype = torch.bfloat16 if multiplies_bfloat16() else torch.float32
     identity = {
         "artifact": sha256(artifact.path / MANIFEST),
-        **common(artifact.manifest["source"]["files"], data.sha256, options.to_json()),
+        **common(artifact.manifest["source"]["files"], data.sha256, data.begin, options.to_json()),
     }
     with workspace(out, identity, resume=resume) as space:
         healed: dict[str, torch.Tensor] = {}
@@ -177,9 +177,8 @@ def _original(artifact: Artifact, source: SourceOptions | None, options: HealOpt
             )
         return None
     checkpoint = open_source(source)
-    recorded = {(entry["name"], entry["sha256"]) for entry in artifact.manifest["source"]["files"]}
-    if recorded != {(entry["name"], entry["sha256"]) for entry in source_files(checkpoint)}:
-        raise InputError(f"{source.model}: {artifact.path} was made from other files; give its own original")
+    if not made_from(artifact.manifest, checkpoint):
+        raise InputError(f"{source.model}: {artifact.path} was made from other weights; give its own original")
     return checkpoint
 
 
@@ -213,6 +212,7 @@ def _manifest(
         "token_sha256": data.sha256,
         "sequences": len(data.training),
         "tokens_per_sequence": data.training.ids.shape[1],
+        "begin": data.begin,
         "options": options.to_json(),
         "tensors": sorted({*healed, *(earlier or {}).get("tensors", ())}),
         "trained_parameters": sum(value.numel() for value in healed.values()),

@@ -39,6 +39,7 @@ class VerifyOptions:
         text: UTF-8 text to measure on, in place of the stored sequences. Needs `against`.
         window: Tokens per window of `text`.
         max_tokens: Maximum number of tokens of `text`.
+        begin: Whether windows of `text` start with the tokenizer's begin token; None does what the artifact records.
         provider: Execution provider, `cpu` or `cuda`.
         threads: Threads per operator; None is onnxruntime's default.
     """
@@ -51,6 +52,7 @@ class VerifyOptions:
     text: Path | None = None
     window: int = 512
     max_tokens: int = 16384
+    begin: bool | None = None
     provider: str = "cpu"
     threads: int | None = None
 
@@ -158,8 +160,9 @@ def _fidelity(
     check_reference(artifact, reference)
     ids, text = probes.original.ids.astype(np.int64), stored
     if options.text is not None:
-        ids = text_windows(artifact, read_text(options.text), options.window, options.max_tokens)
-        text = f"{options.text.name}: {len(ids)} windows of {options.window} tokens"
+        sizes = options.window, options.max_tokens
+        ids, text = text_windows(artifact, read_text(options.text), *sizes, options.begin)
+        text = f"{options.text.name}: {text}"
     original = session(reference, kind if kind in reference.graphs else next(iter(reference.graphs)))
     return exact_fidelity(session(artifact, kind), original, ids, progress), text
 

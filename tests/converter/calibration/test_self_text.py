@@ -19,16 +19,14 @@ from curconvert.options.calibration import CalibrationOptions
 from support.families import make_checkpoint
 from support.tiny_runs import LENGTH, token_file
 
-FIRST = np.array([5, 17, 40, 5], dtype=np.int64)
+FIRST = np.array([[5], [17], [40], [5]], dtype=np.int64)
 
 
 @pytest.fixture
 def given(tmp_path: Path) -> CalibrationTokens:
     """Twelve calibration and two probe sequences of random tokens."""
     source = str(token_file(tmp_path / "ids.safetensors"))
-    return load_tokens(
-        CalibrationOptions(source=source, sequences=12, tokens_per_sequence=LENGTH, probe_sequences=2), None
-    )
+    return load_tokens(CalibrationOptions(source=source, sequences=12, tokens_per_sequence=LENGTH, probe_sequences=2))
 
 
 @pytest.mark.parametrize("family", sorted(SUPPORTED_FAMILIES))
@@ -38,7 +36,7 @@ def test_tokens_are_drawn_from_the_models_own_distribution(family: str, tmp_path
     found = sample(open_checkpoint(tmp_path / "model"), FIRST, 12, 3, silent)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation="eager").eval()
     generator = torch.Generator().manual_seed(3)
-    ids = torch.from_numpy(FIRST)[:, None]
+    ids = torch.from_numpy(FIRST)
     with torch.inference_mode():
         while ids.shape[1] < 12:
             chances = model(input_ids=ids, use_cache=False).logits[:, -1].softmax(-1)

@@ -99,7 +99,7 @@ def test_blocks_of_a_16_bit_artifact_are_healed_on_its_own_embedding(home: Path,
     """What enters its first block is rounded, unlike the original's: the curve begins at that block's real error."""
     result = healed(home, "half", tmp_path / "out", mode="blocks", steps=10)
     artifact, checkpoint = Artifact.open(home / "half"), open_checkpoint(str(home / "source"))
-    ids = torch.from_numpy(load_tokens(options(home).data, None).probes)
+    ids = torch.from_numpy(load_tokens(options(home).data).probes)
     outputs = []
     for model in (build_torch_model(artifact), resident_model(checkpoint)):
         with torch.no_grad():

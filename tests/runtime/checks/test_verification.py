@@ -132,7 +132,7 @@ def test_any_text_can_be_measured(verified: Path, original: Path, tmp_path: Path
     text = tmp_path / "story.txt"
     text.write_text("the quick brown fox jumps over the lazy dog, again and again", encoding="utf-8")
     result = verify(verified, VerifyOptions(against=original, text=text, window=16))
-    assert result.text == "story.txt: 3 windows of 16 tokens"
+    assert result.text == "story.txt: 4 windows of 16 tokens that begin with token 297"
     assert result.fidelity is not None
     assert (result.fidelity.sequences, result.fidelity.tokens) == (3, 48)
 

@@ -98,7 +98,11 @@ def sweep(
     ):
         scratch = Path(beside)
         original = Artifact.open(export(source, scratch / "original", progress=progress).path)
-        windows = None if text is None else text_windows(original, text, options.window, options.max_tokens)
+        windows, name = None, _probes_name(prepared)
+        if options.text is not None and text is not None:
+            sizes = options.window, options.max_tokens
+            windows, name = text_windows(original, text, *sizes, common.calibration.begin)
+            name = f"{options.text.name}: {name}"
         (scratch / "evidence").mkdir()
         context = prepared.context(common, scratch / "evidence", executor, progress)
         measured = measure(context, possible)
@@ -115,7 +119,7 @@ def sweep(
             model=checkpoint.path.name,
             parameters_before=total_parameters(checkpoint),
             bytes_before=_weight_bytes(original.path),
-            text=_text_name(options, prepared, windows),
+            text=name,
             decode=runner.setup.to_json(),
             options=_common_options(common, prepared),
             environment=_environment(),
@@ -215,11 +219,9 @@ def _weight_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("model*.safetensors"))
 
 
-def _text_name(options: SweepOptions, prepared: Prepared, windows: Ids | None) -> str:
-    if options.text is None or windows is None:
-        count, length = prepared.tokens.probes.shape
-        return f"{count} held-out calibration sequences of {length} tokens"
-    return f"{options.text.name}: {len(windows)} windows of {windows.shape[1]} tokens"
+def _probes_name(prepared: Prepared) -> str:
+    count, length = prepared.tokens.probes.shape
+    return f"{count} held-out calibration sequences of {length} tokens"
 
 
 def _common_options(common: ConvertOptions, prepared: Prepared) -> dict[str, object]:
