@@ -70,6 +70,7 @@ def _settings() -> dict[str, str]:
         "few-tokens": "llama --calibration text.txt --calibration-sequences 2 --calibration-tokens 24 "
         "--probe-sequences 4 --rank 12 --layers angular:2",
         "self-text": f"llama {_CUR} --self-text 0.5",
+        "no-begin": f"llama {_CUR} --no-begin",
         "workers": f"llama {_CUR} --workers 2",
         "no-verify": f"llama {_CUR} --no-verify",
         "dtype-float16": f"llama {_CUR} --dtype float16",
@@ -199,6 +200,7 @@ def _reading() -> dict[str, str]:
         "verify-against-quantized": f"verify @int4-gptq {measured}",
         "verify-against-exported": "verify @form-cur --against @export-plain --text other.txt --window 64 "
         "--max-tokens 512 --json --quiet",
+        "verify-no-begin": f"verify @form-cur {measured} --no-begin",
         "verify-gated": "verify @form-cur --max-kl 1e-9 --min-top1 1 --max-ppl-ratio 1 --json --quiet",
         "verify-junit": "verify @form-cur --junit @ --json --quiet",
         "generate": "generate @form-cur --prompt the --max-new-tokens 24",

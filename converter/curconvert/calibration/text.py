@@ -39,7 +39,7 @@ class CalibrationTokens:
         source: `builtin` or the file's name (without its folder, so that it is the same on every machine).
         sha256: Hex digest of the little-endian int64 ids, calibration first, then probes.
         notices: One sentence for each request that could not be met.
-        begin: The begin token that stands at the start of every sequence; None without one.
+        begin: The begin token that every sequence starts with; None without one.
     """
 
     calibration: Ids
@@ -69,7 +69,7 @@ def load_tokens(
         ids = _read_ids(path)
     else:
         tokenizer = tools.tokenizer(options.source)
-        text = _builtin_text() if path is None else _read_text(path, options, tools)
+        text = builtin_text() if path is None else _read_text(path, options, tools)
         if not text.strip():
             raise InputError(f"{options.source}: the calibration text is empty")
         ids = _tokenize(text, tokenizer, options)
@@ -134,7 +134,8 @@ def _spread(total: int, count: int, phase: float) -> NDArray[np.int64]:
     return np.floor((np.arange(count) + phase) * total / count).astype(np.int64)
 
 
-def _builtin_text() -> str:
+def builtin_text() -> str:
+    """Return the text that comes with curconvert."""
     folder = files(__package__) / "builtin"
     parts = sorted((part for part in folder.iterdir() if part.name.endswith(".txt")), key=lambda part: part.name)
     return "\n".join(part.read_text(encoding="utf-8") for part in parts)

@@ -74,26 +74,26 @@ def options(
     )
 
 
-def test_builtin_text_has_at_least_7500_words() -> None:
+def testbuiltin_text_has_at_least_7500_words() -> None:
     """The shipped text is long enough to calibrate on."""
-    assert len(text_module._builtin_text().split()) >= 7500
+    assert len(text_module.builtin_text().split()) >= 7500
 
 
-def test_builtin_text_is_not_repetitive() -> None:
+def testbuiltin_text_is_not_repetitive() -> None:
     """No eight words occur twice in the shipped text more than a handful of times, so it is no template filler."""
-    words = text_module._builtin_text().split()
+    words = text_module.builtin_text().split()
     grams = [tuple(words[i : i + 8]) for i in range(len(words) - 7)]
     assert len(grams) - len(set(grams)) <= 10
 
 
-def test_builtin_text_meets_the_defaults_without_a_notice(tokenizer_json: bytes) -> None:
+def testbuiltin_text_meets_the_defaults_without_a_notice(tokenizer_json: bytes) -> None:
     """The default options get all their sequences from the shipped text."""
     tokens = load_tokens(CalibrationOptions(), files(tokenizer_json))
     assert (tokens.calibration.shape, tokens.probes.shape, tokens.notices) == ((128, 128), (16, 128), ())
 
 
 @pytest.mark.model
-def test_builtin_text_meets_the_defaults_on_a_real_tokenizer() -> None:
+def testbuiltin_text_meets_the_defaults_on_a_real_tokenizer() -> None:
     """With a vocabulary of 49 152 there are still 144 sequences of 128 tokens in the shipped text."""
     tokenizer = open_checkpoint(MODEL).companions().written["tokenizer.json"]
     tokens = load_tokens(CalibrationOptions(), files(tokenizer), vocab_size=49_152)
