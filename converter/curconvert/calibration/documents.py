@@ -54,10 +54,12 @@ def _contents(records: Iterable[Located], text_field: str) -> list[tuple[str, st
 
 def _content(where: str, record: Mapping[str, Any], text_field: str) -> str | list[Message]:
     """Return a record's text, or its conversation; the text's field comes first."""
+    if record.get(text_field) is not None and not isinstance(record[text_field], list):
+        return string_field(where, record, text_field)
     for field in (text_field, *CHAT_FIELDS):
         if isinstance(record.get(field), list):
             return _messages(where, field, record[field])
-    if record.get(text_field) is None and all(record.get(field) is not None for field in TASK_FIELDS):
+    if all(record.get(field) is not None for field in TASK_FIELDS):
         return [
             message
             for field, role in zip(TASK_FIELDS, ("user", "assistant"), strict=True)

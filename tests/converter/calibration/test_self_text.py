@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,24 @@ def test_every_other_sequence_keeps_its_first_token_alone(given: CalibrationToke
     assert mixed.sha256 == digest(mixed.calibration, mixed.probes) != given.sha256
     assert with_self_text(checkpoint, given, 0.5, 0, silent).sha256 == mixed.sha256
     assert with_self_text(checkpoint, given, 0.5, 1, silent).sha256 != mixed.sha256
+
+
+def test_after_a_begin_token_the_first_token_of_the_text_stays(given: CalibrationTokens, tmp_path: Path) -> None:
+    """The model goes on from both; transformers draws the same tokens from both."""
+    make_checkpoint(tmp_path / "model", "llama")
+    rows = [np.insert(part[:, :11], 0, 1, axis=1) for part in (given.calibration, given.probes)]
+    begun = replace(given, calibration=rows[0], probes=rows[1], begin=1)
+    mixed = with_self_text(open_checkpoint(tmp_path / "model"), begun, 1.0, 3, silent)
+    found = np.concatenate([mixed.calibration, mixed.probes])
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation="eager").eval()
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.from_numpy(np.concatenate(rows)[:, :2])
+    with torch.inference_mode():
+        while ids.shape[1] < 12:
+            chances = model(input_ids=ids, use_cache=False).logits[:, -1].softmax(-1)
+            ids = torch.cat([ids, torch.multinomial(chances, 1, generator=generator)], 1)
+    assert np.array_equal(found, ids.numpy())
+    assert (found != np.concatenate(rows)).any(axis=1).all()
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.25, 3), (1 / 3, 4), (0.9, 10), (1.0, 12)])

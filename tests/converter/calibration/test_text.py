@@ -16,9 +16,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from curconvert.base.errors import InputError
 from curconvert.calibration import documents
 from curconvert.calibration import text as text_module
-from curconvert.calibration.text import load_tokens
+from curconvert.calibration.text import CalibrationTokens, digest, load_tokens
 from curconvert.calibration.tokenizer import TextTools
 from curconvert.checkpoint import open_checkpoint
+from curconvert.checkpoint.gguf_tokenizer import tokenizer_files
 from curconvert.checkpoint.types import Companions
 from curconvert.options.calibration import CalibrationOptions
 from curconvert_runtime.format.files import TOKENIZER
@@ -240,6 +241,76 @@ def test_chunks_lose_no_character() -> None:
     chunks = list(text_module._chunks(text))
     assert "".join(chunks) == text
     assert max(map(len, chunks)) <= text_module.CHUNK_CHARACTERS
+
+
+def _rows(tokens: CalibrationTokens) -> set[tuple[int, ...]]:
+    return {tuple(row) for row in np.concatenate([tokens.calibration, tokens.probes]).tolist()}
+
+
+def test_every_sequence_starts_with_the_begin_token(tmp_path: Path, tokenizer_json: bytes) -> None:
+    """It takes one position; the rest is the running text without a gap, and more sequences come of it."""
+    path = tmp_path / "prose.txt"
+    path.write_text(PROSE * 3, encoding="utf-8")
+    ids = plain_ids(tokenizer_json, PROSE * 3)
+    count = len(ids) // 7
+    tokens = load_tokens(options(str(path), sequences=count - 2), files(tokenizer_json))
+    assert _rows(tokens) == {(0, *ids[7 * i : 7 * i + 7]) for i in range(count)}
+    assert tokens.begin == 0
+    assert tokens.sha256 == digest(tokens.calibration, tokens.probes)
+
+
+def test_without_the_option_no_sequence_starts_with_it(tmp_path: Path, tokenizer_json: bytes) -> None:
+    """`begin` off: the text alone."""
+    path = tmp_path / "prose.txt"
+    path.write_text(PROSE * 3, encoding="utf-8")
+    tokens = load_tokens(options(str(path), begin=False), files(tokenizer_json))
+    assert tokens.begin is None
+    assert not (tokens.calibration == 0).any()
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_token_ids_get_the_begin_token_once(tmp_path: Path, tokenizer_json: bytes, has: bool) -> None:
+    """A table whose rows start with it stays as it is."""
+    table = np.arange(1, 49).reshape(6, 8)
+    table[:, 0] = 0 if has else table[:, 0]
+    tokens = load_tokens(options(write_ids(tmp_path / "a.safetensors", table)), files(tokenizer_json))
+    flat = range(1, 49)
+    expected = table.tolist() if has else [[0, *flat[7 * i : 7 * i + 7]] for i in range(6)]
+    assert _rows(tokens) == {tuple(row) for row in expected}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [({"add_bos_token": True}, 1), ({"add_bos_token": False}, None), ({}, 1), ({"add_eos_token": True}, 1)],
+)
+def test_a_gguf_file_says_whether_there_is_a_begin_token(metadata: dict[str, bool], expected: int | None) -> None:
+    """By `add_bos_token`; a Llama's vocabulary has one unless the file says otherwise."""
+    pieces = ["<unk>", "<s>", "</s>", *map(chr, range(97, 123)), "▁"]
+    written = tokenizer_files(
+        {
+            "tokenizer.ggml.model": "llama",
+            "tokenizer.ggml.tokens": pieces,
+            "tokenizer.ggml.scores": [0.0] * len(pieces),
+            "tokenizer.ggml.token_type": [2, 3, 3, *[1] * 27],
+            "tokenizer.ggml.bos_token_id": 1,
+            "tokenizer.ggml.eos_token_id": 2,
+            "tokenizer.ggml.unknown_token_id": 0,
+            **{f"tokenizer.ggml.{key}": value for key, value in metadata.items()},
+        },
+        "a.gguf",
+    )
+    tokens = load_tokens(options("builtin"), Companions(written=written))
+    assert tokens.begin == expected
+    assert (tokens.calibration[:, 0] == 1).all() == (expected == 1)
+
+
+def test_a_begin_token_outside_the_vocabulary_is_refused(tmp_path: Path, tokenizer_json: bytes) -> None:
+    """It belongs to another model, as other ids do."""
+    changed = tokenizer_json.replace(b'"ids":[0]', b'"ids":[77]')
+    assert changed != tokenizer_json
+    source = write_ids(tmp_path / "a.safetensors", np.arange(48))
+    with pytest.raises(InputError, match=r"begin token.* is 77, but the model's vocabulary has 50"):
+        load_tokens(options(source), files(changed), vocab_size=50)
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,7 @@ def test_what_has_nothing_to_train_is_refused(home: Path, tmp_path: Path) -> Non
 def test_another_original_is_refused(home: Path, tmp_path: Path) -> None:
     """By its hash, before anything is trained."""
     make_checkpoint(tmp_path / "other", "llama", seed=5)
-    with pytest.raises(InputError, match="was made from other files; give its own original"):
+    with pytest.raises(InputError, match="was made from other weights; give its own original"):
         heal(home / "cur", SourceOptions(str(tmp_path / "other")), tmp_path / "out", options(home))
 
 
