@@ -63,6 +63,21 @@ def test_calibration_and_metrics_pass() -> None:
     validate(sound() | {"calibration": calibration, "metrics": {"kl": {"mean": 0.1}}}, "manifest-1.0")
 
 
+@pytest.mark.parametrize("begin", [0, 7, None])
+def test_the_begin_token_is_an_id_or_null(begin: int | None) -> None:
+    """Older manifests, which have none, pass too: see above."""
+    calibration = {"source": "a", "token_sha256": "b" * 64, "sequences": 1, "tokens_per_sequence": 2, "begin": begin}
+    validate(sound() | {"calibration": calibration}, "manifest-1.0")
+
+
+@pytest.mark.parametrize("begin", [-1, 1.5, "<s>", True, [1]])
+def test_another_begin_token_is_refused(begin: Any) -> None:
+    """A text, a list or a number below zero is no id."""
+    calibration = {"source": "a", "token_sha256": "b" * 64, "sequences": 1, "tokens_per_sequence": 2, "begin": begin}
+    with pytest.raises(SchemaError):
+        validate(sound() | {"calibration": calibration}, "manifest-1.0")
+
+
 @pytest.mark.parametrize(
     ("change", "place"),
     [
