@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from curconvert.artifact.manifest import FORMAT_VERSION, source_files
+from curconvert.artifact.manifest import FORMAT_VERSION
 from curconvert.base.environment import environment
 from curconvert.calibration.text import CalibrationTokens
 from curconvert.checkpoint.types import Checkpoint, Companions
@@ -31,9 +31,10 @@ def fingerprint(
         f"source file {name}": hashlib.sha256(content).hexdigest() for name, content in companions.written.items()
     }
     return {
-        **common(source_files(checkpoint), tokens.sha256, tokens.begin, options),
+        **common(checkpoint.files.hashes(), tokens.sha256, tokens.begin, options),
         **copied,
         **written,
+        **({"option --ignore": json.dumps(checkpoint.ignore)} if checkpoint.ignore else {}),
         "model config": hashlib.sha256(json.dumps(checkpoint.config, sort_keys=True).encode()).hexdigest(),
     }
 

@@ -15,7 +15,7 @@ from curconvert.checkpoint.types import Checkpoint
 from curconvert.factorization.types import Factorization
 from curconvert_runtime import __version__
 from curconvert_runtime.format.files import MANIFEST
-from curconvert_runtime.format.hashing import cached_sha256, sha256
+from curconvert_runtime.format.hashing import sha256
 from curconvert_schemas import validate
 
 FORMAT_VERSION = "1.0"
@@ -48,7 +48,8 @@ def build_manifest(
         "source": {
             "kind": checkpoint.kind,
             "name": checkpoint.path.name,
-            "files": source_files(checkpoint),
+            "files": checkpoint.files.hashes(),
+            **({"ignore": list(checkpoint.ignore)} if checkpoint.ignore else {}),
         },
         "model": {
             "model_type": config["model_type"],
@@ -88,17 +89,9 @@ def generator() -> dict[str, str]:
     return {"name": "curconvert", "version": __version__}
 
 
-def source_files(checkpoint: Checkpoint) -> list[dict[str, Any]]:
-    """Return name, size and sha256 of each file that holds weights."""
-    return [
-        {"name": file.name, "size": file.stat().st_size, "sha256": cached_sha256(file.resolve())}
-        for file in checkpoint.files
-    ]
-
-
 def made_from(manifest: Mapping[str, Any], checkpoint: Checkpoint) -> bool:
     """Tell whether an artifact was made from a checkpoint's weights. Names of files do not count."""
-    recorded, found = manifest["source"]["files"], source_files(checkpoint)
+    recorded, found = manifest["source"]["files"], checkpoint.files.hashes()
     return sorted(entry["sha256"] for entry in recorded) == sorted(entry["sha256"] for entry in found)
 
 

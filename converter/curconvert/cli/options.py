@@ -52,6 +52,12 @@ source_options = _stacked(
         callback=_pairs,
         help="Set or override a value of config.json. Repeat for more.",
     ),
+    click.option(
+        "--ignore",
+        multiple=True,
+        metavar="PATTERN",
+        help="Leave out stored tensors that the model does not know, such as 'mtp.*'. Repeat for more.",
+    ),
     click.option("--config", type=FilePath(), help="config.json to use instead of the model's own."),
     click.argument("model"),
 )
@@ -292,11 +298,12 @@ def to_options(values: dict[str, Any], max_kl: float | None = None) -> Any:
     )
 
 
-def to_source(model: str, config: Path | None, config_set: dict[str, str], revision: str | None) -> Any:
-    """Return the source options."""
+def to_source(values: dict[str, Any]) -> Any:
+    """Return the source options, removed from a command's option values."""
     from curconvert.options.source import SourceOptions
 
-    return SourceOptions(model, config, config_set, revision)
+    names = ("model", "config", "config_set", "revision", "ignore")
+    return SourceOptions(**{name: values.pop(name) for name in names})
 
 
 def to_execution(executor: str, workers: int | None, memory_limit: int | None) -> Any:

@@ -81,12 +81,17 @@ def progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
         yield update
 
 
+def _notes(console: Console, notices: tuple[str, ...]) -> None:
+    for notice in notices:
+        console.print(f"note: {printable(notice)}")
+
+
 def plan_json(plan: Plan, expected: Estimate | None = None) -> dict[str, Any]:
     """Return a plan as JSON, with an estimate of what it takes."""
-    fields = {key: value for key, value in asdict(plan).items() if key != "biases"}
+    fields = {key: value for key, value in asdict(plan).items() if key not in ("biases", "notices")}
     return {
         **fields,
-        **({"estimate": asdict(expected)} if expected else {}),
+        **({"estimate": asdict(expected), "notices": list(plan.notices)} if expected else {}),
         "parameters_before": plan.parameters_before,
         "parameters_after": plan.parameters_after,
         "matrices": [
@@ -103,6 +108,7 @@ def plan(plan: Plan, expected: Estimate) -> None:
         change = f"{m.parameters_before:,}" + (f" → {m.parameters_after:,}" if m.rank else "")
         table.add_row(printable(m.name), f"{m.shape[0]} × {m.shape[1]}", str(m.rank or "dense"), change, m.reason or "")
     console = _console()
+    _notes(console, plan.notices)
     console.print(table)
     if plan.layers is None:
         console.print(f"{plan.layer_total} layers will be chosen by their scores; the table shows as many others.")
@@ -129,8 +135,7 @@ def conversion_json(result: Conversion) -> dict[str, Any]:
 def conversion(result: Conversion) -> None:
     """Print a summary that fits one screen."""
     console = _console()
-    for notice in result.notices:
-        console.print(f"note: {notice}")
+    _notes(console, result.notices)
     if result.plan is not None:
         compressed = [m for m in result.plan.matrices if m.rank]
         layers = ", ".join(map(str, result.plan.layers or ()))
@@ -162,8 +167,7 @@ def healing_json(result: Healing) -> dict[str, Any]:
 def healing(result: Healing) -> None:
     """Print what was trained, and where the held-out measure began and ended."""
     console = _console()
-    for notice in result.notices:
-        console.print(f"note: {notice}")
+    _notes(console, result.notices)
     console.print(f"{result.parameters:,} parameters trained")
     for stage, curve in result.curves.items():
         best = min(curve, key=lambda point: point.held_out)
@@ -212,8 +216,7 @@ def verification(report: VerificationReport) -> None:
 def sweep(result: Sweep) -> None:
     """Print a row per point."""
     console = _console()
-    for notice in result.notices:
-        console.print(f"note: {notice}")
+    _notes(console, result.notices)
     bound = "" if any(point.kl_exact for point in result.points) else " (lower bound)"
     table = Table(
         "method",

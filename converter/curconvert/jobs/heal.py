@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +123,12 @@ def heal(
         else:
             answers = outputs_of_model(probes.compressed, build_torch_model(made))
         write_probes(space.artifact, probes.original, answers)
+        if checkpoint:
+            checkpoint.files.check()
         report = verify_and_seal(space.artifact, manifest, verification, progress)
         publish(space.artifact, out, overwrite)
-    return Healing(out, curves, sum(value.numel() for value in healed.values()), data.notices, report)
+    notices = (*(checkpoint.notices if checkpoint else ()), *data.notices)
+    return Healing(out, curves, sum(value.numel() for value in healed.values()), notices, report)
 
 
 def heal_whole(
@@ -176,7 +179,7 @@ def _original(artifact: Artifact, source: SourceOptions | None, options: HealOpt
                 "without it"
             )
         return None
-    checkpoint = open_source(source)
+    checkpoint = open_source(replace(source, ignore=tuple(artifact.manifest["source"].get("ignore", ()))))
     if not made_from(artifact.manifest, checkpoint):
         raise InputError(f"{source.model}: {artifact.path} was made from other weights; give its own original")
     return checkpoint

@@ -127,7 +127,8 @@ def check_slices(path: str | Path, original: str | Path | Checkpoint) -> list[Ch
         CurConvertError: The artifact or the checkpoint cannot be opened.
     """
     artifact = Artifact.open(path)
-    checkpoint = open_checkpoint(original) if isinstance(original, str | Path) else original
+    ignore = artifact.manifest["source"].get("ignore", ())
+    checkpoint = open_checkpoint(original, ignore=ignore) if isinstance(original, str | Path) else original
     recorded = sorted(entry["sha256"] for entry in artifact.manifest["source"]["files"])
     same = recorded == sorted(map(sha256, checkpoint.files))  # whatever their names are
     detail = f"{len(recorded)} source files have the recorded sha256"

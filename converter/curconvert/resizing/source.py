@@ -15,6 +15,7 @@ from curconvert.base.plan import MatrixPlan, Plan
 from curconvert.base.types import Matrix
 from curconvert.blocks.stored import factor_names, stored_tensor
 from curconvert.checkpoint.companions import artifact_companions
+from curconvert.checkpoint.source_files import SourceFiles
 from curconvert.checkpoint.types import ByteRange, Checkpoint, Companions, SourceKind, TensorInfo
 from curconvert.factorization.types import arrays
 from curconvert_runtime.format.artifact import Artifact
@@ -39,7 +40,7 @@ class ArtifactSource(Checkpoint):
         self.rows: Mapping[str, Row] = {row["name"]: row for row in artifact.manifest["matrices"]}
         self.kind: SourceKind = artifact.manifest["source"]["kind"]
         self.path: Path = artifact.path
-        self.files: tuple[Path, ...] = tuple(sorted({header.file for header in artifact.tensors.values()}))
+        self.files = SourceFiles(sorted({header.file for header in artifact.tensors.values()}))
         self.config: Mapping[str, Any] = {k: v for k, v in artifact.config.items() if k != "quantization_config"}
         self.tensors: Mapping[str, TensorInfo] = self._described()
 

@@ -19,6 +19,7 @@ from curconvert.base.errors import InputError
 from curconvert.base.finite import all_finite
 from curconvert.base.layout import TensorSpec
 from curconvert.checkpoint.safetensors_file import DTYPES, map_tensor, read_header
+from curconvert.checkpoint.source_files import SourceFiles
 from support.folders import files_of
 
 
@@ -225,7 +226,7 @@ def test_save_tensors_writes_a_small_file(tmp_path: Path) -> None:
 def copied(source: Path, folder: Path, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
     """Copy every tensor of a file with `copy`, the first one last so that places do not agree by chance."""
     infos = {name: info for name, info in read_header(source).items() if info.dtype in DTYPES}
-    mapped = {name: map_tensor(info) for name, info in infos.items()}
+    mapped = {name: map_tensor(info, SourceFiles([source])) for name, info in infos.items()}
     specs = [TensorSpec(name, dtype or tensor.dtype, tuple(tensor.shape)) for name, tensor in mapped.items()]
     with SafetensorsWriter(folder, specs, "copy") as writer:
         for name in sorted(mapped, reverse=True):
