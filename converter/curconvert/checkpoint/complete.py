@@ -14,13 +14,13 @@ import torch
 from curconvert.base.errors import InputError
 from curconvert.checkpoint.config import merge_overrides, normalize_config, with_dtype
 from curconvert.checkpoint.dtypes import common_dtype
-from curconvert.checkpoint.ignore import Ignored
+from curconvert.checkpoint.ignore import Ignored, some
 from curconvert.checkpoint.infer import infer_config
 from curconvert.checkpoint.names import STEM, canonical_names
-from curconvert.checkpoint.safetensors_file import check_weight, is_legacy_buffer
+from curconvert.checkpoint.safetensors_file import check_dtype, is_legacy_buffer, refuse_quantized
 from curconvert.checkpoint.shards import unlisted_notices
 from curconvert.checkpoint.source_files import SourceFiles
-from curconvert.checkpoint.strict import HEAD, check_layers, check_tensors, resolve_tying
+from curconvert.checkpoint.strict import EMBEDDING, HEAD, check_layers, check_tensors, resolve_tying
 from curconvert.checkpoint.text_part import text_config
 from curconvert.checkpoint.types import ByteRange, Checkpoint, Companions, SourceKind, TensorInfo
 from curconvert.families.family import Family, family_of
@@ -116,26 +116,29 @@ def complete(storage: Storage, raw: Mapping[str, Any] | None, given: Given) -> C
         notices.append(f"{kind}only the language model ({config['model_type']}) is read; left out: {_towers(outside)}")
         stored = {name: info for name, info in stored.items() if name not in outside}
     unlisted = {name for name, info in stored.items() if info.name in storage.unlisted}
-    for name in stored.keys() - unlisted:
-        check_weight(stored[name])
+    for name, info in stored.items():
+        if name not in unlisted:
+            refuse_quantized(info)
+        if name in (EMBEDDING, HEAD):  # they are compared below
+            check_dtype(info)
     tensors, slices = _split_fused(stored, config, family_of(config), source)
 
     def read(name: str) -> torch.Tensor:
         whole, start, stop = slices.get(name, (name, 0, None))
         return storage.read(stored[whole])[start:stop]
 
-    config["tie_word_embeddings"] = resolve_tying(tensors, config["tie_word_embeddings"], read, source)
+    hint = f" (--ignore leaves out {some(left_out)})" if left_out else ""
+    config["tie_word_embeddings"] = resolve_tying(tensors, config["tie_word_embeddings"], read, source, hint)
     if config["tie_word_embeddings"]:
         tensors.pop(HEAD, None)
-    hint = f" (--ignore leaves out {len(left_out)} tensors)" if left_out else ""
     check_layers(tensors, config["num_hidden_layers"], source, hint)
     # Pass a copy, because transformers adds keys to the nested rope objects.
     expected = expected_tensors(deepcopy(config))
     if unlisted:
-        for name in unlisted & expected.keys():
-            check_weight(stored[name])
         notices += unlisted_notices(unlisted - expected.keys(), unlisted & expected.keys())
         tensors = {name: info for name, info in tensors.items() if name in expected or name not in unlisted}
+    for name in tensors.keys() & expected.keys():
+        check_dtype(tensors[name])
     check_tensors(tensors, expected, source, hint)
     dtype, mixed = common_dtype(tensors, read)
     return _OpenCheckpoint(
@@ -168,7 +171,8 @@ def _config(
 def _towers(outside: Collection[str]) -> str:
     """Return the parts of a multimodal model besides its language model, with the number of tensors of each."""
     counts = Counter(name.removeprefix(STEM).partition(".")[0] for name in outside)
-    return ", ".join(f"{part} ({count} tensors)" for part, count in sorted(counts.items())) or "nothing"
+    parts = (f"{part} ({count} tensor{'s' * (count > 1)})" for part, count in sorted(counts.items()))
+    return ", ".join(parts) or "nothing"
 
 
 def _split_fused(

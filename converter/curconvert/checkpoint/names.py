@@ -107,9 +107,10 @@ def _refuse_twice(canonical: dict[str, str], source: str) -> None:
     first: dict[str, str] = {}
     for name, meant in canonical.items():
         if meant in first:
+            usual, foreign = sorted((first[meant], name), key=len)
             raise InputError(
-                f"{source}: {first[meant]:.200} and {name:.200} are the same tensor; leave out one of them, "
-                f"such as --ignore '{_pattern(name, [first[meant]]):.200}'"
+                f"{source}: {usual:.200} and {foreign:.200} are the same tensor; leave out one of them, such as "
+                f"--ignore '{_pattern(foreign, [usual]):.200}'"
             )
         first[meant] = name
 

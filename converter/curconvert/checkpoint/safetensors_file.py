@@ -50,19 +50,25 @@ def _tensor_info(header: TensorHeader) -> TensorInfo:
     return TensorInfo(name, header.dtype, header.shape, ByteRange(path, header.offset, header.length))
 
 
-def check_weight(info: TensorInfo) -> None:
-    """Check that a tensor of the model is no part of a quantized matrix, and has a dtype of weights.
+def refuse_quantized(info: TensorInfo) -> None:
+    """Raise `UnsupportedError` if a tensor is a part of a quantized matrix."""
+    if info.name.endswith(_QUANTIZED_SUFFIXES):
+        raise UnsupportedError(
+            f"{_place(info)}tensor {info.name} belongs to a quantized checkpoint; use the unquantized one"
+        )
 
-    Raises:
-        UnsupportedError: It is, or has another dtype.
-    """
-    name, dtype = info.name, info.dtype
-    where = "" if info.location is None else f"{info.location.file}: "
-    if name.endswith(_QUANTIZED_SUFFIXES):
-        raise UnsupportedError(f"{where}tensor {name} belongs to a quantized checkpoint; use the unquantized one")
-    if dtype not in DTYPES:
-        advice = "convert it to float32" if dtype == "F64" else "quantized and integer weights are not supported"
-        raise UnsupportedError(f"{where}tensor {name} has dtype {dtype}, expected F32, F16 or BF16; {advice}")
+
+def check_dtype(info: TensorInfo) -> None:
+    """Raise `UnsupportedError` if a tensor of the model has no dtype of weights."""
+    if info.dtype not in DTYPES:
+        advice = "convert it to float32" if info.dtype == "F64" else "quantized and integer weights are not supported"
+        raise UnsupportedError(
+            f"{_place(info)}tensor {info.name} has dtype {info.dtype}, expected F32, F16 or BF16; {advice}"
+        )
+
+
+def _place(info: TensorInfo) -> str:
+    return "" if info.location is None else f"{info.location.file}: "
 
 
 def is_legacy_buffer(name: str) -> bool:

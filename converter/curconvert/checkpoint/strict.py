@@ -68,7 +68,7 @@ def check_tensors(
 
 
 def resolve_tying(
-    tensors: Mapping[str, TensorInfo], tied: bool, read: Callable[[str], torch.Tensor], source: str
+    tensors: Mapping[str, TensorInfo], tied: bool, read: Callable[[str], torch.Tensor], source: str, hint: str = ""
 ) -> bool:
     """Tell from the stored tensors whether the lm_head is the embedding.
 
@@ -77,6 +77,7 @@ def resolve_tying(
         tied: `tie_word_embeddings` of the config.
         read: Reads a stored tensor.
         source: Name of the checkpoint in messages.
+        hint: End of the message about a missing lm_head.
 
     Returns:
         Whether the model is tied. A stored lm_head that differs from the embedding overrules the config.
@@ -88,7 +89,7 @@ def resolve_tying(
         if not tied:
             raise InputError(
                 f"{source}: tensor {HEAD} is missing and tie_word_embeddings is false; if the lm_head is the "
-                "embedding, pass --config-set tie_word_embeddings=true"
+                f"embedding, pass --config-set tie_word_embeddings=true{hint}"
             )
         return True
     if not tied:

@@ -17,10 +17,10 @@ from curconvert.base.errors import CurConvertError
 from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.files import CONFIG_LIMIT
 from curconvert.checkpoint.shards import INDEX_LIMIT
-from curconvert_runtime.format.tensor_file import MAX_HEADER_BYTES
 from curconvert.jobs.prepare import first_plan
 from curconvert.methods.core.options import ConvertOptions
 from curconvert.options.calibration import CalibrationOptions
+from curconvert_runtime.format.tensor_file import MAX_HEADER_BYTES
 from support.checkpoints import edit_config, edit_tensors, shard, write_index, write_raw
 from support.families import TinyModel
 from support.fuzzing import memory_below, mutated_json, mutated_safetensors, within
