@@ -172,7 +172,7 @@ def _read_parts(files: SourceFiles) -> tuple[dict[str, Any], dict[str, _Stored]]
         count, place = found.get("split.count") or 1, found.get("split.no") or 0
         if (count, place) != (len(files), number):
             raise InputError(
-                f"{path}: its metadata say part {place!r:.20} of {count!r:.20}, counted from 0; all parts must lie in "
+                f"{path}: its metadata say part {place!r:.20} of {count!r:.20}, counted from 0; all parts must be in "
                 "one folder under the names that llama-gguf-split gave them, such as NAME-00001-of-00003.gguf"
             )
         if twice := tensors.keys() & part.keys():

@@ -85,7 +85,7 @@ def _stems(names: Collection[str]) -> set[str]:
 
 
 def _head_stem(name: str, stem: str) -> str | None:
-    """Return what stands before `lm_head` in a name, if the lm_head lies beside or around the language model."""
+    """Return what stands before `lm_head` in a name, if the lm_head is beside or around the language model."""
     before, found, _ = name.rpartition(_HEAD)
     around = stem.startswith(before) and (before != stem or not stem) and (not before or before.endswith("."))
     return before if found and around else None

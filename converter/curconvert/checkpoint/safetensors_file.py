@@ -26,6 +26,7 @@ _ITEM_BITS = tensor_file.ITEM_BITS | {
     "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
 }  # fmt: skip
 _QUANTIZED_SUFFIXES = (".qweight", ".qzeros", ".scales", ".g_idx", ".weight_scale", ".weight_scale_inv", ".absmax")
+_QUANTIZED_DTYPES = ("F8_", "F6_", "F4")
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
@@ -56,6 +57,8 @@ def refuse_quantized(info: TensorInfo) -> None:
         raise UnsupportedError(
             f"{_place(info)}tensor {info.name} belongs to a quantized checkpoint; use the unquantized one"
         )
+    if info.dtype.startswith(_QUANTIZED_DTYPES):
+        check_dtype(info)
 
 
 def check_dtype(info: TensorInfo) -> None:

@@ -57,7 +57,7 @@ def check_tensors(
     if extra := [name for name in tensors if name not in expected]:
         raise InputError(
             f"{source}: {_some(extra)} unexpected; the config does not describe these weights. If the model works "
-            f"without them, convert or export it with --ignore '{extra[0]:.200}'"
+            f"without {'it' if len(extra) == 1 else 'them'}, convert or export it with --ignore '{extra[0]:.200}'"
         )
     wrong = [name for name, shape in expected.items() if tensors[name].shape != shape]
     if wrong:

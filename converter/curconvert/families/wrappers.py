@@ -67,4 +67,4 @@ IMAGE_ROTARY = ("mrope_section", "mrope_interleaved")
 """Rotary settings that divide a head among axes of an image. All axes of a text have the same positions."""
 
 TEXT_STEMS = ("model.language_model.", "language_model.model.", "model.text_model.", "language_model.", "text_model.")
-"""What stands in these checkpoints before the names of the text model's `layers`."""
+"""What begins the names of the language model's tensors in these checkpoints, before `layers`."""

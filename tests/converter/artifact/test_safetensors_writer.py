@@ -20,6 +20,7 @@ from curconvert.base.finite import all_finite
 from curconvert.base.layout import TensorSpec
 from curconvert.checkpoint.safetensors_file import DTYPES, map_tensor, read_header
 from curconvert.checkpoint.source_files import SourceFiles
+from curconvert_runtime.format.tensor_file import read_headers
 from support.folders import files_of
 
 
@@ -81,6 +82,13 @@ def test_tensors_are_aligned_to_their_elements(tmp_path: Path) -> None:
         assert location.offset % tensor.element_size() == 0
         stored = raw[location.offset : location.offset + location.length]
         assert stored == tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def test_a_file_has_no_longer_header_than_the_readers_take(tmp_path: Path) -> None:
+    """The longest names and largest offsets of as many tensors as one file gets."""
+    specs = [TensorSpec(f"{number:0200}", torch.float32, ()) for number in range(10_001)]
+    with SafetensorsWriter(tmp_path, specs) as writer:
+        assert [len(read_headers(file)) for file in writer.files] == [10_000, 1]
 
 
 def test_shards_have_an_index_and_hold_every_tensor_once(tmp_path: Path) -> None:
