@@ -29,8 +29,13 @@ def text_config(raw: Mapping[str, Any], wrapper: Wrapper, head_stored: bool, sou
 
     Raises:
         InputError: There is no text config, or transformers rejects it.
-        UnsupportedError: The language model is of no supported family.
+        UnsupportedError: The language model is of no supported family, or transformers is too old for the model.
     """
+    if wrapper.model_type not in CONFIG_MAPPING:
+        raise UnsupportedError(
+            f"{source}: this version of transformers does not know {wrapper.model_type}; upgrade transformers, or pass "
+            "--config with the language model's own config.json"
+        )
     nested = raw.get("text_config")
     if nested is None and wrapper.flat:
         nested = {key: value for key, value in raw.items() if not isinstance(value, dict) or key.startswith("rope_")}

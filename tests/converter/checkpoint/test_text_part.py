@@ -159,6 +159,19 @@ def test_a_language_model_of_another_family_is_named(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
+def test_the_advice_for_an_old_transformers_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version without the multimodal type still reads its language model, whose config is given."""
+    model = tiny_wrapper("llava")
+    save_wrapper(model, tmp_path)
+    text = json.loads((tmp_path / "config.json").read_text())["text_config"]
+    (tmp_path / "text.json").write_text(json.dumps(text))
+    known = {name: CONFIG_MAPPING[name] for name in ("llama",)}
+    monkeypatch.setattr("curconvert.checkpoint.text_part.CONFIG_MAPPING", known)
+    with pytest.raises(UnsupportedError, match="does not know llava; upgrade transformers, or pass --config"):
+        open_checkpoint(tmp_path)
+    assert torch.equal(read_logits(tmp_path, config=tmp_path / "text.json"), text_logits(model, IDS))
+
+
 @pytest.mark.parametrize("text", [None, [], "llama", 3])
 def test_a_malformed_text_config_is_refused(text: Any, tmp_path: Path) -> None:
     """With the advice to give the language model's own config."""
