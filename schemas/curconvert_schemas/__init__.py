@@ -72,12 +72,11 @@ def validate(instance: object, name: str) -> None:
     if errors:
         first = errors[0]
         reason = " ".join(str(first.message).split())
-        if first.schema is False:
-            reason = "this setting is not allowed"
+        if first.validator == "not":
+            reason = "not allowed here"
         elif "propertyNames" in first.schema_path:
             reason = f"the name {first.instance!r:.200} is not allowed"
         raise SchemaError(f"{first.json_path}: {reason[:300]}")
-
 
 
 def is_valid(instance: object, name: str) -> bool:

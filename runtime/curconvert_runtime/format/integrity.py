@@ -6,7 +6,6 @@ Entries whose name begins with a dot (`.git`, `.cache`) are ignored, because no 
 from __future__ import annotations
 
 import json
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,8 @@ _GRAPH_RULES, _VECTOR_RULES = "graph references 1", "index vectors 1"
 def read_checked(path: str | Path, full: bool) -> tuple[Path, dict[str, Any], dict[str, TensorHeader]]:
     """Check a folder as `Artifact.open` does; return its absolute path, manifest, and weight headers by name."""
     folder = _resolve(path)
+    if not (folder / MANIFEST).exists():
+        raise IntegrityError(f"{folder / MANIFEST}: missing; the folder is not a complete curconvert artifact")
     _size(folder / MANIFEST)
     manifest, text = _read_manifest(folder / MANIFEST, full)
     _check_listing(folder, manifest["files"])
