@@ -162,7 +162,7 @@ def generate(
     completions = {}
     for piece in stream(session, prompts, options):
         if alone:
-            click.echo(for_stdout(piece.text), nl=False)
+            click.echo(for_stdout(piece.text), nl=False, color=True)  # or click drops escape sequences in a pipe
         if piece.completion:
             completions[piece.row] = piece.completion
     if alone:
@@ -173,4 +173,4 @@ def generate(
         click.echo(json.dumps(found))
     else:
         for _, done in sorted(completions.items()):
-            click.echo(for_stdout(done.text))
+            click.echo(for_stdout(done.text), color=True)
