@@ -204,7 +204,7 @@ def _other_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[str]:
     kept = set(artifact.tensors) - factors - parts
     for name in sorted(kept ^ (set(checkpoint.tensors) - factored - set(artifact.quantized))):
         yield f"{name} is in {'the artifact' if name in kept else 'the original'} only"
-    linking = {name for m in rows if (name := factor_names(m).get(traits_of(m["form"]).linking or ""))}
+    linking = {factor_names(m).get(traits_of(m["form"]).linking or "") for m in rows}
     norms = {name for name in kept if name.endswith(".weight") and len(artifact.tensors[name].shape) == 1}
     for name in sorted(trained - linking - norms):
         yield f"{name} is listed as healed, which only linking factors and norms can be"
