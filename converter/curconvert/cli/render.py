@@ -320,7 +320,7 @@ def artifact(manifest: Mapping[str, Any]) -> None:
 def _calibrated(calibration: Mapping[str, Any]) -> str:
     begin = calibration.get("begin")
     return (
-        f"calibrated on {printable(calibration['source'])}: {calibration['sequences']} sequences of "
+        f"calibrated on {calibration['source']}: {calibration['sequences']} sequences of "
         f"{calibration['tokens_per_sequence']} tokens, "
         + ("without a begin token" if begin is None else f"each with begin token {begin} first")
     )
