@@ -17,6 +17,7 @@ from curconvert_runtime import __version__
 from curconvert_runtime.format.files import MANIFEST
 from curconvert_runtime.format.hashing import sha256
 from curconvert_schemas import validate
+from curconvert_schemas.folder import is_for_people
 
 FORMAT_VERSION = "1.0"
 UNKNOWN_ERRORS: Mapping[str, None] = {"relative_output_error": None, "relative_frobenius_error": None, "bound": None}
@@ -124,7 +125,7 @@ def _matrix(plan: MatrixPlan, report: Factorization | None) -> dict[str, Any]:
 
 
 def seal(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the manifest, with size and sha256 of every other file in the folder.
+    """Write the manifest, with size and sha256 of every other file in the folder that is not for people.
 
     Raises:
         SchemaError: The manifest does not meet its schema.
@@ -132,7 +133,7 @@ def seal(folder: Path, manifest: Mapping[str, Any]) -> None:
     files = {
         path.name: {"size": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(folder.iterdir())
-        if path.name != MANIFEST
+        if path.name != MANIFEST and not is_for_people(path.name)
     }
     complete = {**manifest, "files": files}
     validate(complete, "manifest-1.0")

@@ -7,6 +7,7 @@ fields, with the same values.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ from curconvert.base.errors import InputError, UnsupportedError
 from curconvert.base.names import QUANT_METHOD
 from curconvert.families.family import SUPPORTED_FAMILIES, family_of
 from curconvert_schemas import strict
+from curconvert_schemas.client_settings import foreign_keys
+
+logger = logging.getLogger(__name__)
 
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
 _WIDTH_LIMIT = 2**24
@@ -159,7 +163,7 @@ def normalize_config(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
         )
     config["architectures"] = [family.architecture]
     config["tie_word_embeddings"] = bool(config.get("tie_word_embeddings", False))
-    return _both_dialects(config, source)
+    return _without_foreign(_both_dialects(config, source), raw, source)
 
 
 def refuse_artifact(raw: Mapping[str, Any], source: str) -> None:
@@ -178,6 +182,17 @@ def _refuse_unsupported(values: Mapping[str, Any], source: str) -> None:
         raise UnsupportedError(f"{source}: the checkpoint is quantized (quantization_config); use the unquantized one")
     if values.get("use_bidirectional_attention"):
         raise UnsupportedError(f"{source}: use_bidirectional_attention is not supported; the graphs are causal")
+
+
+def _without_foreign(config: dict[str, Any], raw: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return the config without the fields that may name code, repositories or files; name them in a warning."""
+    foreign = foreign_keys("config.json", config)
+    if named := [*foreign, *(key for key in ("auto_map",) if key in raw)]:
+        logger.warning(
+            "%s: %s left out: an artifact names no code and no files; transformers' own classes are used",
+            source, ", ".join(sorted(named)),
+        )  # fmt: skip
+    return {key: value for key, value in config.items() if key not in foreign}
 
 
 def with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,10 +17,10 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 from rich.text import Text
 
 from curconvert.base.packing import stored_types
+from curconvert.cli.terminal import Console, Table
 from curconvert_runtime.format.forms import form_of
 
 if TYPE_CHECKING:
@@ -56,11 +55,6 @@ _PIPE_WIDTH = 10_000
 def _console() -> Console:
     # No markup: a path or a tensor name may hold brackets. Piped output is searched and compared: no line is cut.
     return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
-
-
-def printable(text: str) -> str:
-    """Return the text with control characters replaced; names come from files and could control a terminal."""
-    return "".join(character if character.isprintable() else "�" for character in text)
 
 
 @contextmanager
@@ -106,7 +100,7 @@ def plan(plan: Plan, expected: Estimate) -> None:
     table = Table("matrix", "shape", "rank", "parameters", "", box=None)
     for m in plan.matrices:
         change = f"{m.parameters_before:,}" + (f" → {m.parameters_after:,}" if m.rank else "")
-        table.add_row(printable(m.name), f"{m.shape[0]} × {m.shape[1]}", str(m.rank or "dense"), change, m.reason or "")
+        table.add_row(m.name, f"{m.shape[0]} × {m.shape[1]}", str(m.rank or "dense"), change, m.reason or "")
     console = _console()
     _notes(console, plan.notices)
     console.print(table)
@@ -200,7 +194,7 @@ def verification(report: VerificationReport) -> None:
     console = _console()
     table = Table(box=None, show_header=False)
     for check in report.checks:
-        table.add_row(Text("✓", "green") if check.passed else Text("✗", "red"), check.name, printable(check.detail))
+        table.add_row(Text("✓", "green") if check.passed else Text("✗", "red"), check.name, check.detail)
     console.print(table)
     if report.fidelity is not None:
         f = report.fidelity
@@ -245,11 +239,11 @@ def sweep(result: Sweep) -> None:
     console.print(table)
     for p in result.points:
         if p.reason is not None:
-            console.print(f"{p.method} at {p.keep:g} is {p.status}: {printable(p.reason)}")
+            console.print(f"{p.method} at {p.keep:g} is {p.status}: {p.reason}")
     decode = result.decode
     console.print(
         f"original: {result.parameters_before:,} parameters, {result.bytes_before / 1e6:,.1f} MB; measured on "
-        f"{printable(result.text)}; decode: batch {decode['batch']}, prompt {decode['prompt_tokens']}, "
+        f"{result.text}; decode: batch {decode['batch']}, prompt {decode['prompt_tokens']}, "
         f"{decode['generated_tokens']} generated, medians of {decode['rounds']} rounds"
     )
     console.print(f"written: {result.path}")
@@ -262,7 +256,7 @@ def bench(result: Bench) -> None:
         "batch", "prompt", "", "prefill, tokens/s", "first token, ms", "decode, tokens/s", "MB per token",
         "of the bandwidth", box=None,
     )  # fmt: skip
-    names = [printable(side.name) for side in (result.artifact, result.against) if side is not None]
+    names = [side.name for side in (result.artifact, result.against) if side is not None]
     for row in result.rows:
         place = (str(row.workload.batch), str(row.workload.prompt_tokens))
         table.add_row(*place, names[0], *_speeds(row.artifact))
@@ -277,7 +271,7 @@ def bench(result: Bench) -> None:
         memory = "" if side.peak_bytes is None else f", {(side.resident_bytes or 0) / 1e6:,.0f} MB after loading"
         memory += "" if side.peak_bytes is None else f" and {side.peak_bytes / 1e6:,.0f} MB at most"
         console.print(
-            f"{printable(side.name)}: {side.graph} graph, {side.weight_bytes / 1e6:,.1f} MB of weights per step; loads "
+            f"{side.name}: {side.graph} graph, {side.weight_bytes / 1e6:,.1f} MB of weights per step; loads "
             f"in {side.load_seconds.median:.2f} s, first token {side.start_seconds.median:.2f} s after the process "
             f"starts{memory}"
         )
@@ -306,7 +300,7 @@ def artifact(manifest: Mapping[str, Any]) -> None:
     """Print what an artifact holds."""
     console = _console()
     model, source = manifest["model"], manifest["source"]
-    console.print(f"{printable(source['name'])} ({source['kind']}), {model['model_type']}, {model['dtype']}")
+    console.print(f"{source['name']} ({source['kind']}), {model['model_type']}, {model['dtype']}")
     console.print(_totals(model["parameters_before"], model["parameters_after"]))
     if calibration := manifest["calibration"]:
         console.print(_calibrated(calibration))
@@ -318,20 +312,18 @@ def artifact(manifest: Mapping[str, Any]) -> None:
             # Factors that were trained or cut have no measured errors.
             both = (m["relative_output_error"], m["relative_frobenius_error"])
             errors = ("unknown" if error is None else f"{error:.4f}" for error in both)
-            table.add_row(
-                printable(m["name"]), f"{m['shape'][0]} × {m['shape'][1]}", m["form"], str(m["rank"]), *errors
-            )
+            table.add_row(m["name"], f"{m['shape'][0]} × {m['shape'][1]}", m["form"], str(m["rank"]), *errors)
     console.print(table)
     if widths := (quantized or {}).get("widths"):
         console.print(_widths(widths))
     for name, entry in manifest["files"].items():
-        console.print(f"{entry['size']:>14,}  {entry['sha256'][:16]}…  {printable(name)}")
+        console.print(f"{entry['size']:>14,}  {entry['sha256'][:16]}…  {name}")
 
 
 def _calibrated(calibration: Mapping[str, Any]) -> str:
     begin = calibration.get("begin")
     return (
-        f"calibrated on {printable(calibration['source'])}: {calibration['sequences']} sequences of "
+        f"calibrated on {calibration['source']}: {calibration['sequences']} sequences of "
         f"{calibration['tokens_per_sequence']} tokens, "
         + ("without a begin token" if begin is None else f"each with begin token {begin} first")
     )
@@ -343,7 +335,7 @@ def _widths(rows: Sequence[Mapping[str, Any]]) -> Table:
     for row in rows:
         errors = (f"{row['errors'][key]:.4f}" for key in ("int4", "int8"))
         costs = (f"{row['costs'][key]:.3g}" for key in ("int4", "int8"))
-        table.add_row(printable(row["name"]), str(row["bits"]), *errors, *costs)
+        table.add_row(row["name"], str(row["bits"]), *errors, *costs)
     return table
 
 

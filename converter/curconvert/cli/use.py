@@ -13,6 +13,7 @@ from curconvert.base.errors import InputError
 from curconvert.cli import render
 from curconvert.cli.base import MODEL_SOURCES, common
 from curconvert.cli.options import FilePath, thresholds
+from curconvert.cli.terminal import for_stdout
 
 
 def _counts(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[int, ...]:
@@ -161,7 +162,7 @@ def generate(
     completions = {}
     for piece in stream(session, prompts, options):
         if alone:
-            click.echo(piece.text, nl=False)
+            click.echo(for_stdout(piece.text), nl=False, color=True)  # or click drops escape sequences in a pipe
         if piece.completion:
             completions[piece.row] = piece.completion
     if alone:
@@ -172,4 +173,4 @@ def generate(
         click.echo(json.dumps(found))
     else:
         for _, done in sorted(completions.items()):
-            click.echo(done.text)
+            click.echo(for_stdout(done.text), color=True)

@@ -150,8 +150,9 @@ def check_slices(path: str | Path, original: str | Path | Checkpoint) -> list[Ch
 
 def _quantized_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[str]:
     """Yield the matrices whose distance from the original differs from the manifest's."""
+    measured = {name for row in artifact.manifest["matrices"] for name in factor_names(row).values()}
     for row in artifact.manifest["quantization"]["tensors"]:
-        if row["relative_frobenius_error"] is not None:
+        if row["name"] not in measured:
             yield from _distance_faults(row, stored_matrix(artifact, row["name"]), checkpoint)
     for row in artifact.manifest["matrices"]:
         names = factor_names(row)
@@ -204,11 +205,15 @@ def _other_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[str]:
     kept = set(artifact.tensors) - factors - parts
     for name in sorted(kept ^ (set(checkpoint.tensors) - factored - set(artifact.quantized))):
         yield f"{name} is in {'the artifact' if name in kept else 'the original'} only"
+    linking = {factor_names(m).get(traits_of(m["form"]).linking or "") for m in rows}
+    norms = {name for name in kept if name.endswith(".weight") and len(artifact.tensors[name].shape) == 1}
+    for name in sorted(trained - linking - norms):
+        yield f"{name} is listed as healed, which only linking factors and norms can be"
     for name in sorted(kept & set(checkpoint.tensors)):
         stored, wanted = stored_tensor(artifact, name), checkpoint.read(name)
         if name in cut:
             wanted = wanted.index_select(0, stored_tensor(artifact, f"{name.removesuffix('bias')}rows"))
-        if stored.shape != wanted.shape or not (name in corrected | trained or _same_bits(stored, wanted)):
+        if stored.shape != wanted.shape or not (name in corrected | trained & norms or _same_bits(stored, wanted)):
             yield f"{name} differs from the original"
 
 
