@@ -51,6 +51,7 @@ ORDER = (
     ("curconvert_runtime.format",),
     ("curconvert_runtime.errors", "curconvert_runtime.version"),
     ("curconvert_schemas",),
+    ("curconvert_schemas.graph",),
     ("curconvert_schemas.strict", "curconvert_schemas.protobuf"),
 )
 LEVEL = {room: level for level, siblings in enumerate(ORDER) for room in siblings}

@@ -1,6 +1,6 @@
 """Holds the JSON Schemas (draft 2020-12) of the documents that curconvert writes, and checks documents against them.
 
-Beside them lie parsers of the formats themselves: `strict` (JSON) and `protobuf`.
+Beside them lie parsers of the formats themselves: `strict` (JSON), `protobuf` and `graph` (ONNX).
 A schema's name is its file name without `.schema.json`, such as `manifest-1.0`.
 """
 

@@ -10,7 +10,7 @@ from curconvert_runtime.errors import BackendError, check_integer
 from curconvert_runtime.serve.graph_edits import with_first_logits
 from curconvert_runtime.serve.providers import ProviderOptions, provider_named
 
-MINIMUM_VERSION = (1, 20)
+MINIMUM_VERSION = (1, 24)  # the first that checks itself that external data are inside the folder
 
 
 def _install(provider: str) -> str:
