@@ -52,7 +52,7 @@ ORDER = (
     ("curconvert_runtime.errors", "curconvert_runtime.version"),
     ("curconvert_schemas",),
     ("curconvert_schemas.graph",),
-    ("curconvert_schemas.strict", "curconvert_schemas.protobuf"),
+    ("curconvert_schemas.strict", "curconvert_schemas.protobuf", "curconvert_schemas.templates"),
 )
 LEVEL = {room: level for level, siblings in enumerate(ORDER) for room in siblings}
 MOST_PARAMETERS = 8
