@@ -53,8 +53,8 @@ ORDER = (
     ("curconvert_schemas.client_settings",),
     ("curconvert_schemas",),
     ("curconvert_schemas.onnx_locations", "curconvert_schemas.folder"),
-    ("curconvert_schemas.protobuf_edits",),
-    ("curconvert_schemas.strict", "curconvert_schemas.protobuf"),
+    ("curconvert_schemas.graph", "curconvert_schemas.protobuf_edits"),
+    ("curconvert_schemas.strict", "curconvert_schemas.protobuf", "curconvert_schemas.templates"),
 )
 LEVEL = {room: level for level, siblings in enumerate(ORDER) for room in siblings}
 MOST_PARAMETERS = 8

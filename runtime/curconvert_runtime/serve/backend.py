@@ -12,7 +12,7 @@ from curconvert_runtime.serve.providers import ProviderOptions, provider_named
 from curconvert_schemas.folder import link_boundary
 from curconvert_schemas.onnx_locations import with_data_under
 
-MINIMUM_VERSION = (1, 20)
+MINIMUM_VERSION = (1, 24)  # the first that checks itself that external data are inside the folder
 
 
 def _install(provider: str) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -152,40 +150,15 @@ def render_chat(source: str, settings: Mapping[str, Any], messages: Messages, **
 
 
 def render_template(source: str, variables: Mapping[str, Any]) -> str:
-    """Render a chat template in Jinja's immutable sandbox, with the helpers that Hugging Face templates expect."""
+    """Render a chat template within limits of work and text; see `curconvert_schemas.templates`."""
     try:
-        import jinja2  # noqa: PLC0415 - plain prompts need no template
-        import jinja2.ext  # noqa: PLC0415
-        from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: PLC0415
+        from curconvert_schemas import templates  # noqa: PLC0415 - plain prompts need no jinja2
     except ImportError as error:
         raise BackendError(f"jinja2 cannot be imported ({one_line(error)}); run pip install jinja2") from None
-
-    class Generation(jinja2.ext.Extension):
-        """Accepts `{% generation %}…{% endgeneration %}`, which marks answers for training, and renders its body."""
-
-        tags = {"generation"}  # noqa: RUF012 - jinja2's own protocol
-
-        def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-        # Jinja's own filter escapes <, > and & for HTML, which would change the prompt.
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
-
-    def strftime_now(pattern: str) -> str:
-        return datetime.datetime.now().astimezone().strftime(pattern)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
     try:
-        return environment.from_string(source).render(dict(variables))
+        return templates.render(source, variables)
+    except templates.TemplateLimitError as error:
+        raise InputError(f"chat template refused: {error}; give the prompt as plain text") from None
     except Exception as error:  # noqa: BLE001 - a template is the model's code and can raise anything
         raise InputError(f"chat template failed: {one_line(error)}; check the messages") from None
 
