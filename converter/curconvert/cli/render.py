@@ -77,7 +77,7 @@ def progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
 
 def _notes(console: Console, notices: tuple[str, ...]) -> None:
     for notice in notices:
-        console.print(f"note: {printable(notice)}")
+        console.print(f"note: {notice}")
 
 
 def plan_json(plan: Plan, expected: Estimate | None = None) -> dict[str, Any]:
