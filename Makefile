@@ -9,9 +9,10 @@ PYTEST_ARGS ?=
 BIN := .venv/bin
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 # A file's tests stay in one process, which is one of as many as there are cores: so each takes one core's worth.
-PYTEST := $(OFFLINE) OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+ONE_CORE := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+PYTEST := $(OFFLINE) $(ONE_CORE) $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: venv model clients node demo docs test test-all check clean distclean
+.PHONY: venv model clients node demo docs test test-all test-lowest check clean distclean
 
 venv: .venv/.stamp
 clients: .venv-optimum/.stamp
@@ -32,7 +33,7 @@ model: venv
 .venv-optimum/.stamp: Makefile
 	$(PYTHON) -m venv .venv-optimum
 	.venv-optimum/bin/python -m pip install --quiet \
-		torch==2.13.0 optimum-onnx==0.1.0 'transformers<4.58' onnxruntime==1.31.1 -e .
+		torch==2.13.0 optimum-onnx==0.1.0 'transformers<4.58' onnxruntime==1.32.0 -e .
 	touch $@
 
 # What docs/guides/serve-from-node.md installs; needs Node 18 and npm. Its test is skipped without these packages.
@@ -66,9 +67,21 @@ test: venv model clients check
 test-all: venv model clients check
 	$(PYTEST) $(PYTEST_ARGS)
 
+# The oldest versions that pyproject.toml promises: uv resolves each direct dependency to its lower bound.
+.venv-lowest/.stamp: pyproject.toml
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet uv
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct \
+		-e '.[convert,cpu]' 'pytest>=8.3' 'hypothesis>=6.100' 'psutil>=6'
+	touch $@
+
+# The runtime's tests, and conversions by every method and of every family.
+test-lowest: .venv-lowest/.stamp
+	$(OFFLINE) $(ONE_CORE) .venv-lowest/bin/python -m pytest -q tests/runtime tests/converter/jobs/test_pipeline.py $(PYTEST_ARGS)
+
 clean:
 	rm -rf out dist build site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find converter runtime schemas tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf .venv .venv-optimum .node .cache
+	rm -rf .venv .venv-optimum .venv-lowest .node .cache

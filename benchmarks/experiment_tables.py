@@ -61,6 +61,26 @@ TABLES = {
             "Krylov space: mean, worst matrix": "{krylov[mean]:.1%}, {krylov[least]:.1%}",
         },
     ),
+    "begin_tokens": Table(
+        "begin_tokens",
+        "perplexity",
+        {
+            "model": "{model}",
+            "begin token of the tokenizer": "{begin}",
+            "perplexity with it": "{with:.2f}",
+            "perplexity without it": "{without:.2f}",
+        },
+    ),
+    "begin_tokens.divergence": Table(
+        "begin_tokens",
+        "divergence",
+        {
+            "method": "`{method}`",
+            "KL calibrated with it, nats": "{with:.4f}",
+            "KL calibrated without it, nats": "{without:.4f}",
+            "KL saved": "{saved:.1%}",
+        },
+    ),
     "resize": Table(
         "resize",
         "sizes",

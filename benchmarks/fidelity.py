@@ -55,7 +55,7 @@ class Yardstick:
         export(SourceOptions(str(given.model)), self.path, dtype="float32")
         self.artifact = Artifact.open(self.path)
         self.text: str = given.text.read_text(encoding="utf-8")
-        self.windows = text_windows(self.artifact, self.text, given.window, given.max_tokens)
+        self.windows, _ = text_windows(self.artifact, self.text, given.window, given.max_tokens)
         self.recorded = Recorded(load(self.path, graph="portable"), self.windows, folder / "logits")
 
     def fidelity(self, session: Session) -> Fidelity:

@@ -70,6 +70,7 @@ def _settings() -> dict[str, str]:
         "few-tokens": "llama --calibration text.txt --calibration-sequences 2 --calibration-tokens 24 "
         "--probe-sequences 4 --rank 12 --layers angular:2",
         "self-text": f"llama {_CUR} --self-text 0.5",
+        "no-begin": f"llama {_CUR} --no-begin",
         "workers": f"llama {_CUR} --workers 2",
         "no-verify": f"llama {_CUR} --no-verify",
         "dtype-float16": f"llama {_CUR} --dtype float16",
@@ -85,6 +86,7 @@ def _settings() -> dict[str, str]:
         "source-lone-shapes": f"lone.safetensors {_IDS} --rank 12 --layers all --config-set head_dim=16 "
         "--config-set rope_theta=10000 --config-set rms_norm_eps=0.0003 --config-set model_type=llama "
         "--config-set max_position_embeddings=128",
+        "source-foreign-names": f"foreign {_CUR} --ignore mtp.*",
         "source-gguf": f"qwen2.gguf {_IDS} --rank 12 --layers all",
         # Between `plan`'s estimates with and without hidden states in memory, so that they go to the disk.
         "memory-limit": f"llama {_CUR.replace(_SAMPLE, _LONG)} --workers 1 --memory-limit 529MB",
@@ -199,6 +201,7 @@ def _reading() -> dict[str, str]:
         "verify-against-quantized": f"verify @int4-gptq {measured}",
         "verify-against-exported": "verify @form-cur --against @export-plain --text other.txt --window 64 "
         "--max-tokens 512 --json --quiet",
+        "verify-no-begin": f"verify @form-cur {measured} --no-begin",
         "verify-gated": "verify @form-cur --max-kl 1e-9 --min-top1 1 --max-ppl-ratio 1 --json --quiet",
         "verify-junit": "verify @form-cur --junit @ --json --quiet",
         "generate": "generate @form-cur --prompt the --max-new-tokens 24",

@@ -160,11 +160,11 @@ def _checkpoint(folder: Path, model_type: str, settings: Mapping[str, Any], seed
 
 
 def _variants(folder: Path) -> None:
-    """Write variants of the tiny Llama: 16 bits, shards, a single file, and similar layers."""
+    """Write variants of the tiny Llama: 16 bits, shards, a single file, similar layers, and foreign tensors."""
     source = folder / "llama"
     tensors = load_file(source / "model.safetensors")
     companions = [path for path in source.iterdir() if path.suffix != ".safetensors"]
-    for name in ("bfloat16", "shards", "alike"):
+    for name in ("bfloat16", "shards", "alike", "foreign"):
         (folder / name).mkdir()
         for path in companions:
             (folder / name / path.name).write_bytes(path.read_bytes())
@@ -181,6 +181,8 @@ def _variants(folder: Path) -> None:
     index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
     (folder / "shards" / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     save_file(_alike(tensors), folder / "alike" / "model.safetensors")
+    foreign = {f"module.{key}": value for key, value in tensors.items()} | {"mtp.weight": torch.ones(4)}
+    save_file(foreign, folder / "foreign" / "model.safetensors")
 
 
 def _alike(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -50,8 +50,11 @@ ORDER = (
     ("curconvert_runtime.serve",),
     ("curconvert_runtime.format",),
     ("curconvert_runtime.errors", "curconvert_runtime.version"),
+    ("curconvert_schemas.client_settings",),
     ("curconvert_schemas",),
-    ("curconvert_schemas.strict", "curconvert_schemas.protobuf"),
+    ("curconvert_schemas.onnx_locations", "curconvert_schemas.folder"),
+    ("curconvert_schemas.graph", "curconvert_schemas.protobuf_edits"),
+    ("curconvert_schemas.strict", "curconvert_schemas.protobuf", "curconvert_schemas.templates"),
 )
 LEVEL = {room: level for level, siblings in enumerate(ORDER) for room in siblings}
 MOST_PARAMETERS = 8

@@ -14,7 +14,10 @@ import click
 import curconvert_schemas
 from curconvert.cli import main
 
-SCHEMAS = ("manifest-1.0", "verification-1.0", "components-1.0", "sweep-1.0", "bench-1.0")
+SCHEMAS = (
+    "manifest-1.0", "verification-1.0", "components-1.0", "sweep-1.0", "bench-1.0", "client_config-1.0",
+    "genai_config-1.0",
+)  # fmt: skip
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:

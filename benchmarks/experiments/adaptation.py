@@ -32,6 +32,7 @@ from benchmarks.suite.tasks import Question, Scorer, accuracy, piqa, piqa_questi
 from curconvert import CalibrationOptions, ConvertOptions, SourceOptions, convert
 from curconvert.calibration.self_text import resident_model
 from curconvert.checkpoint import open_checkpoint
+from curconvert.checkpoint.companions import artifact_companions
 from curconvert.options.heal import HealOptions
 from curconvert.training.examples import load_data
 from curconvert_runtime.checks.fidelity import text_windows
@@ -92,8 +93,8 @@ def run(method: str, part: str, folder: Path, given: Namespace, result: Result) 
         sys.exit(f"{given.piqa}: {len(questions)} questions, but --train {given.train} --held-out {given.held_out}")
     write_task(folder / "piqa.jsonl", questions[: given.train])
     healing = heal_options(given, folder / "piqa.jsonl")
-    data = load_data(healing, artifact.file("tokenizer.json"), artifact.model["vocab_size"])
-    windows = text_windows(artifact, given.text.read_text(encoding="utf-8"), given.window, given.max_tokens)
+    data = load_data(healing, artifact_companions(artifact), artifact.model["vocab_size"])
+    windows, _ = text_windows(artifact, given.text.read_text(encoding="utf-8"), given.window, given.max_tokens)
     asked = questions[-given.held_out :]
     if not result.find("adapted", trained="original"):
         original = measured(resident_model(open_checkpoint(str(given.model))), tokenizer, asked, windows)

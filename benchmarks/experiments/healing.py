@@ -38,6 +38,7 @@ from curconvert.blocks.precision import multiplies_bfloat16
 from curconvert.blocks.stored import build_torch_model
 from curconvert.calibration.self_text import resident_model
 from curconvert.checkpoint import open_checkpoint
+from curconvert.checkpoint.companions import artifact_companions
 from curconvert.journal.store import UNRECORDED
 from curconvert.options.heal import HealOptions
 from curconvert.training.examples import Data, load_data
@@ -145,9 +146,9 @@ def run(
         SourceOptions(str(given.model)), folder, ConvertOptions.for_method(method, rank=128, calibration=calibration)
     )
     artifact = Artifact.open(folder)
-    data = load_data(options, artifact.file("tokenizer.json"), artifact.model["vocab_size"])
+    data = load_data(options, artifact_companions(artifact), artifact.model["vocab_size"])
     teacher, found = resident_model(checkpoint), adapted(part, artifact)
-    windows = text_windows(artifact, given.text.read_text(encoding="utf-8"), given.window, given.max_tokens)
+    windows, _ = text_windows(artifact, given.text.read_text(encoding="utf-8"), given.window, given.max_tokens)
     before = losses(found.model, windows)
     curve, seconds = trained(found, teacher, data, options, f"{method} {part}")
     texts = {"original": losses(teacher, windows), "before": before, "after": losses(found.model, windows)}

@@ -135,7 +135,8 @@ class Bench:
         """Measure BLiMP, PIQA and the perplexities of `WINDOWS`."""
         scorer, tokenizer = tasks.Scorer.load(path), load(path, graph="portable").tokenizer
         blimp, piqa = self._given.tasks
-        prefix = int(self._yardstick.artifact.config["bos_token_id"])
+        begin = tokenizer.begin  # SmolLM2's tokenizer adds none
+        prefix = int(self._yardstick.artifact.config["bos_token_id"]) if begin is None else begin
         pairs = tasks.blimp(scorer, tokenizer, blimp, prefix, self._given.pairs)
         questions = tasks.piqa_questions(piqa)
         answers = tasks.piqa(questions, tasks.piqa_scores(scorer, tokenizer, questions, [prefix]))
@@ -144,7 +145,7 @@ class Bench:
             found = tasks.accuracy(correct)
             row |= {name: found["share"], f"{name}_error": found["error"], f"{name}_count": found["count"]}
         for name, (size, tokens) in WINDOWS.items():
-            windows = text_windows(self._yardstick.artifact, self._yardstick.text, size, tokens)
+            windows, _ = text_windows(self._yardstick.artifact, self._yardstick.text, size, tokens)
             row[name] = tasks.perplexity(scorer, windows)
         self._result.add("tasks", row, **key)
 

@@ -52,11 +52,6 @@ def check_integer(name: str, value: object, least: int) -> None:
         raise InputError(f"{name} {value!r}: expected an integer of at least {least}")
 
 
-def counted(number: int, thing: str, things: str = "") -> str:
-    """Return a number with its noun: `1 round`, `2 rounds`."""
-    return f"{number} {thing if number == 1 else things or thing + 's'}"
-
-
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Turn an `OSError` while reading a file into an `IntegrityError` that names the file."""

@@ -1,6 +1,7 @@
 """Holds the JSON Schemas (draft 2020-12) of the documents that curconvert writes, and checks documents against them.
 
-Beside them lie parsers of the formats themselves: `strict` (JSON) and `protobuf`.
+Beside them lie parsers of the formats themselves: `strict` (JSON), `protobuf`, `graph` (ONNX) and
+`templates` (chat templates, which it also renders).
 A schema's name is its file name without `.schema.json`, such as `manifest-1.0`.
 """
 
@@ -11,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SchemaError", "load_schema", "schema_text", "validate"]
+__all__ = ["SchemaError", "is_valid", "load_schema", "schema_text", "validate"]
 
 
 class SchemaError(ValueError):
@@ -72,4 +73,13 @@ def validate(instance: object, name: str) -> None:
     if errors:
         first = errors[0]
         reason = " ".join(str(first.message).split())
+        if first.validator == "not":
+            reason = "not allowed here"
+        elif "propertyNames" in first.schema_path:
+            reason = f"the name {first.instance!r:.200} is not allowed"
         raise SchemaError(f"{first.json_path}: {reason[:300]}")
+
+
+def is_valid(instance: object, name: str) -> bool:
+    """Tell whether a parsed JSON document matches its schema."""
+    return bool(_validator(name).is_valid(instance))

@@ -73,18 +73,17 @@ def test_peak_memory_does_not_grow_with_the_number_of_layers(tmp_path: Path) -> 
 
     What grows is modules without weights and graph nodes, about 0.3 MB a layer, and noise of the allocator.
     """
-    few, some, many = (peak(tmp_path, layers) for layers in (4, 16, 64))
+    few, many = (peak(tmp_path, layers) for layers in (4, 64))
     grown = many[1] - few[1]
     assert grown > 150e6
-    assert some[0] - few[0] < 0.2 * grown
     assert many[0] - few[0] < 0.2 * grown
 
 
 def test_hidden_states_leave_memory_for_a_limit(tmp_path: Path) -> None:
-    """131,072 tokens of 256 features take 134 MB; with a limit that leaves no room for them, the peak falls by most."""
-    free, _ = peak(tmp_path, layers=1, sequences=4096)
-    limited, _ = peak(tmp_path, layers=1, sequences=4096, limit=int(600e6))
-    assert free - limited > 100e6
+    """65,536 tokens of 256 features take 67 MB; with a limit that leaves no room for them, the peak falls by most."""
+    free, _ = peak(tmp_path, layers=1, sequences=2048)
+    limited, _ = peak(tmp_path, layers=1, sequences=2048, limit=int(600e6))
+    assert free - limited > 50e6
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +97,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
-@pytest.mark.parametrize("start", ["none", "als"])
+@pytest.mark.parametrize("start", [pytest.param("none", marks=pytest.mark.slow), "als"])
 def test_peak_memory_of_healing_by_blocks_does_not_grow_with_the_number_of_layers(
     folder: Path, tmp_path: Path, start: str
 ) -> None:

@@ -1,4 +1,7 @@
-"""The main job on a real model: SmolLM2-135M (dequantized Q4_1), default settings, served by real clients."""
+"""The main job on a real model: SmolLM2-135M (dequantized Q4_1), served by real clients.
+
+Settings are the defaults, but for less text: `make demo` runs the defaults themselves.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,7 @@ PROMPTS = (
     "Water boils when",
 )
 NEW_TOKENS = 64
+SHORT = ("--calibration-sequences", "16", "--probe-sequences", "8")
 # In an order drawn anew for each round, they make a text of any length.
 SENTENCES = (
     "The ferry leaves the island at seven in the morning and comes back after dark.",
@@ -47,7 +51,7 @@ pytestmark = pytest.mark.model
 
 def convert(out: Path, *options: str) -> dict[str, Any]:
     """Run the command line as a user does, and return what it prints."""
-    command = [sys.executable, "-m", "curconvert", str(MODEL), "-o", str(out), "--json", *options]
+    command = [sys.executable, "-m", "curconvert", str(MODEL), "-o", str(out), "--json", *SHORT, *options]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))
@@ -55,7 +59,7 @@ def convert(out: Path, *options: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def conversion(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The default conversion, verification included."""
+    """The main job, verification included."""
     return convert(tmp_path_factory.mktemp("smollm2") / "out")
 
 

@@ -14,6 +14,10 @@ from curconvert_runtime.format.forms import FORMS
 from curconvert_schemas import SchemaError, load_schema, validate
 from support.tiny_artifact import toy_manifest
 
+HEALING = {
+    "source": "builtin", "token_sha256": "b" * 64, "sequences": 1, "tokens_per_sequence": 8, "options": {},
+    "trained_parameters": 4, "curves": {}, "tensors": ["model.layers.0.self_attn.q_proj.U", "model.norm.weight"],
+}  # fmt: skip
 FILE = {"size": 1, "sha256": "a" * 64}
 
 
@@ -57,10 +61,26 @@ def test_every_form_of_the_runtime_passes(form: str) -> None:
     assert load_schema("manifest-1.0")["$defs"]["matrix"]["properties"]["form"]["enum"] == list(FORMS)
 
 
-def test_calibration_and_metrics_pass() -> None:
+def test_calibration_metrics_and_healing_pass() -> None:
     """The optional parts conform when they are there."""
     calibration = {"source": "builtin", "token_sha256": "b" * 64, "sequences": 128, "tokens_per_sequence": 128}
     validate(sound() | {"calibration": calibration, "metrics": {"kl": {"mean": 0.1}}}, "manifest-1.0")
+    validate(sound() | {"healing": HEALING}, "manifest-1.0")
+
+
+@pytest.mark.parametrize("begin", [0, 7, None])
+def test_the_begin_token_is_an_id_or_null(begin: int | None) -> None:
+    """Older manifests, which have none, pass too: see above."""
+    calibration = {"source": "a", "token_sha256": "b" * 64, "sequences": 1, "tokens_per_sequence": 2, "begin": begin}
+    validate(sound() | {"calibration": calibration}, "manifest-1.0")
+
+
+@pytest.mark.parametrize("begin", [-1, 1.5, "<s>", True, [1]])
+def test_another_begin_token_is_refused(begin: Any) -> None:
+    """A text, a list or a number below zero is no id."""
+    calibration = {"source": "a", "token_sha256": "b" * 64, "sequences": 1, "tokens_per_sequence": 2, "begin": begin}
+    with pytest.raises(SchemaError):
+        validate(sound() | {"calibration": calibration}, "manifest-1.0")
 
 
 @pytest.mark.parametrize(
@@ -105,7 +125,15 @@ def test_calibration_and_metrics_pass() -> None:
         (lambda m: m["graphs"]["fused"].update(padding="left"), "$.graphs.fused.padding"),
         (lambda m: m["graphs"].update(other={}), "$.graphs"),
         (lambda m: m.update(files={}), "$.files"),
-        (lambda m: m["files"].update(a={"size": -1, "sha256": "a" * 64}), "$.files.a.size"),
+        (lambda m: m["files"].update({"vocab.json": {"size": -1, "sha256": "a" * 64}}), "$.files['vocab.json'].size"),
+        (
+            lambda m: m.update(healing=HEALING | {"tensors": ["q_proj.bias"]}),
+            "$.healing.tensors[0]",
+        ),
+        (
+            lambda m: m.update(healing=HEALING | {"tensors": ["q_proj.C"]}),
+            "$.healing.tensors[0]",
+        ),
     ],
 )
 def test_departures_are_refused_with_their_place(change: Callable[[Any], object], place: str) -> None:

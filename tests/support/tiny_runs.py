@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from curconvert.methods.core.options import ConvertOptions
 from curconvert.options.calibration import CalibrationOptions
@@ -41,13 +41,16 @@ def manifest_of(folder: Path) -> dict[str, Any]:
     return content
 
 
-def add_tokenizer(folder: Path) -> None:
-    """Give a tiny checkpoint a tokenizer: one token per printable character."""
+def add_tokenizer(folder: Path, begin: str | None = None) -> None:
+    """Give a tiny checkpoint a tokenizer: one token per printable character, after a begin token such as `<s>`."""
     words = {"<pad>": 0, "<s>": 1, "</s>": 2}
     words |= {chr(32 + number): number + 3 for number in range(VOCABULARY - 3)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
+    if begin is not None:
+        both = (f"{begin} $A", [(begin, words[begin])])
+        tokenizer.post_processor = processors.TemplateProcessing(single=both[0], special_tokens=both[1])
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "pad_token": "<pad>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")

@@ -94,4 +94,4 @@ def assemble(
     biases = frozenset(
         bias for name in checkpoint.tensors if is_linear(name) and (bias := bias_of(name)) in checkpoint.tensors
     )
-    return Plan(tuple(matrices), layers, layer_total, other, biases)
+    return Plan(tuple(matrices), layers, layer_total, other, biases, checkpoint.notices)

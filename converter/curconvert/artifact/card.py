@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
+from curconvert.base.display import one_line
 from curconvert.base.packing import stored_types
 from curconvert_runtime.format.forms import form_of
 
@@ -28,7 +31,9 @@ def write_reports(folder: Path, manifest: Mapping[str, Any]) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        finalize=lambda value: one_line(value) if isinstance(value, str) else value,
     )
+    environment.filters |= {"code": _code, "prose": _prose}
     environment.filters["count"] = lambda value: f"{value:,}"
     environment.filters["error"] = lambda value: "" if value is None else f"{value:.4f}"
     compressed = [m for m in manifest["matrices"] if form_of(m["form"]).is_compressed]
@@ -46,6 +51,22 @@ def write_reports(folder: Path, manifest: Mapping[str, Any]) -> None:
     }
     for name, template in _TEMPLATES.items():
         (folder / name).write_text(environment.get_template(template).render(values), encoding="utf-8")
+
+
+def _code(value: object) -> str:
+    """Return a name from a file as Markdown code, where neither markup nor HTML nor an address has an effect."""
+    if isinstance(value, int | float):
+        return str(value)
+    text = one_line(str(value))
+    runs = {len(run) for run in re.findall("`+", text)}
+    fence = "`" * next(length for length in itertools.count(1) if length not in runs)
+    room = "" if text and text.strip("` ") == text else " "  # Markdown removes one space at each end
+    return f"{fence}{room}{text}{room}{fence}"
+
+
+def _prose(text: str) -> str:
+    """Return a sentence that may hold a file's name, with Markdown's and HTML's characters escaped."""
+    return re.sub(r"([\\`*_\[\]<>&|~$])", r"\\\1", one_line(text))
 
 
 def _quantized(found: Mapping[str, Any] | None) -> str | None:

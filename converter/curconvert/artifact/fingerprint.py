@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from curconvert.artifact.manifest import FORMAT_VERSION, source_files
+from curconvert.artifact.manifest import FORMAT_VERSION
 from curconvert.base.environment import environment
 from curconvert.calibration.text import CalibrationTokens
 from curconvert.checkpoint.types import Checkpoint, Companions
@@ -31,27 +31,33 @@ def fingerprint(
         f"source file {name}": hashlib.sha256(content).hexdigest() for name, content in companions.written.items()
     }
     return {
-        **common(source_files(checkpoint), tokens.sha256, options),
+        **common(checkpoint.files.hashes(), tokens.sha256, tokens.begin, options),
         **copied,
         **written,
+        **({"option --ignore": json.dumps(checkpoint.ignore)} if checkpoint.ignore else {}),
         "model config": hashlib.sha256(json.dumps(checkpoint.config, sort_keys=True).encode()).hexdigest(),
     }
 
 
-def common(sources: Iterable[Mapping[str, Any]], token_sha256: str, options: Mapping[str, Any]) -> dict[str, str]:
+def common(
+    sources: Iterable[Mapping[str, Any]], token_sha256: str, begin: int | None, options: Mapping[str, Any]
+) -> dict[str, str]:
     """Return the part of a fingerprint that all work on a model and a text has.
 
     Args:
-        sources: Name, size and sha256 of each file of the original.
+        sources: Size and sha256 of each file of the original. Names do not count.
         token_sha256: sha256 of the text's tokens.
+        begin: The begin token of the text's sequences.
         options: All options as JSON.
     """
-    files = {f"source file {entry['name']}": f"{entry['size']} bytes, {entry['sha256']}" for entry in sources}
+    contents = sorted(f"{entry['size']} bytes, {entry['sha256']}" for entry in sources)
+    files = {f"weight file {number} of {len(contents)}": content for number, content in enumerate(contents, 1)}
     return {
         "curconvert version": __version__,
         "artifact format": FORMAT_VERSION,
         **_flat("option", options),
         **files,
+        "begin token": json.dumps(begin),
         "calibration text (sha256 of its tokens)": token_sha256,
         **_flat("environment", environment()),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -136,7 +137,7 @@ def publish(work: Path, out: Path, overwrite: bool = False, kind: Kind = ARTIFAC
         InputError: A folder or file that must not be replaced is at `out`.
     """
     out = out.resolve()
-    work.chmod(0o777 & ~_umask())
+    work.chmod(_usual_mode(work))
     for path in work.iterdir():
         fsync(path)
     fsync(work)
@@ -145,7 +146,10 @@ def publish(work: Path, out: Path, overwrite: bool = False, kind: Kind = ARTIFAC
     fsync(out.parent)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _usual_mode(folder: Path) -> int:
+    """Return the mode that new folders get here. Asking for the umask would change it for other threads."""
+    probe = folder / ".mode"
+    probe.mkdir()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.rmdir()
+    return mode

@@ -68,7 +68,7 @@ def tidy(out: Path) -> None:
     Work that can be resumed stays, and so does all that a living run uses.
     """
     if workspace_of(out).is_dir():
-        # Whoever needs the folder says what is wrong with it.
+        # The run that needs the folder says what is wrong with it.
         with suppress(OSError, InputError), locked(out) as folder:
             if not resumable(folder):
                 remove(folder)

@@ -15,8 +15,9 @@ from curconvert.checkpoint.types import Checkpoint
 from curconvert.factorization.types import Factorization
 from curconvert_runtime import __version__
 from curconvert_runtime.format.files import MANIFEST
-from curconvert_runtime.format.hashing import cached_sha256, sha256
+from curconvert_runtime.format.hashing import sha256
 from curconvert_schemas import validate
+from curconvert_schemas.folder import is_for_people
 
 FORMAT_VERSION = "1.0"
 UNKNOWN_ERRORS: Mapping[str, None] = {"relative_output_error": None, "relative_frobenius_error": None, "bound": None}
@@ -48,7 +49,8 @@ def build_manifest(
         "source": {
             "kind": checkpoint.kind,
             "name": checkpoint.path.name,
-            "files": source_files(checkpoint),
+            "files": checkpoint.files.hashes(),
+            **({"ignore": list(checkpoint.ignore)} if checkpoint.ignore else {}),
         },
         "model": {
             "model_type": config["model_type"],
@@ -70,6 +72,7 @@ def build_manifest(
             "token_sha256": tokens.sha256,
             "sequences": len(tokens.calibration),
             "tokens_per_sequence": tokens.calibration.shape[1],
+            "begin": tokens.begin,
         },
         "environment": environment(),
         "matrices": [_matrix(m, (reports or {}).get(m.name)) for m in (plan.matrices if plan else ())],
@@ -87,12 +90,10 @@ def generator() -> dict[str, str]:
     return {"name": "curconvert", "version": __version__}
 
 
-def source_files(checkpoint: Checkpoint) -> list[dict[str, Any]]:
-    """Return name, size and sha256 of each file that holds weights."""
-    return [
-        {"name": file.name, "size": file.stat().st_size, "sha256": cached_sha256(file.resolve())}
-        for file in checkpoint.files
-    ]
+def made_from(manifest: Mapping[str, Any], checkpoint: Checkpoint) -> bool:
+    """Tell whether an artifact was made from a checkpoint's weights. Names of files do not count."""
+    recorded, found = manifest["source"]["files"], checkpoint.files.hashes()
+    return sorted(entry["sha256"] for entry in recorded) == sorted(entry["sha256"] for entry in found)
 
 
 def _matrix(plan: MatrixPlan, report: Factorization | None) -> dict[str, Any]:
@@ -124,7 +125,7 @@ def _matrix(plan: MatrixPlan, report: Factorization | None) -> dict[str, Any]:
 
 
 def seal(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the manifest, with size and sha256 of every other file in the folder.
+    """Write the manifest, with size and sha256 of every other file in the folder that is not for people.
 
     Raises:
         SchemaError: The manifest does not meet its schema.
@@ -132,7 +133,7 @@ def seal(folder: Path, manifest: Mapping[str, Any]) -> None:
     files = {
         path.name: {"size": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(folder.iterdir())
-        if path.name != MANIFEST
+        if path.name != MANIFEST and not is_for_people(path.name)
     }
     complete = {**manifest, "files": files}
     validate(complete, "manifest-1.0")

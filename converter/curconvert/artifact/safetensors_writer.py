@@ -23,6 +23,7 @@ from curconvert.base.layout import SAFETENSORS_DTYPES, TensorSpec, encoded_heade
 from curconvert.checkpoint.types import ByteRange, TensorInfo
 
 SHARD_BYTES = 5 * 10**9
+_SHARD_TENSORS = 10_000  # whose header, with names of up to 200 characters, is within the readers' limit
 _CHUNK = 4 * 2**20  # elements converted at a time, which limits the copy when the dtype changes
 
 
@@ -172,7 +173,7 @@ def _shards(specs: list[TensorSpec], limit: int) -> list[list[TensorSpec]]:
     shards: list[list[TensorSpec]] = [[]]
     size = 0
     for spec in specs:
-        if shards[-1] and size + spec.nbytes > limit:
+        if shards[-1] and (size + spec.nbytes > limit or len(shards[-1]) == _SHARD_TENSORS):
             shards.append([])
             size = 0
         shards[-1].append(spec)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curconvert_runtime.errors import counted
+from curconvert.base.counted import counted
 from curconvert_runtime.format.quantized import Layout, packings
 
 

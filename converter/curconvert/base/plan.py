@@ -91,6 +91,7 @@ class Plan:
         layer_total: Number of layers to compress.
         other_parameters: Parameters of embedding, norms, biases and an untied lm_head.
         biases: Names of the biases in the decoder blocks.
+        notices: What was left out of the checkpoint or renamed, one sentence each.
     """
 
     matrices: tuple[MatrixPlan, ...]
@@ -98,6 +99,7 @@ class Plan:
     layer_total: int
     other_parameters: int
     biases: frozenset[str] = frozenset()
+    notices: tuple[str, ...] = ()
 
     @property
     def cut_biases(self) -> dict[str, int]:

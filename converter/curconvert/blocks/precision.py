@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from curconvert.blocks.stream import Block
+from curconvert.checkpoint.dtypes import stored_dtype
 from curconvert.checkpoint.types import Checkpoint
-from curconvert.families.skeleton import EMBEDDING
 
 _TOLERANCE = 0.02  # relative error of what a block adds to its input; bfloat16 itself rounds to 0.004
 _CPUINFO = Path("/proc/cpuinfo")
@@ -41,7 +41,7 @@ def calibration_dtype(checkpoint: Checkpoint, block: Block, hidden: Tensor) -> t
         bfloat16 if the weights have 16 bits, the CPU supports it, and what the block adds to this batch differs by
         less than 2% from float32; otherwise float32.
     """
-    if checkpoint.tensors[EMBEDDING].dtype == "F32" or not (block.on_gpu or multiplies_bfloat16()):
+    if stored_dtype(checkpoint) == "float32" or not (block.on_gpu or multiplies_bfloat16()):
         return torch.float32
     exact = block.forward(hidden) - hidden
     error = block.forward(hidden, dtype=torch.bfloat16) - hidden - exact

@@ -74,7 +74,8 @@ def parity_batch(
     """Take parity sequences from the first rows of the fidelity sequences.
 
     Args:
-        ids: Fidelity sequences, (S, T), S ≥ 1. With fewer rows than lengths, rows are reused from a later start.
+        ids: Fidelity sequences, (S, T), S ≥ 1. With fewer rows than lengths, rows are reused without
+            the tokens after their first one.
         lengths: Tokens per parity sequence; shortened to T where T is smaller.
 
     Returns:
@@ -89,8 +90,7 @@ def parity_batch(
         raise InputError(f"probes of {width} tokens are too short; use --calibration-tokens {DECODE_STEPS + 3} or more")
     batch = np.zeros((len(kept), max(kept)), dtype=np.int32)
     for row, length in enumerate(kept):
-        start = row // sequences
-        batch[row, :length] = ids[row % sequences, start : start + length]
+        batch[row, :length] = np.delete(ids[row % sequences], np.s_[1 : 1 + row // sequences])[:length]
     return batch, np.asarray(kept, dtype=np.int32)
 
 

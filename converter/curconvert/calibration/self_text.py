@@ -1,8 +1,8 @@
 """Calibration text that the model writes itself.
 
 A calibration text of one kind covers only a part of what the model knows, and compression discards the rest. Text that
-the model samples covers more of its knowledge. The first token of each sequence comes from the given text, the model
-samples the others (LLM-QAT, arXiv 2305.17888; self-calibration, arXiv 2410.17170).
+the model samples covers more of its knowledge. The first token of each sequence, after the begin token, comes from the
+given text, and the model samples the others (LLM-QAT, arXiv 2305.17888; self-calibration, arXiv 2410.17170).
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ def with_self_text(
 ) -> CalibrationTokens:
     """Let the model write a share of the calibration and of the probe sequences, all but their first tokens.
 
+    A begin token is not counted as the first.
+
     Args:
         checkpoint: The model. If it exceeds `RESIDENT_BYTES`, the text stays unchanged and gets a notice.
         tokens: The given text.
@@ -53,19 +55,20 @@ def with_self_text(
         return replace(tokens, notices=(*tokens.notices, notice))
     calibration, probes = tokens.calibration.copy(), tokens.probes.copy()
     chosen = [_spread(len(rows), share) for rows in (calibration, probes)]
-    first = np.concatenate([rows[index, 0] for rows, index in zip((calibration, probes), chosen, strict=True)])
-    written = sample(checkpoint, first, calibration.shape[1], seed, progress)
+    given = 1 if tokens.begin is None else 2
+    start = np.concatenate([rows[index, :given] for rows, index in zip((calibration, probes), chosen, strict=True)])
+    written = sample(checkpoint, start, calibration.shape[1], seed, progress)
     calibration[chosen[0]], probes[chosen[1]] = np.split(written, [len(chosen[0])])
     return replace(tokens, calibration=calibration, probes=probes, sha256=digest(calibration, probes))
 
 
-def sample(checkpoint: Checkpoint, first: Ids, length: int, seed: int, progress: Progress) -> Ids:
+def sample(checkpoint: Checkpoint, start: Ids, length: int, seed: int, progress: Progress) -> Ids:
     """Sample sequences from the model at temperature 1.
 
     Args:
         checkpoint: The model; it is in memory in float32 while this runs.
-        first: The first token of each sequence, (sequences,).
-        length: Tokens of a sequence, the first included.
+        start: The first tokens of each sequence, (sequences, given tokens).
+        length: Tokens of a sequence, the given ones included.
         seed: Seed of the sampling.
         progress: Called after each token.
 
@@ -75,10 +78,12 @@ def sample(checkpoint: Checkpoint, first: Ids, length: int, seed: int, progress:
     model = resident_model(checkpoint)
     generator = torch.Generator().manual_seed(seed)
     cache = DynamicCache()
-    ids = torch.from_numpy(first.astype(np.int64))[:, None]
+    ids = torch.from_numpy(start.astype(np.int64))
     with torch.inference_mode():
-        for done in range(1, length):
-            logits = model(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True).logits[:, -1]
+        for done in range(start.shape[1], length):
+            logits = model(input_ids=ids[:, cache.get_seq_length() :], past_key_values=cache, use_cache=True).logits[
+                :, -1
+            ]
             ids = torch.cat([ids, torch.multinomial(logits.softmax(-1), 1, generator=generator)], dim=1)
             progress("sample", done, length - 1)
     return np.asarray(ids.numpy())

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
+from curconvert.base.counted import counted
 from curconvert.base.errors import InputError
 from curconvert.base.types import Ids
-from curconvert.checkpoint.types import Checkpoint
+from curconvert.calibration.documents import read_documents
+from curconvert.calibration.tokenizer import TOKEN_TENSOR, TextTools
+from curconvert.checkpoint.types import Checkpoint, Companions
 from curconvert.options.calibration import BUILTIN, CalibrationOptions
-from curconvert_runtime.errors import counted
+from curconvert_runtime.serve.text import windows
 
-TOKEN_TENSOR = "input_ids"  # noqa: S105 - the name of a tensor
-MAX_TEXT_BYTES = 256 * 2**20
 CHUNK_CHARACTERS = 16_384
 # A text with more characters for each wanted token is sampled, at LEAST_CHUNKS places or more.
 # The limit is generous: English has some 4.5 characters per token.
 CHARACTERS_PER_TOKEN = 32
 LEAST_CHUNKS = 64
+_NO_FILES = Companions()
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +40,7 @@ class CalibrationTokens:
         source: `builtin` or the file's name (without its folder, so that it is the same on every machine).
         sha256: Hex digest of the little-endian int64 ids, calibration first, then probes.
         notices: One sentence for each request that could not be met.
+        begin: The begin token that every sequence starts with; None without one.
     """
 
     calibration: Ids
@@ -47,33 +48,38 @@ class CalibrationTokens:
     source: str
     sha256: str
     notices: tuple[str, ...]
+    begin: int | None = None
 
 
 def load_tokens(
-    options: CalibrationOptions, tokenizer_file: Path | bytes | None, *, vocab_size: int | None = None
+    options: CalibrationOptions, companions: Companions = _NO_FILES, *, vocab_size: int | None = None
 ) -> CalibrationTokens:
     """Read the calibration source and cut it into calibration and probe sequences, without padding.
 
     Args:
         options: What to read and how much to take.
-        tokenizer_file: A `tokenizer.json`, as a path or as its content; None when the model has none.
+        companions: The model's tokenizer, its settings and its chat template.
         vocab_size: Rows of the model's embedding; ids are checked against it when it is given.
 
     Raises:
         InputError: The source is missing, malformed or too short, its ids do not fit the model, or it is text and
             there is no tokenizer.
     """
-    path = None if options.source == BUILTIN else Path(options.source)
+    path, tools = None if options.source == BUILTIN else Path(options.source), TextTools(companions)
     if path is not None and path.suffix == ".safetensors":
         ids = _read_ids(path)
     else:
-        text = _builtin_text() if path is None else _read_text(path, options.text_field)
+        tokenizer = tools.tokenizer(options.source)
+        text = builtin_text() if path is None else _read_text(path, options, tools)
         if not text.strip():
             raise InputError(f"{options.source}: the calibration text is empty")
-        ids = _tokenize(text, open_tokenizer(options.source, tokenizer_file), options)
+        ids = _tokenize(text, tokenizer, options)
+    begin = tools.begin if options.begin else None
     if vocab_size is not None:
         check_range(options.source, ids, vocab_size)
-    return _split(ids, options, BUILTIN if path is None else path.name)
+        if begin is not None:
+            check_range("tokenizer.json, begin token", np.array([begin]), vocab_size)
+    return _split(ids, options, BUILTIN if path is None else path.name, begin)
 
 
 def digest(calibration: Ids, probes: Ids) -> str:
@@ -83,17 +89,17 @@ def digest(calibration: Ids, probes: Ids) -> str:
     return found.hexdigest()
 
 
-def _split(ids: Ids, options: CalibrationOptions, source: str) -> CalibrationTokens:
+def _split(ids: Ids, options: CalibrationOptions, source: str, begin: int | None) -> CalibrationTokens:
     """Cut a stream of ids into sequences; probes and calibration are both spread evenly over the text."""
     length = options.tokens_per_sequence
-    available = ids.size // length
-    if available < 2:
+    table = windows(ids, length, begin)
+    if len(table) < 2:
+        needed, after = (2 * length, "") if begin is None else (2 * length - 2, ", with the begin token")
         raise InputError(
-            f"{source}: {ids.size} tokens, but at least {2 * length} are needed (one calibration and one probe "
-            f"sequence of {length} tokens); give more text or use shorter sequences"
+            f"{source}: {ids.size} tokens, but at least {needed} are needed (one calibration and one probe "
+            f"sequence of {length} tokens{after}); give more text or use shorter sequences"
         )
-    table = ids[: available * length].reshape(available, length)
-    chosen, held_out = divided(available, options)
+    chosen, held_out = divided(len(table), options)
     calibration, probes = table[chosen], table[held_out]
 
     name = "the builtin text" if source == BUILTIN else source
@@ -106,7 +112,7 @@ def _split(ids: Ids, options: CalibrationOptions, source: str) -> CalibrationTok
         for kind, found, wanted in counts
         if found < wanted
     )
-    return CalibrationTokens(calibration, probes, source, digest(calibration, probes), notices)
+    return CalibrationTokens(calibration, probes, source, digest(calibration, probes), notices, begin)
 
 
 def divided(available: int, options: CalibrationOptions) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -129,108 +135,30 @@ def _spread(total: int, count: int, phase: float) -> NDArray[np.int64]:
     return np.floor((np.arange(count) + phase) * total / count).astype(np.int64)
 
 
-def _builtin_text() -> str:
+def builtin_text() -> str:
+    """Return the text that comes with curconvert."""
     folder = files(__package__) / "builtin"
     parts = sorted((part for part in folder.iterdir() if part.name.endswith(".txt")), key=lambda part: part.name)
     return "\n".join(part.read_text(encoding="utf-8") for part in parts)
 
 
-def _read_text(path: Path, text_field: str) -> str:
-    """Read a UTF-8 file; the documents of a JSONL file are joined by newlines."""
+def _read_text(path: Path, options: CalibrationOptions, tools: TextTools) -> str:
     if not path.is_file():
         raise InputError(
             f"{path}: no such calibration file (or write `builtin` for the text that comes with curconvert)"
         )
-    text = read_utf8(path)
-    if path.suffix != ".jsonl":
-        return text
-    return "\n".join(string_field(where, record, text_field) for where, record in json_lines(path, text))
+    return read_documents(path, options.text_field, tools, _chunks_needed(options) * CHUNK_CHARACTERS)
 
 
-def read_utf8(path: Path) -> str:
-    """Read a text file of at most MAX_TEXT_BYTES.
-
-    Raises:
-        InputError: It is too large or not UTF-8.
-    """
-    if (size := path.stat().st_size) > MAX_TEXT_BYTES:
-        raise InputError(
-            f"{path}: {size / 2**20:.0f} MiB of calibration text; give a sample of at most {MAX_TEXT_BYTES >> 20} MiB"
-        )
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}") from error
-
-
-def json_lines(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the location (for messages) and the JSON object of each line that is not blank.
-
-    Raises:
-        InputError: A line is not a JSON object.
-    """
-    # Only "\n" ends a JSONL line: a JSON string may contain the other characters that str.splitlines splits at.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{where}: not JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise InputError(f"{where}: expected a JSON object, found {type(record).__name__}")
-        yield where, record
-
-
-def string_field(where: str, record: Mapping[str, Any], field: str) -> str:
-    """Return the text in a field of a JSON object.
-
-    Raises:
-        InputError: The field is missing, is not a string, or is not valid Unicode.
-    """
-    value = record.get(field)
-    if not isinstance(value, str):
-        raise InputError(f"{where}: no string in the field {field!r} (fields: {', '.join(record) or 'none'})")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"{where}: the field {field!r} holds half of a surrogate pair") from error
-    return value
-
-
-def open_tokenizer(source: str, tokenizer_file: Path | bytes | None) -> Tokenizer:
-    """Open a tokenizer, without the truncation and padding that its file may set.
-
-    Args:
-        source: Name of the text to read, for messages.
-        tokenizer_file: A `tokenizer.json`, as a path or as its content; None when the model has none.
-
-    Raises:
-        InputError: There is none, or it is malformed.
-    """
-    if tokenizer_file is None:
-        raise InputError(
-            f"{source}: the model has no tokenizer.json, which a calibration text needs; "
-            f"give a .safetensors file whose tensor {TOKEN_TENSOR!r} holds token ids"
-        )
-    try:
-        content = tokenizer_file if isinstance(tokenizer_file, bytes) else tokenizer_file.read_bytes()
-        tokenizer = Tokenizer.from_buffer(content)
-    except (OSError, ValueError) as error:
-        name = "tokenizer.json" if isinstance(tokenizer_file, bytes) else tokenizer_file
-        raise InputError(f"{name}: not a tokenizer: {error}") from error
-    # A tokenizer file may set both, but running text must have neither.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
+def _chunks_needed(options: CalibrationOptions) -> int:
+    wanted = (options.sequences + options.probe_sequences) * options.tokens_per_sequence
+    return max(LEAST_CHUNKS, -(-wanted * CHARACTERS_PER_TOKEN // CHUNK_CHARACTERS))
 
 
 def _tokenize(text: str, tokenizer: Tokenizer, options: CalibrationOptions) -> Ids:
     """Tokenize a text in chunks: an encoding takes about a hundred bytes per token, its ids take eight."""
     chunks = list(_chunks(text))
-    wanted = (options.sequences + options.probe_sequences) * options.tokens_per_sequence
-    needed = max(LEAST_CHUNKS, -(-wanted * CHARACTERS_PER_TOKEN // CHUNK_CHARACTERS))
+    needed = _chunks_needed(options)
     if len(chunks) > needed:
         chunks = [chunks[i] for i in _spread(len(chunks), needed, 0.5)]
     ids = [np.asarray(tokenizer.encode(chunk, add_special_tokens=False).ids, dtype=np.int64) for chunk in chunks]

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from curconvert.checkpoint.files import ModelFolder, load_json_object
 from curconvert.checkpoint.types import Companions
+from curconvert_runtime.format.artifact import Artifact
+from curconvert_schemas.client_settings import SETTINGS, foreign_keys
 
 COMPANION_NAMES = (
     "added_tokens.json",
@@ -22,6 +27,8 @@ COMPANION_NAMES = (
 )
 TOKENIZER_LIMIT = 100_000_000
 
+logger = logging.getLogger(__name__)
+
 
 def folder_companions(folder: ModelFolder) -> Companions:
     """Return the companion files of the model in a folder.
@@ -35,15 +42,30 @@ def folder_companions(folder: ModelFolder) -> Companions:
         path = folder.regular(name)
         if path is not None:
             copied[name] = path
-    if path := copied.get("tokenizer_config.json"):
-        settings = load_json_object(path, TOKENIZER_LIMIT)
+    for name in sorted(SETTINGS.keys() & copied.keys()):
+        settings = load_json_object(copied[name], TOKENIZER_LIMIT)
+        kept = _without_foreign(copied[name], settings)
         # transformers 5 writes a class name that 4.57 cannot load; both versions load the name written here.
-        if settings.get("tokenizer_class") == "TokenizersBackend":
-            del copied["tokenizer_config.json"]
-            settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-            settings.setdefault("model_input_names", ["input_ids", "attention_mask"])  # or 4.57 adds token_type_ids
-            written["tokenizer_config.json"] = json_bytes(settings)
+        if kept.get("tokenizer_class") == "TokenizersBackend":
+            kept["tokenizer_class"] = "PreTrainedTokenizerFast"
+            kept.setdefault("model_input_names", ["input_ids", "attention_mask"])  # or 4.57 adds token_type_ids
+        if kept != settings:
+            del copied[name]
+            written[name] = json_bytes(kept)
     return Companions(copied, written)
+
+
+def _without_foreign(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a file's settings without those that may name code or files; name them in a warning."""
+    foreign = foreign_keys(path.name, settings)
+    if foreign:
+        logger.warning("%s: %s left out: an artifact names no code and no files", path, ", ".join(foreign))
+    return {key: value for key, value in settings.items() if key not in foreign}
+
+
+def artifact_companions(artifact: Artifact) -> Companions:
+    """Return an artifact's copies of its original's companion files."""
+    return Companions({name: artifact.file(name) for name in COMPANION_NAMES if artifact.has(name)})
 
 
 def json_bytes(value: object) -> bytes:

@@ -7,8 +7,10 @@ fields, with the same values.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -19,6 +21,9 @@ from curconvert.base.errors import InputError, UnsupportedError
 from curconvert.base.names import QUANT_METHOD
 from curconvert.families.family import SUPPORTED_FAMILIES, family_of
 from curconvert_schemas import strict
+from curconvert_schemas.client_settings import foreign_keys
+
+logger = logging.getLogger(__name__)
 
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
 _WIDTH_LIMIT = 2**24
@@ -120,7 +125,7 @@ def normalize_config(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
     family = family_of(values)
     _refuse_unsupported(values, source)
     values.pop("quantization_config", None)
-    _validate(values, source)
+    validate(values, source)
     for key in ("head_dim", "num_key_value_heads", "rope_scaling", "rope_parameters"):
         if values.get(key, ...) is None:
             del values[key]
@@ -150,7 +155,7 @@ def normalize_config(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
                 f"{config['num_attention_heads']} and head_dim is not given"
             )
         config["head_dim"] = config["hidden_size"] // config["num_attention_heads"]
-    _validate(config, source)
+    validate(config, source)
     if config["num_attention_heads"] % config["num_key_value_heads"]:
         raise InputError(
             f"{source}: num_attention_heads {config['num_attention_heads']} is not a multiple of "
@@ -158,7 +163,7 @@ def normalize_config(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
         )
     config["architectures"] = [family.architecture]
     config["tie_word_embeddings"] = bool(config.get("tie_word_embeddings", False))
-    return _both_dialects(config, source)
+    return _without_foreign(_both_dialects(config, source), raw, source)
 
 
 def refuse_artifact(raw: Mapping[str, Any], source: str) -> None:
@@ -179,16 +184,32 @@ def _refuse_unsupported(values: Mapping[str, Any], source: str) -> None:
         raise UnsupportedError(f"{source}: use_bidirectional_attention is not supported; the graphs are causal")
 
 
+def _without_foreign(config: dict[str, Any], raw: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return the config without the fields that may name code, repositories or files; name them in a warning."""
+    foreign = foreign_keys("config.json", config)
+    if named := [*foreign, *(key for key in ("auto_map",) if key in raw)]:
+        logger.warning(
+            "%s: %s left out: an artifact names no code and no files; transformers' own classes are used",
+            source, ", ".join(sorted(named)),
+        )  # fmt: skip
+    return {key: value for key, value in config.items() if key not in foreign}
+
+
 def with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """Return the config with its stored dtype (`float32`, `float16`, `bfloat16`) under both names."""
     return {**config, "dtype": dtype, "torch_dtype": dtype}
 
 
-def _validate(values: Mapping[str, Any], source: str) -> None:
+def validate(values: Mapping[str, Any], source: str, *, complete: bool = True) -> None:
+    """Check types and ranges of the fields that decide shapes and loops; unless `complete`, any of them may be missing.
+
+    Raises:
+        InputError: A field is wrong or missing.
+    """
     for key, limit in _INTEGERS.items():
         value = values.get(key)
         if value is None:
-            if key in _REQUIRED:
+            if complete and key in _REQUIRED:
                 raise InputError(f"{source}: {key} is missing; add it, or pass --config-set {key}=…")
             continue
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= limit:
@@ -226,15 +247,22 @@ def _is_positive(value: Any) -> bool:
 def _complete(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Return the config with the family's defaults, after transformers has checked the fields that only it knows."""
     arguments = {key: value for key, value in values.items() if key != "model_type"}
-    try:
+    with rejected_by_transformers(source):
         # transformers changes rope keys in place, so give it a copy of the nested objects.
         config = AutoConfig.for_model(values["model_type"], **deepcopy(arguments))
         completed: dict[str, Any] = config.to_dict()
-    except (StrictDataclassError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
-        raise InputError(f"{source}: transformers rejects this config: {' '.join(str(error).split())[:300]}") from None
     head_dim = getattr(config, "head_dim", None)
     dropped = [key for key in _NOISE if key not in values]
     return {key: value for key, value in completed.items() if key not in dropped} | {"head_dim": head_dim}
+
+
+@contextmanager
+def rejected_by_transformers(source: str) -> Iterator[None]:
+    """Turn what transformers raises for a bad config into an `InputError` that names it."""
+    try:
+        yield
+    except (StrictDataclassError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        raise InputError(f"{source}: transformers rejects this config: {' '.join(str(error).split())[:300]}") from None
 
 
 def _check_rope(parameters: Mapping[str, Any], source: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from curconvert.base.errors import InputError
 from curconvert_schemas import strict
+from curconvert_schemas.folder import link_boundary
 
 CONFIG_LIMIT = 250_000  # a config has a few kilobytes; copies need ten times the memory of its text
 
@@ -23,8 +24,7 @@ class ModelFolder:
 
     Attributes:
         path: The folder.
-        root: Resolved boundary: the folder itself. In a Hugging Face cache it is the repository's cache folder, because
-            snapshots consist of links to `../../blobs`.
+        root: Resolved boundary, see `link_boundary`.
     """
 
     path: Path
@@ -33,9 +33,7 @@ class ModelFolder:
     @classmethod
     def at(cls, path: Path) -> ModelFolder:
         """Return the folder `path` with its boundary."""
-        resolved = path.resolve()
-        in_cache = resolved.parent.name == "snapshots" and resolved.parent.parent.name.startswith("models--")
-        return cls(path, resolved.parent.parent if in_cache else resolved)
+        return cls(path, link_boundary(path.resolve()))
 
     def regular(self, name: str) -> Path | None:
         """Return the path of the file `name` in this folder, or None if it does not exist.

@@ -20,6 +20,7 @@ from curconvert.base.errors import InputError, UnsupportedError
 from curconvert.base.roles import Role
 from curconvert.checkpoint.gguf_config import GLOBAL_TENSORS, config_from_metadata
 from curconvert.checkpoint.gguf_tokenizer import tokenizer_files
+from curconvert.checkpoint.source_files import SourceFiles
 from curconvert.checkpoint.types import Companions, TensorInfo
 from curconvert.families.family import BLOCKS, FUSED_ATTENTION, FUSED_MLP, LINEAR_PATHS, linear_name
 
@@ -74,8 +75,9 @@ class _BoundedReader(GGUFReader):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class _Stored:
-    """Position and encoding of a tensor in the file; `shape` is in torch's order."""
+    """Position and encoding of a tensor in a file; `shape` is in torch's order."""
 
+    file: Path
     kind: GGMLQuantizationType
     shape: tuple[int, ...]
     offset: int
@@ -84,65 +86,49 @@ class _Stored:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """Presents a GGUF file as a checkpoint: config, tensors by Hugging Face name, tokenizer.
+    """Presents a GGUF file, or all parts of a split one, as a checkpoint: config, tensors, tokenizer.
 
     Attributes:
-        path: The file.
-        metadata: Its key-value pairs, arrays as lists.
+        files: The files.
+        metadata: The key-value pairs of the first one, arrays as lists.
         config: The Hugging Face config built from them.
     """
 
-    path: Path
+    files: SourceFiles
     metadata: Mapping[str, Any]
     config: Mapping[str, Any]
     _stored: Mapping[str, _Stored]
 
     @classmethod
-    def open(cls, path: Path) -> GgufFile:
+    def open(cls, files: SourceFiles) -> GgufFile:
         """Return the file, with its metadata and tensor headers read.
 
+        Args:
+            files: One file, or all parts in order.
+
         Raises:
-            InputError: The file is not valid GGUF.
-            UnsupportedError: Its architecture or a quantization is not supported.
+            InputError: A file is not valid GGUF, or the parts do not belong together.
+            UnsupportedError: The architecture or a quantization is not supported.
         """
-        try:
-            reader = _BoundedReader(path)
-            metadata = {name: field.contents() for name, field in reader.fields.items()}
-            # Keep only numbers, so that the reader's memory map of the whole file is released.
-            by_ggml_name = {
-                tensor.name: _Stored(
-                    tensor.tensor_type,
-                    tuple(int(size) for size in reversed(tensor.shape.tolist())),
-                    int(tensor.data_offset),
-                    int(tensor.n_bytes),
-                )
-                for tensor in reader.tensors
-            }
-        except (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError, OSError) as error:
-            raise InputError(f"{path}: not a valid GGUF file: {' '.join(str(error).split())}") from None
-        if reader.byte_order != "I":
-            raise UnsupportedError(f"{path}: the byte order differs from this machine's; convert the file first")
+        path = files[0]
+        metadata, by_ggml_name = _read_parts(files)
         architecture = str(metadata.get("general.architecture"))
-        if metadata.get("split.count") not in (None, 0, 1):
-            raise UnsupportedError(
-                f"{path}: one part of a split GGUF; merge the parts first (llama-gguf-split --merge)"
-            )
         shapes = {name: stored.shape for name, stored in by_ggml_name.items()}
-        factors = {name: _floats(path, by_ggml_name[name]) for name in GLOBAL_TENSORS if name in by_ggml_name}
+        factors = {name: _floats(by_ggml_name[name], files) for name in GLOBAL_TENSORS if name in by_ggml_name}
         try:
             config = config_from_metadata(metadata, shapes, factors, str(path))
         except (ValueError, TypeError, KeyError, ArithmeticError) as error:  # a key of another type or absurd size
             raise InputError(f"{path}: malformed metadata: {type(error).__name__}: {error}") from None
         stored: dict[str, _Stored] = {}
         for name, entry in by_ggml_name.items():
-            _check_decodable(path, name, entry.kind)
+            _check_decodable(entry.file, name, entry.kind)
             if name in GLOBAL_TENSORS:
                 continue
-            canonical = _canonical_name(path, architecture, name)
+            canonical = _canonical_name(entry.file, architecture, name)
             if canonical in stored:
-                raise InputError(f"{path}: tensor {name} is the second one for {canonical}")
+                raise InputError(f"{entry.file}: tensor {name} is the second one for {canonical}")
             stored[canonical] = entry
-        return cls(path, metadata, config, stored)
+        return cls(files, metadata, config, stored)
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:
@@ -152,15 +138,15 @@ class GgufFile:
             for name, entry in self._stored.items()
         }
 
-    def read(self, name: str) -> torch.Tensor:
+    def read(self, info: TensorInfo) -> torch.Tensor:
         """Return one tensor, dequantized and in Hugging Face's layout."""
-        tensor = _decode(self.path, self._stored[name])
-        transform = self._transform(name)
+        tensor = _decode(self._stored[info.name], self.files)
+        transform = self._transform(info.name)
         return tensor if transform is None else transform(tensor)
 
     def companions(self) -> Companions:
         """Return the tokenizer files, built from the metadata."""
-        return Companions(written=tokenizer_files(self.metadata, str(self.path)))
+        return Companions(written=tokenizer_files(self.metadata, str(self.files[0])))
 
     def _transform(self, name: str) -> Callable[[torch.Tensor], torch.Tensor] | None:
         architecture = self.metadata["general.architecture"]
@@ -171,6 +157,55 @@ class GgufFile:
                 if f".{LINEAR_PATHS[role]}." in name:
                     return lambda tensor: unpermute(tensor, self.config[heads])
         return None
+
+
+def _read_parts(files: SourceFiles) -> tuple[dict[str, Any], dict[str, _Stored]]:
+    """Return the metadata of the first file, and the tensors of all of them.
+
+    Raises:
+        InputError: A file is not valid GGUF, or the parts do not belong together.
+    """
+    metadata: dict[str, Any] = {}
+    tensors: dict[str, _Stored] = {}
+    for number, path in enumerate(files):
+        found, part = _read_file(path)
+        count, place = found.get("split.count") or 1, found.get("split.no") or 0
+        if (count, place) != (len(files), number):
+            raise InputError(
+                f"{path}: its metadata say part {place!r:.20} of {count!r:.20}, counted from 0; all parts must be in "
+                "one folder under the names that llama-gguf-split gave them, such as NAME-00001-of-00003.gguf"
+            )
+        if twice := tensors.keys() & part.keys():
+            raise InputError(f"{path}: tensor {min(twice):.200} is also in {tensors[min(twice)].file.name}")
+        metadata = metadata or found
+        tensors |= part
+    total = metadata.get("split.tensors.count")
+    if len(files) > 1 and total is not None and total != len(tensors):
+        raise InputError(f"{files[0]}: the parts hold {len(tensors)} tensors, the metadata say {total!r:.20}")
+    return metadata, tensors
+
+
+def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, _Stored]]:
+    """Return the metadata and tensors of one file, by llama.cpp's names."""
+    try:
+        reader = _BoundedReader(path)
+        metadata = {name: field.contents() for name, field in reader.fields.items()}
+        # Keep only numbers, so that the reader's memory map of the whole file is released.
+        tensors = {
+            tensor.name: _Stored(
+                path,
+                tensor.tensor_type,
+                tuple(int(size) for size in reversed(tensor.shape.tolist())),
+                int(tensor.data_offset),
+                int(tensor.n_bytes),
+            )
+            for tensor in reader.tensors
+        }
+    except (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError, OSError) as error:
+        raise InputError(f"{path}: not a valid GGUF file: {' '.join(str(error).split())}") from None
+    if reader.byte_order != "I":
+        raise UnsupportedError(f"{path}: the byte order differs from this machine's; convert the file first")
+    return metadata, tensors
 
 
 def unpermute(tensor: torch.Tensor, heads: int) -> torch.Tensor:
@@ -217,8 +252,9 @@ def _dtype(entry: _Stored) -> str:
     return _RAW[entry.kind][0] if entry.kind in _RAW else "F32"
 
 
-def _decode(path: Path, entry: _Stored) -> torch.Tensor:
-    data = np.memmap(path, dtype=np.uint8, mode="r", offset=entry.offset, shape=(entry.length,))
+def _decode(entry: _Stored, files: SourceFiles) -> torch.Tensor:
+    with files.open(entry.file) as file:
+        data = np.memmap(file, dtype=np.uint8, mode="r", offset=entry.offset, shape=(entry.length,))
     if entry.kind in _RAW:
         return torch.from_numpy(np.array(data)).view(_RAW[entry.kind][1]).view(entry.shape)
     decoded = torch.empty(entry.shape, dtype=torch.float32)
@@ -230,5 +266,5 @@ def _decode(path: Path, entry: _Stored) -> torch.Tensor:
     return decoded
 
 
-def _floats(path: Path, entry: _Stored) -> list[float]:
-    return [float(value) for value in _decode(path, entry).float()]
+def _floats(entry: _Stored, files: SourceFiles) -> list[float]:
+    return [float(value) for value in _decode(entry, files).float()]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from curconvert.base.errors import InputError
+from curconvert.checkpoint.ignore import some
 from curconvert.checkpoint.types import TensorInfo
 from curconvert.families.family import BLOCKS
 
@@ -17,8 +18,10 @@ HEAD = "lm_head.weight"
 logger = logging.getLogger(__name__)
 
 
-def check_layers(tensors: Mapping[str, TensorInfo], layers: int, source: str) -> None:
+def check_layers(tensors: Mapping[str, TensorInfo], layers: int, source: str, hint: str = "") -> None:
     """Check that every layer of the config is stored, before the model is built, which takes time and memory.
+
+    `hint` ends the message.
 
     Raises:
         InputError: A layer has no tensor.
@@ -28,21 +31,34 @@ def check_layers(tensors: Mapping[str, TensorInfo], layers: int, source: str) ->
     if missing:
         raise InputError(
             f"{source}: all tensors {BLOCKS}.{missing[0]}.* are missing; the config says num_hidden_layers {layers}"
+            f"{hint}"
         )
 
 
 def check_tensors(
-    tensors: Mapping[str, TensorInfo], expected: Mapping[str, tuple[int, ...]], source: str = "checkpoint"
+    tensors: Mapping[str, TensorInfo],
+    expected: Mapping[str, tuple[int, ...]],
+    source: str = "checkpoint",
+    hint: str = "",
 ) -> None:
     """Check that the stored tensors are exactly those that the config requires.
+
+    Args:
+        tensors: The stored tensors.
+        expected: Name and shape of each tensor that the config requires.
+        source: Name of the checkpoint in messages.
+        hint: End of the message about missing tensors.
 
     Raises:
         InputError: Tensors are missing, unexpected or of another shape; the message names the first few.
     """
     if missing := [name for name in expected if name not in tensors]:
-        raise InputError(f"{source}: {_some(missing)} missing; the config does not describe these weights")
+        raise InputError(f"{source}: {_some(missing)} missing; the config does not describe these weights{hint}")
     if extra := [name for name in tensors if name not in expected]:
-        raise InputError(f"{source}: {_some(extra)} unexpected; the config does not describe these weights")
+        raise InputError(
+            f"{source}: {_some(extra)} unexpected; the config does not describe these weights. If the model works "
+            f"without {'it' if len(extra) == 1 else 'them'}, convert or export it with --ignore '{extra[0]:.200}'"
+        )
     wrong = [name for name, shape in expected.items() if tensors[name].shape != shape]
     if wrong:
         found, wanted = tensors[wrong[0]].shape, expected[wrong[0]]
@@ -52,7 +68,7 @@ def check_tensors(
 
 
 def resolve_tying(
-    tensors: Mapping[str, TensorInfo], tied: bool, read: Callable[[str], torch.Tensor], source: str
+    tensors: Mapping[str, TensorInfo], tied: bool, read: Callable[[str], torch.Tensor], source: str, hint: str = ""
 ) -> bool:
     """Tell from the stored tensors whether the lm_head is the embedding.
 
@@ -61,6 +77,7 @@ def resolve_tying(
         tied: `tie_word_embeddings` of the config.
         read: Reads a stored tensor.
         source: Name of the checkpoint in messages.
+        hint: End of the message about a missing lm_head.
 
     Returns:
         Whether the model is tied. A stored lm_head that differs from the embedding overrules the config.
@@ -72,7 +89,7 @@ def resolve_tying(
         if not tied:
             raise InputError(
                 f"{source}: tensor {HEAD} is missing and tie_word_embeddings is false; if the lm_head is the "
-                "embedding, pass --config-set tie_word_embeddings=true"
+                f"embedding, pass --config-set tie_word_embeddings=true{hint}"
             )
         return True
     if not tied:
@@ -95,8 +112,5 @@ def _same_bytes(
     )
 
 
-def _some(names: Sequence[str], shown: int = 3) -> str:
-    listed = ", ".join(names[:shown])
-    if len(names) == 1:
-        return f"tensor {listed} is"
-    return f"{len(names)} tensors ({listed}{', …' if len(names) > shown else ''}) are"
+def _some(names: Sequence[str]) -> str:
+    return f"{some(names)} {'is' if len(names) == 1 else 'are'}"

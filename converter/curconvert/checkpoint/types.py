@@ -9,6 +9,8 @@ from typing import Any, Literal, Protocol
 
 import torch
 
+from curconvert.checkpoint.source_files import SourceFiles
+
 SourceKind = Literal["safetensors", "directory", "gguf"]
 
 
@@ -51,16 +53,21 @@ class Checkpoint(Protocol):
         kind: Kind of the source.
         path: The file or folder that the user named, or a hub id's local snapshot.
         files: Every file that holds weights, in a fixed order (for sha256).
-        config: The Hugging Face config as a plain dict, with both dialects of rope and dtype keys present.
+        config: The Hugging Face config as a plain dict, with both dialects of rope and dtype keys present. `dtype` is
+            the one that holds every stored weight.
         tensors: By canonical name. Fused projections (Phi-3's `qkv_proj`, `gate_up_proj`) appear as their
             row slices `q_proj`, `k_proj`, `v_proj`, `gate_proj`, `up_proj`. A tied `lm_head.weight` is absent.
+        ignore: Patterns of tensors that the user left out.
+        notices: What was left out or renamed, one sentence each.
     """
 
     kind: SourceKind
     path: Path
-    files: tuple[Path, ...]
+    files: SourceFiles
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
+    ignore: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
 
     def read(self, name: str) -> torch.Tensor:
         """Return one tensor in its stored dtype; raw bytes are memory-mapped, so do not write to it."""

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from curconvert.base.display import one_line
 from curconvert.base.errors import BackendError, CurConvertError, InputError
 from curconvert.cli import render
 from curconvert.cli.interruption import Interrupted, stoppable
 from curconvert.cli.options import FilePath
+from curconvert.cli.terminal import Formatter
 
 if TYPE_CHECKING:
     from curconvert_runtime.checks.fidelity import Progress
@@ -56,9 +58,9 @@ def common(function: Callable[..., None]) -> Callable[..., None]:
     @click.option("--debug", is_flag=True, help="Print log messages, and the traceback of an error.")
     @functools.wraps(function)
     def wrapper(*args: Any, debug: bool, **kwargs: Any) -> None:
-        logging.basicConfig(
-            level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
-        )
+        log = logging.StreamHandler()
+        log.setFormatter(Formatter("%(levelname)s %(name)s: %(message)s"))
+        logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, handlers=[log])
         # Let SIGTERM unwind the stack like Ctrl-C, so that temporary folders are removed.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         try:
@@ -81,7 +83,7 @@ def fail(message: str, code: int, debug: bool) -> None:
     """Print one line on stderr and end with an exit code."""
     if debug:
         logging.getLogger(__name__).exception("traceback")
-    click.echo(f"error: {render.printable(' '.join(message.split()))}", err=True)
+    click.echo(f"error: {one_line(' '.join(message.split()))}", err=True)
     sys.exit(code)
 
 

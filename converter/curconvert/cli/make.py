@@ -50,24 +50,23 @@ from curconvert.cli.streams import echo
 @resume_option
 @common
 def convert(
-    model: str, config: Path | None, config_set: dict[str, str], revision: str | None, out: Path, overwrite: bool,
-    no_verify: bool, resume: bool, as_json: bool, quiet: bool, max_kl: float | None, min_top1: float | None,
-    max_ppl_ratio: float | None, max_parity: float, executor: str, workers: int | None, memory_limit: int | None,
-    **method: Any,
+    out: Path, overwrite: bool, no_verify: bool, resume: bool, as_json: bool, quiet: bool, max_kl: float | None,
+    min_top1: float | None, max_ppl_ratio: float | None, max_parity: float, executor: str, workers: int | None,
+    memory_limit: int | None, **method: Any,
 ) -> None:  # fmt: skip
     """Compress MODEL into a verified artifact.
 
     MODEL is a .safetensors or .gguf file, a Hugging Face folder, or a hub id.
     """
     require_converter()
-    options = to_options(method, max_kl)  # rejects wrong options before torch is imported
+    source, options = to_source(method), to_options(method, max_kl)  # rejects wrong options before torch is imported
     from curconvert.jobs.convert import convert as run
     from curconvert_runtime.checks.verification import VerifyOptions
 
     gates = None if no_verify else VerifyOptions(max_kl, min_top1, max_ppl_ratio, max_parity)
     with resumable(out, quiet) as progress:
         result = run(
-            to_source(model, config, config_set, revision), out, options,
+            source, out, options,
             overwrite=overwrite, resume=resume, verification=gates,
             execution=to_execution(executor, workers, memory_limit), progress=progress,
         )  # fmt: skip
@@ -117,10 +116,9 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[st
 @click.option("--overwrite", is_flag=True, help="Replace an existing sweep.")
 @common
 def sweep(
-    model: str, config: Path | None, config_set: dict[str, str], revision: str | None, out: Path, overwrite: bool,
-    keep: tuple[float, ...], methods: tuple[str, ...], text: Path | None, window: int, max_tokens: int,
-    keep_artifacts: bool, executor: str, workers: int | None, memory_limit: int | None, as_json: bool, quiet: bool,
-    **values: Any,
+    out: Path, overwrite: bool, keep: tuple[float, ...], methods: tuple[str, ...], text: Path | None, window: int,
+    max_tokens: int, keep_artifacts: bool, executor: str, workers: int | None, memory_limit: int | None, as_json: bool,
+    quiet: bool, **values: Any,
 ) -> None:  # fmt: skip
     """Compress MODEL to several sizes and compare them.
 
@@ -131,11 +129,12 @@ def sweep(
     from curconvert.jobs.sweep.options import SweepOptions
     from curconvert.jobs.sweep.run import sweep as run
 
+    source = to_source(values)
     settings = {"calibration": to_calibration(values), **{k: v for k, v in values.items() if v is not None}}
     options = SweepOptions(keep, methods, text, window, max_tokens, keep_artifacts, settings)
     with render.progress(quiet) as progress:
         result = run(
-            to_source(model, config, config_set, revision), out, options,
+            source, out, options,
             overwrite=overwrite, execution=to_execution(executor, workers, memory_limit), progress=progress,
         )  # fmt: skip
     if as_json:
@@ -158,15 +157,14 @@ def sweep(
 @method_options
 @common
 def plan(
-    model: str, config: Path | None, config_set: dict[str, str], revision: str | None, out: Path, as_json: bool,
-    quiet: bool, **method: Any,
+    out: Path, as_json: bool, quiet: bool, **method: Any,
 ) -> None:  # fmt: skip
     """Show what `convert` would do to MODEL, and estimate time, memory and disk.
 
     Lists every matrix and the totals. Times one matrix, and measures this machine for a second or two.
     """
     require_converter()
-    source, options = to_source(model, config, config_set, revision), to_options(method)
+    source, options = to_source(method), to_options(method)
     from curconvert.jobs.plan import plan as run
     from curconvert.jobs.plan import predict
 
@@ -192,8 +190,7 @@ def plan(
 @quantization_options
 @common
 def export(
-    model: str, config: Path | None, config_set: dict[str, str], revision: str | None, out: Path, overwrite: bool,
-    dtype: str | None, target: str, as_json: bool, quiet: bool, **values: Any,
+    out: Path, overwrite: bool, dtype: str | None, target: str, as_json: bool, quiet: bool, **values: Any,
 ) -> None:  # fmt: skip
     """Write the same files and graphs for MODEL without compression, as a baseline.
 
@@ -203,11 +200,12 @@ def export(
     require_converter()
     from curconvert.jobs.export import export as run
 
+    source = to_source(values)
     given = values["quantize"] is not None or values["bits_per_weight"] is not None
     quantization = to_quantization(values | {"rounding": "nearest" if given else None})
     with render.progress(quiet) as progress:
         result = run(
-            to_source(model, config, config_set, revision), out,
+            source, out,
             dtype=dtype, target=target, quantization=quantization, overwrite=overwrite, progress=progress,
         )  # fmt: skip
     if as_json:

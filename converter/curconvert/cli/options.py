@@ -64,21 +64,36 @@ source_options = _stacked(
         callback=_pairs,
         help="Set or override a value of config.json. Repeat for more.",
     ),
+    click.option(
+        "--ignore",
+        multiple=True,
+        metavar="PATTERN",
+        help="Leave out stored tensors that the model does not know, such as 'mtp.*'. Repeat for more.",
+    ),
     click.option("--config", type=FilePath(), help="config.json to use instead of the model's own."),
     click.argument("model"),
 )
 
 
+_begin_option = click.option(
+    "--begin/--no-begin",
+    default=None,
+    help="Start each sequence of the text with the begin token, if the tokenizer adds one. [yes]",
+)
+
+
 calibration_options = _stacked(
+    _begin_option,
     click.option("--seed", type=int, help="Seed of all random choices. [0]"),
     click.option("--probe-sequences", type=int, help="Sequences held out to verify the result. [16]"),
     click.option("--calibration-tokens", type=int, help="Tokens in each calibration sequence. [128]"),
     click.option("--calibration-sequences", type=int, help="Maximum number of calibration sequences. [128]"),
-    click.option("--text-field", type=Typed(), help="Field that holds the text in each JSONL line. [text]"),
+    click.option("--text-field", type=Typed(), help="Field that holds the text in each record. [text]"),
     click.option(
         "--calibration",
         metavar="SOURCE",
-        help="Calibration text: builtin, a text or .jsonl file, or a .safetensors file of token ids. [builtin]",
+        help="Calibration text: builtin, a text, .jsonl or .parquet file, or a .safetensors file of token ids. "
+        "Conversations go through the chat template. [builtin]",
     ),
 )
 
@@ -188,15 +203,16 @@ method_options = _stacked(
 
 
 heal_options = _stacked(
+    _begin_option,
     click.option("--seed", type=int, help="Seed that selects and orders the sequences. [0]"),
     click.option("--probe-sequences", type=int, help="Held-out sequences that decide when training stops. [16]"),
     click.option("--data-tokens", type=int, help="Tokens in each sequence; for a task, the maximum per line. [128]"),
     click.option("--data-sequences", type=int, help="Maximum number of training sequences. [8192]"),
-    click.option("--text-field", type=Typed(), help="Field that holds the text in each JSONL line. [text]"),
+    click.option("--text-field", type=Typed(), help="Field that holds the text in each record. [text]"),
     click.option(
         "--data",
         metavar="SOURCE",
-        help="Training text: builtin, a text or .jsonl file, or a .safetensors file of token ids. --objective ce needs "
+        help="Training text: the kinds of files that `convert --calibration` takes. --objective ce needs "
         "a .jsonl file. [builtin]",
     ),
     click.option(
@@ -258,6 +274,7 @@ def _text(values: dict[str, Any], source: str, sequences: str, tokens: str, /, *
         "sequences": values.pop(sequences),
         "tokens_per_sequence": values.pop(tokens),
         "probe_sequences": values.pop("probe_sequences"),
+        "begin": values.pop("begin"),
         "seed": values["seed"],
     }
     return CalibrationOptions(**{**defaults, **{name: value for name, value in found.items() if value is not None}})
@@ -293,11 +310,12 @@ def to_options(values: dict[str, Any], max_kl: float | None = None) -> Any:
     )
 
 
-def to_source(model: str, config: Path | None, config_set: dict[str, str], revision: str | None) -> Any:
-    """Return the source options."""
+def to_source(values: dict[str, Any]) -> Any:
+    """Return the source options, removed from a command's option values."""
     from curconvert.options.source import SourceOptions
 
-    return SourceOptions(model, config, config_set, revision)
+    names = ("model", "config", "config_set", "revision", "ignore")
+    return SourceOptions(**{name: values.pop(name) for name in names})
 
 
 def to_execution(executor: str, workers: int | None, memory_limit: int | None) -> Any:

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,11 +17,11 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 from rich.text import Text
 
+from curconvert.base.counted import counted
 from curconvert.base.packing import stored_types
-from curconvert_runtime.errors import counted
+from curconvert.cli.terminal import Console, Table
 from curconvert_runtime.format.forms import form_of
 
 if TYPE_CHECKING:
@@ -59,11 +58,6 @@ def _console() -> Console:
     return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 
 
-def printable(text: str) -> str:
-    """Return the text with control characters replaced; names come from files and could control a terminal."""
-    return "".join(character if character.isprintable() else "�" for character in text)
-
-
 @contextmanager
 def progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     """Yield a progress callback that draws one bar per stage on stderr."""
@@ -86,12 +80,17 @@ def progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
             bars.stop()
 
 
+def _notes(console: Console, notices: tuple[str, ...]) -> None:
+    for notice in notices:
+        console.print(f"note: {notice}")
+
+
 def plan_json(plan: Plan, expected: Estimate | None = None) -> dict[str, Any]:
     """Return a plan as JSON, with an estimate of what it takes."""
-    fields = {key: value for key, value in asdict(plan).items() if key != "biases"}
+    fields = {key: value for key, value in asdict(plan).items() if key not in ("biases", "notices")}
     return {
         **fields,
-        **({"estimate": asdict(expected)} if expected else {}),
+        **({"estimate": asdict(expected), "notices": list(plan.notices)} if expected else {}),
         "parameters_before": plan.parameters_before,
         "parameters_after": plan.parameters_after,
         "matrices": [
@@ -106,8 +105,9 @@ def plan(plan: Plan, expected: Estimate) -> None:
     table = Table("matrix", "shape", "rank", "parameters", "", box=None)
     for m in plan.matrices:
         change = f"{m.parameters_before:,}" + (f" → {m.parameters_after:,}" if m.rank else "")
-        table.add_row(printable(m.name), f"{m.shape[0]} × {m.shape[1]}", str(m.rank or "dense"), change, m.reason or "")
+        table.add_row(m.name, f"{m.shape[0]} × {m.shape[1]}", str(m.rank or "dense"), change, m.reason or "")
     console = _console()
+    _notes(console, plan.notices)
     console.print(table)
     if plan.layers is None:
         chosen = counted(plan.layer_total, "layer")
@@ -135,8 +135,7 @@ def conversion_json(result: Conversion) -> dict[str, Any]:
 def conversion(result: Conversion) -> None:
     """Print a summary that fits one screen."""
     console = _console()
-    for notice in result.notices:
-        console.print(f"note: {notice}")
+    _notes(console, result.notices)
     if result.plan is not None:
         compressed = [m for m in result.plan.matrices if m.rank]
         layers = [str(layer) for layer in result.plan.layers or ()]
@@ -170,8 +169,7 @@ def healing_json(result: Healing) -> dict[str, Any]:
 def healing(result: Healing) -> None:
     """Print what was trained, and where the held-out measure began and ended."""
     console = _console()
-    for notice in result.notices:
-        console.print(f"note: {notice}")
+    _notes(console, result.notices)
     console.print(f"{result.parameters:,} parameters trained")
     for stage, curve in result.curves.items():
         best = min(curve, key=lambda point: point.held_out)
@@ -204,7 +202,7 @@ def verification(report: VerificationReport) -> None:
     console = _console()
     table = Table(box=None, show_header=False)
     for check in report.checks:
-        table.add_row(Text("✓", "green") if check.passed else Text("✗", "red"), check.name, printable(check.detail))
+        table.add_row(Text("✓", "green") if check.passed else Text("✗", "red"), check.name, check.detail)
     console.print(table)
     if report.fidelity is not None:
         f = report.fidelity
@@ -220,8 +218,7 @@ def verification(report: VerificationReport) -> None:
 def sweep(result: Sweep) -> None:
     """Print a row per point."""
     console = _console()
-    for notice in result.notices:
-        console.print(f"note: {notice}")
+    _notes(console, result.notices)
     bound = "" if any(point.kl_exact for point in result.points) else " (lower bound)"
     table = Table(
         "method",
@@ -250,11 +247,11 @@ def sweep(result: Sweep) -> None:
     console.print(table)
     for p in result.points:
         if p.reason is not None:
-            console.print(f"{p.method} at {p.keep:g} is {p.status}: {printable(p.reason)}")
+            console.print(f"{p.method} at {p.keep:g} is {p.status}: {p.reason}")
     decode = result.decode
     console.print(
         f"original: {result.parameters_before:,} parameters, {result.bytes_before / 1e6:,.1f} MB; measured on "
-        f"{printable(result.text)}; decode: batch {decode['batch']}, prompt {decode['prompt_tokens']}, "
+        f"{result.text}; decode: batch {decode['batch']}, prompt {decode['prompt_tokens']}, "
         f"{decode['generated_tokens']} generated, medians of {counted(decode['rounds'], 'round')}"
     )
     console.print(f"written: {result.path}")
@@ -267,7 +264,7 @@ def bench(result: Bench) -> None:
         "batch", "prompt", "", "prefill, tokens/s", "first token, ms", "decode, tokens/s", "MB per token",
         "of the bandwidth", box=None,
     )  # fmt: skip
-    names = [printable(side.name) for side in (result.artifact, result.against) if side is not None]
+    names = [side.name for side in (result.artifact, result.against) if side is not None]
     for row in result.rows:
         place = (str(row.workload.batch), str(row.workload.prompt_tokens))
         table.add_row(*place, names[0], *_speeds(row.artifact))
@@ -282,7 +279,7 @@ def bench(result: Bench) -> None:
         memory = "" if side.peak_bytes is None else f", {(side.resident_bytes or 0) / 1e6:,.0f} MB after loading"
         memory += "" if side.peak_bytes is None else f" and {side.peak_bytes / 1e6:,.0f} MB at most"
         console.print(
-            f"{printable(side.name)}: {side.graph} graph, {side.weight_bytes / 1e6:,.1f} MB of weights per step; loads "
+            f"{side.name}: {side.graph} graph, {side.weight_bytes / 1e6:,.1f} MB of weights per step; loads "
             f"in {side.load_seconds.median:.2f} s, first token {side.start_seconds.median:.2f} s after the process "
             f"starts{memory}"
         )
@@ -314,8 +311,10 @@ def artifact(manifest: Mapping[str, Any]) -> None:
     model, source = manifest["model"], manifest["source"]
     quantized = manifest.get("quantization")
     stored = f"{stored_types(quantized)}, the rest {model['dtype']}" if quantized else model["dtype"]
-    console.print(f"{printable(source['name'])} ({source['kind']}), {model['model_type']}, {stored}")
+    console.print(f"{source['name']} ({source['kind']}), {model['model_type']}, {stored}")
     console.print(_totals(model["parameters_before"], model["parameters_after"]))
+    if calibration := manifest["calibration"]:
+        console.print(_calibrated(calibration))
     if quantized:
         console.print(_quantized(quantized))
     table = Table("matrix", "shape", "form", "rank", "output error", "Frobenius error", box=None)
@@ -324,14 +323,21 @@ def artifact(manifest: Mapping[str, Any]) -> None:
             # Factors that were trained or cut have no measured errors.
             both = (m["relative_output_error"], m["relative_frobenius_error"])
             errors = ("unknown" if error is None else f"{error:.4f}" for error in both)
-            table.add_row(
-                printable(m["name"]), f"{m['shape'][0]} × {m['shape'][1]}", m["form"], str(m["rank"]), *errors
-            )
+            table.add_row(m["name"], f"{m['shape'][0]} × {m['shape'][1]}", m["form"], str(m["rank"]), *errors)
     console.print(table)
     if widths := (quantized or {}).get("widths"):
         console.print(_widths(widths))
     for name, entry in manifest["files"].items():
-        console.print(f"{entry['size']:>14,}  {entry['sha256'][:16]}…  {printable(name)}")
+        console.print(f"{entry['size']:>14,}  {entry['sha256'][:16]}…  {name}")
+
+
+def _calibrated(calibration: Mapping[str, Any]) -> str:
+    begin = calibration.get("begin")
+    return (
+        f"calibrated on {calibration['source']}: {calibration['sequences']} sequences of "
+        f"{calibration['tokens_per_sequence']} tokens, "
+        + ("without a begin token" if begin is None else f"each with begin token {begin} first")
+    )
 
 
 def _widths(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -340,7 +346,7 @@ def _widths(rows: Sequence[Mapping[str, Any]]) -> Table:
     for row in rows:
         errors = (f"{row['errors'][key]:.4f}" for key in ("int4", "int8"))
         costs = (f"{row['costs'][key]:.3g}" for key in ("int4", "int8"))
-        table.add_row(printable(row["name"]), str(row["bits"]), *errors, *costs)
+        table.add_row(row["name"], str(row["bits"]), *errors, *costs)
     return table
 
 

@@ -25,7 +25,7 @@ _PLAIN = {
     "→": "->", "×": "x", "·": "*", "…": "...", "Δ": "delta ", "‖": "||", "≥": ">=", "≤": "<=", "−": "-", "–": "-",
     "✓": "ok", "✗": "FAILED", "�": "?", "’": "'", "“": '"', "”": '"',
 }  # fmt: skip
-# Handlers that Python chooses by itself; another one was asked for, and stays.
+# Handlers that Python chooses by itself. A user who sets another one keeps it.
 _DEFAULTS = ("strict", "surrogateescape", "backslashreplace")
 
 

@@ -14,6 +14,7 @@ from curconvert.cli.base import MODEL_SOURCES, common
 from curconvert.cli.options import FilePath, Typed, thresholds
 from curconvert.cli.output_file import OutputFile, write_file
 from curconvert.cli.streams import echo, lost, typed_input
+from curconvert.cli.terminal import for_stdout
 
 
 def _counts(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[int, ...]:
@@ -74,6 +75,11 @@ def bench(artifact: Path, against: str | None, as_json: bool, quiet: bool, **val
 @click.option("--text", type=FilePath(), help="UTF-8 text to measure fidelity on; needs --against.")
 @click.option("--window", type=int, default=512, show_default=True, help="Tokens per window of --text.")
 @click.option("--max-tokens", type=int, default=16384, show_default=True, help="Maximum number of tokens of --text.")
+@click.option(
+    "--begin/--no-begin",
+    default=None,
+    help="Start each window of --text with the begin token, if the tokenizer adds one. [as at the conversion]",
+)
 @click.option("--junit", type=OutputFile(), help="Write the checks as JUnit XML to this file.")
 @click.option("--torch/--no-torch", default=None, help="Also compare with transformers. [if it is installed]")
 @_provider_option
@@ -161,7 +167,7 @@ def generate(
     completions = {}
     for piece in stream(session, prompts, options):
         if alone:
-            echo(piece.text, nl=False)
+            echo(for_stdout(piece.text), nl=False)
         if piece.completion:
             completions[piece.row] = piece.completion
         if lost():
@@ -174,4 +180,4 @@ def generate(
         echo(json.dumps(found))
     else:
         for _, done in sorted(completions.items()):
-            echo(done.text)
+            echo(for_stdout(done.text))

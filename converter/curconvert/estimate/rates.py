@@ -22,6 +22,7 @@ from curconvert.blocks.precision import multiplies_bfloat16
 from curconvert.blocks.stream import BlockStream
 from curconvert.calibration.original import BATCH
 from curconvert.checkpoint.linears import decoder_linears
+from curconvert.checkpoint.source_files import SourceFiles
 from curconvert.checkpoint.types import Checkpoint, Companions, TensorInfo
 from curconvert.execution.threads import one_blas_thread
 from curconvert.families.skeleton import EMBEDDING
@@ -166,12 +167,12 @@ def _block_rates(checkpoint: Checkpoint, length: int) -> tuple[float, float] | N
         return single, flops * _rate(lambda: block.forward(hidden, dtype=torch.bfloat16))
 
 
-class _Blank:
+class _Blank(Checkpoint):
     """Presents a checkpoint with the same shapes and constant weights, without reading files."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.kind, self.path, self.config = checkpoint.kind, checkpoint.path, checkpoint.config
-        self.files: tuple[Path, ...] = ()
+        self.files = SourceFiles()
         self.tensors: Mapping[str, TensorInfo] = {
             name: replace(info, location=None) for name, info in checkpoint.tensors.items()
         }

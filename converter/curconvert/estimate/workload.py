@@ -8,6 +8,7 @@ from functools import cached_property
 from curconvert.base.names import layer_of
 from curconvert.base.plan import MatrixPlan, Plan
 from curconvert.calibration.self_text import RESIDENT_BYTES
+from curconvert.checkpoint.dtypes import stored_dtype
 from curconvert.checkpoint.linears import decoder_linears, total_parameters
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.families.roles import distinct_inputs
@@ -54,7 +55,7 @@ class Workload:
         self.compressed = [m for m in plan.matrices if m.is_compressed]
         self.changed: list[MatrixPlan] = list(plan.matrices) if options.quantization else self.compressed
         self.changed_layers = {layer_of(m.name) for m in self.changed}
-        self.sixteen_bits = checkpoint.tensors[EMBEDDING].dtype != "F32"
+        self.sixteen_bits = stored_dtype(checkpoint) != "float32"
 
     @cached_property
     def components(self) -> int:

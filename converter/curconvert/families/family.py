@@ -156,7 +156,10 @@ def family_of(config: Mapping[str, Any]) -> Family:
     if not isinstance(model_type, str):
         raise InputError(f"config: model_type is {model_type!r:.60}, expected one of {', '.join(SUPPORTED_FAMILIES)}")
     if model_type not in SUPPORTED_FAMILIES:
+        inner = config.get("text_config")
+        part = f" (its language model is {inner.get('model_type')!r:.60})" if isinstance(inner, dict) else ""
         raise UnsupportedError(
-            f"config: model_type {model_type!r:.60} is not supported; supported are {', '.join(SUPPORTED_FAMILIES)}"
+            f"config: model_type {model_type!r:.60}{part} is not supported; supported are "
+            f"{', '.join(SUPPORTED_FAMILIES)}"
         )
     return SUPPORTED_FAMILIES[model_type]

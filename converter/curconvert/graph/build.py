@@ -24,6 +24,7 @@ from curconvert.graph.portable import OPSET_WITH_BLOCKS, Portable
 from curconvert.graph.template import dense_template
 from curconvert_runtime.format.files import FUSED_FILE, PORTABLE_FILE
 from curconvert_runtime.format.quantized import Packing, part_name
+from curconvert_schemas.graph import OPERATORS
 
 # The IR version of ONNX 1.12, the first release with opset 17.
 _IR_VERSION = 8
@@ -93,13 +94,18 @@ def build_graphs(
 
 
 def _finish(model: ir.Model) -> None:
-    """Make node names unique, give axes common names, and remove mobius' names."""
+    """Make node names unique, give axes common names, remove mobius' names, and check the operators."""
     # mobius names a graph after a temporary folder, but the same input must give the same bytes.
     model.graph.name = "model"
     _name_dimensions(model.graph)
     passes.NameFixPass()(model)
     passes.ClearMetadataAndDocStringPass()(model)
     for node in model.graph:
+        if (node.domain, node.op_type) not in OPERATORS:
+            operator = f"{node.domain}:{node.op_type}"
+            raise RuntimeError(
+                f"no artifact may hold operator {operator}; add it to curconvert_schemas.graph.OPERATORS"
+            )
         for output in node.outputs:
             # ONNX omits an output without a name, such as the statistics of SkipSimplifiedLayerNormalization.
             if not output.uses() and not output.is_graph_output():

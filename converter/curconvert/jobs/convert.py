@@ -78,4 +78,4 @@ def convert(
             space.artifact, context, prepared.companions, measured, decided, options, verification
         )  # fmt: skip
         publish(space.artifact, out, overwrite)
-    return Conversion(out, decided, prepared.tokens.notices, report, peak)
+    return Conversion(out, decided, (*checkpoint.notices, *prepared.tokens.notices), report, peak)

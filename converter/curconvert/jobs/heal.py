@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 
 from curconvert.artifact.fingerprint import common
 from curconvert.artifact.folder import check_output, publish
-from curconvert.artifact.manifest import UNKNOWN_ERRORS, seal, source_files
+from curconvert.artifact.manifest import UNKNOWN_ERRORS, made_from, seal
 from curconvert.artifact.workspace import workspace
 from curconvert.base.errors import InputError, UnsupportedError
 from curconvert.base.forms import traits_of
@@ -19,6 +19,7 @@ from curconvert.base.progress import silent
 from curconvert.blocks.precision import multiplies_bfloat16
 from curconvert.blocks.stored import build_torch_model
 from curconvert.calibration.self_text import resident_model
+from curconvert.checkpoint.companions import artifact_companions
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.estimate.disk import check_space, healed_bytes
 from curconvert.jobs.seal import verify_and_seal
@@ -97,13 +98,12 @@ def heal(
     text = () if options.data.source == BUILTIN else (Path(options.data.source),)
     source = () if checkpoint is None else (checkpoint.path, *checkpoint.files)
     check_output(out, overwrite, (artifact.path, *source, *text))
-    tokenizer = artifact.file("tokenizer.json") if artifact.has("tokenizer.json") else None
-    data = load_data(options, tokenizer, artifact.model["vocab_size"])
+    data = load_data(options, artifact_companions(artifact), artifact.model["vocab_size"])
     probes = Probes.load(artifact)
     dtype = torch.bfloat16 if multiplies_bfloat16() else torch.float32
     identity = {
         "artifact": sha256(artifact.path / MANIFEST),
-        **common(artifact.manifest["source"]["files"], data.sha256, options.to_json()),
+        **common(artifact.manifest["source"]["files"], data.sha256, data.begin, options.to_json()),
     }
     needed = healed_bytes(artifact)
     check_space(out, needed)
@@ -126,9 +126,12 @@ def heal(
         else:
             answers = outputs_of_model(probes.compressed, build_torch_model(made))
         write_probes(space.artifact, probes.original, answers)
+        if checkpoint:
+            checkpoint.files.check()
         report = verify_and_seal(space.artifact, manifest, verification, progress)
         publish(space.artifact, out, overwrite)
-    return Healing(out, curves, sum(value.numel() for value in healed.values()), data.notices, report)
+    notices = (*(checkpoint.notices if checkpoint else ()), *data.notices)
+    return Healing(out, curves, sum(value.numel() for value in healed.values()), notices, report)
 
 
 def heal_whole(
@@ -179,10 +182,9 @@ def _original(artifact: Artifact, source: SourceOptions | None, options: HealOpt
                 "without it"
             )
         return None
-    checkpoint = open_source(source)
-    recorded = {(entry["name"], entry["sha256"]) for entry in artifact.manifest["source"]["files"]}
-    if recorded != {(entry["name"], entry["sha256"]) for entry in source_files(checkpoint)}:
-        raise InputError(f"{source.model}: {artifact.path} was made from other files; give its own original")
+    checkpoint = open_source(replace(source, ignore=tuple(artifact.manifest["source"].get("ignore", ()))))
+    if not made_from(artifact.manifest, checkpoint):
+        raise InputError(f"{source.model}: {artifact.path} was made from other weights; give its own original")
     return checkpoint
 
 
@@ -216,6 +218,7 @@ def _manifest(
         "token_sha256": data.sha256,
         "sequences": len(data.training),
         "tokens_per_sequence": data.training.ids.shape[1],
+        "begin": data.begin,
         "options": options.to_json(),
         "tensors": sorted({*healed, *(earlier or {}).get("tensors", ())}),
         "trained_parameters": sum(value.numel() for value in healed.values()),

@@ -24,7 +24,7 @@ from curconvert.base.names import bias_of
 from curconvert.base.types import Ids
 from curconvert.blocks.stored import build_torch_model, factor_names, stored_matrix, stored_tensor
 from curconvert.checkpoint import Checkpoint, open_checkpoint
-from curconvert_runtime.checks.parity import compare, compare_with_probe, teacher_forced
+from curconvert_runtime.checks.parity import compare, compare_with_probe, limit_of, teacher_forced
 from curconvert_runtime.checks.report import Check
 from curconvert_runtime.checks.verification import VerifyOptions, graph_outputs
 from curconvert_runtime.format.artifact import Artifact
@@ -98,14 +98,11 @@ def torch_parity(path: str | Path, options: VerifyOptions | None = None) -> Pari
     probe = Probes.load(artifact).compressed
     model = TorchSession(build_torch_model(artifact))
     reference = teacher_forced(model, probe.ids, probe.lengths, "left", _cache_keys)
-    limit = options.max_parity
-    checks = compare_with_probe("torch.conversion", reference, probe, limit)
+    checks = compare_with_probe("torch.conversion", reference, probe, options.max_parity)
     for kind in sorted(artifact.graphs, reverse=True):
         answers = graph_outputs(artifact, kind, probe, options)
-        checks += compare(
-            f"torch.{kind}", answers, reference, lengths=probe.lengths, limit=limit, against="torch",
-            arithmetic=artifact.arithmetic(kind),
-        )  # fmt: skip
+        limit = limit_of(artifact.arithmetic(kind), options.max_parity)
+        checks += compare(f"torch.{kind}", answers, reference, lengths=probe.lengths, limit=limit, against="torch")
     return ParityResult(tuple(checks))
 
 
@@ -127,11 +124,11 @@ def check_slices(path: str | Path, original: str | Path | Checkpoint) -> list[Ch
         CurConvertError: The artifact or the checkpoint cannot be opened.
     """
     artifact = Artifact.open(path)
-    checkpoint = open_checkpoint(original) if isinstance(original, str | Path) else original
-    recorded = {entry["name"]: entry["sha256"] for entry in artifact.manifest["source"]["files"]}
-    found = {file.name: sha256(file) for file in checkpoint.files}
-    same = recorded == found
-    detail = f"{len(found)} source files have the recorded sha256"
+    ignore = artifact.manifest["source"].get("ignore", ())
+    checkpoint = open_checkpoint(original, ignore=ignore) if isinstance(original, str | Path) else original
+    recorded = sorted(entry["sha256"] for entry in artifact.manifest["source"]["files"])
+    same = recorded == sorted(map(sha256, checkpoint.files))  # whatever their names are
+    detail = f"{len(recorded)} source files have the recorded sha256"
     checks = [
         Check("source.files", same, detail if same else f"the artifact was not made from the files of {original}")
     ]
@@ -150,8 +147,9 @@ def check_slices(path: str | Path, original: str | Path | Checkpoint) -> list[Ch
 
 def _quantized_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[str]:
     """Yield the matrices whose distance from the original differs from the manifest's."""
+    measured = {name for row in artifact.manifest["matrices"] for name in factor_names(row).values()}
     for row in artifact.manifest["quantization"]["tensors"]:
-        if row["relative_frobenius_error"] is not None:
+        if row["name"] not in measured:
             yield from _distance_faults(row, stored_matrix(artifact, row["name"]), checkpoint)
     for row in artifact.manifest["matrices"]:
         names = factor_names(row)
@@ -204,11 +202,15 @@ def _other_faults(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[str]:
     kept = set(artifact.tensors) - factors - parts
     for name in sorted(kept ^ (set(checkpoint.tensors) - factored - set(artifact.quantized))):
         yield f"{name} is in {'the artifact' if name in kept else 'the original'} only"
+    linking = {factor_names(m).get(traits_of(m["form"]).linking or "") for m in rows}
+    norms = {name for name in kept if name.endswith(".weight") and len(artifact.tensors[name].shape) == 1}
+    for name in sorted(trained - linking - norms):
+        yield f"{name} is listed as healed, which only linking factors and norms can be"
     for name in sorted(kept & set(checkpoint.tensors)):
         stored, wanted = stored_tensor(artifact, name), checkpoint.read(name)
         if name in cut:
             wanted = wanted.index_select(0, stored_tensor(artifact, f"{name.removesuffix('bias')}rows"))
-        if stored.shape != wanted.shape or not (name in corrected | trained or _same_bits(stored, wanted)):
+        if stored.shape != wanted.shape or not (name in corrected | trained & norms or _same_bits(stored, wanted)):
             yield f"{name} differs from the original"
 
 

@@ -27,7 +27,6 @@ from curconvert.options.calibration import BUILTIN
 from curconvert.options.settings import Settings
 from curconvert.selection.layers import score_of
 from curconvert_runtime.checks.fidelity import Progress
-from curconvert_runtime.format.files import TOKENIZER
 
 
 @dataclass(frozen=True)
@@ -98,8 +97,7 @@ def prepare(checkpoint: Checkpoint, settings: Settings) -> Prepared:
     """
     find_device(settings.device)
     companions = checkpoint.companions()
-    tokenizer = companions.written.get(TOKENIZER) or companions.copied.get(TOKENIZER)
-    tokens = load_tokens(settings.calibration, tokenizer, vocab_size=checkpoint.tensors[EMBEDDING].shape[0])
+    tokens = load_tokens(settings.calibration, companions, vocab_size=checkpoint.tensors[EMBEDDING].shape[0])
     parity_batch(tokens.probes)  # rejects sequences that are too short for the verification
     return Prepared(checkpoint, companions, tokens, deployed_dtype(checkpoint, settings.dtype, settings.arithmetic))
 

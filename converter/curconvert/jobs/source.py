@@ -13,4 +13,10 @@ def open_source(source: SourceOptions) -> Checkpoint:
     Raises:
         CurConvertError: It cannot be read, or its kind is not supported.
     """
-    return open_checkpoint(source.model, config=source.config, config_set=source.config_set, revision=source.revision)
+    return open_checkpoint(
+        source.model,
+        config=source.config,
+        config_set=source.config_set,
+        revision=source.revision,
+        ignore=source.ignore,
+    )

@@ -12,6 +12,7 @@ from curconvert.base.errors import BackendError
 from curconvert_runtime.checks.fidelity import Progress
 from curconvert_runtime.checks.report import Check, VerificationReport
 from curconvert_runtime.checks.verification import VerifyOptions, verify
+from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.files import MANIFEST
 
 
@@ -67,10 +68,11 @@ def _against_checkpoint(
     from curconvert.options.source import SourceOptions
 
     slices = check_slices(artifact, against)
+    ignore = tuple(Artifact.open(artifact).manifest["source"].get("ignore", ()))
     with tempfile.TemporaryDirectory(prefix="curconvert-") as folder:
         original = Path(folder) / "original"
         # float32 holds every stored value exactly.
-        export(SourceOptions(against), original, dtype="float32")
+        export(SourceOptions(against, ignore=ignore), original, dtype="float32")
         report = verify(artifact, replace(options, against=original), progress)
     return _extended(report, slices)
 

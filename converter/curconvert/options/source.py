@@ -17,9 +17,11 @@ class SourceOptions:
         config: A `config.json` to use instead of the model's own.
         config_set: Values that override or complete the config.
         revision: Branch, tag or commit of a model on the hub.
+        ignore: Patterns, such as `mtp.*`, of stored tensors that the model does not know and that are left out.
     """
 
     model: str
     config: Path | None = None
     config_set: Mapping[str, Any] = field(default_factory=dict)
     revision: str | None = None
+    ignore: tuple[str, ...] = ()

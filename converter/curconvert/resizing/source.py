@@ -14,7 +14,8 @@ from curconvert.base.names import bias_of
 from curconvert.base.plan import MatrixPlan, Plan
 from curconvert.base.types import Matrix
 from curconvert.blocks.stored import factor_names, stored_tensor
-from curconvert.checkpoint.companions import COMPANION_NAMES
+from curconvert.checkpoint.companions import artifact_companions
+from curconvert.checkpoint.source_files import SourceFiles
 from curconvert.checkpoint.types import ByteRange, Checkpoint, Companions, SourceKind, TensorInfo
 from curconvert.factorization.types import arrays
 from curconvert_runtime.format.artifact import Artifact
@@ -39,7 +40,7 @@ class ArtifactSource(Checkpoint):
         self.rows: Mapping[str, Row] = {row["name"]: row for row in artifact.manifest["matrices"]}
         self.kind: SourceKind = artifact.manifest["source"]["kind"]
         self.path: Path = artifact.path
-        self.files: tuple[Path, ...] = tuple(sorted({header.file for header in artifact.tensors.values()}))
+        self.files = SourceFiles(sorted({header.file for header in artifact.tensors.values()}))
         self.config: Mapping[str, Any] = {k: v for k, v in artifact.config.items() if k != "quantization_config"}
         self.tensors: Mapping[str, TensorInfo] = self._described()
 
@@ -67,8 +68,7 @@ class ArtifactSource(Checkpoint):
 
     def companions(self) -> Companions:
         """Return the artifact's copies of the files that accompany the original, such as the tokenizer."""
-        names = [name for name in COMPANION_NAMES if self._artifact.has(name)]
-        return Companions({name: self._artifact.file(name) for name in names})
+        return artifact_companions(self._artifact)
 
     def stored(self, name: str) -> dict[str, Tensor]:
         """Return the stored tensors of a matrix by suffix; a dense matrix has only `weight`."""

@@ -15,22 +15,15 @@ from torch import Tensor
 
 from curconvert.base.errors import InputError
 from curconvert.base.types import Ids
-from curconvert.calibration.text import (
-    check_range,
-    digest,
-    divided,
-    json_lines,
-    load_tokens,
-    open_tokenizer,
-    read_utf8,
-    string_field,
-)
-from curconvert.options.calibration import CalibrationOptions
+from curconvert.calibration.documents import TASK_FIELDS, json_lines, read_utf8, string_field
+from curconvert.calibration.text import check_range, digest, divided, load_tokens
+from curconvert.calibration.tokenizer import TextTools
+from curconvert.checkpoint.types import Companions
 from curconvert.options.heal import HealOptions
+from curconvert_runtime.format.files import TOKENIZER
 
 IGNORED = -100
 """Target of a position that losses ignore, as in torch and transformers."""
-_FIELDS = ("prompt", "completion")
 
 
 class Batch(NamedTuple):
@@ -103,6 +96,7 @@ class Data:
         source: `builtin`, or the file's name.
         sha256: Sha256 of the token ids, see `CalibrationTokens`; for a task, of the padded ids with their targets.
         notices: One sentence for each request that could not be met.
+        begin: The begin token before every sequence or line; None without one.
     """
 
     training: Examples
@@ -110,33 +104,36 @@ class Data:
     source: str
     sha256: str
     notices: tuple[str, ...]
+    begin: int | None
 
 
-def load_data(options: HealOptions, tokenizer_file: Path | None, vocab_size: int) -> Data:
+def load_data(options: HealOptions, companions: Companions, vocab_size: int) -> Data:
     """Read the training data of an objective.
 
     A line of a task is `{"prompt": …, "completion": …}`, in which the completion's tokens count, or `{"text": …}`, in
-    which all tokens except the first count. Other fields are ignored. Prompt and text get the special tokens that the
-    tokenizer adds to a prompt. Prompt and completion are tokenized separately, and nothing is added at the end.
+    which all tokens except the first count. Other fields are ignored. Prompt and text start with the tokenizer's begin
+    token. Prompt and completion are tokenized separately, and nothing is added at the end.
 
     Args:
         options: What to read and how much to take; `tokens_per_sequence` is the most tokens of a task's line.
-        tokenizer_file: A `tokenizer.json`.
+        companions: The model's tokenizer, its settings and its chat template.
         vocab_size: Rows of the model's embedding.
 
     Raises:
         InputError: The data are missing, malformed or too few.
     """
     if options.objective == "distill":
-        tokens = load_tokens(options.data, tokenizer_file, vocab_size=vocab_size)
+        tokens = load_tokens(options.data, companions, vocab_size=vocab_size)
         training, held_out = (Examples.of_text(ids) for ids in (tokens.calibration, tokens.probes))
-        return Data(training, held_out, tokens.source, tokens.sha256, tokens.notices)
+        return Data(training, held_out, tokens.source, tokens.sha256, tokens.notices, tokens.begin)
     path, longest = Path(options.data.source), options.data.tokens_per_sequence
     if not path.is_file():
         raise InputError(f"{path}: no such file (--data)")
-    if tokenizer_file is None:
+    if TOKENIZER not in {**companions.written, **companions.copied}:
         raise InputError(f"{path}: the artifact has no tokenizer.json, which a task needs")
-    found = list(_lines(path, open_tokenizer(str(path), tokenizer_file), options.data))
+    tools = TextTools(companions)
+    begin = tools.begin if options.data.begin else None
+    found = list(_lines(path, tools.tokenizer(str(path)), begin, options.data.text_field))
     lines = [line for line in found if len(line[0]) <= longest]
     if len(lines) < 2:
         raise InputError(
@@ -149,19 +146,25 @@ def load_data(options: HealOptions, tokenizer_file: Path | None, vocab_size: int
     left = len(found) - len(lines)
     notice = f"{path.name}: {left} of {len(found)} lines left out: more than {longest} tokens (--data-tokens)"
     sha256 = digest(*(np.stack([part.ids, part.targets]) for part in (training, held_out)))
-    return Data(training, held_out, path.name, sha256, (notice,) if left else ())
+    return Data(training, held_out, path.name, sha256, (notice,) if left else (), begin)
 
 
-def _lines(path: Path, tokenizer: Tokenizer, options: CalibrationOptions) -> Iterator[tuple[list[int], int]]:
+def _lines(path: Path, tokenizer: Tokenizer, begin: int | None, text_field: str) -> Iterator[tuple[list[int], int]]:
     """Yield each line's token ids, and the number of tokens before the part that counts."""
+
+    def tokens(text: str) -> list[int]:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    first = [] if begin is None else [begin]
     for where, record in json_lines(path, read_utf8(path)):
-        if options.text_field in record and not set(_FIELDS) & set(record):
-            ids = tokenizer.encode(string_field(where, record, options.text_field)).ids
+        if text_field in record and not set(TASK_FIELDS) & set(record):
+            ids = [*first, *tokens(string_field(where, record, text_field))]
             start = 1
         else:
-            prompt, completion = _parts(where, record, options.text_field)
-            before = tokenizer.encode(prompt).ids
-            ids = [*before, *tokenizer.encode(completion, add_special_tokens=False).ids]
+            prompt, completion = _parts(where, record, text_field)
+            before = [*first, *tokens(prompt)]
+            ids = [*before, *tokens(completion)]
             start = len(before)
         if len(ids) <= max(start, 1):
             raise InputError(f"{where}: nothing to learn: expected at least one token that follows another one")
@@ -169,10 +172,10 @@ def _lines(path: Path, tokenizer: Tokenizer, options: CalibrationOptions) -> Ite
 
 
 def _parts(where: str, record: Mapping[str, Any], text_field: str) -> tuple[str, str]:
-    if not set(_FIELDS) <= set(record) or text_field in record:
+    if not set(TASK_FIELDS) <= set(record) or text_field in record:
         raise InputError(
             f"{where}: expected either the fields 'prompt' and 'completion' or the field {text_field!r} "
             f"(fields: {', '.join(record) or 'none'})"
         )
-    prompt, completion = (string_field(where, record, field) for field in _FIELDS)
+    prompt, completion = (string_field(where, record, field) for field in TASK_FIELDS)
     return prompt, completion

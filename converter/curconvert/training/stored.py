@@ -11,6 +11,7 @@ from torch import Tensor
 
 from curconvert.blocks.stored import linear_of_artifact, stored_tensor
 from curconvert.blocks.stream import Block
+from curconvert.checkpoint.source_files import SourceFiles
 from curconvert.checkpoint.types import Checkpoint, Companions, SourceKind, TensorInfo
 from curconvert.families.skeleton import canonical_parameters, set_tensor
 from curconvert_runtime.format.artifact import Artifact
@@ -31,7 +32,7 @@ class Stored(Checkpoint):
         self._artifact, self._original = artifact, original
         self.kind: SourceKind = original.kind
         self.path: Path = original.path
-        self.files: tuple[Path, ...] = original.files
+        self.files: SourceFiles = original.files
         self.config: Mapping[str, Any] = original.config
         self.tensors: Mapping[str, TensorInfo] = original.tensors
 

@@ -17,7 +17,7 @@ from curconvert_runtime.format.files import TOKENIZER
 from curconvert_runtime.format.forms import form_of
 from curconvert_runtime.format.probes import OriginalProbe
 from curconvert_runtime.serve.runner import Runner
-from curconvert_runtime.serve.text import Tokenizer
+from curconvert_runtime.serve.text import Tokenizer, windows
 
 _BLOCK = 32  # positions widened to float64 at a time, which limits memory with large vocabularies
 
@@ -119,8 +119,12 @@ def _tokens(artifact: Artifact) -> Any:
     return model.get("type"), model.get("vocab"), merges, sorted(added)
 
 
-def text_windows(artifact: Artifact, text: str, window: int, max_tokens: int) -> NDArray[np.int64]:
-    """Return the first `max_tokens` tokens of a text in whole windows, (windows, window), without special tokens.
+def text_windows(
+    artifact: Artifact, text: str, window: int, max_tokens: int, begin: bool | None = None
+) -> tuple[NDArray[np.int64], str]:
+    """Return the first `max_tokens` tokens of a text in whole windows, (windows, window), and a description of them.
+
+    `begin` decides whether each starts with the tokenizer's begin token; None does what the artifact records.
 
     Raises:
         InputError: The text is shorter than a window, or the window is longer than the context.
@@ -130,8 +134,12 @@ def text_windows(artifact: Artifact, text: str, window: int, max_tokens: int) ->
         raise InputError(f"--window {window}: expected 2 to {context}, the model's context")
     if not artifact.has(TOKENIZER):
         raise InputError(f"--text: {artifact.path} has no {TOKENIZER}; leave --text out")
-    ids = np.asarray(Tokenizer(artifact).encode(text, add_special_tokens=False), dtype=np.int64)
-    count = min(len(ids), max_tokens) // window
-    if count == 0:
+    tokenizer = Tokenizer(artifact)
+    recorded = (artifact.manifest["calibration"] or {}).get("begin", tokenizer.begin)
+    first = recorded if begin is None else tokenizer.begin if begin else None
+    ids = np.asarray(tokenizer.encode(text, add_special_tokens=False), dtype=np.int64)
+    found = windows(ids, window, first)[: max_tokens // window]
+    if len(found) == 0:
         raise InputError(f"--text: {len(ids)} tokens (limit {max_tokens}); at least one window of {window} is needed")
-    return ids[: count * window].reshape(count, window)
+    begins = "" if first is None else f" that begin with token {first}"
+    return found, f"{len(found)} window{'s' * (len(found) != 1)} of {window} tokens{begins}"

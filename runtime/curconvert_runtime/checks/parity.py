@@ -111,14 +111,12 @@ def relative_difference(found: NDArray[Any], reference: NDArray[Any], real: NDAr
     return largest_difference(found, reference, real) / (scale or 1.0)
 
 
-def compare_with_probe(
-    name: str, answers: Outputs, probe: CompressedProbe, limit: float, arithmetic: str = "float32"
-) -> list[Check]:
+def compare_with_probe(name: str, answers: Outputs, probe: CompressedProbe, limit: float) -> list[Check]:
     """Return checks of a graph's outputs against the stored ones of the torch model; see `compare`."""
     wanted = Outputs(probe.logits, probe.first_key, probe.last_key)
     sample = Outputs(answers.logits[..., probe.vocabulary], answers.first_key, answers.last_key)
     against = "the torch model of the conversion"
-    return compare(name, sample, wanted, lengths=probe.lengths, limit=limit, against=against, arithmetic=arithmetic)
+    return compare(name, sample, wanted, lengths=probe.lengths, limit=limit, against=against)
 
 
 def compare(
@@ -129,14 +127,12 @@ def compare(
     lengths: NDArray[np.integer],
     limit: float,
     against: str,
-    arithmetic: str = "float32",
 ) -> list[Check]:
     """Return checks of two models' logits and keys on the same tokens. Different shapes fail.
 
-    Check names begin with `name`, such as `parity.fused`. Details name the reference by `against`. For a graph that
-    computes in float16, the limit is at least `MAX_PARITY_FLOAT16`.
+    Check names begin with `name`, such as `parity.fused`. Details name the reference by `against`.
     """
-    real, limit, checks = real_positions(lengths), limit_of(arithmetic, limit), []
+    real, checks = real_positions(lengths), []
     for part in ("logits", "first_key", "last_key"):
         found, expected = getattr(answers, part), getattr(reference, part)
         if found.shape != expected.shape:
@@ -152,5 +148,5 @@ def compare(
 
 
 def limit_of(arithmetic: str, limit: float) -> float:
-    """Return the limit for a graph's arithmetic."""
+    """Return the limit for a graph: a larger one if it computes in float16."""
     return max(limit, MAX_PARITY_FLOAT16) if arithmetic == "float16" else limit

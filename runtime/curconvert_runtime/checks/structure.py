@@ -15,7 +15,6 @@ import numpy as np
 
 from curconvert_runtime.checks.report import Check
 from curconvert_runtime.checks.rotary import rotary_check
-from curconvert_runtime.errors import counted
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.contract import unsliced_name
 from curconvert_runtime.format.forms import form_of
@@ -41,9 +40,9 @@ def structure_checks(artifact: Artifact, probe: CompressedProbe) -> Iterator[Che
         yield _bindings(artifact, kind)
 
 
-def _verdict(name: str, faults: list[str], sound: str) -> Check:
+def _verdict(name: str, faults: list[str], count: int, what: str) -> Check:
     if not faults:
-        return Check(name, True, sound)
+        return Check(name, True, f"{count} {what}")
     more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
     return Check(name, False, f"{'; '.join(faults[:3])}{more}")
 
@@ -60,7 +59,7 @@ def _config(artifact: Artifact) -> Check:
     pairs += [("rope_theta", config.get("rope_theta"), rope.get("rope_theta"))]
     pairs = [pair for pair in pairs if None not in pair]
     faults = [f"config.json: {key} is {ours!r}, elsewhere {theirs!r}" for key, ours, theirs in pairs if ours != theirs]
-    return _verdict("structure.config", faults, f"{len(pairs)} fields of config.json agree with the manifest")
+    return _verdict("structure.config", faults, len(pairs), "fields of config.json agree with the manifest")
 
 
 def _factors(artifact: Artifact) -> Iterator[Check]:
@@ -80,8 +79,8 @@ def _factors(artifact: Artifact) -> Iterator[Check]:
             stem = name.removesuffix(".weight")
             faults.append(f"{stem}: {C}[{rows}] and {R}[:, {cols}] differ in {wrong} of {ours.size} numbers")
     if count:
-        sound = f"{counted(count, 'CUR matrix', 'CUR matrices')}: C[rows] equals R[:, cols]"
-        yield _verdict("structure.factors", faults, sound)
+        what = f"CUR matri{'x' if count == 1 else 'ces'}: C[rows] equals R[:, cols]"
+        yield _verdict("structure.factors", faults, count, what)
 
 
 def _counts(artifact: Artifact) -> Check:
@@ -105,14 +104,14 @@ def _counts(artifact: Artifact) -> Check:
             faults.append(f"{found[0]} parameters in {found[1]} bytes are quantized; the manifest has other numbers")
     if artifact.model["parameters_after"] != stored:
         faults.append(f"{stored} parameters are stored, the manifest says {artifact.model['parameters_after']}")
-    listed = counted(len(rows), "matrix", "matrices") + " and " if rows else ""
-    return _verdict("structure.counts", faults, f"{listed}the whole model: parameters as stated")
+    what = f"matri{'x' if len(rows) == 1 else 'ces'} and the whole model have the stated parameters"
+    return _verdict("structure.counts", faults, len(rows), what)
 
 
 def _finite_weights(artifact: Artifact) -> Check:
     wrong = [name for name, header in artifact.tensors.items() if not _is_finite(header)]
     faults = [f"tensor {name[:200]!r} holds NaN or infinity" for name in wrong]
-    return _verdict("structure.finite", faults, f"{len(artifact.tensors)} tensors hold neither NaN nor infinity")
+    return _verdict("structure.finite", faults, len(artifact.tensors), "tensors hold neither NaN nor infinity")
 
 
 def _is_finite(header: TensorHeader) -> bool:
@@ -148,5 +147,5 @@ def _bindings(artifact: Artifact, kind: str) -> Check:
         found = [(part.location, part.offset) for part in slices]
         if found != [(header.file.name, begin) for begin in begins[:-1]] or begins[-1] != header.offset + header.length:
             faults.append(f"initializer {name!r} does not point to the bytes of tensor {tensor!r}")
-    sound = f"{sum(map(len, bound.values()))} initializers point to the tensors they name"
-    return _verdict(f"structure.{kind}_bindings", faults, sound)
+    count = sum(map(len, bound.values()))
+    return _verdict(f"structure.{kind}_bindings", faults, count, "initializers point to the tensors they name")

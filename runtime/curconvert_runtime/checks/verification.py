@@ -18,7 +18,7 @@ from curconvert_runtime.checks.fidelity import Progress, check_reference, exact_
 from curconvert_runtime.checks.metrics import Fidelity
 from curconvert_runtime.checks.report import Check, VerificationReport, at_least, at_most
 from curconvert_runtime.checks.structure import structure_checks
-from curconvert_runtime.errors import InputError, check_integer, counted
+from curconvert_runtime.errors import InputError, check_integer
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.probes import CompressedProbe, Probes
 from curconvert_runtime.serve.providers import provider_named
@@ -39,6 +39,7 @@ class VerifyOptions:
         text: UTF-8 text to measure on, in place of the stored sequences. Needs `against`.
         window: Tokens per window of `text`.
         max_tokens: Maximum number of tokens of `text`.
+        begin: Whether windows of `text` start with the tokenizer's begin token; None does what the artifact records.
         provider: Execution provider, `cpu` or `cuda`.
         threads: Threads per operator; None is onnxruntime's default.
     """
@@ -51,6 +52,7 @@ class VerifyOptions:
     text: Path | None = None
     window: int = 512
     max_tokens: int = 16384
+    begin: bool | None = None
     provider: str = "cpu"
     threads: int | None = None
 
@@ -111,16 +113,15 @@ def _parity_checks(
     kinds = sorted(artifact.graphs, reverse=True)
     for done, kind in enumerate(kinds):
         answers[kind] = graph_outputs(artifact, kind, probe, options)
-        checks += parity.compare_with_probe(
-            f"parity.{kind}", answers[kind], probe, options.max_parity, artifact.arithmetic(kind)
-        )
+        limit = parity.limit_of(artifact.arithmetic(kind), options.max_parity)
+        checks += parity.compare_with_probe(f"parity.{kind}", answers[kind], probe, limit)
         if progress:
             progress("parity", done + 1, len(kinds))
     if len(answers) == 2:
-        real, limit = parity.real_positions(probe.lengths), options.max_parity
+        real = parity.real_positions(probe.lengths)
         difference = parity.relative_difference(answers["fused"].logits, answers["portable"].logits, real)
         # Each graph may differ from torch by the limit, in opposite directions.
-        limit = 2 * parity.limit_of(artifact.arithmetic("fused"), limit)
+        limit = 2 * parity.limit_of(artifact.arithmetic("fused"), options.max_parity)
         detail = "max |Δlogit| / max |logit| between the graphs, whole vocabulary:"
         checks.append(at_most("parity.between_graphs", difference, limit, detail))
     return checks
@@ -148,15 +149,17 @@ def _fidelity(
     graphs = artifact.graphs
     rounds = "fused" in graphs and (artifact.quantized or artifact.arithmetic("fused") == "float16")
     kind = "portable" if "portable" in graphs and not rounds else "fused"
-    stored = f"{counted(len(probes.original.ids), 'stored sequence')} of {probes.original.ids.shape[1]} tokens"
+    count, length = probes.original.ids.shape
+    stored = f"{count} stored sequence{'s' * (count != 1)} of {length} tokens"
     if options.against is None:
         return probe_fidelity(session(artifact, kind), probes.original, progress), stored
     reference = Artifact.open(options.against)
     check_reference(artifact, reference)
     ids, text = probes.original.ids.astype(np.int64), stored
     if options.text is not None:
-        ids = text_windows(artifact, read_text(options.text), options.window, options.max_tokens)
-        text = f"{options.text.name}: {counted(len(ids), 'window')} of {options.window} tokens"
+        sizes = options.window, options.max_tokens
+        ids, text = text_windows(artifact, read_text(options.text), *sizes, options.begin)
+        text = f"{options.text.name}: {text}"
     original = session(reference, kind if kind in reference.graphs else next(iter(reference.graphs)))
     return exact_fidelity(session(artifact, kind), original, ids, progress), text
 

@@ -24,7 +24,7 @@ class Artifact:
 
     Attributes:
         path: Absolute path of the folder.
-        manifest: Contents of `curconvert.json`.
+        manifest: Contents of `curconvert.json`; `files` without those for people, which older artifacts list.
         tensors: Header of each stored weight tensor, by name.
     """
 

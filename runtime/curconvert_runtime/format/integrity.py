@@ -6,7 +6,6 @@ Entries whose name begins with a dot (`.git`, `.cache`) are ignored, because no 
 from __future__ import annotations
 
 import json
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,17 +21,25 @@ from curconvert_runtime.format.quantized import PARTS, Packing, packings, part_n
 from curconvert_runtime.format.tensor_file import STORED_DTYPE, TensorHeader, read_headers
 from curconvert_runtime.format.vectors import check_vectors
 from curconvert_schemas import SchemaError, schema_text, validate
+from curconvert_schemas.client_settings import SETTINGS, check_settings
+from curconvert_schemas.folder import is_for_people, regular_size
 
 _FORMAT_VERSION = (1, 0)
 _SCHEMA = "manifest-1.0"
 # Names of the rules of `_check_graph` and `check_vectors`. Change a name when its rules change: then files that passed
 # the old rules are checked again.
-_GRAPH_RULES, _VECTOR_RULES = "graph references 1", "index vectors 1"
+_GRAPH_RULES, _VECTOR_RULES = "graph references 2", "index vectors 1"
 
 
 def read_checked(path: str | Path, full: bool) -> tuple[Path, dict[str, Any], dict[str, TensorHeader]]:
     """Check a folder as `Artifact.open` does; return its absolute path, manifest, and weight headers by name."""
     folder = _resolve(path)
+    if not (folder / MANIFEST).exists():
+        if (folder / "model.onnx").exists():
+            raise IntegrityError(f"{folder / MANIFEST}: missing; the folder is not a complete curconvert artifact")
+        model = (folder / "config.json").exists() and f"this is a model: run curconvert convert {folder} -o OUT"
+        raise InputError(f"{folder / MANIFEST}: missing; {model or 'give the folder of an artifact'}")
+    _size(folder / MANIFEST)
     manifest, text = _read_manifest(folder / MANIFEST, full)
     _check_listing(folder, manifest["files"])
     tensors = _read_weights(folder, manifest["files"])
@@ -45,7 +52,7 @@ def read_checked(path: str | Path, full: bool) -> tuple[Path, dict[str, Any], di
     for graph in manifest["graphs"].values():
         _check_graph(folder, graph["file"], manifest["files"], tensors, full)
     for name, expected in manifest["files"].items():
-        _check_hash(folder / name, expected["sha256"], full)
+        _check_content(folder / name, expected["sha256"], full)
     # The manifest holds the weights' digests, checked above. So its text alone decides what the index vectors hold.
     check_once(lambda: check_vectors(manifest["matrices"], tensors), _VECTOR_RULES, text, fresh=full)
     return folder, manifest, tensors
@@ -63,12 +70,6 @@ def _resolve(path: str | Path) -> Path:
 
 def _read_manifest(path: Path, full: bool) -> tuple[dict[str, Any], str]:
     """Return the manifest after checking it against its schema, and its text as JSON with sorted keys."""
-    if not path.is_file() or path.is_symlink():
-        if not (path.parent / "model.onnx").exists():
-            model = f"this is a model: run curconvert convert {path.parent} -o OUT"
-            advice = model if (path.parent / "config.json").exists() else "give the folder of an artifact"
-            raise InputError(f"{path}: missing; {advice}")
-        raise IntegrityError(f"{path}: missing; the folder is not a complete curconvert artifact")
     manifest = strict_json.read(path)
     version = manifest.get("format_version")
     major_minor = str(version).split(".")
@@ -83,25 +84,26 @@ def _read_manifest(path: Path, full: bool) -> tuple[dict[str, Any], str]:
         check_once(lambda: validate(manifest, _SCHEMA), schema_text(_SCHEMA), text, fresh=full)
     except SchemaError as error:
         raise unsound(path, str(error)) from None
-    return manifest, text
+    files = {name: entry for name, entry in manifest["files"].items() if not is_for_people(name)}
+    return manifest | {"files": files}, text
 
 
 def _check_listing(folder: Path, files: Mapping[str, Any]) -> None:
     for entry in sorted(folder.iterdir()):
-        if entry.name != MANIFEST and entry.name not in files and not entry.name.startswith("."):
+        ours = entry.name == MANIFEST or entry.name in files or entry.name.startswith(".")
+        if not ours and not (is_for_people(entry.name) and entry.is_file()):
             raise IntegrityError(f"{entry}: not listed in {MANIFEST}; remove it or convert the model again")
     for name, expected in files.items():
-        path = folder / name
-        try:
-            status = path.lstat()
-        except OSError:
-            raise IntegrityError(f"{path}: missing; copy the whole folder again or convert the model again") from None
-        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-            raise IntegrityError(f"{path}: not a regular file (a link, pipe or folder); replace it with a copy")
-        if status.st_size != expected["size"]:
-            raise IntegrityError(
-                f"{path}: {status.st_size} bytes, {MANIFEST} says {expected['size']}; copy the file again"
-            )
+        size = _size(folder / name)
+        if size != expected["size"]:
+            raise IntegrityError(f"{folder / name}: {size} bytes, {MANIFEST} says {expected['size']}; copy it again")
+
+
+def _size(path: Path) -> int:
+    try:
+        return regular_size(path)
+    except ValueError as error:
+        raise IntegrityError(f"{path}: {error}") from None
 
 
 def _read_weights(folder: Path, files: Mapping[str, Any]) -> dict[str, TensorHeader]:
@@ -212,8 +214,14 @@ def _check_graph(
     check_once(check, _GRAPH_RULES, digest, json.dumps(regions, sort_keys=True), fresh=full)
 
 
-def _check_hash(path: Path, expected: str, full: bool) -> None:
+def _check_content(path: Path, expected: str, full: bool) -> None:
     with reading(path):
         found = cached_sha256(path, fresh=full)
     if found != expected:
         raise IntegrityError(f"{path}: sha256 {found[:12]}…, {MANIFEST} says {expected[:12]}…; copy the file again")
+    if path.name in SETTINGS:  # other programs would run code or a library that these name
+        schema = schema_text(SETTINGS[path.name])
+        try:
+            check_once(lambda: check_settings(path.name, strict_json.read(path)), path.name, schema, found, fresh=full)
+        except SchemaError as error:
+            raise unsound(path, str(error)) from None

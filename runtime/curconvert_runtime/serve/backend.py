@@ -9,15 +9,18 @@ from typing import Any
 from curconvert_runtime.errors import BackendError, check_integer
 from curconvert_runtime.serve.graph_edits import with_first_logits
 from curconvert_runtime.serve.providers import ProviderOptions, provider_named
+from curconvert_schemas.folder import link_boundary
+from curconvert_schemas.onnx_locations import with_data_under
 
-MINIMUM_VERSION = (1, 20)
+MINIMUM_VERSION = (1, 24)  # the first that checks itself that external data are inside the folder
 
 
 def _install(provider: str) -> str:
-    """Return commands that install a provider; an onnxruntime that is there goes first: two overwrite each other."""
     from curconvert_runtime.version import installed_versions  # noqa: PLC0415 - slow, and for errors only
 
-    found = " ".join(name for name in installed_versions() if name.startswith("onnxruntime"))
+    found = " ".join(
+        name for name in installed_versions() if name.startswith("onnxruntime")
+    )  # only one may be there
     return f"{found and f'pip uninstall -y {found}, then '}pip install '{provider_named(provider).package}'"
 
 
@@ -64,12 +67,16 @@ def create_session(graph: Path, provider: str, threads: int | None, options: Pro
     settings.log_severity_level = 3  # errors reach the caller as exceptions; warnings are about optimization
     # Dequantize the portable graph's weights once, at load. Otherwise every call dequantizes them again.
     settings.add_session_config_entry("session.disable_quant_qdq", "1")
-    settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.parent))
+    # onnxruntime follows links only inside the folder that it is given.
+    root = link_boundary(graph.parent)
+    settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(root))
     if threads is not None:
         settings.intra_op_num_threads = threads
     own = options.configure(settings)
     try:
         content = options.edited(with_first_logits(graph.read_bytes()))
+        if root != graph.parent:
+            content = with_data_under(content, graph.parent.relative_to(root).as_posix())
         # Without the last argument the Python class prints a notice and tries other providers.
         session = onnxruntime.InferenceSession(content, settings, providers=[(entry.name, own)], enable_fallback=0)
     except Exception as error:  # noqa: BLE001 - onnxruntime's exception classes share no public base

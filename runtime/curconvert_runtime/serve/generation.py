@@ -227,8 +227,7 @@ def stream(session: Runner, prompt: Any, options: GenerationOptions | None = Non
 
 def _decode(session: Runner, rows: list[_Row], ends: frozenset[int]) -> Iterator[Piece]:
     """Decode all rows together, or each in a batch of its own if they would change each other's rotary frequencies."""
-    numbers = range(len(rows))
-    batches = [[number] for number in numbers] if session.rope_follows_length else [list(numbers)]
+    batches = [[n] for n in range(len(rows))] if session.rope_follows_length else [list(range(len(rows)))]
     for pieces in itertools.zip_longest(*(_steps(session, rows, batch, ends) for batch in batches), fillvalue=()):
         yield from itertools.chain.from_iterable(pieces)
 
@@ -246,8 +245,8 @@ def _steps(session: Runner, rows: list[_Row], running: list[int], ends: frozense
             if row.reason is None and len(row.prompt) + len(row.ids) > session.max_positions:
                 text += row.finish("context")
             tokens.append(token)
-            ended = row.reason is not None
-            pieces.append(Piece(index, None, text, row.completion()) if ended else Piece(index, token, text))
+            done = None if row.reason is None else row.completion()
+            pieces.append(Piece(index, None if done else token, text, done))
         yield pieces
         going = [slot for slot, index in enumerate(running) if rows[index].reason is None]
         if not going:

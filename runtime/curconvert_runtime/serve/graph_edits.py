@@ -5,6 +5,7 @@ from __future__ import annotations
 from curconvert_runtime.format.contract import FIRST_LOGITS
 from curconvert_runtime.format.quantized import KEEPS_ACTIVATIONS, ROUNDS_ACTIVATIONS
 from curconvert_schemas.protobuf import children, text
+from curconvert_schemas.protobuf_edits import field
 
 # Numbers of fields, from onnx.proto3.
 _GRAPH = 7  # of ModelProto
@@ -15,7 +16,7 @@ _INTEGER = 3 << 3  # of AttributeProto: the field's key byte
 
 
 def with_first_logits(graph: bytes) -> bytes:
-    """Return the graph with its constant `first_logits` as an input; without that constant, return it unchanged.
+    """Return the graph with its constant `first_logits` as an input; without that constant, return it unedited.
 
     The constant stays as the input's default. The stored graph lacks the input, because onnxruntime warns about each
     input with a default. Appended bytes are enough: protobuf merges a message that follows another.
@@ -24,10 +25,10 @@ def with_first_logits(graph: bytes) -> bytes:
     constants, inputs = _names(body, _INITIALIZER, _TENSOR_NAME), _names(body, _INPUT, _VALUE_NAME)
     if FIRST_LOGITS not in constants or FIRST_LOGITS in inputs:
         return graph
-    shape = _message(1, b"\x08\x01")  # one dimension, of 1
-    tensor = b"\x08\x07" + _message(2, shape)  # int64
-    value = _message(_VALUE_NAME, FIRST_LOGITS.encode()) + _message(2, _message(1, tensor))
-    return graph + _message(_GRAPH, _message(_INPUT, value))
+    shape = field(1, b"\x08\x01")  # one dimension, of 1
+    tensor = b"\x08\x07" + field(2, shape)  # int64
+    value = field(_VALUE_NAME, FIRST_LOGITS.encode()) + field(2, field(1, tensor))
+    return graph + field(_GRAPH, field(_INPUT, value))
 
 
 def keeping_activations(graph: bytes) -> bytes:
@@ -44,10 +45,5 @@ def keeping_activations(graph: bytes) -> bytes:
     return bytes(edited)
 
 
-def _names(graph: memoryview, field: int, name: int) -> set[str]:
-    return {text(found) for part in children(graph, field) for found in children(part, name)}
-
-
-def _message(number: int, content: bytes) -> bytes:
-    """Return an encoded protobuf field with a message or text of at most 127 bytes."""
-    return bytes([number << 3 | 2, len(content)]) + content
+def _names(graph: memoryview, number: int, name: int) -> set[str]:
+    return {text(found) for part in children(graph, number) for found in children(part, name)}

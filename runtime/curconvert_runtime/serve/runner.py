@@ -25,8 +25,6 @@ from curconvert_runtime.serve.providers import ProviderOptions, provider_named, 
 from curconvert_runtime.serve.requests import Ids, Logits, TokenRows
 from curconvert_runtime.serve.text import Tokenizer
 
-_FOLLOWING_ROPES = {"dynamic", "longrope", "su"}
-
 
 @dataclass(frozen=True)
 class KeyValueCache:
@@ -100,7 +98,8 @@ class Runner:
         """Whether the rotary frequencies of a batch depend on the length of its longest sequence."""
         config = self.artifact.config if self.artifact.has(CONFIG) else {}
         parts = [part for key in ("rope_scaling", "rope_parameters") if isinstance(part := config.get(key), Mapping)]
-        return bool({str(part.get(key)) for part in parts for key in ("rope_type", "type")} & _FOLLOWING_ROPES)
+        kinds = {str(part.get(key)) for part in parts for key in ("rope_type", "type")}
+        return bool(kinds & {"dynamic", "longrope", "su"})
 
     def allocate_cache(self, batch: int, capacity: int | None = None) -> KeyValueCache:
         """Return an empty cache.

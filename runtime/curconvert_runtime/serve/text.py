@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from curconvert_runtime.errors import BackendError, InputError, IntegrityError, UnsupportedError
 from curconvert_runtime.format import strict_json
@@ -26,8 +27,27 @@ def _special_token(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
+def begin_token(tokenizer: Any, settings: Mapping[str, Any]) -> int | None:
+    """Return the token that a `tokenizers.Tokenizer` or `add_bos_token` in its settings puts before a text, or None."""
+    from tokenizers import Tokenizer, models  # noqa: PLC0415 - requests by token id need no tokenizer
+
+    one = Tokenizer(models.WordLevel({"a": 2**32 - 1})).encode("a")  # an id that no vocabulary has
+    first: int = tokenizer.post_process(one).ids[0]
+    bos = _special_token(settings.get("bos_token")) if settings.get("add_bos_token") is True else ""
+    return first if first not in one.ids else tokenizer.token_to_id(bos)
+
+
+def windows(ids: NDArray[np.integer], length: int, begin: int | None) -> NDArray[np.int64]:
+    """Cut token ids into windows of 2 or more that start with `begin`, (windows, length); drop the rest."""
+    rows, start = [], 0
+    while start < len(ids):
+        head = [] if begin is None or ids[start] == begin else [begin]  # never twice
+        rows.append([*head, *ids[start : (start := start + length - len(head))]])
+    return np.asarray([row for row in rows if len(row) == length], np.int64).reshape(-1, length)
+
+
 class Tokenizer:
-    """The tokenizer of an artifact, from `tokenizer.json`.
+    """The tokenizer of an artifact, from `tokenizer.json`. `begin` is its begin token, or None.
 
     Raises:
         UnsupportedError: The artifact has no `tokenizer.json`.
@@ -55,6 +75,8 @@ class Tokenizer:
         self._tokenizer.no_padding()
         has_config = artifact.has(TOKENIZER_CONFIG)
         self._config = strict_json.read(artifact.file(TOKENIZER_CONFIG)) if has_config else {}
+        with self._guard():
+            self.begin = begin_token(self._tokenizer, self._config)
 
     @contextlib.contextmanager
     def _guard(self) -> Iterator[None]:
@@ -91,11 +113,7 @@ class Tokenizer:
         """Return the model's chat template, or None."""
         if self._artifact.has(CHAT_TEMPLATE):
             return self._artifact.file(CHAT_TEMPLATE).read_text(encoding="utf-8")
-        template = self._config.get("chat_template")
-        if isinstance(template, list):  # several named templates
-            named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, Mapping)}
-            template = named.get("default")
-        return template if isinstance(template, str) else None
+        return template_in(self._config)
 
     def render_chat(self, messages: Messages, **variables: Any) -> str:
         """Return a conversation as prompt text that the assistant continues.
@@ -109,49 +127,38 @@ class Tokenizer:
             raise UnsupportedError(
                 f"{self._artifact.path}: the model has no chat template; give the prompt as plain text"
             )
-        special = {name: _special_token(self._config.get(name)) for name in _SPECIAL_TOKENS}
-        return render_template(source, {"add_generation_prompt": True, **special, **variables, "messages": messages})
+        return render_chat(source, self._config, messages, **variables)
 
     def encode_chat(self, messages: Messages, **variables: Any) -> list[int]:
         """Return a conversation as token ids. The template adds the special tokens."""
         return self.encode(self.render_chat(messages, **variables), add_special_tokens=False)
 
 
+def template_in(settings: Mapping[str, Any]) -> str | None:
+    """Return the chat template in `tokenizer_config.json`, or None."""
+    template = settings.get("chat_template")
+    if isinstance(template, list):  # several named templates
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, Mapping)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def render_chat(source: str, settings: Mapping[str, Any], messages: Messages, **variables: Any) -> str:
+    """Return a conversation as text, from a chat template and `tokenizer_config.json`."""
+    special = {name: _special_token(settings.get(name)) for name in _SPECIAL_TOKENS}
+    return render_template(source, {"add_generation_prompt": True, **special, **variables, "messages": messages})
+
+
 def render_template(source: str, variables: Mapping[str, Any]) -> str:
-    """Render a chat template in Jinja's immutable sandbox, with the helpers that Hugging Face templates expect."""
+    """Render a chat template within limits of work and text; see `curconvert_schemas.templates`."""
     try:
-        import jinja2  # noqa: PLC0415 - plain prompts need no template
-        import jinja2.ext  # noqa: PLC0415
-        from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: PLC0415
+        from curconvert_schemas import templates  # noqa: PLC0415 - plain prompts need no jinja2
     except ImportError as error:
         raise BackendError(f"jinja2 cannot be imported ({one_line(error)}); run pip install jinja2") from None
-
-    class Generation(jinja2.ext.Extension):
-        """Accepts `{% generation %}…{% endgeneration %}`, which marks answers for training, and renders its body."""
-
-        tags = {"generation"}  # noqa: RUF012 - jinja2's own protocol
-
-        def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-        # Jinja's own filter escapes <, > and & for HTML, which would change the prompt.
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
-
-    def strftime_now(pattern: str) -> str:
-        return datetime.datetime.now().astimezone().strftime(pattern)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
     try:
-        return environment.from_string(source).render(dict(variables))
+        return templates.render(source, variables)
+    except templates.TemplateLimitError as error:
+        raise InputError(f"chat template refused: {error}; give the prompt as plain text") from None
     except Exception as error:  # noqa: BLE001 - a template is the model's code and can raise anything
         raise InputError(f"chat template failed: {one_line(error)}; check the messages") from None
 

@@ -19,6 +19,8 @@ from curconvert.base.errors import InputError
 from curconvert.base.finite import all_finite
 from curconvert.base.layout import TensorSpec
 from curconvert.checkpoint.safetensors_file import DTYPES, map_tensor, read_header
+from curconvert.checkpoint.source_files import SourceFiles
+from curconvert_runtime.format.tensor_file import read_headers
 from support.folders import files_of
 
 
@@ -80,6 +82,13 @@ def test_tensors_are_aligned_to_their_elements(tmp_path: Path) -> None:
         assert location.offset % tensor.element_size() == 0
         stored = raw[location.offset : location.offset + location.length]
         assert stored == tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def test_a_file_has_no_longer_header_than_the_readers_take(tmp_path: Path) -> None:
+    """The longest names and largest offsets of as many tensors as one file gets."""
+    specs = [TensorSpec(f"{number:0200}", torch.float32, ()) for number in range(10_001)]
+    with SafetensorsWriter(tmp_path, specs) as writer:
+        assert [len(read_headers(file)) for file in writer.files] == [10_000, 1]
 
 
 def test_shards_have_an_index_and_hold_every_tensor_once(tmp_path: Path) -> None:
@@ -225,7 +234,7 @@ def test_save_tensors_writes_a_small_file(tmp_path: Path) -> None:
 def copied(source: Path, folder: Path, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
     """Copy every tensor of a file with `copy`, the first one last so that places do not agree by chance."""
     infos = {name: info for name, info in read_header(source).items() if info.dtype in DTYPES}
-    mapped = {name: map_tensor(info) for name, info in infos.items()}
+    mapped = {name: map_tensor(info, SourceFiles([source])) for name, info in infos.items()}
     specs = [TensorSpec(name, dtype or tensor.dtype, tuple(tensor.shape)) for name, tensor in mapped.items()]
     with SafetensorsWriter(folder, specs, "copy") as writer:
         for name in sorted(mapped, reverse=True):

@@ -99,7 +99,7 @@ def test_fwsvd_weights_rows_by_their_information(tmp_path: Path, layers: str) ->
     assert result.plan.layers == (1,)
     (tmp_path / "evidence").mkdir()
     evidence, name = Evidence(tmp_path / "evidence"), f"{STEM}self_attn.q_proj"
-    ids = torch.from_numpy(load_tokens(options.calibration, None).calibration)
+    ids = torch.from_numpy(load_tokens(options.calibration).calibration)
     stream = BlockStream(open_checkpoint(model.folder))
     hidden = [stream.embed(ids[:8]), stream.embed(ids[8:])]
     backward = BackwardPass([f"{name}.weight"], options.seed, evidence, silent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +20,14 @@ from curconvert.options.calibration import CalibrationOptions
 from support.families import make_checkpoint
 from support.tiny_runs import LENGTH, token_file
 
-FIRST = np.array([5, 17, 40, 5], dtype=np.int64)
+FIRST = np.array([[5], [17], [40], [5]], dtype=np.int64)
 
 
 @pytest.fixture
 def given(tmp_path: Path) -> CalibrationTokens:
     """Twelve calibration and two probe sequences of random tokens."""
     source = str(token_file(tmp_path / "ids.safetensors"))
-    return load_tokens(
-        CalibrationOptions(source=source, sequences=12, tokens_per_sequence=LENGTH, probe_sequences=2), None
-    )
+    return load_tokens(CalibrationOptions(source=source, sequences=12, tokens_per_sequence=LENGTH, probe_sequences=2))
 
 
 @pytest.mark.parametrize("family", sorted(SUPPORTED_FAMILIES))
@@ -38,7 +37,7 @@ def test_tokens_are_drawn_from_the_models_own_distribution(family: str, tmp_path
     found = sample(open_checkpoint(tmp_path / "model"), FIRST, 12, 3, silent)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation="eager").eval()
     generator = torch.Generator().manual_seed(3)
-    ids = torch.from_numpy(FIRST)[:, None]
+    ids = torch.from_numpy(FIRST)
     with torch.inference_mode():
         while ids.shape[1] < 12:
             chances = model(input_ids=ids, use_cache=False).logits[:, -1].softmax(-1)
@@ -58,6 +57,24 @@ def test_every_other_sequence_keeps_its_first_token_alone(given: CalibrationToke
     assert mixed.sha256 == digest(mixed.calibration, mixed.probes) != given.sha256
     assert with_self_text(checkpoint, given, 0.5, 0, silent).sha256 == mixed.sha256
     assert with_self_text(checkpoint, given, 0.5, 1, silent).sha256 != mixed.sha256
+
+
+def test_after_a_begin_token_the_first_token_of_the_text_stays(given: CalibrationTokens, tmp_path: Path) -> None:
+    """The model goes on from both; transformers draws the same tokens from both."""
+    make_checkpoint(tmp_path / "model", "llama")
+    rows = [np.insert(part[:, :11], 0, 1, axis=1) for part in (given.calibration, given.probes)]
+    begun = replace(given, calibration=rows[0], probes=rows[1], begin=1)
+    mixed = with_self_text(open_checkpoint(tmp_path / "model"), begun, 1.0, 3, silent)
+    found = np.concatenate([mixed.calibration, mixed.probes])
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation="eager").eval()
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.from_numpy(np.concatenate(rows)[:, :2])
+    with torch.inference_mode():
+        while ids.shape[1] < 12:
+            chances = model(input_ids=ids, use_cache=False).logits[:, -1].softmax(-1)
+            ids = torch.cat([ids, torch.multinomial(chances, 1, generator=generator)], 1)
+    assert np.array_equal(found, ids.numpy())
+    assert (found != np.concatenate(rows)).any(axis=1).all()
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.25, 3), (1 / 3, 4), (0.9, 10), (1.0, 12)])

@@ -104,10 +104,30 @@ def test_olmo3_has_one_base_for_all_layers() -> None:
     assert [part["rope_theta"] for part in changed["rope_parameters"].values()] == [3e4, 3e4]
 
 
-def test_remote_code_is_dropped() -> None:
-    """`auto_map` names Python files; it does not reach an artifact."""
-    config = normalize_config({**SIZES, "model_type": "phi3", "auto_map": {"AutoConfig": "x.y"}}, "config.json")
-    assert "auto_map" not in config
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"auto_map": {"AutoConfig": "x.y"}},
+        {"custom_pipelines": {"x": {"impl": "x.Y"}}},
+        {"trust_remote_code": True},
+        {"some_path": "/home/someone/model"},
+        {"kernels": {"attention": "someone/kernel"}},
+    ],
+)
+def test_fields_that_name_code_or_files_are_left_out(field: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    """A warning names the field; nothing else of the config changes."""
+    usual = {**SIZES, "model_type": "phi3"}
+    config = normalize_config({**usual, **field}, "config.json")
+    assert config == normalize_config(usual, "config.json")
+    (message,) = [message for message in caplog.messages if message.startswith("config.json")]
+    assert message.startswith(f"config.json: {next(iter(field))} left out: ")
+
+
+def test_a_usual_config_gives_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """Numbers that only some model knows stay."""
+    config = normalize_config({**SIZES, "model_type": "llama", "some_number": 3}, "config.json")
+    assert config["some_number"] == 3
+    assert caplog.messages == []
 
 
 def test_default_special_tokens_outside_the_vocabulary_are_dropped() -> None:

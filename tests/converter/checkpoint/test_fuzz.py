@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from curconvert.base.errors import CurConvertError
 from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.files import CONFIG_LIMIT
-from curconvert.checkpoint.safetensors_file import HEADER_LIMIT, INDEX_LIMIT
+from curconvert.checkpoint.shards import INDEX_LIMIT
 from curconvert.jobs.prepare import first_plan
 from curconvert.methods.core.options import ConvertOptions
 from curconvert.options.calibration import CalibrationOptions
+from curconvert_runtime.format.tensor_file import MAX_HEADER_BYTES
 from support.checkpoints import edit_config, edit_tensors, shard, write_index, write_raw
 from support.families import TinyModel
 from support.fuzzing import memory_below, mutated_json, mutated_safetensors, within
@@ -102,7 +103,7 @@ def _largest_config(folder: Path) -> None:
 
 def _largest_header(folder: Path) -> None:
     entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
-    count = HEADER_LIMIT // (len(json.dumps(entry)) + 12)
+    count = MAX_HEADER_BYTES // (len(json.dumps(entry)) + 12)
     write_raw(folder / "model.safetensors", {f"{number:06}": entry for number in range(count)})
 
 

@@ -166,8 +166,8 @@ def test_floats_lose_their_float32_noise(tiny: Callable[[str], TinyModel], tmp_p
 
 BAD: dict[str, tuple[dict[str, Any], type[CurConvertError], str]] = {
     "moe": ({"llama.expert_count": 8}, UnsupportedError, "mixtures of experts"),
-    "split": ({"split.count": 2}, UnsupportedError, "merge"),
-    "split-text": ({"split.count": "two"}, UnsupportedError, "merge"),
+    "split": ({"split.count": 2}, InputError, "part 0 of 2, counted from 0; all parts"),
+    "split-text": ({"split.count": "two"}, InputError, "part 0 of 'two'"),
     "head-count-text": ({"llama.attention.key_length": "eight"}, InputError, "head_dim is 'eight'"),
     "rope-factor-zero": ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 0.0}, InputError, "factor"),
     "rope": ({"llama.rope.scaling.type": "spiral"}, UnsupportedError, "'spiral'"),

@@ -7,6 +7,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -101,7 +102,7 @@ def test_a_read_tensor_does_not_write_to_the_file(llama: Path) -> None:
 
 def test_opening_reads_no_weights(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An untied checkpoint opens without mapping a tensor."""
-    monkeypatch.setattr("curconvert.checkpoint.open.map_tensor", lambda _: pytest.fail("a tensor was read"))
+    monkeypatch.setattr("curconvert.checkpoint.open.map_tensor", lambda *_: pytest.fail("a tensor was read"))
     open_checkpoint(llama)
 
 
@@ -110,7 +111,7 @@ def test_a_file_that_shrank_is_refused_at_reading(llama: Path) -> None:
     checkpoint = open_checkpoint(llama)
     with (llama / "model.safetensors").open("r+b") as file:
         file.truncate(100)
-    with pytest.raises(InputError, match=r"model\.safetensors: tensor model\.norm\.weight cannot be read"):
+    with pytest.raises(InputError, match=r"model\.safetensors: another program changed or replaced it"):
         checkpoint.read("model.norm.weight")
 
 
@@ -138,13 +139,6 @@ def test_a_lone_file_uses_the_config_beside_it(llama: Path) -> None:
     checkpoint = open_checkpoint(llama / "model.safetensors")
     assert checkpoint.kind == "safetensors"
     assert checkpoint.config == open_checkpoint(llama).config
-
-
-def test_a_single_shard_is_refused_with_advice(llama: Path) -> None:
-    """One shard of several is no model; its folder is."""
-    shard(llama)
-    with pytest.raises(InputError, match=r"00001-of-00002\.safetensors: one shard of several; name its folder"):
-        open_checkpoint(llama / "model-00001-of-00002.safetensors")
 
 
 def test_a_named_config_is_used_instead(llama: Path, tmp_path: Path) -> None:
@@ -275,6 +269,30 @@ def test_the_tokenizer_class_of_transformers_5_is_rewritten(llama: Path) -> None
         "eos_token": "é",
         "model_input_names": ["input_ids", "attention_mask"],  # or 4.57 adds token_type_ids, which no graph takes
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "foreign"),
+    [
+        ("tokenizer_config.json", {"eos_token": "é", "auto_map": {"AutoTokenizer": ["x.Y", None]}}, "auto_map"),
+        ("tokenizer_config.json", {"eos_token": "é", "vocab_file": "/home/someone/vocab.json"}, "vocab_file"),
+        ("generation_config.json", {"temperature": 0.5, "custom_generate": "someone/loop"}, "custom_generate"),
+        ("special_tokens_map.json", {"eos_token": "é", "vocab_file": "x"}, "vocab_file"),
+    ],
+)
+def test_settings_that_name_code_or_files_are_left_out(
+    llama: Path, name: str, settings: dict[str, Any], foreign: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A warning names the setting and its file; a file without such settings is copied byte for byte."""
+    kept = {key: value for key, value in settings.items() if key != foreign}
+    (llama / name).write_text(json.dumps(kept))
+    assert name in open_checkpoint(llama).companions().copied
+    assert caplog.messages == []
+    (llama / name).write_text(json.dumps(settings))
+    companions = open_checkpoint(llama).companions()
+    assert name not in companions.copied
+    assert json.loads(companions.written[name]) == kept
+    assert [message.split(":")[0:2] for message in caplog.messages] == [[str(llama / name), f" {foreign} left out"]]
 
 
 def test_a_companion_that_links_out_is_refused(llama: Path) -> None:

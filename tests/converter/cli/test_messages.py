@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from curconvert.base.counted import counted
 from curconvert.base.errors import BackendError, InputError
 from curconvert.cli import base
 from curconvert.cli.base import require_converter
@@ -15,7 +16,6 @@ from curconvert.jobs.export import export
 from curconvert.methods.core.options import ConvertOptions
 from curconvert.options.quantization import Quantization
 from curconvert.options.source import SourceOptions
-from curconvert_runtime.errors import counted
 from support.command_line import call, refused
 from support.families import make_checkpoint
 

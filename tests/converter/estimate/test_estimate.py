@@ -18,6 +18,7 @@ from curconvert.estimate import time
 from curconvert.estimate.rates import Machine, measure_machine
 from curconvert.estimate.total import Estimate, estimate
 from curconvert.families.skeleton import EMBEDDING
+from curconvert.jobs import plan
 from curconvert.jobs.convert import convert
 from curconvert.jobs.plan import predict
 from curconvert.jobs.prepare import first_plan
@@ -105,10 +106,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("method", list(methods()))
-def test_every_method_has_an_estimate(tmp_path: Path, method: str) -> None:
+def test_every_method_has_an_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     """The output is what the conversion then writes; the room on the disk covers it; the smaller matrices take time."""
     options = tiny_options(token_file(tmp_path / "ids.safetensors"), method, **SETTINGS.get(method, {}))
     source = SourceOptions(str(make_checkpoint(tmp_path / "model", "llama").folder))
+    monkeypatch.setattr(plan, "measure_machine", lambda *_: MACHINE)  # it takes a second, and is tested below
     found, result = predict(source, options, tmp_path), convert(source, tmp_path / "out", options)
     assert result.plan is not None
     if not options.method.sizes_whole and options.quantization is None:  # sizes that only the conversion finds

@@ -217,6 +217,7 @@ def running_cluster() -> Iterator[tuple[str, dict[str, str]]]:
         head.wait(HANG_SECONDS)
 
 
+@pytest.mark.slow
 def test_a_running_cluster_changes_no_byte(
     tmp_path: Path, model: TinyModel, tokens: Path, running_cluster: tuple[str, dict[str, str]]
 ) -> None:

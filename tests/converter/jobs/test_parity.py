@@ -21,6 +21,7 @@ from curconvert_runtime.errors import IntegrityError
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.probes import Probes
 from support.conversions import convert_tiny
+from support.tiny_artifact import reseal
 
 Pair = tuple[Path, Path]
 
@@ -231,6 +232,55 @@ def test_one_wrong_number_of_a_slice_is_found(qwen2: Pair, tmp_path: Path, part:
     checks = check_slices(qwen2[1], other)
     assert "source.slices" in _failed(checks)
     assert f"{stem}.{part}" in next(check.detail for check in checks if check.name == "source.slices")
+
+
+HEALING = {
+    "source": "builtin", "token_sha256": "b" * 64, "sequences": 1, "tokens_per_sequence": 8, "options": {},
+    "trained_parameters": 4, "curves": {},
+}  # fmt: skip
+
+
+def flip(folder: Path, name: str) -> None:
+    """Change the lowest bit of a stored tensor's first number; its place in the file stays."""
+    header = Artifact.open(folder).tensors[name]
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    data[header.offset] ^= 1
+    (folder / "model.safetensors").write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "excused"),
+    [
+        ("model.layers.0.input_layernorm.weight", True),
+        ("model.norm.weight", True),
+        ("model.layers.0.self_attn.q_proj.U", True),
+        ("model.layers.0.self_attn.o_proj.weight", False),
+        ("model.embed_tokens.weight", False),
+        ("lm_head.weight", False),
+        ("model.layers.0.self_attn.v_proj.weight", False),
+    ],
+)
+def test_only_what_healing_trains_may_differ(qwen2: Pair, tmp_path: Path, name: str, excused: bool) -> None:
+    """A manifest that lists a dense weight as healed does not excuse it from the comparison with the original."""
+    source, out = qwen2[0], Path(shutil.copytree(qwen2[1], tmp_path / "out"))
+    flip(out, name)
+    reseal(out, lambda manifest: manifest.update(healing={**HEALING, "tensors": [name]}))
+    checks = check_slices(out, source)
+    assert _failed(checks) == (set() if excused else {"source.tensors"})
+    if not excused:
+        detail = next(check.detail for check in checks if check.name == "source.tensors")
+        assert f"{name} is listed as healed, which only linking factors and norms can be" in detail
+        assert f"{name} differs from the original" in detail
+
+
+def test_a_listed_weight_is_found_by_verify_against_the_original(qwen2: Pair, tmp_path: Path) -> None:
+    """Also where its bits are the original's: the manifest claims what cannot be."""
+    out = Path(shutil.copytree(qwen2[1], tmp_path / "out"))
+    names = ["model.layers.0.mlp.down_proj.weight", "nothing.weight", "model.layers.0.self_attn.o_proj.U"]
+    reseal(out, lambda manifest: manifest.update(healing={**HEALING, "tensors": names}))
+    report = verify_artifact(out, VerifyOptions(), against=str(qwen2[0]), torch=False)
+    assert {check.name for check in report.failures} == {"source.tensors"}
+    assert all(name in report.failures[0].detail for name in names)
 
 
 ROPES: dict[str, dict[str, Any]] = {

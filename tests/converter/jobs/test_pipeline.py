@@ -51,7 +51,7 @@ def run(model: TinyModel, out: Path, options: ConvertOptions) -> Conversion:
 
 
 def calibration_ids(options: ConvertOptions) -> np.ndarray:
-    return load_tokens(options.calibration, None).calibration
+    return load_tokens(options.calibration).calibration
 
 
 def compressed_layers(folder: Path) -> list[int]:
@@ -103,8 +103,7 @@ def test_curing_is_the_paper_on_the_real_model(tmp_path: Path) -> None:
     assert missing.missing_keys in ([], ["lm_head.weight"])
     assert not missing.unexpected_keys
     model.tie_weights()
-    tokenizer = checkpoint.companions().written["tokenizer.json"]
-    ids = load_tokens(options.calibration, tokenizer).calibration
+    ids = load_tokens(options.calibration, checkpoint.companions()).calibration
     states, rms = curing.observe(model, ids, 30)
     layers = curing.choose_layers(states, 9)
     assert compressed_layers(tmp_path / "out") == layers

@@ -264,6 +264,23 @@ def test_a_changed_digit_is_found(made: Callable[[str], tuple[Path, Path]], tmp_
     assert {check.name for check in verify(folder).failures} >= {"parity.portable.logits", "parity.fused.logits"}
 
 
+def test_a_distance_that_the_manifest_leaves_out_is_a_fault(
+    made: Callable[[str], tuple[Path, Path]], tmp_path: Path
+) -> None:
+    """Else a changed embedding would be compared with nothing: no row of `matrices` has its distance."""
+    source, out = made("dense")
+    folder = copied(out, tmp_path)
+
+    def forget(manifest: dict[str, Any]) -> None:
+        row = next(row for row in manifest["quantization"]["tensors"] if row["name"] == EMBEDDING)
+        assert row["relative_frobenius_error"] is not None
+        row["relative_frobenius_error"] = None
+
+    reseal(folder, forget)
+    (fault,) = [check for check in check_slices(folder, source) if not check.passed]
+    assert (fault.name, EMBEDDING in fault.detail) == ("source.quantized", True)
+
+
 def _edit(**values: Any) -> Callable[[dict[str, Any]], None]:
     return lambda manifest: manifest["quantization"].update(values)
 

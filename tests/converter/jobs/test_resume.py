@@ -131,7 +131,7 @@ CHANGES: Mapping[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     "weights": (
         lambda folder: edit_tensors(folder, lambda t: t["model.layers.2.mlp.up_proj.weight"].mul_(2)),
         {},
-        "another source file model.safetensors",
+        "another weight file 1 of 1",
     ),
     "config": (lambda folder: edit_config(folder, rms_norm_eps=1e-3), {}, "another model config"),
     "companion": (

@@ -62,7 +62,7 @@ def input_means(model: TinyModel, options: ConvertOptions) -> dict[str, np.ndarr
 
             handles.append(module.register_forward_pre_hook(hook))
     with torch.inference_mode():
-        model.oracle(input_ids=torch.from_numpy(load_tokens(options.calibration, None).calibration))
+        model.oracle(input_ids=torch.from_numpy(load_tokens(options.calibration).calibration))
     for handle in handles:
         handle.remove()
     return means

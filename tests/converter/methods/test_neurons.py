@@ -93,7 +93,7 @@ def test_the_reported_error_is_the_modules(tmp_path: Path, tokens: Path) -> None
     mlp = model.oracle.get_submodule(STEM)
     mlp.register_forward_pre_hook(lambda _module, arguments: inputs.append(arguments[0].double()))
     with torch.inference_mode():
-        model.oracle(input_ids=torch.from_numpy(load_tokens(options.calibration, None).calibration))
+        model.oracle(input_ids=torch.from_numpy(load_tokens(options.calibration).calibration))
         x = inputs[0].reshape(-1, 32)
         gate, up, down = (stored[f"{STEM}.{linear}.weight"].double() for linear in MODULAR)
         smaller = (torch.nn.functional.silu(x @ gate.T) * (x @ up.T)) @ down.T

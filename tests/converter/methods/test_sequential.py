@@ -81,7 +81,7 @@ def test_target_and_share_are_those_of_both_models(
     options = asked(text, "svd-llm", sequences, rank=8)
     found = shares(run(model, tmp_path / "out", options))
     stored, original = stored_tensors(tmp_path / "out"), load_file(model.folder / "model.safetensors")
-    ids = load_tokens(options.calibration, None).calibration
+    ids = load_tokens(options.calibration).calibration
     names = sorted(found, key=lambda name: (layer_of(name), LINEARS.index(linear_of(name))))
     teacher = {name: inputs_of(model, name, ids) for name in names}
     held_out = np.arange(len(ids)) // 8 % every == every - 1
@@ -131,7 +131,7 @@ def correction(weight: np.ndarray, x: np.ndarray, x_hat: np.ndarray) -> np.ndarr
 
 def test_mixed_targets_bring_the_model_nearer_to_the_original(tmp_path: Path, model: TinyModel, text: Path) -> None:
     """Logits on the calibration text; a single batch leaves nothing to hold out, so there the student decides alone."""
-    ids = load_tokens(asked(text, "pifa").calibration, None).calibration
+    ids = load_tokens(asked(text, "pifa").calibration).calibration
     with torch.inference_mode():
         wanted = model.oracle(input_ids=torch.from_numpy(ids)).logits.numpy()
 

@@ -165,7 +165,7 @@ def test_16_bit_weights_are_cut_too(home: Path, tmp_path: Path) -> None:
 
 
 def test_scores_conform_to_their_schema_and_stay_out_of_what_is_healed(home: Path, tmp_path: Path) -> None:
-    """Trained factors are not those that the components are of."""
+    """Trained factors are not those that the components are of. Files for people are written anew."""
     validate(json.loads((home / "scored" / "components.json").read_text(encoding="utf-8")), "components-1.0")
     targets = {m["name"]: tuple(m["shape"]) for m in manifest_of(home / "scored")["matrices"]}
     stored = load_file(home / "scored" / "components.safetensors")
@@ -174,7 +174,7 @@ def test_scores_conform_to_their_schema_and_stay_out_of_what_is_healed(home: Pat
     copy_with(Artifact.open(home / "scored"), tmp_path, {})
     names = {path.name for path in (home / "scored").iterdir()}
     assert names - {path.name for path in tmp_path.iterdir()} == {
-        "components.json", "components.safetensors", "curconvert.json",
+        "components.json", "components.safetensors", "curconvert.json", "README.md", "report.html",
     }  # fmt: skip
 
 

@@ -70,7 +70,7 @@ def test_scores_of_a_model_are_those_of_transformers(tmp_path: Path, score: str)
     """Every block, against hooks on the whole model; the conversion takes the inner ones with the lowest."""
     model = make_checkpoint(tmp_path / "model", "llama", num_hidden_layers=5)
     options = tiny_options(token_file(tmp_path / "ids.safetensors"), layers=f"{score}:2")
-    tokens = load_tokens(options.calibration, None)
+    tokens = load_tokens(options.calibration)
     found = run_original(open_checkpoint(model.folder), tokens, Watched(scores=[score])).scores
     expected: list[float] = []
 

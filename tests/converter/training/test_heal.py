@@ -99,7 +99,7 @@ def test_blocks_of_a_16_bit_artifact_are_healed_on_its_own_embedding(home: Path,
     """What enters its first block is rounded, unlike the original's: the curve begins at that block's real error."""
     result = healed(home, "half", tmp_path / "out", mode="blocks", steps=10)
     artifact, checkpoint = Artifact.open(home / "half"), open_checkpoint(str(home / "source"))
-    ids = torch.from_numpy(load_tokens(options(home).data, None).probes)
+    ids = torch.from_numpy(load_tokens(options(home).data).probes)
     outputs = []
     for model in (build_torch_model(artifact), resident_model(checkpoint)):
         with torch.no_grad():
@@ -207,7 +207,7 @@ def test_what_has_nothing_to_train_is_refused(home: Path, tmp_path: Path) -> Non
 def test_another_original_is_refused(home: Path, tmp_path: Path) -> None:
     """By its hash, before anything is trained."""
     make_checkpoint(tmp_path / "other", "llama", seed=5)
-    with pytest.raises(InputError, match="was made from other files; give its own original"):
+    with pytest.raises(InputError, match="was made from other weights; give its own original"):
         heal(home / "cur", SourceOptions(str(tmp_path / "other")), tmp_path / "out", options(home))
 
 

@@ -15,6 +15,7 @@ from curconvert.base.errors import InputError
 from curconvert.base.progress import silent
 from curconvert.calibration.self_text import resident_model
 from curconvert.checkpoint import open_checkpoint
+from curconvert.checkpoint.types import Companions
 from curconvert.jobs.convert import convert
 from curconvert.jobs.heal import heal
 from curconvert.options.calibration import CalibrationOptions
@@ -58,7 +59,7 @@ def options(task: Path, **values: Any) -> HealOptions:
 
 def loaded(home: Path, lines: list[Any] = LINES) -> Data:
     path = write_lines(home / "lines.jsonl", lines)
-    return load_data(options(path), home / "source" / "tokenizer.json", VOCABULARY)
+    return load_data(options(path), Companions({"tokenizer.json": home / "source" / "tokenizer.json"}), VOCABULARY)
 
 
 def adapted(home: Path, out: Path, **values: Any) -> Any:

@@ -93,7 +93,7 @@ def test_every_factor_is_the_least_squares_solution_for_its_inputs(home: Path, t
     solved(home, name, tmp_path / "out")
     stems = [row["name"].removesuffix(".weight") for row in manifest_of(home / name)["matrices"] if row["rank"]]
     assert len(stems) == 6
-    ids = torch.from_numpy(load_tokens(data(home), None).calibration)
+    ids = torch.from_numpy(load_tokens(data(home)).calibration)
     theirs, ours = (recorded(network, stems, ids) for network in (model(home), model(home, tmp_path / "out")))
     before, after = stored_tensors(home / name), stored_tensors(tmp_path / "out")
     for stem in stems:

@@ -20,7 +20,7 @@ from curconvert_runtime.errors import InputError, IntegrityError, VerificationEr
 from curconvert_runtime.format.tensor_file import read_headers
 from support.onnx_writer import FLOAT, Tensor, node
 from support.safetensors_files import load_file, save_file
-from support.tiny_artifact import STEM, reseal, toy_graph, toy_logits, toy_tensors
+from support.tiny_artifact import STEM, byte_tokenizer, reseal, toy_graph, toy_logits, toy_tensors
 from support.toy_probes import original_tensors, toy_probe_tensors, write_original_toy, write_verified_toy
 
 
@@ -132,9 +132,53 @@ def test_any_text_can_be_measured(verified: Path, original: Path, tmp_path: Path
     text = tmp_path / "story.txt"
     text.write_text("the quick brown fox jumps over the lazy dog, again and again", encoding="utf-8")
     result = verify(verified, VerifyOptions(against=original, text=text, window=16))
-    assert result.text == "story.txt: 3 windows of 16 tokens"
+    assert result.text == "story.txt: 4 windows of 16 tokens that begin with token 297"
     assert result.fidelity is not None
-    assert (result.fidelity.sequences, result.fidelity.tokens) == (3, 48)
+    assert (result.fidelity.sequences, result.fidelity.tokens) == (4, 64)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "option", "expected"),
+    [
+        ({}, None, 297),
+        ({"begin": None}, None, None),
+        ({"begin": 7}, None, 7),
+        ({"begin": None}, True, 297),
+        ({"begin": 297}, False, None),
+    ],
+)
+def test_windows_start_as_the_artifact_was_calibrated(
+    copy: Path, original: Path, tmp_path: Path, recorded: dict[str, Any], option: bool | None, expected: int | None
+) -> None:
+    """The option decides, then the manifest, then the tokenizer; both models read the windows, and NumPy agrees."""
+    calibration = {"source": "a", "token_sha256": "0" * 64, "sequences": 1, "tokens_per_sequence": 8, **recorded}
+    reseal(copy, lambda manifest: manifest.update(calibration=calibration))
+    text = tmp_path / "story.txt"
+    text.write_text("the quick brown fox", encoding="utf-8")
+    result = verify(copy, VerifyOptions(against=original, text=text, window=8, begin=option))
+    codes = byte_tokenizer().encode("the quick brown fox", add_special_tokens=False).ids
+    step = 8 if expected is None else 7
+    rows = [[*([] if expected is None else [expected]), *codes[i : i + step]] for i in range(0, 19 - 19 % step, step)]
+    assert {len(row) for row in rows} == {8}
+    p, q = (
+        special.log_softmax(np.stack([toy_logits(row, tensors) for row in rows]), axis=-1)
+        for tensors in (original_tensors(), toy_tensors())
+    )
+    following = np.array(rows)[:, 1:, None]
+    perplexity = np.exp(-np.take_along_axis(q[:, :-1], following, -1).mean())
+    assert result.fidelity is not None
+    assert result.fidelity.perplexity_compressed == pytest.approx(perplexity, rel=1e-5)
+    assert result.fidelity.kl.mean == pytest.approx((np.exp(p) * (p - q)).sum(-1).mean(), rel=1e-3)
+    assert result.text.endswith("of 8 tokens" if expected is None else f"that begin with token {expected}")
+
+
+def test_a_begin_token_outside_the_vocabulary_is_refused(copy: Path, original: Path, tmp_path: Path) -> None:
+    """A manifest may name any number."""
+    calibration = {"source": "a", "token_sha256": "0" * 64, "sequences": 1, "tokens_per_sequence": 8, "begin": 300}
+    reseal(copy, lambda manifest: manifest.update(calibration=calibration))
+    (tmp_path / "story.txt").write_text("the quick brown fox", encoding="utf-8")
+    with pytest.raises(InputError, match="token id 300: the vocabulary is 0 … 299"):
+        verify(copy, VerifyOptions(against=original, text=tmp_path / "story.txt", window=8))
 
 
 def test_a_text_shorter_than_a_window_is_refused(verified: Path, original: Path, tmp_path: Path) -> None:

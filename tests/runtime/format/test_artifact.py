@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from curconvert_runtime import Artifact, InputError, IntegrityError, UnsupportedError
 from curconvert_runtime.format.vectors import MODULAR
+from support.folders import hard_linked, in_hub_cache
 from support.onnx_writer import Tensor
 from support.safetensors_files import save_file
 from support.tiny_artifact import MATRIX, RANK, STEM, manifest_of, reseal, toy_graph, toy_tensors, write_toy
@@ -186,11 +188,7 @@ def test_an_extra_entry_is_refused(toy: Path, make: Callable[[Path], object]) ->
     refused(toy, "pytorch_model.bin: not listed")
 
 
-def hard_link(path: Path) -> None:
-    os.link(path, path.parent.parent / "second name")
-
-
-def symbolic_link(path: Path) -> None:
+def link_outside(path: Path) -> None:
     path.rename(path.parent.parent / "elsewhere")
     path.symlink_to(path.parent.parent / "elsewhere")
 
@@ -205,18 +203,89 @@ def folder_instead(path: Path) -> None:
     path.mkdir()
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, "config.json"])
-@pytest.mark.parametrize("damage", [hard_link, symbolic_link, pipe, folder_instead])
-def test_links_pipes_and_folders_are_refused(toy: Path, name: str, damage: Callable[[Path], None]) -> None:
-    """Only plain files of their own count: nothing can change them from outside or block the reader."""
+@pytest.mark.parametrize("name", [WEIGHTS, "config.json", "curconvert.json"])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [(link_outside, "a link to a file outside"), (pipe, "not a regular file"), (folder_instead, "not a regular file")],
+)
+def test_links_to_other_places_pipes_and_folders_are_refused(
+    toy: Path, name: str, damage: Callable[[Path], None], message: str
+) -> None:
+    """The manifest included: nothing outside the folder is read, and nothing blocks the reader."""
     damage(toy / name)
-    refused(toy, f"{name}: not a regular file")
+    refused(toy, f"{name}: {message}")
 
 
-def test_a_symbolic_link_as_manifest_is_refused(toy: Path) -> None:
-    """The manifest itself must be in the folder."""
-    symbolic_link(toy / "curconvert.json")
-    refused(toy, "curconvert.json: missing")
+def test_links_within_the_folder_open(toy: Path) -> None:
+    """A link to a hidden file of the folder is as good as the file."""
+    for name in (WEIGHTS, "config.json", "curconvert.json"):
+        (toy / name).rename(toy / f".{name}")
+        (toy / name).symlink_to(f".{name}")
+    Artifact.open(toy)
+
+
+def test_every_byte_behind_a_link_is_checked(sealed: Path, tmp_path: Path) -> None:
+    """One flipped bit of a blob in the hub's cache is found, as is one in a hard-linked file."""
+    copy = Path(shutil.copytree(sealed, tmp_path / "copy"))
+    for folder in (in_hub_cache(sealed, tmp_path), hard_linked(copy, tmp_path / "linked")):
+        Artifact.open(folder)
+        blob = (folder / WEIGHTS).resolve()
+        data = bytearray(blob.read_bytes())
+        data[-2] ^= 1
+        blob.write_bytes(data)
+        refused(folder, f"{WEIGHTS}: sha256")
+
+
+def test_files_for_people_may_change(toy: Path) -> None:
+    """A card that an older artifact lists may be edited or removed; a license and pictures may be added."""
+    (toy / "README.md").write_text("old")
+    (toy / "report.html").write_text("old")
+    reseal(toy)
+    assert "README.md" in manifest_of(toy)["files"]
+    (toy / "README.md").write_text("new")
+    (toy / "report.html").unlink()
+    for name in ("LICENSE", "NOTICE.txt", "USE_POLICY.md", "logo.png"):
+        (toy / name).write_text("x")
+    assert "README.md" not in Artifact.open(toy).manifest["files"]
+
+
+@pytest.mark.parametrize(
+    "name", ["libops.so", "modeling_toy.py", "pytorch_model.bin", "other.safetensors", "weights.pkl", "LICENSE.so"]
+)
+def test_code_and_foreign_weights_are_refused_even_if_they_are_listed(toy: Path, name: str) -> None:
+    """The manifest may list only files that conversions write."""
+    (toy / name).write_bytes(b"x")
+    refused(toy, f"{name}: not listed")
+    reseal(toy)
+    refused(toy, f"the name {name!r} is not allowed")
+
+
+def test_a_file_in_a_subfolder_is_refused(toy: Path) -> None:
+    """Under any name: a folder called like a license is no license."""
+    for name in ("code", "LICENSE", "logo.png"):
+        (toy / name).mkdir()
+        (toy / name / "modeling.py").write_text("x")
+        refused(toy, f"{name}: not listed")
+        shutil.rmtree(toy / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("config.json", {"model_type": "toy", "auto_map": {"AutoConfig": "evil.C"}}, "auto_map: not allowed"),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.T", None]}}, "auto_map: not allowed"),
+        ("genai_config.json", {"model": {"decoder": {"session_options": {"custom_ops_library": "x.so"}}}}, "$"),
+        ("generation_config.json", {"custom_generate": "someone/x"}, "custom_generate: not allowed"),
+    ],
+)
+def test_settings_that_name_code_are_refused(toy: Path, name: str, settings: Any, message: str) -> None:
+    """However right the hashes are, and also when the folder was checked before."""
+    Artifact.open(toy)
+    (toy / name).write_text(json.dumps(settings))
+    reseal(toy)
+    for _ in range(2):
+        refused(toy, f"{name}: $")
+        refused(toy, message)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curconvert_runtime import IntegrityError
-from curconvert_runtime.format.tensor_file import read_headers, read_tensor
+from curconvert_runtime.format.tensor_file import MAX_HEADER_BYTES, read_headers, read_tensor
 from support.safetensors_files import save_file
 
 GOOD = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
@@ -84,6 +85,29 @@ def test_a_header_longer_than_the_file_is_refused(tmp_path: Path, length: int) -
     """The length is checked before anything is allocated."""
     with pytest.raises(IntegrityError, match="header length"):
         read_headers(write(tmp_path / "f", GOOD, length=length))
+
+
+@pytest.mark.parametrize("entry", [b" ", b'"a":[],', b'"%06d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},'])
+def test_a_header_longer_than_any_real_one_is_refused(tmp_path: Path, entry: bytes) -> None:
+    """A bomb of blanks, of tiny entries, or of empty tensors is refused before it is parsed."""
+    size = MAX_HEADER_BYTES + 1
+    text = (b"{" + entry * (size // len(entry)) + b" " * size)[:size]
+    start = time.process_time()
+    with pytest.raises(IntegrityError, match=f"header length {size}, expected at most {MAX_HEADER_BYTES}"):
+        read_headers(write(tmp_path / "f", text))
+    assert time.process_time() - start < 1
+
+
+def test_the_work_grows_with_the_header_and_no_faster(tmp_path: Path) -> None:
+    """Three times as many empty tensors take at most six times the processor's time."""
+    seconds = []
+    for count in (20_000, 60_000):
+        header = {f"{number:06}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for number in range(count)}
+        path = write(tmp_path / "f", header, data=b"")
+        start = time.process_time()
+        assert len(read_headers(path)) == count
+        seconds.append(time.process_time() - start)
+    assert seconds[1] < 6 * seconds[0]
 
 
 @pytest.mark.parametrize("size", [0, 1, 7])

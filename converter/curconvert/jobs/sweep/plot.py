@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from curconvert.base.counted import counted
 from curconvert.jobs.sweep.table import Point, Sweep
-from curconvert_runtime.errors import counted
 
 
 def draw(sweep: Sweep, path: Path) -> None:

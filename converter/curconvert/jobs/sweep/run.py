@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 from curconvert.artifact.folder import SWEEP, atomic_folder, check_output
 from curconvert.artifact.lock import PARTIAL
+from curconvert.base.counted import counted
 from curconvert.base.dtypes import torch_dtype
 from curconvert.base.durable import DiskFullError
 from curconvert.base.environment import environment
@@ -41,7 +42,6 @@ from curconvert_runtime import __version__
 from curconvert_runtime.checks.fidelity import Progress, exact_fidelity, text_windows
 from curconvert_runtime.checks.metrics import Fidelity
 from curconvert_runtime.checks.verification import VerifyOptions, read_text
-from curconvert_runtime.errors import counted
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.serve.backend import import_onnxruntime
 from curconvert_runtime.serve.session import load
@@ -108,7 +108,11 @@ def sweep(
     ):
         scratch = Path(beside)
         original = Artifact.open(export(source, scratch / "original", progress=progress).path)
-        windows = None if text is None else text_windows(original, text, options.window, options.max_tokens)
+        windows, name = None, _probes_name(prepared)
+        if options.text is not None and text is not None:
+            sizes = options.window, options.max_tokens
+            windows, name = text_windows(original, text, *sizes, common.calibration.begin)
+            name = f"{options.text.name}: {name}"
         (scratch / "evidence").mkdir()
         context = prepared.context(common, scratch / "evidence", executor, progress)
         measured = measure(context, possible)
@@ -125,12 +129,12 @@ def sweep(
             model=checkpoint.path.name,
             parameters_before=total_parameters(checkpoint),
             bytes_before=_weight_bytes(original.path),
-            text=_text_name(options, prepared, windows),
+            text=name,
             decode=runner.setup.to_json(),
             options=_common_options(common, prepared),
             environment=_environment(),
             points=tuple(points),
-            notices=prepared.tokens.notices,
+            notices=(*checkpoint.notices, *prepared.tokens.notices),
         )
         write_tables(result, work)
         draw(result, work / PLOT)
@@ -227,11 +231,9 @@ def _weight_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("model*.safetensors"))
 
 
-def _text_name(options: SweepOptions, prepared: Prepared, windows: Ids | None) -> str:
-    if options.text is None or windows is None:
-        count, length = prepared.tokens.probes.shape
-        return f"{counted(count, 'held-out calibration sequence')} of {length} tokens"
-    return f"{options.text.name}: {counted(len(windows), 'window')} of {windows.shape[1]} tokens"
+def _probes_name(prepared: Prepared) -> str:
+    count, length = prepared.tokens.probes.shape
+    return f"{counted(count, 'held-out calibration sequence')} of {length} tokens"
 
 
 def _common_options(common: ConvertOptions, prepared: Prepared) -> dict[str, object]:
