@@ -115,6 +115,17 @@ def test_sound_artifacts_pass(converted: Callable[..., tuple[Path, Path]], name:
     assert all(check.passed for check in check_slices(artifact, source))
 
 
+@pytest.mark.parametrize(
+    ("name", "present"),
+    [("llama", True), ("llama/row-id", False), ("llama/svd-llm", False), ("phi3/neurons", False)],
+)
+def test_nothing_checked_is_no_tick(converted: Callable[..., tuple[Path, Path]], name: str, present: bool) -> None:
+    """Without CUR matrices there is no check of them that could pass."""
+    checks = {check.name: check.detail for check in verify(converted(name)[1]).checks}
+    assert ("structure.factors" in checks) == present
+    assert not any(detail.startswith("0 ") for detail in checks.values())
+
+
 def test_swapped_row_indices(copy: Callable[..., tuple[Path, Path]]) -> None:
     """Two row indices swapped: the original shows it, and so do C and R alone."""
 

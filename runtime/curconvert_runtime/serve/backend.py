@@ -18,9 +18,7 @@ MINIMUM_VERSION = (1, 24)  # the first that checks itself that external data are
 def _install(provider: str) -> str:
     from curconvert_runtime.version import installed_versions  # noqa: PLC0415 - slow, and for errors only
 
-    found = " ".join(
-        name for name in installed_versions() if name.startswith("onnxruntime")
-    )  # only one may be there
+    found = " ".join(name for name in installed_versions() if name.startswith("onnxruntime"))  # only one may be there
     return f"{found and f'pip uninstall -y {found}, then '}pip install '{provider_named(provider).package}'"
 
 

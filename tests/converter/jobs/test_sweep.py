@@ -224,7 +224,7 @@ def test_a_failed_point_is_a_row_and_exit_code_3(home: Path, tmp_path: Path, mon
     real = run.produce
 
     def produce(work: Path, *arguments: Any) -> Any:
-        if work.name.startswith(".pifa"):
+        if work.parent.name.startswith(".pifa"):
             raise VerificationError(f"{work}: 1 of 9 checks failed")
         return real(work, *arguments)
 

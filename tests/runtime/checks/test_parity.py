@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from curconvert_runtime.checks.parity import Outputs, compare, largest_difference, real_positions, teacher_forced
+from curconvert_runtime.checks.parity import (
+    MAX_PARITY,
+    Outputs,
+    compare,
+    largest_difference,
+    limit_of,
+    real_positions,
+    teacher_forced,
+)
+from curconvert_runtime.checks.report import Check
 
 VOCABULARY = 31
 LENGTHS = np.array([29, 20, 17])
@@ -126,3 +136,31 @@ def test_the_same_infinity_on_both_sides_is_not_agreement() -> None:
     """Two overflowed models do not agree: the difference is NaN."""
     bad = np.full((3, 29, 2), np.inf)
     assert math.isnan(largest_difference(bad, bad, real_positions(LENGTHS)))
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 30.0, 1e4])
+@pytest.mark.parametrize("part", ["logits", "first_key", "last_key"])
+def test_the_limit_does_not_depend_on_the_size_of_the_numbers(part: str, size: float) -> None:
+    """Half of the limit passes and twice the limit fails, for models with small and with large logits."""
+    rng = np.random.default_rng(0)
+    numbers = (size * rng.uniform(-1, 1, (3, 2, 29, 4))).astype(np.float32)
+    numbers[0, 0, 0, 0] = size
+    reference = Outputs(numbers[:, 0], numbers, numbers)
+    for share, passes in ((0.5, True), (2.0, False)):
+        moved = getattr(reference, part).copy()
+        moved[2, ..., 3, 1] += share * 1e-4 * size
+        found = {check.name: check for check in _compared(reference, replace(reference, **{part: moved}))}
+        assert found.pop(f"x.{part}").passed == passes
+        assert all(check.passed for check in found.values())
+        assert all("/ max |" in check.detail for check in found.values())
+
+
+def _compared(reference: Outputs, answers: Outputs) -> list[Check]:
+    return compare("x", answers, reference, lengths=np.array([29, 20, 17]), limit=MAX_PARITY, against="torch")
+
+
+@pytest.mark.parametrize(("arithmetic", "limit"), [("float32", 1e-4), ("float16", 0.02)])
+def test_a_float16_graph_has_a_limit_of_its_own(arithmetic: str, limit: float) -> None:
+    """Unless a larger one is given."""
+    assert limit_of(arithmetic, 1e-4) == limit
+    assert limit_of(arithmetic, 0.5) == 0.5

@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from curconvert_runtime import BackendError, CpuOptions, CudaOptions, InputError, load
+from curconvert_runtime import BackendError, CpuOptions, CudaOptions, InputError, load, version
 from curconvert_runtime.serve import backend
 from curconvert_runtime.serve.decoding import Decoder
 from curconvert_runtime.version import installed_versions
@@ -46,6 +46,25 @@ def test_an_old_onnxruntime_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(__version__="1.9.0"))
     with pytest.raises(BackendError, match=r"1\.9\.0 is older.*to upgrade, run pip"):
         backend.import_onnxruntime("cpu")
+
+
+@pytest.mark.parametrize(
+    ("installed", "first"),
+    [
+        ((), ""),
+        (("onnxruntime",), "pip uninstall -y onnxruntime, then "),
+        (("onnxruntime-gpu",), "pip uninstall -y onnxruntime-gpu, then "),
+        (("onnxruntime", "onnxruntime-gpu"), "pip uninstall -y onnxruntime onnxruntime-gpu, then "),
+    ],
+)
+def test_no_second_onnxruntime_is_advised(
+    sealed: Path, monkeypatch: pytest.MonkeyPatch, installed: tuple[str, ...], first: str
+) -> None:
+    """Both packages hold the same module, so the one that is there goes before the other comes."""
+    monkeypatch.setattr(version, "installed_versions", lambda: dict.fromkeys((*installed, "numpy"), "1"))
+    with pytest.raises(BackendError) as error:
+        load(sealed, provider="cuda")
+    assert str(error.value).endswith(f"run {first}pip install 'curconvert[gpu]', or name another provider")
 
 
 @pytest.mark.parametrize(("provider", "extra"), [("cpu", "curconvert\\[cpu\\]"), ("cuda", "curconvert\\[gpu\\]")])
