@@ -30,7 +30,7 @@ def test_every_command_does_what_the_tutorial_says(tmp_path: Path) -> None:
     Its logits are scaled so that the loss is between the two limits of the page.
     """
     checkpoint = make_checkpoint(
-        tmp_path / MODEL, "llama", num_hidden_layers=4, hidden_size=512, intermediate_size=512, head_dim=128,
+        tmp_path / MODEL, "llama", num_hidden_layers=5, hidden_size=512, intermediate_size=512, head_dim=128,
         num_key_value_heads=1, max_position_embeddings=256,
     )  # fmt: skip
     edit_tensors(checkpoint.folder, lambda tensors: tensors["lm_head.weight"].mul_(0.2))

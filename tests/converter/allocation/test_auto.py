@@ -126,7 +126,7 @@ def test_nothing_but_the_artifact_is_left(tmp_path: Path) -> None:
         ({"keep": 1.5}, "--keep 1.5"),
         ({"keep": 0.05}, "keep more"),
         ({"target_parameters": 10**9}, "ask for fewer"),
-        ({"keep": 0.9, "max_kl": 0.1}, "takes one size"),
+        ({"keep": 0.9, "max_kl": 0.1}, "each is a size; give one"),
         ({"keep": 0.9, "rank_multiple": 0}, "--rank-multiple"),
         ({"keep": 0.9, "layers": "1-2"}, "--layers"),
         ({"max_kl": -1.0}, "--max-kl"),

@@ -109,7 +109,7 @@ def test_a_wrong_request_is_one_line(home: Path, arguments: tuple[str, ...], cod
 
 def test_a_folder_that_is_no_artifact_is_refused(tmp_path: Path) -> None:
     """As by every command."""
-    refused(call("bench", tmp_path), 4, "curconvert.json")
+    refused(call("bench", tmp_path), 2, "curconvert.json")
 
 
 def test_a_worker_that_dies_is_a_backend_error() -> None:
