@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from curconvert.checkpoint.files import ModelFolder, load_json_object
+from curconvert.checkpoint.stand_ins import refuse_stand_in
 from curconvert.checkpoint.types import Companions
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_schemas.client_settings import SETTINGS, foreign_keys
@@ -41,7 +42,7 @@ def folder_companions(folder: ModelFolder) -> Companions:
     for name in COMPANION_NAMES:
         path = folder.regular(name)
         if path is not None:
-            copied[name] = path
+            copied[name] = refuse_stand_in(path)
     for name in sorted(SETTINGS.keys() & copied.keys()):
         settings = load_json_object(copied[name], TOKENIZER_LIMIT)
         kept = _without_foreign(copied[name], settings)

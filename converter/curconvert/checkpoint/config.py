@@ -119,7 +119,7 @@ def normalize_config(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
 
     Raises:
         InputError: A field is missing, of the wrong type or out of range.
-        UnsupportedError: The family, a quantization or a rope scaling is not supported.
+        UnsupportedError: The family or a rope scaling is not supported.
     """
     values = {key: value for key, value in raw.items() if key not in ("auto_map", "architectures")}
     family = family_of(values)
@@ -178,8 +178,6 @@ def refuse_artifact(raw: Mapping[str, Any], source: str) -> None:
 
 
 def _refuse_unsupported(values: Mapping[str, Any], source: str) -> None:
-    if values.get("quantization_config"):
-        raise UnsupportedError(f"{source}: the checkpoint is quantized (quantization_config); use the unquantized one")
     if values.get("use_bidirectional_attention"):
         raise UnsupportedError(f"{source}: use_bidirectional_attention is not supported; the graphs are causal")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from curconvert.base.errors import InputError
+from curconvert.checkpoint.stand_ins import text_stand_in
 from curconvert_schemas import strict
 from curconvert_schemas.folder import link_boundary
 
@@ -81,7 +82,7 @@ def load_json_object(path: Path, limit: int = CONFIG_LIMIT) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
     except ValueError as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from None
+        raise InputError(f"{path}: {text_stand_in(path) or f'not valid JSON: {error}'}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value

@@ -12,7 +12,7 @@ import click
 from curconvert.base.errors import InputError
 from curconvert.cli import render
 from curconvert.cli.base import MODEL_SOURCES, common
-from curconvert.cli.options import FilePath, thresholds
+from curconvert.cli.options import FilePath, base_option, thresholds
 from curconvert.cli.terminal import for_stdout
 
 
@@ -39,6 +39,7 @@ _provider_option = click.option(
 @click.option(
     "--against", help=f"Other model, measured alternately: an artifact, or (with the convert extra) {MODEL_SOURCES}."
 )
+@base_option
 @click.option(
     "--prompt-tokens", default="128", show_default=True, callback=_counts, help="Prompt lengths, such as 128,512."
 )
@@ -53,14 +54,14 @@ _provider_option = click.option(
 @_graph_option
 @_provider_option
 @common
-def bench(artifact: Path, against: str | None, as_json: bool, quiet: bool, **values: Any) -> None:
+def bench(artifact: Path, against: str | None, base: str | None, as_json: bool, quiet: bool, **values: Any) -> None:
     """Measure the speed, memory and start time of ARTIFACT, alone or alternating with another model."""
     from curconvert.jobs.bench.run import bench as run
     from curconvert.options.bench import BenchOptions
 
     options = BenchOptions(**values)
     with render.progress(quiet) as progress:
-        result = run(artifact, options, against=against, progress=progress)
+        result = run(artifact, options, against=against, base=base, progress=progress)
     if as_json:
         click.echo(json.dumps(result.to_json()))
     elif not quiet:
@@ -71,6 +72,7 @@ def bench(artifact: Path, against: str | None, as_json: bool, quiet: bool, **val
 @click.argument("artifact", type=FilePath())
 @thresholds
 @click.option("--against", help=f"The original: a folder from `export`, or (with the convert extra) {MODEL_SOURCES}.")
+@base_option
 @click.option("--text", type=FilePath(), help="UTF-8 text to measure fidelity on; needs --against.")
 @click.option("--window", type=int, default=512, show_default=True, help="Tokens per window of --text.")
 @click.option("--max-tokens", type=int, default=16384, show_default=True, help="Maximum number of tokens of --text.")
@@ -85,8 +87,8 @@ def bench(artifact: Path, against: str | None, as_json: bool, quiet: bool, **val
 @click.option("--threads", type=int, help="Threads of onnxruntime. [onnxruntime's default]")
 @common
 def verify(
-    artifact: Path, against: str | None, junit: Path | None, torch: bool | None, as_json: bool, quiet: bool,
-    **values: Any,
+    artifact: Path, against: str | None, base: str | None, junit: Path | None, torch: bool | None, as_json: bool,
+    quiet: bool, **values: Any,
 ) -> None:  # fmt: skip
     """Check ARTIFACT: integrity, export parity, and fidelity to the original.
 
@@ -99,7 +101,9 @@ def verify(
     if junit is not None and junit.resolve().is_relative_to(artifact.resolve()):
         raise InputError(f"--junit {junit}: is in the artifact, whose files are sealed; write it elsewhere")
     with render.progress(quiet) as progress:
-        report = verify_artifact(artifact, VerifyOptions(**values), against=against, torch=torch, progress=progress)
+        report = verify_artifact(
+            artifact, VerifyOptions(**values), against=against, base=base, torch=torch, progress=progress
+        )
     if junit is not None:
         junit.write_text(to_junit(report), encoding="utf-8")
     if as_json:

@@ -133,7 +133,9 @@ def check_slices(path: str | Path, original: str | Path | Checkpoint) -> list[Ch
     same = recorded == sorted(map(sha256, checkpoint.files))  # whatever their names are
     detail = f"{len(recorded)} source files have the recorded sha256"
     checks = [
-        Check("source.files", same, detail if same else f"the artifact was not made from the files of {original}")
+        Check(
+            "source.files", same, detail if same else f"the artifact was not made from the files of {checkpoint.path}"
+        )
     ]
     slices, others = list(_slice_faults(artifact, checkpoint)), list(_other_faults(artifact, checkpoint))
     verdicts = [
