@@ -86,6 +86,8 @@ def _settings() -> dict[str, str]:
         "source-lone-shapes": f"lone.safetensors {_IDS} --rank 12 --layers all --config-set head_dim=16 "
         "--config-set rope_theta=10000 --config-set rms_norm_eps=0.0003 --config-set model_type=llama "
         "--config-set max_position_embeddings=128",
+        "source-adapter": f"adapter {_CUR} --base llama",
+        "source-fp8": f"fp8 {_CUR}",
         "source-foreign-names": f"foreign {_CUR} --ignore mtp.*",
         "source-gguf": f"qwen2.gguf {_IDS} --rank 12 --layers all",
         # Between `plan`'s estimates with and without hidden states in memory, so that they go to the disk.

@@ -107,7 +107,7 @@ def _gguf(path: str, kind: str | None = None) -> Callable[[Path, TinyModel], Pat
         writer = GGUFWriter(target, "clip" if kind == "clip" else "llama")
         if kind in ("imatrix", "mmproj"):
             writer.add_string("general.type", kind)
-        writer.add_vocab_size(97)
+        writer.add_tokenizer_model("gpt2")
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

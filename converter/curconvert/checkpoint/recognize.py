@@ -90,7 +90,7 @@ def refuse_gguf(metadata: Mapping[str, Any], tensors: Collection[str], source: s
     """
     kinds = (str(metadata.get(key)) for key in ("general.type", "general.architecture"))
     what = next((_OTHER_GGUF[kind] for kind in kinds if kind in _OTHER_GGUF), None)
-    if what is None and not tensors:
+    if what is None and not tensors and any(key.startswith("tokenizer.") for key in metadata):
         what = "a vocabulary without weights"
     if what is not None:
         raise UnsupportedError(f"{source}: {what}; give the GGUF file of the language model")
