@@ -265,6 +265,11 @@ GIVEN: dict[str, Given] = {
 """What is recognized, by a name of its own."""
 
 
+def as_printed(message: str, home: Path) -> str:
+    """Return the line that a user sees, with paths as seen from the folder in which everything lies."""
+    return f"error: {message}".replace(f"{home}/", "")
+
+
 def follow(message: str, source: Path, model: TinyModel) -> tuple[Path, dict[str, Any]]:
     """Do what a message says.
 

@@ -14,8 +14,10 @@ from curconvert.base.errors import CurConvertError, UnsupportedError
 from curconvert.checkpoint import open_checkpoint
 from curconvert.checkpoint.types import Checkpoint
 from support.families import TinyModel
-from support.recognized import GIVEN, follow
+from support.recognized import GIVEN, as_printed, follow
 
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "what-can-go-in.md"
+LINES = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("error: ")]
 Tiny = Callable[[str], TinyModel]
 
 
@@ -38,10 +40,17 @@ def test_one_line_names_what_was_given_and_its_advice_leads_to_a_model(kind: str
     assert caught.value.exit_code == given.code
     assert given.words in message
     assert "\n" not in message
+    line = as_printed(message, tmp_path)
+    assert line in LINES, f"add this line to {PAGE}, in the place of what it replaces:\n{line}"
     target, options = follow(message, source, model)
     checkpoint = _opened(target, **options)
     for name, info in checkpoint.tensors.items():
         assert tuple(checkpoint.read(name).shape) == info.shape
+
+
+def test_the_page_shows_no_line_of_something_else() -> None:
+    """Each line of the page belongs to something that the test above makes."""
+    assert all(any(given.words in line for given in GIVEN.values()) for line in LINES)
 
 
 def test_a_model_without_safetensors_on_the_hub_is_named(

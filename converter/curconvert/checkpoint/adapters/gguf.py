@@ -17,7 +17,7 @@ from curconvert.checkpoint.source_files import SourceFiles
 _KINDS = (".lora_a", ".lora_b")
 _EMBEDDING = "token_embd.weight"
 _ALPHA = "adapter.lora.alpha"
-# Key, type (string) and value of the pair `general.type = adapter`, which stands at the beginning of the file.
+# Key, type (string) and value of the pair `general.type = adapter`, which is one of the first in the file.
 _MARK = b"general.type" + (8).to_bytes(4, "little") + (7).to_bytes(8, "little") + b"adapter"
 _MARKED_WITHIN = 2**16
 

@@ -34,7 +34,7 @@ def holds_adapter(names: Mapping[str, TensorInfo]) -> bool:
 
 
 def peft_adapter(path: Path, weights: Path) -> Adapter:
-    """Return the adapter in a file, whose settings lie beside it.
+    """Return the adapter in a file, with the settings in its folder.
 
     Args:
         path: The file or folder that the user named.
