@@ -24,9 +24,11 @@ from support.adapters import LINEARS, merged_tensors, train_adapter, write_gguf_
 from support.command_line import call
 from support.families import TinyModel, make_checkpoint
 from support.gguf_files import write_gguf
+from support.quantized_checkpoints import FORMATS, quantize_checkpoint
 
 Tiny = Callable[[str], TinyModel]
 _NEAR = {"rtol": 2e-6, "atol": 2e-6}
+_WEIGHTS = "adapter_model.safetensors"
 _TOKENS = {"embed_tokens": [3, 96, 7]}
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -167,6 +169,20 @@ def test_an_adapter_is_a_folder_or_a_file_and_its_base_is_any_model(where: str, 
         torch.testing.assert_close(checkpoint.read(name), wanted, **_NEAR)
 
 
+@pytest.mark.parametrize("kind", ["fp8-blocks", "ct-packed-int4-groups", "ct-nvfp4"])
+def test_a_quantized_base_is_dequantized_and_then_merged(kind: str, tiny: Tiny, tmp_path: Path) -> None:
+    """The value of the format's definition plus the product, both in NumPy's float64, rounded twice."""
+    dense = quantize_checkpoint(tiny("llama").folder, tmp_path / "base", FORMATS[kind])
+    train_adapter(tmp_path / "adapter", tiny("llama").oracle, target_modules=["q_proj"])
+    checkpoint = open_checkpoint(tmp_path / "adapter", base=tmp_path / "base")
+    stored = {name: tensor.double() for name, tensor in load_file(tmp_path / "adapter" / _WEIGHTS).items()}
+    for layer in (0, 1):
+        stem = f"model.layers.{layer}.self_attn.q_proj"
+        product = stored[f"base_model.model.{stem}.lora_B.weight"] @ stored[f"base_model.model.{stem}.lora_A.weight"]
+        wanted = torch.from_numpy(dense[f"{stem}.weight"]) + 12 / 4 * product
+        torch.testing.assert_close(checkpoint.read(f"{stem}.weight").double(), wanted, **_NEAR)
+
+
 @pytest.mark.parametrize(
     ("family", "targets"),
     [
@@ -246,7 +262,7 @@ def _settings(**values: Any) -> Callable[[Path], None]:
 
 def _tensors(edit: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
-        path = folder / "adapter_model.safetensors"
+        path = folder / _WEIGHTS
         tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
         edit(tensors)
         save_file(tensors, path)
