@@ -133,16 +133,24 @@ def inspect(artifact: Path, as_json: bool, quiet: bool) -> None:
 @click.option(
     "--max-new-tokens", type=int, default=128, show_default=True, help="Maximum number of tokens to generate."
 )
-@click.option("--temperature", type=float, default=0.0, show_default=True, help="Sampling temperature; 0 is greedy.")
+@click.option("--temperature", type=float, help="Sampling temperature; 0 is greedy. [the model's, otherwise 0]")
 @click.option(
-    "--top-k", type=int, default=0, show_default=True, help="Sample among the K most likely tokens; 0 is no limit."
+    "--top-k", type=int, help="Sample among the K most likely tokens; 0 is no limit. [the model's, otherwise 0]"
 )
 @click.option(
     "--top-p",
     type=float,
-    default=1.0,
-    show_default=True,
-    help="Sample among the most likely tokens up to this total probability.",
+    help="Sample among the most likely tokens up to this total probability. [the model's, otherwise 1]",
+)
+@click.option(
+    "--min-p",
+    type=float,
+    help="Sample among tokens with this share of the largest probability. [the model's, otherwise 0]",
+)
+@click.option(
+    "--repetition-penalty",
+    type=float,
+    help="Make tokens that occurred less likely; 1 is no penalty. [the model's, otherwise 1]",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sampling.")
 @click.option("--stop", multiple=True, help="Text that ends the answer. Repeat for more.")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curconvert_runtime.errors import BackendError, InputError, IntegrityError, UnsupportedError
+from curconvert_runtime.errors import BackendError, InputError, IntegrityError, UnsupportedError, unsound
 from curconvert_runtime.format import strict_json
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.files import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
@@ -112,7 +112,10 @@ class Tokenizer:
     def chat_template(self) -> str | None:
         """Return the model's chat template, or None."""
         if self._artifact.has(CHAT_TEMPLATE):
-            return self._artifact.file(CHAT_TEMPLATE).read_text(encoding="utf-8")
+            try:
+                return self._artifact.file(CHAT_TEMPLATE).read_text(encoding="utf-8")
+            except UnicodeDecodeError:
+                raise unsound(self._artifact.path / CHAT_TEMPLATE, "not UTF-8 text") from None
         return template_in(self._config)
 
     def render_chat(self, messages: Messages, **variables: Any) -> str:
