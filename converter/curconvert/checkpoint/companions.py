@@ -21,6 +21,7 @@ COMPANION_NAMES = (
     "generation_config.json",
     "merges.txt",
     "special_tokens_map.json",
+    "tekken.json",
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 def folder_companions(folder: ModelFolder) -> Companions:
-    """Return the companion files of the model in a folder.
+    """Return the companion files of the model in a folder, without settings that may name code or files.
 
     Raises:
         InputError: A file is a link out of the folder, is no regular file, or its JSON is malformed.
@@ -46,10 +47,6 @@ def folder_companions(folder: ModelFolder) -> Companions:
     for name in sorted(SETTINGS.keys() & copied.keys()):
         settings = load_json_object(copied[name], TOKENIZER_LIMIT)
         kept = _without_foreign(copied[name], settings)
-        # transformers 5 writes a class name that 4.57 cannot load; both versions load the name written here.
-        if kept.get("tokenizer_class") == "TokenizersBackend":
-            kept["tokenizer_class"] = "PreTrainedTokenizerFast"
-            kept.setdefault("model_input_names", ["input_ids", "attention_mask"])  # or 4.57 adds token_type_ids
         if kept != settings:
             del copied[name]
             written[name] = json_bytes(kept)

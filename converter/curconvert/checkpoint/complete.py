@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from curconvert.base.errors import InputError, UnsupportedError
 from curconvert.checkpoint.config import merge_overrides, normalize_config, with_dtype
 from curconvert.checkpoint.dtypes import common_dtype
+from curconvert.checkpoint.finished import Stated, finished
 from curconvert.checkpoint.ignore import Ignored, some
 from curconvert.checkpoint.infer import infer_config
 from curconvert.checkpoint.names import STEM, canonical_names
@@ -150,9 +152,11 @@ def complete(storage: Storage, raw: Mapping[str, Any] | None, given: Given) -> C
         check_dtype(tensors[name])
     check_tensors(tensors, expected, source, hint)
     dtype, mixed = common_dtype(tensors, read)
+    where = storage.path.parent if storage.kind == "safetensors" else storage.path
+    stated = Stated(where, {**(raw or {}), **given.overrides}, given.overrides, config)
     return _OpenCheckpoint(
         storage.kind, storage.path, storage.files, with_dtype(config, dtype), tensors, ignored.patterns,
-        (*notices, *mixed), storage.companions, read,
+        (*notices, *mixed), cache(lambda: finished(storage.companions(), stated)), read,
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from transformers import AutoConfig
 
 from curconvert.base.errors import InputError, UnsupportedError
 from curconvert.base.names import QUANT_METHOD
+from curconvert.checkpoint.generation_config import generation_fields
 from curconvert.families.family import SUPPORTED_FAMILIES, family_of
 from curconvert_schemas import strict
 from curconvert_schemas.client_settings import foreign_keys
@@ -53,11 +54,13 @@ _ROPE_POSITIVE = (
     "short_factor",
     "long_factor",
 )
-# Dropped unless the source has them: they do not describe the model, or name another program's code or files.
+# Always dropped: paths and choices of the run that saved the config. `use_cache` is false after a training that saved
+# memory, and makes generation slow.
+_OF_A_RUN = ("attn_implementation", "gradient_checkpointing", "unsloth_fixed", "unsloth_version", "use_cache")
+# Dropped unless the source has them, because they do not describe the model. transformers decides by its own version in
+# the config whether a Mistral tokenizer needs a repair, so that one stays.
 _NOISE = (
-    "_name_or_path",
     "transformers_version",
-    "auto_map",
     "chunk_size_feed_forward",
     "id2label",
     "is_encoder_decoder",
@@ -121,7 +124,8 @@ def normalize_config(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
         InputError: A field is missing, of the wrong type or out of range.
         UnsupportedError: The family or a rope scaling is not supported.
     """
-    values = {key: value for key, value in raw.items() if key not in ("auto_map", "architectures")}
+    dropped = {"auto_map", "architectures", *_OF_A_RUN, *generation_fields()}
+    values = {key: value for key, value in raw.items() if key not in dropped and not key.startswith("_")}
     family = family_of(values)
     _refuse_unsupported(values, source)
     values.pop("quantization_config", None)
@@ -234,7 +238,7 @@ def _special_tokens_outside(config: Mapping[str, Any]) -> Iterator[str]:
         value = config.get(key)
         ids = value if isinstance(value, list) else [value]
         limit = config["vocab_size"]  # in old configs, -1 means no token
-        if not all(isinstance(number, int) and -1 <= number < limit for number in ids if number is not None):
+        if not all(type(number) is int and -1 <= number < limit for number in ids if number is not None):
             yield key
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from curconvert.checkpoint.source_files import SourceFiles
+from curconvert.checkpoint.special_tokens import SpecialTokens
 
 SourceKind = Literal["safetensors", "directory", "gguf"]
 
@@ -85,7 +86,17 @@ class Companions:
     Attributes:
         copied: Source path of each file that is copied unchanged.
         written: Content of each file that is generated (a tokenizer from GGUF, a template).
+        special_tokens: Begin, end and padding tokens, as all files of the artifact state them.
+        notices: What a user should know about these files, one sentence each.
     """
 
     copied: Mapping[str, Path] = field(default_factory=dict)
     written: Mapping[str, bytes] = field(default_factory=dict)
+    special_tokens: SpecialTokens = field(default_factory=SpecialTokens)
+    notices: tuple[str, ...] = ()
+
+    def content(self, name: str) -> bytes | None:
+        """Return the content of a file, or None if there is no such file."""
+        if name in self.written:
+            return self.written[name]
+        return self.copied[name].read_bytes() if name in self.copied else None

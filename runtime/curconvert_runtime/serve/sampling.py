@@ -44,7 +44,7 @@ class Sampling:
     def of(cls, given: Mapping[str, Any], settings: Mapping[str, Any]) -> Sampling:
         """Return the settings of a request: those given, then those of `generation_config.json`; None is not given."""
         sampled = settings.get("do_sample")
-        usual = {"temperature": 1.0, "top_k": 50} if sampled else {}
+        usual: dict[str, Any] = {"temperature": 1.0, "top_k": 50} if sampled else {}
         layers = (given, settings if sampled else {**settings, "temperature": None}, usual)
         found = {f.name: [layer[f.name] for layer in layers if layer.get(f.name) is not None] for f in fields(cls)}
         return cls(**{name: values[0] for name, values in found.items() if values})
@@ -55,9 +55,7 @@ def generation_settings(artifact: Artifact) -> Mapping[str, Any]:
     return strict_json.read(artifact.file(GENERATION_CONFIG)) if artifact.has(GENERATION_CONFIG) else {}
 
 
-def choose(
-    logits: NDArray[np.float32], sampling: Sampling, seen: Sequence[int], generator: np.random.Generator
-) -> int:
+def choose(logits: NDArray[np.float32], sampling: Sampling, seen: Sequence[int], generator: np.random.Generator) -> int:
     """Return one token id. Of equal logits, the lower id comes first. The penalty applies to the ids in `seen`.
 
     Raises:

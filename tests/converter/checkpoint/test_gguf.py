@@ -244,5 +244,5 @@ def test_a_file_without_a_tokenizer_still_opens(tiny: Callable[[str], TinyModel]
     """Weights are good without a tokenizer; the generation defaults are there."""
     write_gguf(tmp_path / "m.gguf", tiny("llama"), metadata={"tokenizer.ggml.eos_token_id": 2})
     written = open_checkpoint(tmp_path / "m.gguf").companions().written
-    assert json.loads(written["generation_config.json"]) == {"eos_token_id": 2}
+    assert json.loads(written["generation_config.json"]) == {"eos_token_id": 2, "pad_token_id": 2}
     assert "tokenizer.json" not in written

@@ -18,6 +18,7 @@ from curconvert.checkpoint import open_checkpoint
 from curconvert_runtime.format.hashing import sha256
 from support.checkpoints import edit_config, edit_tensors, shard
 from support.families import FAMILIES, TinyModel, make_checkpoint, split_names
+from support.tiny_runs import add_tokenizer
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
@@ -250,8 +251,9 @@ def test_links_within_a_hub_cache_are_followed(tiny: Callable[[str], TinyModel],
 
 def test_companions_are_copied_but_weights_and_code_are_not(llama: Path) -> None:
     """Tokenizer and generation files travel; anything else does not."""
-    for name in ("tokenizer.json", "merges.txt", "chat_template.jinja", "README.md", "modeling_llama.py"):
+    for name in ("merges.txt", "chat_template.jinja", "README.md", "modeling_llama.py"):
         (llama / name).write_text("{}")
+    add_tokenizer(llama)
     companions = open_checkpoint(llama).companions()
     assert {"tokenizer.json", "merges.txt", "chat_template.jinja"} <= companions.copied.keys()
     assert not companions.copied.keys() & {"README.md", "modeling_llama.py", "config.json", "model.safetensors"}
