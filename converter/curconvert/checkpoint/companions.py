@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from curconvert.base.errors import InputError
 from curconvert.checkpoint.files import ModelFolder, load_json_object
 from curconvert.checkpoint.stand_ins import refuse_stand_in
 from curconvert.checkpoint.types import Companions
@@ -36,7 +37,7 @@ def folder_companions(folder: ModelFolder) -> Companions:
     """Return the companion files of the model in a folder, without settings that may name code or files.
 
     Raises:
-        InputError: A file is a link out of the folder, is no regular file, or its JSON is malformed.
+        InputError: A file is a link out of the folder, is no regular file, too large, or its JSON is malformed.
     """
     copied: dict[str, Path] = {}
     written: dict[str, bytes] = {}
@@ -44,6 +45,8 @@ def folder_companions(folder: ModelFolder) -> Companions:
         path = folder.regular(name)
         if path is not None:
             copied[name] = refuse_stand_in(path)
+            if (size := path.stat().st_size) > TOKENIZER_LIMIT:
+                raise InputError(f"{path}: {size} bytes, expected a file of at most {TOKENIZER_LIMIT}")
     for name in sorted(SETTINGS.keys() & copied.keys()):
         settings = load_json_object(copied[name], TOKENIZER_LIMIT)
         kept = _without_foreign(copied[name], settings)

@@ -14,21 +14,8 @@ _CONTROL, _USER_DEFINED, _NORMAL = 3, 4, 1
 _SPACE = "▁"
 
 
-def sentencepiece_tokenizer(
-    content: bytes, settings: Mapping[str, Any], added: Mapping[str, int], config: Mapping[str, Any]
-) -> tuple[Tokenizer, dict[str, str]] | None:
-    """Return the tokenizer in a `tokenizer.model`, and its special tokens by name.
-
-    Args:
-        content: The file.
-        settings: Content of `tokenizer_config.json`; it may add tokens, and says which ends a text gets.
-        added: Content of `added_tokens.json`: ids of further tokens.
-        config: The model's config.
-
-    Returns:
-        None if the file is of another kind: no sentencepiece (Llama 3's is tiktoken's), not BPE, or with a table of
-        characters to replace.
-    """
+def sentencepiece_model(content: bytes) -> Any:
+    """Return the parsed file, or None if it is not sentencepiece's, such as the one of Llama 3, which is tiktoken's."""
     from transformers.convert_slow_tokenizer import import_protobuf  # noqa: PLC0415 - slow to load
 
     proto = import_protobuf().ModelProto()
@@ -36,11 +23,29 @@ def sentencepiece_tokenizer(
         proto.ParseFromString(content)
     except Exception:  # noqa: BLE001 - protobuf's error class depends on its version
         return None
+    return proto if proto.pieces else None
+
+
+def is_plain(proto: Any) -> bool:
+    """Return whether the model is BPE without a table of characters to replace, as in all supported families."""
+    return proto.trainer_spec.model_type == _BPE and not proto.normalizer_spec.precompiled_charsmap
+
+
+def sentencepiece_tokenizer(
+    proto: Any, settings: Mapping[str, Any], added: Mapping[str, int], config: Mapping[str, Any]
+) -> tuple[Tokenizer, dict[str, str]]:
+    """Return the tokenizer of a plain model, and its special tokens by name.
+
+    Args:
+        proto: The parsed file.
+        settings: Content of `tokenizer_config.json`; it may add tokens, and says which ends a text gets.
+        added: Content of `added_tokens.json`: ids of further tokens.
+        config: The model's config.
+    """
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
-    if not proto.pieces or trainer.model_type != _BPE or normalizer.precompiled_charsmap:
-        return None
     pieces = [(piece.piece, piece.score, piece.type) for piece in proto.pieces]
     extra = {**{number: AddedToken(text, normalized=False) for text, number in added.items()}, **_decoder(settings)}
+    extra = {number: token for number, token in extra.items() if 0 <= number < config["vocab_size"]}
     for number in range(len(pieces), max(extra, default=-1) + 1):
         token = extra.get(number)
         kind = _NORMAL if token is None else _CONTROL if token.special else _USER_DEFINED

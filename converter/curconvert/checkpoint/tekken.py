@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 TEKKEN = "tekken.json"
 
 
-def tekken_tokenizer(value: Mapping[str, Any]) -> tuple[Tokenizer, dict[str, str]]:
+def tekken_tokenizer(value: Mapping[str, Any], vocab_size: int) -> tuple[Tokenizer, dict[str, str]]:
     """Return the tokenizer in a `tekken.json`, and its special tokens by name.
 
     Special tokens have the first ids. Then come byte sequences; of all neighbors that form one, those of the lowest id
@@ -19,15 +19,18 @@ def tekken_tokenizer(value: Mapping[str, Any]) -> tuple[Tokenizer, dict[str, str
 
     Args:
         value: Content of the file.
+        vocab_size: Number of rows of the model's embedding.
 
     Raises:
-        ValueError: The file is of the old kind, which does not list its special tokens.
+        ValueError: The file does not list its special tokens, or has more of them than the model has tokens.
     """
     settings, special = value["config"], value.get("special_tokens")
     if special is None:
         raise ValueError("an old tekken.json, without special tokens; save the tokenizer with mistral-common first")
     names = [entry["token_str"] for entry in sorted(special, key=lambda entry: entry["rank"])]
     count = settings.get("default_num_special_tokens", len(names))
+    if count > vocab_size:
+        raise ValueError(f"default_num_special_tokens is {count}, the model has {vocab_size} tokens")
     names += [f"<SPECIAL_{number}>" for number in range(len(names), count)]
     ranked = [base64.b64decode(entry["token_bytes"]) for entry in value["vocab"]]
     ranked = ranked[: settings.get("default_vocab_size", len(ranked) + count) - count]

@@ -6,6 +6,7 @@ packages for them. From `vocab.json` and `merges.txt` transformers builds it: on
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import tempfile
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from tokenizers import Tokenizer
 from curconvert.base.errors import InputError
 from curconvert.checkpoint.companions import json_bytes
 from curconvert.checkpoint.files import json_object
-from curconvert.checkpoint.sentencepiece import sentencepiece_tokenizer
+from curconvert.checkpoint.sentencepiece import is_plain, sentencepiece_model, sentencepiece_tokenizer
 from curconvert.checkpoint.tekken import TEKKEN, tekken_tokenizer
 from curconvert.checkpoint.types import Companions
 from curconvert_runtime.format.files import TOKENIZER_CONFIG
@@ -59,10 +60,15 @@ def build_tokenizer(
     assert content is not None
     try:
         if name == TEKKEN:
-            tokenizer, named = tekken_tokenizer(json_object(content, f"{where}/{name}"))
+            tokenizer, named = tekken_tokenizer(json_object(content, f"{where}/{name}"), config["vocab_size"])
         else:
-            found = sentencepiece_tokenizer(content, settings, _added(files), config) if name == SENTENCEPIECE else None
-            tokenizer, named = found or _by_transformers(files, settings, config)
+            proto = sentencepiece_model(content) if name == SENTENCEPIECE else None
+            if proto is not None and is_plain(proto):
+                tokenizer, named = sentencepiece_tokenizer(proto, settings, _added(files), config)
+            else:
+                if name == SENTENCEPIECE:
+                    _check_installed("tiktoken" if proto is None else "sentencepiece")
+                tokenizer, named = _by_transformers(files, settings, config)
     except InputError:
         raise
     except Exception as error:  # noqa: BLE001 - any file can be broken in any way, and each library has its own errors
@@ -74,6 +80,11 @@ def build_tokenizer(
     kept = {key: value for key, value in settings.items() if value is not None}
     kept["tokenizer_class"] = "PreTrainedTokenizerFast"
     return tokenizer.to_str(pretty=True).encode("utf-8"), {**named, **kept}
+
+
+def _check_installed(package: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise ValueError(f"run pip install {package}, which reads this kind of file, and convert again")
 
 
 def _added(files: Companions) -> dict[str, int]:

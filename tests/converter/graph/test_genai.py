@@ -75,7 +75,7 @@ def test_special_tokens_are_those_of_the_config(tmp_path: Path) -> None:
 
 
 def test_sampling_is_what_genai_knows_of_the_defaults(tmp_path: Path) -> None:
-    """No min_p, which it rejects; a top_k within the vocabulary; temperature and cut-offs only where the model samples."""
+    """No min_p, which it rejects; a top_k within the vocabulary; temperature only where the model samples."""
     config = make_checkpoint(tmp_path, "llama").config
     settings = {"temperature": 0.7, "min_p": 0.1, "repetition_penalty": 1.1, "top_p": 0.8}
     greedy = genai_config(config, generation_config=settings)["search"]
