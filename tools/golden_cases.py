@@ -211,7 +211,7 @@ def _reading() -> dict[str, str]:
         "generate-portable": "generate @int4-gptq --prompt the --max-new-tokens 24 --graph portable",
         "generate-fused": "generate @int4-gptq --prompt the --prompt 'a river' --max-new-tokens 24 --graph fused",
         "generate-sampled": "generate @method-auto --prompt the --max-new-tokens 24 --temperature 0.8 --top-k 20 "
-        "--top-p 0.9 --seed 3",
+        "--top-p 0.9 --min-p 0.01 --repetition-penalty 1.1 --seed 3",
         "generate-chat": "generate @bias-modegpt --prompt the --max-new-tokens 24 --chat --stop e",
         "generate-cuda-graph": "generate @cuda-cur --prompt the --max-new-tokens 24",
         "text-convert": f"convert llama {_CUR} -o @",

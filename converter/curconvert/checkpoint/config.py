@@ -255,7 +255,8 @@ def _complete(values: Mapping[str, Any], source: str) -> dict[str, Any]:
         completed: dict[str, Any] = config.to_dict()
     head_dim = getattr(config, "head_dim", None)
     dropped = [key for key in _NOISE if key not in values]
-    return {key: value for key, value in completed.items() if key not in dropped} | {"head_dim": head_dim}
+    kept = {key: value for key, value in completed.items() if key not in dropped and not key.startswith("_")}
+    return kept | {"head_dim": head_dim}
 
 
 @contextmanager

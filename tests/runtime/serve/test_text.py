@@ -116,6 +116,15 @@ def test_the_template_file_goes_before_the_config(toy: Path) -> None:
     assert chat(toy, "old", file="new") == "new"
 
 
+@pytest.mark.parametrize("template", [b"\xff\xfe", "Übung".encode("latin-1"), b"{{ \xe2\x82"])
+def test_a_template_that_is_not_utf8_is_an_error(toy: Path, template: bytes) -> None:
+    """The message names the file."""
+    (toy / "chat_template.jinja").write_bytes(template)
+    reseal(toy)
+    with pytest.raises(IntegrityError, match=r"chat_template\.jinja: not UTF-8 text; convert the model again"):
+        Tokenizer(Artifact.open(toy)).render_chat([{"role": "user", "content": "x"}])
+
+
 def test_the_default_of_several_templates_is_taken(toy: Path) -> None:
     """A list of named templates has a default."""
     named = [{"name": "tools", "template": "t"}, {"name": "default", "template": "d"}]
