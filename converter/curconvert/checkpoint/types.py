@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
+from curconvert.base.errors import InputError
 from curconvert.checkpoint.source_files import SourceFiles
 from curconvert.checkpoint.special_tokens import SpecialTokens
 
@@ -96,7 +97,15 @@ class Companions:
     notices: tuple[str, ...] = ()
 
     def content(self, name: str) -> bytes | None:
-        """Return the content of a file, or None if there is no such file."""
+        """Return the content of a file, or None if there is no such file.
+
+        Raises:
+            InputError: It cannot be read.
+        """
         if name in self.written:
             return self.written[name]
-        return self.copied[name].read_bytes() if name in self.copied else None
+        path = self.copied.get(name)
+        try:
+            return None if path is None else path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror})") from None

@@ -140,9 +140,6 @@ class Tokenizer:
 def template_in(settings: Mapping[str, Any]) -> str | None:
     """Return the chat template in `tokenizer_config.json`, or None."""
     template = settings.get("chat_template")
-    if isinstance(template, list):  # several named templates
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, Mapping)}
-        template = named.get("default")
     return template if isinstance(template, str) else None
 
 

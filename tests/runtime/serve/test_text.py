@@ -125,12 +125,6 @@ def test_a_template_that_is_not_utf8_is_an_error(toy: Path, template: bytes) -> 
         Tokenizer(Artifact.open(toy)).render_chat([{"role": "user", "content": "x"}])
 
 
-def test_the_default_of_several_templates_is_taken(toy: Path) -> None:
-    """A list of named templates has a default."""
-    named = [{"name": "tools", "template": "t"}, {"name": "default", "template": "d"}]
-    assert chat(toy, named) == "d"
-
-
 @pytest.mark.parametrize("template", [None, 3, [], [{"name": "other", "template": "x"}]])
 def test_a_model_without_template_says_so(toy: Path, template: Any) -> None:
     """A base model has no conversation format."""
