@@ -59,10 +59,10 @@ def finished(files: Companions, stated: Stated) -> Companions:
         for name in (TOKENIZER_CONFIG, _TOKENS_MAP, PROCESSOR, GENERATION_CONFIG)
     }
     notices = list(files.notices)
-    written, settings = _tokenizer(files, _with_map(parsed[TOKENIZER_CONFIG], parsed[_TOKENS_MAP]), stated, notices)
+    settings = _with_map(parsed[TOKENIZER_CONFIG], parsed[_TOKENS_MAP])
+    written, settings, tokenizer = _tokenizer(files, settings, stated, notices)
     template, left = chat_template(files, settings, parsed[PROCESSOR], str(stated.where))
     notices += left
-    tokenizer = _opened(written[TOKENIZER], stated.file(TOKENIZER)) if TOKENIZER in written else None
     own = _own_tokens(settings, tokenizer, stated, notices)
     tokens, found = decide(
         _configs(stated, parsed[GENERATION_CONFIG]),
@@ -85,14 +85,16 @@ def finished(files: Companions, stated: Stated) -> Companions:
 
 def _tokenizer(
     files: Companions, settings: Mapping[str, Any], stated: Stated, notices: list[str]
-) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """Return `tokenizer.json` by its name, if there is one, and the settings, both without traces of training."""
+) -> tuple[dict[str, bytes], dict[str, Any], Tokenizer | None]:
+    """Return `tokenizer.json` by its name, if there is one, the settings, and the tokenizer: no traces of training."""
     cleaned, removed = clean_settings(settings, stated.normalized["max_position_embeddings"])
     content = files.content(TOKENIZER)
     if content is None:
         content, cleaned = build_tokenizer(files, cleaned, stated.normalized, str(stated.where))
+    tokenizer, written = None, dict[str, bytes]()
     if content is not None:
-        content, found = clean_tokenizer(content, _opened(content, stated.file(TOKENIZER)))
+        tokenizer = _opened(content, stated.file(TOKENIZER))
+        written[TOKENIZER], found = clean_tokenizer(content, tokenizer)
         removed += found
         # Without a class, transformers would rebuild the tokenizer in its own way for this kind of model.
         cleaned.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
@@ -101,7 +103,7 @@ def _tokenizer(
         notices.append(
             f"{stated.where}: the tokenizer keeps settings of a training run, left out: {', '.join(removed)}"
         )
-    return ({} if content is None else {TOKENIZER: content}), cleaned
+    return written, cleaned, tokenizer
 
 
 def _generation(
