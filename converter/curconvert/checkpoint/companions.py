@@ -28,6 +28,8 @@ COMPANION_NAMES = (
     "tokenizer_config.json",
     "vocab.json",
 )
+# Other files of the artifact say what these say.
+REPLACED_NAMES = ("chat_template.json", "special_tokens_map.json", "tekken.json")
 TOKENIZER_LIMIT = 100_000_000
 
 logger = logging.getLogger(__name__)

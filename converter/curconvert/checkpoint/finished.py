@@ -13,18 +13,17 @@ from transformers import CONFIG_MAPPING
 
 from curconvert.base.errors import InputError
 from curconvert.checkpoint.chat_template import JINJA, PROCESSOR, chat_template
-from curconvert.checkpoint.companions import json_bytes
+from curconvert.checkpoint.companions import REPLACED_NAMES, json_bytes
 from curconvert.checkpoint.files import json_object
 from curconvert.checkpoint.generation_config import generation_config, generation_fields
 from curconvert.checkpoint.special_tokens import FIELDS, Source, SpecialTokens, decide
-from curconvert.checkpoint.tekken import TEKKEN
 from curconvert.checkpoint.tokenizer_build import build_tokenizer
 from curconvert.checkpoint.training_traces import clean_settings, clean_tokenizer
 from curconvert.checkpoint.types import Companions
 from curconvert_runtime.format.files import GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG
+from curconvert_schemas.client_settings import foreign_keys
 
 _TOKENS_MAP = "special_tokens_map.json"
-_REPLACED = (_TOKENS_MAP, PROCESSOR, TEKKEN)
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,9 @@ def finished(files: Companions, stated: Stated) -> Companions:
         written[JINJA] = template.encode("utf-8")
     if tokenizer is not None or files.content(TOKENIZER_CONFIG) is not None:
         written[TOKENIZER_CONFIG] = json_bytes(settings)
-    copied = {name: path for name, path in files.copied.items() if name not in (*_REPLACED, *_changed(files, written))}
+    copied = {
+        name: path for name, path in files.copied.items() if name not in (*REPLACED_NAMES, *_changed(files, written))
+    }
     generated = {name: content for name, content in {**files.written, **written}.items() if name not in copied}
     return Companions(copied, generated, tokens, tuple(notices))
 
@@ -113,7 +114,9 @@ def _generation(
     name = GENERATION_CONFIG
     if files.content(name) is None:
         name = "config.json"
-        stored = {key: value for key, value in stated.config.items() if key in generation_fields()}
+        moved = {key: value for key, value in stated.config.items() if key in generation_fields()}
+        foreign = foreign_keys(GENERATION_CONFIG, moved)
+        stored = {key: value for key, value in moved.items() if key not in foreign}
     content, found = generation_config(stored, tokens, stated.file(name))
     notices += found
     return content

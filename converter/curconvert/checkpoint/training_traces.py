@@ -20,11 +20,8 @@ _CALLS = (
     "truncation",
     "truncation_strategy",
 )
-# Paths, access and code of the machine that saved the tokenizer.
-_MACHINE = (
-    "auto_map", "cache_dir", "local_files_only", "merges_file", "name_or_path", "special_tokens_map_file", "token",
-    "tokenizer_file", "use_auth_token", "vocab_file",
-)  # fmt: skip
+# Of the machine that saved the tokenizer. Other paths and code have been left out before.
+_MACHINE = ("local_files_only", "name_or_path", "special_tokens_map_file", "token", "use_auth_token")
 
 
 def clean_tokenizer(content: bytes, tokenizer: Tokenizer) -> tuple[bytes, list[str]]:

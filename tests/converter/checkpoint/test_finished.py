@@ -197,7 +197,7 @@ def test_the_generation_file_counts_alone(model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("temperature", -1), ("top_k", -1), ("top_p", 2), ("min_p", "x"), ("repetition_penalty", 0)]
+    ("name", "value"), [("temperature", -1), ("top_k", -1), ("top_p", 2), ("min_p", 1.5), ("repetition_penalty", 0)]
 )
 def test_a_setting_without_a_meaning_is_left_out(model: Path, name: str, value: Any) -> None:
     """The runtime would refuse it at each request; a notice names file and value."""
