@@ -22,6 +22,7 @@ from transformers import DynamicCache
 from curconvert.base.forms import traits_of
 from curconvert.base.names import bias_of
 from curconvert.base.types import Ids
+from curconvert.blocks.cache import cache_argument
 from curconvert.blocks.stored import build_torch_model, factor_names, stored_matrix, stored_tensor
 from curconvert.checkpoint import Checkpoint, open_checkpoint
 from curconvert_runtime.checks.parity import compare, compare_with_probe, teacher_forced
@@ -73,10 +74,10 @@ class TorchSession:
                 input_ids=torch.from_numpy(input_ids),
                 attention_mask=mask,
                 position_ids=positions,
-                past_key_values=past,
                 use_cache=True,
+                **{cache_argument(self._model): past},
             )
-        return output.logits.numpy(), output.past_key_values
+        return output.logits.numpy(), past
 
 
 def _cache_keys(cache: DynamicCache) -> tuple[NDArray[Any], NDArray[Any]]:
