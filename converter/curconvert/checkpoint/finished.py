@@ -81,7 +81,7 @@ def finished(files: Companions, stated: Stated) -> Companions:
         name: path for name, path in files.copied.items() if name not in (*REPLACED_NAMES, *_changed(files, written))
     }
     generated = {name: content for name, content in {**files.written, **written}.items() if name not in copied}
-    return Companions(copied, generated, tokens, tuple(notices))
+    return Companions(copied, generated, tokens, tuple(dict.fromkeys(notices)))
 
 
 def _tokenizer(

@@ -25,6 +25,7 @@ from support.command_line import call
 from support.families import TinyModel, make_checkpoint
 from support.gguf_files import write_gguf
 from support.quantized_checkpoints import FORMATS, quantize_checkpoint
+from support.tiny_runs import add_tokenizer
 
 Tiny = Callable[[str], TinyModel]
 _NEAR = {"rtol": 2e-6, "atol": 2e-6}
@@ -240,16 +241,17 @@ def test_the_tokenizer_of_the_adapter_replaces_that_of_the_base(tiny: Tiny, tmp_
     """All of its files together; what the adapter has none of stays the base's."""
     base = Path(shutil.copytree(tiny("llama").folder, tmp_path / "base"))
     train_adapter(tmp_path / "adapter", tiny("llama").oracle, target_modules=["q_proj"])
-    for folder, names in (
-        (base, ["tokenizer.json", "vocab.json", "generation_config.json"]),
-        (tmp_path / "adapter", ["tokenizer.json"]),
-    ):
-        for name in names:
-            (folder / name).write_text("{}")
-    copied = open_checkpoint(tmp_path / "adapter", base=base).companions().copied
-    assert {name: path.parent.name for name, path in copied.items()} == {
-        "tokenizer.json": "adapter", "generation_config.json": "base",
-    }  # fmt: skip
+    for folder in (base, tmp_path / "adapter"):
+        add_tokenizer(folder)
+    (base / "vocab.json").write_text("{}")
+    (base / "generation_config.json").write_text('{"eos_token_id": 2, "temperature": 0.5}')
+    own = json.loads((tmp_path / "adapter" / "tokenizer_config.json").read_text())
+    (tmp_path / "adapter" / "tokenizer_config.json").write_text(json.dumps({**own, "eos_token": "A"}))
+    files = open_checkpoint(tmp_path / "adapter", base=base).companions()
+    assert files.copied["tokenizer.json"].parent.name == "adapter"
+    assert "vocab.json" not in files.copied.keys() | files.written.keys()
+    assert files.special_tokens.end == (2, 36)
+    assert json.loads(files.content("generation_config.json"))["temperature"] == 0.5
 
 
 def _settings(**values: Any) -> Callable[[Path], None]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from curconvert.base.errors import InputError
 from curconvert.checkpoint.adapters.adapter import Adapter
 from curconvert.checkpoint.adapters.changes import Change, Replacement, Rows
 from curconvert.checkpoint.adapters.peft_config import MERGE_WITH_PEFT
+from curconvert.checkpoint.finished import Stated, finished
 from curconvert.checkpoint.names import STEM
 from curconvert.checkpoint.source_files import SourceFiles
 from curconvert.checkpoint.strict import EMBEDDING, HEAD
@@ -35,9 +37,9 @@ class _Merged:
     tensors: Mapping[str, TensorInfo]
     ignore: tuple[str, ...]
     notices: tuple[str, ...]
+    companions: Callable[[], Companions]
     _base: Checkpoint
     _changes: Mapping[str, Sequence[Change]]
-    _companions: Companions
 
     def read(self, name: str) -> torch.Tensor:
         """Return one tensor, merged, in the base's dtype."""
@@ -48,10 +50,6 @@ class _Merged:
         for change in self._changes.get(name, ()):
             tensor = change.apply(tensor)
         return tensor
-
-    def companions(self) -> Companions:
-        """Return the base's files, with the adapter's tokenizer in the place of the base's if it has one."""
-        return self._companions
 
 
 def merged(adapter: Adapter, base: Checkpoint, companions: Companions) -> Checkpoint:
@@ -82,9 +80,17 @@ def merged(adapter: Adapter, base: Checkpoint, companions: Companions) -> Checkp
         tensors[name] = replace(tensors[name], shape=shape, location=None)
     notice = f"an adapter changes {len(changes)} tensors of {base.path.name}"
     files = SourceFiles((*base.files, *adapter.files))
+    config = _resized(config, tensors, adapter.path)
+
+    @cache
+    def files_besides() -> Companions:
+        own = base.companions()
+        stated = Stated(adapter.path, {**base.config, **own.special_tokens.fields()}, {}, config)
+        return finished(_with_tokenizer(own, companions), stated)
+
     return _Merged(
-        base.kind, adapter.path, files, _resized(config, tensors, adapter.path), tensors,
-        base.ignore, (*base.notices, notice), base, changes, _with_tokenizer(base.companions(), companions),
+        base.kind, adapter.path, files, config, tensors, base.ignore, (*base.notices, notice), files_besides, base,
+        changes,
     )  # fmt: skip
 
 
@@ -171,4 +177,5 @@ def _with_tokenizer(base: Companions, adapter: Companions) -> Companions:
         | {name: path for name, path in adapter.copied.items() if name in replaced},
         {name: content for name, content in base.written.items() if name not in replaced}
         | {name: content for name, content in adapter.written.items() if name in replaced},
+        notices=() if replaced else base.notices,
     )
