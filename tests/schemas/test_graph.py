@@ -141,7 +141,7 @@ FOREIGN = {
         model(node("Pad", "x", "n"), tensors=(outside("x"), numbers("n", 0, 2**40))), "larger than all weights",
     ),
     "no graph": (onnx.ModelProto(ir_version=8).SerializeToString(), "holds no graph"),
-    "two graphs": (model() + model(), "stands there twice"),
+    "two graphs": (model() + model(), "is there twice"),
     "axes in one field": (model(tensors=(TensorProto(name="x"),)).replace(b"B\x01x", b"\n\x01\x01"), "field 1 of"),
     "more axes than a weight has": (model(tensors=(TensorProto(name="x", data_type=1, dims=[1] * 9),)), "axes"),
     "numbers outside raw data": (model(tensors=(TensorProto(name="x", data_type=1, float_data=[1]),)), "field 4"),
