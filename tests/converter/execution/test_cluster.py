@@ -30,11 +30,10 @@ from curconvert.options.execution import ExecutionOptions
 from curconvert.options.source import SourceOptions
 from support.families import TinyModel, make_checkpoint
 from support.folders import files_of
+from support.limits import HANG_SECONDS
 from support.tasks import Dies, Fails, Sleeps, Threads, WaitsForItsDeath, kill_the_first
 from support.tiny_runs import LENGTH, tiny_options
 
-# Nothing here takes minutes, on a busy machine either: what does so hangs.
-HANG_SECONDS = 300
 SETTINGS: dict[str, dict[str, Any]] = {
     "cur": {},
     "pifa": {"sequential": True},
