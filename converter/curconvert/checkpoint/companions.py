@@ -13,9 +13,7 @@ from curconvert.checkpoint.files import ModelFolder, load_json_object
 from curconvert.checkpoint.stand_ins import refuse_stand_in
 from curconvert.checkpoint.types import Companions
 from curconvert_runtime.format.artifact import Artifact
-from curconvert_runtime.format.files import TOKENIZER
 from curconvert_schemas.client_settings import SETTINGS, foreign_keys
-from curconvert_schemas.tokenizer import MAX_BYTES, check_tokenizer
 
 COMPANION_NAMES = (
     "added_tokens.json",
@@ -41,8 +39,7 @@ def folder_companions(folder: ModelFolder) -> Companions:
     """Return the companion files of the model in a folder, without settings that may name code or files.
 
     Raises:
-        InputError: A file is a link out of the folder, is no regular file, too large, its JSON is malformed, or the
-            tokenizer is a bomb.
+        InputError: A file is a link out of the folder, is no regular file, too large, or its JSON is malformed.
     """
     copied: dict[str, Path] = {}
     written: dict[str, bytes] = {}
@@ -52,8 +49,6 @@ def folder_companions(folder: ModelFolder) -> Companions:
             copied[name] = refuse_stand_in(path)
             if (size := path.stat().st_size) > TOKENIZER_LIMIT:
                 raise InputError(f"{path}: {size} bytes, expected a file of at most {TOKENIZER_LIMIT}")
-    if TOKENIZER in copied:
-        check_tokenizer_file(copied[TOKENIZER])
     for name in sorted(SETTINGS.keys() & copied.keys()):
         settings = load_json_object(copied[name], TOKENIZER_LIMIT)
         kept = _without_foreign(copied[name], settings)
@@ -74,16 +69,6 @@ def _without_foreign(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 def artifact_companions(artifact: Artifact) -> Companions:
     """Return an artifact's copies of its original's companion files."""
     return Companions({name: artifact.file(name) for name in COMPANION_NAMES if artifact.has(name)})
-
-
-def check_tokenizer_file(path: Path) -> None:
-    """Refuse a `tokenizer.json` that could fill the memory or never end."""
-    with path.open("rb") as file:
-        data = file.read(MAX_BYTES + 1)
-    try:
-        check_tokenizer(data)
-    except ValueError as error:
-        raise InputError(f"{path}: not a usable tokenizer ({error}); get the file from another source") from None
 
 
 def json_bytes(value: object) -> bytes:
