@@ -53,7 +53,7 @@ ORDER = (
     ("curconvert_schemas.client_settings",),
     ("curconvert_schemas",),
     ("curconvert_schemas.onnx_locations", "curconvert_schemas.folder"),
-    ("curconvert_schemas.graph", "curconvert_schemas.protobuf_edits"),
+    ("curconvert_schemas.graph", "curconvert_schemas.protobuf_edits", "curconvert_schemas.tokenizer"),
     (
         "curconvert_schemas.strict",
         "curconvert_schemas.protobuf",

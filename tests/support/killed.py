@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import multiprocessing.context
 import os
 import signal
 import time
@@ -17,9 +15,8 @@ from curconvert.cli import main
 from curconvert.jobs.convert import convert
 from curconvert.methods.core.options import ConvertOptions
 from curconvert.options.source import SourceOptions
+from support.limits import HANG_SECONDS, warm
 
-# No step of a tiny conversion takes minutes, on a busy machine either: what does so hangs.
-HANG_SECONDS = 600
 _CALLS = ("fsync", "pwrite", "replace", "unlink", "rename", "rmdir", "mkdir")
 
 
@@ -49,7 +46,7 @@ def convert_in_a_process(source: Path, out: Path, options: ConvertOptions, kill_
     Returns:
         How many such calls there were; None if the process was killed.
     """
-    context = _warm()
+    context = warm()
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(str(source), out, options, kill_at, sender), daemon=True)
     process.start()
@@ -80,7 +77,7 @@ def command_in_a_process(arguments: Sequence[str | Path], seconds: float = 0.0) 
     Returns:
         Seconds of CPU time that it took; None if it was killed.
     """
-    context = _warm()
+    context = warm()
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(
         target=_command, args=([str(argument) for argument in arguments], seconds, sender), daemon=True
@@ -89,12 +86,3 @@ def command_in_a_process(arguments: Sequence[str | Path], seconds: float = 0.0) 
     process.join(HANG_SECONDS)
     assert process.exitcode in (0, -signal.SIGPROF), process.exitcode
     return float(receiver.recv()) if process.exitcode == 0 else None
-
-
-def _warm() -> multiprocessing.context.ForkServerContext:
-    """Return a server that has imported everything and computed nothing: a fork of it starts at once."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["curconvert.jobs.convert", "curconvert.jobs.parity", "mobius", "jsonschema", "onnxruntime"]
-    )
-    return context

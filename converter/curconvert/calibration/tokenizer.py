@@ -9,6 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from curconvert.base.errors import CurConvertError, InputError
+from curconvert.checkpoint.finished import opened
 from curconvert.checkpoint.types import Companions
 from curconvert_runtime.format import strict_json
 from curconvert_runtime.format.files import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
@@ -74,11 +75,7 @@ class TextTools:
         content = self._companions.content(TOKENIZER)
         if content is None:
             return None
-        try:
-            tokenizer = Tokenizer.from_buffer(content)
-        except ValueError as error:
-            name = self._companions.copied.get(TOKENIZER, TOKENIZER)
-            raise InputError(f"{name}: not a tokenizer: {error}") from error
+        tokenizer = opened(content, self._companions.copied.get(TOKENIZER, TOKENIZER))
         # A tokenizer file may set both, but running text must have neither.
         tokenizer.no_truncation()
         tokenizer.no_padding()

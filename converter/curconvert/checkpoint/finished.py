@@ -22,6 +22,7 @@ from curconvert.checkpoint.training_traces import clean_settings, clean_tokenize
 from curconvert.checkpoint.types import Companions
 from curconvert_runtime.format.files import GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG
 from curconvert_schemas.client_settings import foreign_keys
+from curconvert_schemas.tokenizer import check_tokenizer
 
 _TOKENS_MAP = "special_tokens_map.json"
 
@@ -94,7 +95,7 @@ def _tokenizer(
         content, cleaned = build_tokenizer(files, cleaned, stated.normalized, str(stated.where))
     tokenizer, written = None, dict[str, bytes]()
     if content is not None:
-        tokenizer = _opened(content, stated.file(TOKENIZER))
+        tokenizer = opened(content, stated.file(TOKENIZER))
         written[TOKENIZER], found = clean_tokenizer(content, tokenizer)
         removed += found
         # Without a class, transformers would rebuild the tokenizer in its own way for this kind of model.
@@ -143,8 +144,14 @@ def _with_map(settings: Mapping[str, Any], named: Mapping[str, Any]) -> dict[str
     return merged
 
 
-def _opened(content: bytes, where: str) -> Tokenizer:
+def opened(content: bytes, where: str | Path) -> Tokenizer:
+    """Return a tokenizer after a check that it cannot fill the memory or take for ever.
+
+    Raises:
+        InputError: It is malformed, or could do so.
+    """
     try:
+        check_tokenizer(content)
         return Tokenizer.from_buffer(content)
     except Exception as error:  # noqa: BLE001 - the tokenizers library raises plain Exception
         reason = " ".join(str(error).split())[:200]

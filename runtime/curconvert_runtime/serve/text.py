@@ -13,10 +13,13 @@ from curconvert_runtime.errors import BackendError, InputError, IntegrityError, 
 from curconvert_runtime.format import strict_json
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.files import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
+from curconvert_runtime.format.hashing import check_once
 from curconvert_runtime.serve.backend import one_line
+from curconvert_schemas.tokenizer import MAX_BYTES, check_tokenizer
 
 Messages = Sequence[Mapping[str, Any]]
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
+_RULES = "tokenizer 1"  # name of the rules of `check_tokenizer`; change it when they change
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -67,9 +70,10 @@ class Tokenizer:
             raise UnsupportedError(
                 f"{artifact.path}: the artifact has no tokenizer.json; give token ids instead of text"
             )
-        path = artifact.file(TOKENIZER)
-        with self._guard():
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        with self._guard(), artifact.file(TOKENIZER).open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+            check_once(lambda: check_tokenizer(data), _RULES, artifact.manifest["files"][TOKENIZER]["sha256"])
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(data)
         # A saved tokenizer may carry the truncation and padding of its training run.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -87,7 +91,7 @@ class Tokenizer:
             raise
         except BaseException as error:  # noqa: BLE001
             path = self._artifact.path / TOKENIZER
-            raise IntegrityError(f"{path}: tokenizers cannot use it ({one_line(error)}); convert again") from None
+            raise IntegrityError(f"{path}: cannot be used as a tokenizer ({one_line(error)}); convert again") from None
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the token ids of a text."""
