@@ -86,6 +86,8 @@ def _settings() -> dict[str, str]:
         "source-lone-shapes": f"lone.safetensors {_IDS} --rank 12 --layers all --config-set head_dim=16 "
         "--config-set rope_theta=10000 --config-set rms_norm_eps=0.0003 --config-set model_type=llama "
         "--config-set max_position_embeddings=128",
+        "source-adapter": f"adapter {_CUR} --base llama",
+        "source-fp8": f"fp8 {_CUR}",
         "source-foreign-names": f"foreign {_CUR} --ignore mtp.*",
         "source-gguf": f"qwen2.gguf {_IDS} --rank 12 --layers all",
         # Between `plan`'s estimates with and without hidden states in memory, so that they go to the disk.
@@ -209,7 +211,7 @@ def _reading() -> dict[str, str]:
         "generate-portable": "generate @int4-gptq --prompt the --max-new-tokens 24 --graph portable",
         "generate-fused": "generate @int4-gptq --prompt the --prompt 'a river' --max-new-tokens 24 --graph fused",
         "generate-sampled": "generate @method-auto --prompt the --max-new-tokens 24 --temperature 0.8 --top-k 20 "
-        "--top-p 0.9 --seed 3",
+        "--top-p 0.9 --min-p 0.01 --repetition-penalty 1.1 --seed 3",
         "generate-chat": "generate @bias-modegpt --prompt the --max-new-tokens 24 --chat --stop e",
         "generate-cuda-graph": "generate @cuda-cur --prompt the --max-new-tokens 24",
         "text-convert": f"convert llama {_CUR} -o @",

@@ -181,8 +181,47 @@ def _variants(folder: Path) -> None:
     index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
     (folder / "shards" / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     save_file(_alike(tensors), folder / "alike" / "model.safetensors")
+    _adapter(folder / "adapter", tensors)
+    _fp8(folder / "bfloat16", folder / "fp8")
     foreign = {f"module.{key}": value for key, value in tensors.items()} | {"mtp.weight": torch.ones(4)}
     save_file(foreign, folder / "foreign" / "model.safetensors")
+
+
+def _adapter(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a LoRA adapter of every query and down projection, as PEFT stores it."""
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    found = {}
+    for name in sorted(tensors):
+        if name.endswith(("q_proj.weight", "down_proj.weight")):
+            rows, columns = tensors[name].shape
+            stem = f"base_model.model.{name.removesuffix('weight')}"
+            found[f"{stem}lora_A.weight"] = 0.1 * torch.randn((4, columns), generator=generator)
+            found[f"{stem}lora_B.weight"] = 0.1 * torch.randn((rows, 4), generator=generator)
+    save_file(found, folder / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "base_model_name_or_path": "llama"}
+    (folder / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
+def _fp8(source: Path, folder: Path) -> None:
+    """Write a copy of a checkpoint with projections in FP8 and a scale for each block of 32 × 32."""
+    folder.mkdir()
+    for path in source.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    stored = {}
+    for name, weight in load_file(source / "model.safetensors").items():
+        if not name.endswith("_proj.weight"):
+            stored[name] = weight
+            continue
+        rows, columns = weight.shape
+        blocks = weight.float().view(rows // 32, 32, columns // 32, 32)
+        scale = blocks.abs().amax(dim=(1, 3), keepdim=True) / 448
+        stored[name] = (blocks / scale).view(rows, columns).to(torch.float8_e4m3fn)
+        stored[f"{name}_scale_inv"] = scale.view(rows // 32, columns // 32)
+    save_file(stored, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [32, 32]}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
 def _alike(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -53,8 +53,13 @@ ORDER = (
     ("curconvert_schemas.client_settings",),
     ("curconvert_schemas",),
     ("curconvert_schemas.onnx_locations", "curconvert_schemas.folder"),
-    ("curconvert_schemas.graph", "curconvert_schemas.protobuf_edits"),
-    ("curconvert_schemas.strict", "curconvert_schemas.protobuf", "curconvert_schemas.templates"),
+    ("curconvert_schemas.graph", "curconvert_schemas.protobuf_edits", "curconvert_schemas.tokenizer"),
+    (
+        "curconvert_schemas.strict",
+        "curconvert_schemas.protobuf",
+        "curconvert_schemas.templates",
+        "curconvert_schemas.generation",
+    ),
 )
 LEVEL = {room: level for level, siblings in enumerate(ORDER) for room in siblings}
 MOST_PARAMETERS = 8

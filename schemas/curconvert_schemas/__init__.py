@@ -1,7 +1,7 @@
 """Holds the JSON Schemas (draft 2020-12) of the documents that curconvert writes, and checks documents against them.
 
-Beside them lie parsers of the formats themselves: `strict` (JSON), `protobuf`, `graph` (ONNX) and
-`templates` (chat templates, which it also renders).
+Beside them lie parsers of the formats themselves: `strict` (JSON), `protobuf`, `graph` (ONNX),
+`tokenizer` (`tokenizer.json`) and `templates` (chat templates, which it also renders).
 A schema's name is its file name without `.schema.json`, such as `manifest-1.0`.
 """
 

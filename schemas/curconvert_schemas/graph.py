@@ -40,7 +40,7 @@ class _Field(NamedTuple):
 _TEXT, _TEXTS = _Field(BYTES), _Field(BYTES, repeated=True)  # or messages
 _NUMBER, _NUMBERS = _Field(INTEGER), _Field(INTEGER, repeated=True)
 _FLOAT, _FLOATS = _Field(FOUR_BYTES), _Field(FOUR_BYTES, repeated=True)
-# message → field number → what stands there, from onnx.proto3. No other field is allowed: subgraphs, local functions,
+# message → field number → what is allowed, from onnx.proto3. No other field is allowed: subgraphs, local functions,
 # training information, sparse and optional values are such. Values (11 to 13 of a graph) are left to onnxruntime.
 _FIELDS: Mapping[str, Mapping[int, _Field]] = {
     "model": {1: _NUMBER, 2: _TEXT, 3: _TEXT, 4: _TEXT, 5: _NUMBER, 7: _TEXT, 8: _TEXTS},
@@ -177,7 +177,7 @@ def _tensor(value: int | memoryview, constants: dict[str, int | None]) -> list[E
 
 
 def _fields(data: memoryview, message: str) -> Iterator[tuple[int, int | memoryview]]:
-    """Yield the fields of a message that our graphs have; refuse others, and repeated ones of which one must stand."""
+    """Yield the fields of a message that our graphs have; refuse others, and repeated ones that must appear once."""
     known, seen = _FIELDS[message], set()
     for number, wire, value in fields(data):
         field = known.get(number)
@@ -186,7 +186,7 @@ def _fields(data: memoryview, message: str) -> Iterator[tuple[int, int | memoryv
             raise MalformedError(f"no graph of curconvert has {what}")
         if not field.repeated:
             if number in seen:
-                raise MalformedError(f"field {number} of a {message} stands there twice")
+                raise MalformedError(f"field {number} of a {message} appears twice")
             seen.add(number)
         yield number, value
 

@@ -320,7 +320,7 @@ BAD: dict[str, tuple[Damage, int, tuple[str, ...]]] = {
     "shard-links-out": (shard_file(swap_for_link), 2, (FIRST, "outside")),
     "shard-fifo": (shard_file(swap_for_fifo), 2, (FIRST, "regular")),
     "shard-folder": (shard_file(swap_for_folder), 2, (FIRST, "folder")),
-    "shard-empty": (shard_file(lambda path: path.write_bytes(b"")), 2, (FIRST, "not a valid")),
+    "shard-empty": (shard_file(lambda path: path.write_bytes(b"")), 2, (FIRST, "an empty file")),
     "shard-truncated": (shard_file(truncate), 2, (FIRST, "not a valid")),
     "shard-trailing": (shard_file(lengthen), 2, (FIRST, "not a valid")),
     # headers

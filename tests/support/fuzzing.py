@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -181,21 +182,24 @@ def _mutated_entry(draw: st.DrawFn, table: dict[str, Any], change: str) -> bytes
 
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """Fail a test that computes for longer: this process' CPU time counts, so other load on the machine does not.
+    """Fail a test that computes for longer in this thread: neither other load nor idle threads that spin count.
 
-    A signal interrupts it, so that no endless loop hangs.
+    A signal interrupts one that takes many times as much, so that no endless loop hangs.
     """
 
     def late(_number: int, _frame: FrameType | None) -> None:
-        pytest.fail(f"took more than {seconds} s of CPU time")
+        pytest.fail(f"took far more than {seconds} s of CPU time")
 
     before = signal.signal(signal.SIGPROF, late)
-    signal.setitimer(signal.ITIMER_PROF, seconds)
+    begin = time.thread_time()
+    signal.setitimer(signal.ITIMER_PROF, 20 * seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, before)
+    used = time.thread_time() - begin
+    assert used <= seconds, f"took {used:.1f} s of CPU time, {seconds} s are allowed"
 
 
 @contextmanager

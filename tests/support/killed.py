@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import multiprocessing
-import multiprocessing.context
 import os
 import resource
 import signal
@@ -19,9 +17,8 @@ from curconvert.cli import main
 from curconvert.jobs.convert import convert
 from curconvert.methods.core.options import ConvertOptions
 from curconvert.options.source import SourceOptions
+from support.limits import HANG_SECONDS, warm
 
-# No step of a tiny conversion takes minutes, on a busy machine either: what does so hangs.
-HANG_SECONDS = 600
 _CALLS = ("fsync", "pwrite", "replace", "unlink", "rename", "rmdir", "mkdir")
 
 
@@ -55,7 +52,7 @@ def job_in_a_process(job: Callable[[], Any], kill_at: int = 0) -> int | None:
     Returns:
         How many such calls there were; None if the process was killed.
     """
-    context = _warm()
+    context = warm()
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(job, kill_at, sender), daemon=True)
     process.start()
@@ -82,7 +79,7 @@ def job_with_small_files(job: Callable[[], Any], limit: int) -> tuple[str, str] 
     Returns:
         Class and message of the job's error; None if it came to its end.
     """
-    context = _warm()
+    context = warm()
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_limited, args=(job, limit, sender), daemon=True)
     process.start()
@@ -119,7 +116,7 @@ def command_in_a_process(arguments: Sequence[str | Path], seconds: float = 0.0) 
     Returns:
         Seconds of CPU time that it took; None if it was killed.
     """
-    context = _warm()
+    context = warm()
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(
         target=_command, args=([str(argument) for argument in arguments], seconds, sender), daemon=True
@@ -128,12 +125,3 @@ def command_in_a_process(arguments: Sequence[str | Path], seconds: float = 0.0) 
     process.join(HANG_SECONDS)
     assert process.exitcode in (0, -signal.SIGPROF), process.exitcode
     return float(receiver.recv()) if process.exitcode == 0 else None
-
-
-def _warm() -> multiprocessing.context.ForkServerContext:
-    """Return a server that has imported everything and computed nothing: a fork of it starts at once."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["curconvert.jobs.convert", "curconvert.jobs.parity", "mobius", "jsonschema", "onnxruntime"]
-    )
-    return context

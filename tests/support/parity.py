@@ -10,6 +10,8 @@ import onnxruntime as ort
 import torch
 from transformers import DynamicCache
 
+from curconvert.blocks.cache import cache_argument
+
 LENGTHS = (5, 12, 9)
 STEPS = 6
 
@@ -34,7 +36,7 @@ def oracle_logits(model: Any, rows: list[np.ndarray], steps: int = STEPS) -> lis
                 input_ids=torch.tensor(ids[:, start:stop]),
                 attention_mask=torch.tensor(mask[:, :stop]),
                 position_ids=torch.tensor(positions[:, start:stop]),
-                past_key_values=cache,
+                **{cache_argument(model): cache},
                 use_cache=True,
             )
             pieces.append(output.logits.float().numpy())

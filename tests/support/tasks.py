@@ -14,6 +14,7 @@ import torch
 from threadpoolctl import threadpool_info
 
 from curconvert.execution.task import Task
+from support.limits import HANG_SECONDS
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class WaitsForItsDeath:
             return self.work.run()
         with file:
             file.write(f"{os.getpid()}\n")
-        time.sleep(600)
+        time.sleep(HANG_SECONDS)
         raise TimeoutError("nobody killed this process")
 
 
@@ -84,7 +85,7 @@ def library_threads() -> list[int]:
 
 def kill_the_first(pid_file: Path) -> int:
     """Wait for a process that tells its number, kill it, and return the number."""
-    for _ in range(6000):
+    for _ in range(20 * HANG_SECONDS):
         text = pid_file.read_text() if pid_file.exists() else ""
         if text.endswith("\n"):
             os.kill(int(text), signal.SIGKILL)

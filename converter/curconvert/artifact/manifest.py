@@ -63,6 +63,7 @@ def build_manifest(
             "num_key_value_heads": config["num_key_value_heads"],
             "head_dim": config["head_dim"],
             "max_position_embeddings": config["max_position_embeddings"],
+            **checkpoint.companions().special_tokens.fields(),
         },
         "options": dict(options or {}),
         "calibration": None

@@ -20,6 +20,7 @@ from curconvert.checkpoint.types import Checkpoint, Companions, TensorInfo
 from curconvert.graph import build_graphs, genai_config, save_graphs
 from curconvert.options.quantization import Quantization
 from curconvert.quantization.tensors import quantized_tensors
+from curconvert_runtime.format.files import GENERATION_CONFIG
 from curconvert_runtime.format.forms.form import factor_name
 from curconvert_runtime.format.quantized import Packing, part_name
 from curconvert_runtime.serve.providers import provider_named
@@ -84,7 +85,8 @@ def write_model_files(
         target: Execution provider that the fused graph is made for.
     """
     arithmetic = provider_named(target).arithmetic
-    config, compressed = with_dtype(checkpoint.config, dtype), [m for m in matrices if m.rank is not None]
+    config = with_dtype({**checkpoint.config, **companions.special_tokens.fields()}, dtype)
+    compressed = [m for m in matrices if m.rank is not None]
     forms = {m.name: m.form for m in compressed}
     owners = {m.name: m.shared.matrices[0] for m in compressed if m.shared}
     loading = quantization_config(compressed, (quantized or {}).values())
@@ -94,9 +96,9 @@ def write_model_files(
     for name, content in companions.written.items():
         (work / name).write_bytes(content)
     save_graphs(build_graphs(config, tensors, forms, owners, quantized or {}, arithmetic), work)
-    generation = work / "generation_config.json"
-    settings = json.loads(generation.read_text(encoding="utf-8")) if generation.exists() else {}
-    _write_json(work / "genai_config.json", genai_config({**config, **settings}, target=target))
+    generation = companions.content(GENERATION_CONFIG)
+    settings = {} if generation is None else json.loads(generation)
+    _write_json(work / "genai_config.json", genai_config(config, generation_config=settings, target=target))
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map_only
 from transformers import DynamicCache
 
 from curconvert.base.device import products_in
+from curconvert.blocks.cache import cache_argument
 from curconvert.blocks.head import ChunkedHead
 from curconvert.blocks.quantized import Quantized
 from curconvert.checkpoint.safetensors_file import prefetch
@@ -94,7 +95,10 @@ class Block:
             dtype: Dtype of matrix products; sums, norms and the result stay float32.
         """
         # Keep the cache out of `placed`, which would copy it: transformers may register caches as trees with torch.
-        kwargs = {**placed(self._kwargs[hidden.shape[0], hidden.shape[1]], self.device), "past_key_values": cache}
+        kwargs = {
+            **placed(self._kwargs[hidden.shape[0], hidden.shape[1]], self.device),
+            cache_argument(self.layer): cache,
+        }
         with torch.inference_mode(), products_in(dtype, self.device.type):
             output: Tensor = self.layer(hidden.to(self.device), **kwargs)
         return output.to(hidden.device)

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from curconvert.base.types import Ids
+from curconvert.blocks.cache import cache_argument
 from curconvert.calibration.text import CalibrationTokens, digest
 from curconvert.checkpoint.types import Checkpoint
 from curconvert.families.skeleton import EMBEDDING, HEAD, build_skeleton, canonical_parameters, set_tensor
@@ -77,13 +78,12 @@ def sample(checkpoint: Checkpoint, start: Ids, length: int, seed: int, progress:
     """
     model = resident_model(checkpoint)
     generator = torch.Generator().manual_seed(seed)
-    cache = DynamicCache()
+    cache, cache_name = DynamicCache(), cache_argument(model)
     ids = torch.from_numpy(start.astype(np.int64))
     with torch.inference_mode():
         for done in range(start.shape[1], length):
-            logits = model(input_ids=ids[:, cache.get_seq_length() :], past_key_values=cache, use_cache=True).logits[
-                :, -1
-            ]
+            fresh = ids[:, cache.get_seq_length() :]
+            logits = model(input_ids=fresh, use_cache=True, **{cache_name: cache}).logits[:, -1]
             ids = torch.cat([ids, torch.multinomial(logits.softmax(-1), 1, generator=generator)], dim=1)
             progress("sample", done, length - 1)
     return np.asarray(ids.numpy())

@@ -9,6 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from curconvert.base.errors import CurConvertError, InputError
+from curconvert.checkpoint.finished import opened
 from curconvert.checkpoint.types import Companions
 from curconvert_runtime.format import strict_json
 from curconvert_runtime.format.files import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
@@ -71,14 +72,10 @@ class TextTools:
 
     @cached_property
     def _tokenizer(self) -> Tokenizer | None:
-        content = self._content(TOKENIZER)
+        content = self._companions.content(TOKENIZER)
         if content is None:
             return None
-        try:
-            tokenizer = Tokenizer.from_buffer(content)
-        except ValueError as error:
-            name = self._companions.copied.get(TOKENIZER, TOKENIZER)
-            raise InputError(f"{name}: not a tokenizer: {error}") from error
+        tokenizer = opened(content, self._companions.copied.get(TOKENIZER, TOKENIZER))
         # A tokenizer file may set both, but running text must have neither.
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -86,22 +83,13 @@ class TextTools:
 
     @cached_property
     def _settings(self) -> dict[str, Any]:
-        content = self._content(TOKENIZER_CONFIG)
+        content = self._companions.content(TOKENIZER_CONFIG)
         return {} if content is None else strict_json.parse(content, TOKENIZER_CONFIG)
 
     @cached_property
     def _template(self) -> str | None:
-        content = self._content(CHAT_TEMPLATE)
+        content = self._companions.content(CHAT_TEMPLATE)
         try:
             return template_in(self._settings) if content is None else content.decode()
         except UnicodeDecodeError:
             raise InputError(f"{CHAT_TEMPLATE}: not UTF-8 text; get the file again from its source") from None
-
-    def _content(self, name: str) -> bytes | None:
-        if name in self._companions.written:
-            return self._companions.written[name]
-        path = self._companions.copied.get(name)
-        try:
-            return None if path is None else path.read_bytes()
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror})") from None

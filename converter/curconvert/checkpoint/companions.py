@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from curconvert.base.errors import InputError
 from curconvert.checkpoint.files import ModelFolder, load_json_object
+from curconvert.checkpoint.stand_ins import refuse_stand_in
 from curconvert.checkpoint.types import Companions
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_schemas.client_settings import SETTINGS, foreign_keys
@@ -20,35 +22,36 @@ COMPANION_NAMES = (
     "generation_config.json",
     "merges.txt",
     "special_tokens_map.json",
+    "tekken.json",
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
     "vocab.json",
 )
+# Other files of the artifact say what these say.
+REPLACED_NAMES = ("chat_template.json", "special_tokens_map.json", "tekken.json")
 TOKENIZER_LIMIT = 100_000_000
 
 logger = logging.getLogger(__name__)
 
 
 def folder_companions(folder: ModelFolder) -> Companions:
-    """Return the companion files of the model in a folder.
+    """Return the companion files of the model in a folder, without settings that may name code or files.
 
     Raises:
-        InputError: A file is a link out of the folder, is no regular file, or its JSON is malformed.
+        InputError: A file is a link out of the folder, is no regular file, too large, or its JSON is malformed.
     """
     copied: dict[str, Path] = {}
     written: dict[str, bytes] = {}
     for name in COMPANION_NAMES:
         path = folder.regular(name)
         if path is not None:
-            copied[name] = path
+            copied[name] = refuse_stand_in(path)
+            if (size := path.stat().st_size) > TOKENIZER_LIMIT:
+                raise InputError(f"{path}: {size} bytes, expected a file of at most {TOKENIZER_LIMIT}")
     for name in sorted(SETTINGS.keys() & copied.keys()):
         settings = load_json_object(copied[name], TOKENIZER_LIMIT)
         kept = _without_foreign(copied[name], settings)
-        # transformers 5 writes a class name that 4.57 cannot load; both versions load the name written here.
-        if kept.get("tokenizer_class") == "TokenizersBackend":
-            kept["tokenizer_class"] = "PreTrainedTokenizerFast"
-            kept.setdefault("model_input_names", ["input_ids", "attention_mask"])  # or 4.57 adds token_type_ids
         if kept != settings:
             del copied[name]
             written[name] = json_bytes(kept)

@@ -6,20 +6,24 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from curconvert.base.errors import InputError
+from curconvert.base.errors import InputError, UnsupportedError
 from curconvert.checkpoint.config import merge_overrides, normalize_config, with_dtype
 from curconvert.checkpoint.dtypes import common_dtype
+from curconvert.checkpoint.finished import Stated, finished
 from curconvert.checkpoint.ignore import Ignored, some
 from curconvert.checkpoint.infer import infer_config
 from curconvert.checkpoint.names import STEM, canonical_names
+from curconvert.checkpoint.recognize import refuse_heads, without_head
 from curconvert.checkpoint.safetensors_file import check_dtype, is_legacy_buffer, refuse_quantized
 from curconvert.checkpoint.shards import unlisted_notices
 from curconvert.checkpoint.source_files import SourceFiles
+from curconvert.checkpoint.stored.plain import plain_weights
 from curconvert.checkpoint.strict import EMBEDDING, HEAD, check_layers, check_tensors, resolve_tying
 from curconvert.checkpoint.text_part import text_config
 from curconvert.checkpoint.types import ByteRange, Checkpoint, Companions, SourceKind, TensorInfo
@@ -100,6 +104,8 @@ def complete(storage: Storage, raw: Mapping[str, Any] | None, given: Given) -> C
         UnsupportedError: The model or a dtype is not supported.
     """
     source, ignored = str(storage.path), given.ignored
+    plain = plain_weights(storage.tensors, storage.read, {**(raw or {}), **given.overrides}, source)
+    storage = replace(storage, tensors=plain.tensors, read=plain.read, notices=(*storage.notices, *plain.notices))
     wanted = [name for name in storage.tensors if not is_legacy_buffer(name)]
     names = canonical_names([name for name in wanted if not ignored.covers(name)], source)
     left_out = [name for name in wanted if name not in names.canonical or ignored.covers(names.canonical[name])]
@@ -127,6 +133,11 @@ def complete(storage: Storage, raw: Mapping[str, Any] | None, given: Given) -> C
         whole, start, stop = slices.get(name, (name, 0, None))
         return storage.read(stored[whole])[start:stop]
 
+    if HEAD not in tensors and not config["tie_word_embeddings"] and (headless := without_head(raw or {})):
+        raise UnsupportedError(
+            f"{source}: a {headless:.60}, saved without its lm_head, so it makes no text; give the model that "
+            "AutoModelForCausalLM saves"
+        )
     hint = f" (--ignore leaves out {some(left_out)})" if left_out else ""
     config["tie_word_embeddings"] = resolve_tying(tensors, config["tie_word_embeddings"], read, source, hint)
     if config["tie_word_embeddings"]:
@@ -141,17 +152,20 @@ def complete(storage: Storage, raw: Mapping[str, Any] | None, given: Given) -> C
         check_dtype(tensors[name])
     check_tensors(tensors, expected, source, hint)
     dtype, mixed = common_dtype(tensors, read)
+    where = storage.path.parent if storage.kind == "safetensors" else storage.path
+    stated = Stated(where, {**(raw or {}), **given.overrides}, given.overrides, config)
     return _OpenCheckpoint(
         storage.kind, storage.path, storage.files, with_dtype(config, dtype), tensors, ignored.patterns,
-        (*notices, *mixed), storage.companions, read,
+        (*notices, *mixed), cache(lambda: finished(storage.companions(), stated)), read,
     )  # fmt: skip
 
 
-def check_family(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
-    """Raise, before the weights are looked at, if the model type of a config is not supported."""
+def check_family(raw: Mapping[str, Any], overrides: Mapping[str, Any], source: str) -> None:
+    """Raise, before the weights are looked at, if the model type or the head of a config is not supported."""
     merged = {**raw, **overrides}
     if str(merged.get("model_type")) not in WRAPPERS:
         family_of(merged)
+    refuse_heads(merged, source)
 
 
 def _config(

@@ -19,6 +19,7 @@ from transformers import AutoConfig
 
 from curconvert.base.errors import InputError, UnsupportedError
 from curconvert.base.names import QUANT_METHOD
+from curconvert.checkpoint.generation_config import generation_fields
 from curconvert.families.family import SUPPORTED_FAMILIES, family_of
 from curconvert_schemas import strict
 from curconvert_schemas.client_settings import foreign_keys
@@ -53,11 +54,13 @@ _ROPE_POSITIVE = (
     "short_factor",
     "long_factor",
 )
-# Dropped unless the source has them: they do not describe the model, or name another program's code or files.
+# Always dropped: paths and choices of the run that saved the config. `use_cache` is false after a training that saved
+# memory, and makes generation slow.
+_OF_A_RUN = ("attn_implementation", "gradient_checkpointing", "unsloth_fixed", "unsloth_version", "use_cache")
+# Dropped unless the source has them, because they do not describe the model. transformers decides by its own version in
+# the config whether a Mistral tokenizer needs a repair, so that one stays.
 _NOISE = (
-    "_name_or_path",
     "transformers_version",
-    "auto_map",
     "chunk_size_feed_forward",
     "id2label",
     "is_encoder_decoder",
@@ -119,9 +122,10 @@ def normalize_config(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
 
     Raises:
         InputError: A field is missing, of the wrong type or out of range.
-        UnsupportedError: The family, a quantization or a rope scaling is not supported.
+        UnsupportedError: The family or a rope scaling is not supported.
     """
-    values = {key: value for key, value in raw.items() if key not in ("auto_map", "architectures")}
+    dropped = {"auto_map", "architectures", *_OF_A_RUN, *generation_fields()}
+    values = {key: value for key, value in raw.items() if key not in dropped and not key.startswith("_")}
     family = family_of(values)
     _refuse_unsupported(values, source)
     values.pop("quantization_config", None)
@@ -178,8 +182,6 @@ def refuse_artifact(raw: Mapping[str, Any], source: str) -> None:
 
 
 def _refuse_unsupported(values: Mapping[str, Any], source: str) -> None:
-    if values.get("quantization_config"):
-        raise UnsupportedError(f"{source}: the checkpoint is quantized (quantization_config); use the unquantized one")
     if values.get("use_bidirectional_attention"):
         raise UnsupportedError(f"{source}: use_bidirectional_attention is not supported; the graphs are causal")
 
@@ -236,7 +238,7 @@ def _special_tokens_outside(config: Mapping[str, Any]) -> Iterator[str]:
         value = config.get(key)
         ids = value if isinstance(value, list) else [value]
         limit = config["vocab_size"]  # in old configs, -1 means no token
-        if not all(isinstance(number, int) and -1 <= number < limit for number in ids if number is not None):
+        if not all(type(number) is int and -1 <= number < limit for number in ids if number is not None):
             yield key
 
 
@@ -253,7 +255,8 @@ def _complete(values: Mapping[str, Any], source: str) -> dict[str, Any]:
         completed: dict[str, Any] = config.to_dict()
     head_dim = getattr(config, "head_dim", None)
     dropped = [key for key in _NOISE if key not in values]
-    return {key: value for key, value in completed.items() if key not in dropped} | {"head_dim": head_dim}
+    kept = {key: value for key, value in completed.items() if key not in dropped and not key.startswith("_")}
+    return kept | {"head_dim": head_dim}
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from curconvert.base.errors import InputError
+from curconvert.checkpoint.stand_ins import text_stand_in
 from curconvert_schemas import strict
 from curconvert_schemas.folder import link_boundary
 
@@ -77,11 +78,19 @@ def load_json_object(path: Path, limit: int = CONFIG_LIMIT) -> dict[str, Any]:
     if size > limit:
         raise InputError(f"{path}: {size} bytes, expected a JSON file of at most {limit}")
     try:
-        value = strict.loads(path.read_bytes())
+        content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
+    return json_object(content, path)
+
+
+def json_object(content: bytes, where: object) -> dict[str, Any]:
+    """Return the JSON object in a file's content, parsed strictly; `where` names the file in errors."""
+    try:
+        value = strict.loads(content)
     except ValueError as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from None
+        reason = text_stand_in(where) if isinstance(where, Path) else None
+        raise InputError(f"{where}: {reason or f'not valid JSON: {error}'}") from None
     if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
+        raise InputError(f"{where}: expected a JSON object, found {type(value).__name__}")
     return value

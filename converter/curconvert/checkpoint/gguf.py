@@ -20,7 +20,9 @@ from curconvert.base.errors import InputError, UnsupportedError
 from curconvert.base.roles import Role
 from curconvert.checkpoint.gguf_config import GLOBAL_TENSORS, config_from_metadata
 from curconvert.checkpoint.gguf_tokenizer import tokenizer_files
+from curconvert.checkpoint.recognize import refuse_gguf
 from curconvert.checkpoint.source_files import SourceFiles
+from curconvert.checkpoint.stand_ins import stand_in
 from curconvert.checkpoint.types import Companions, TensorInfo
 from curconvert.families.family import BLOCKS, FUSED_ATTENTION, FUSED_MLP, LINEAR_PATHS, linear_name
 
@@ -74,7 +76,7 @@ class _BoundedReader(GGUFReader):  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
-class _Stored:
+class StoredGguf:
     """Position and encoding of a tensor in a file; `shape` is in torch's order."""
 
     file: Path
@@ -97,7 +99,7 @@ class GgufFile:
     files: SourceFiles
     metadata: Mapping[str, Any]
     config: Mapping[str, Any]
-    _stored: Mapping[str, _Stored]
+    _stored: Mapping[str, StoredGguf]
 
     @classmethod
     def open(cls, files: SourceFiles) -> GgufFile:
@@ -112,6 +114,7 @@ class GgufFile:
         """
         path = files[0]
         metadata, by_ggml_name = _read_parts(files)
+        refuse_gguf(metadata, by_ggml_name, str(path))
         architecture = str(metadata.get("general.architecture"))
         shapes = {name: stored.shape for name, stored in by_ggml_name.items()}
         factors = {name: _floats(by_ggml_name[name], files) for name in GLOBAL_TENSORS if name in by_ggml_name}
@@ -119,12 +122,12 @@ class GgufFile:
             config = config_from_metadata(metadata, shapes, factors, str(path))
         except (ValueError, TypeError, KeyError, ArithmeticError) as error:  # a key of another type or absurd size
             raise InputError(f"{path}: malformed metadata: {type(error).__name__}: {error}") from None
-        stored: dict[str, _Stored] = {}
+        stored: dict[str, StoredGguf] = {}
         for name, entry in by_ggml_name.items():
             _check_decodable(entry.file, name, entry.kind)
             if name in GLOBAL_TENSORS:
                 continue
-            canonical = _canonical_name(entry.file, architecture, name)
+            canonical = canonical_name(entry.file, architecture, name)
             if canonical in stored:
                 raise InputError(f"{entry.file}: tensor {name} is the second one for {canonical}")
             stored[canonical] = entry
@@ -140,7 +143,7 @@ class GgufFile:
 
     def read(self, info: TensorInfo) -> torch.Tensor:
         """Return one tensor, dequantized and in Hugging Face's layout."""
-        tensor = _decode(self._stored[info.name], self.files)
+        tensor = decode(self._stored[info.name], self.files)
         transform = self._transform(info.name)
         return tensor if transform is None else transform(tensor)
 
@@ -152,23 +155,20 @@ class GgufFile:
         architecture = self.metadata["general.architecture"]
         if architecture in _SHIFTED_NORMS and name.endswith("norm.weight"):
             return _unshift
-        if architecture in _PERMUTED:
-            for role, heads in ((Role.QUERY, "num_attention_heads"), (Role.KEY, "num_key_value_heads")):
-                if f".{LINEAR_PATHS[role]}." in name:
-                    return lambda tensor: unpermute(tensor, self.config[heads])
-        return None
+        heads = heads_to_unpermute(architecture, name, self.config)
+        return None if heads is None else lambda tensor: unpermute(tensor, heads)
 
 
-def _read_parts(files: SourceFiles) -> tuple[dict[str, Any], dict[str, _Stored]]:
+def _read_parts(files: SourceFiles) -> tuple[dict[str, Any], dict[str, StoredGguf]]:
     """Return the metadata of the first file, and the tensors of all of them.
 
     Raises:
         InputError: A file is not valid GGUF, or the parts do not belong together.
     """
     metadata: dict[str, Any] = {}
-    tensors: dict[str, _Stored] = {}
+    tensors: dict[str, StoredGguf] = {}
     for number, path in enumerate(files):
-        found, part = _read_file(path)
+        found, part = read_file(path)
         count, place = found.get("split.count") or 1, found.get("split.no") or 0
         if (count, place) != (len(files), number):
             raise InputError(
@@ -185,14 +185,14 @@ def _read_parts(files: SourceFiles) -> tuple[dict[str, Any], dict[str, _Stored]]
     return metadata, tensors
 
 
-def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, _Stored]]:
+def read_file(path: Path) -> tuple[dict[str, Any], dict[str, StoredGguf]]:
     """Return the metadata and tensors of one file, by llama.cpp's names."""
     try:
         reader = _BoundedReader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}
         # Keep only numbers, so that the reader's memory map of the whole file is released.
         tensors = {
-            tensor.name: _Stored(
+            tensor.name: StoredGguf(
                 path,
                 tensor.tensor_type,
                 tuple(int(size) for size in reversed(tensor.shape.tolist())),
@@ -202,10 +202,20 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, _Stored]]:
             for tensor in reader.tensors
         }
     except (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError, OSError) as error:
-        raise InputError(f"{path}: not a valid GGUF file: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: {stand_in(path) or f'not a valid GGUF file: {reason}'}") from None
     if reader.byte_order != "I":
         raise UnsupportedError(f"{path}: the byte order differs from this machine's; convert the file first")
     return metadata, tensors
+
+
+def heads_to_unpermute(architecture: str, name: str, config: Mapping[str, Any]) -> int | None:
+    """Return the number of heads whose rows llama.cpp stores in another order; None for other tensors."""
+    if architecture in _PERMUTED:
+        for role, heads in ((Role.QUERY, "num_attention_heads"), (Role.KEY, "num_key_value_heads")):
+            if f".{LINEAR_PATHS[role]}." in name:
+                return int(config[heads])
+    return None
 
 
 def unpermute(tensor: torch.Tensor, heads: int) -> torch.Tensor:
@@ -229,7 +239,12 @@ def _unshift(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.float() - 1.0
 
 
-def _canonical_name(path: Path, architecture: str, name: str) -> str:
+def canonical_name(path: Path, architecture: str, name: str) -> str:
+    """Return the Hugging Face name of a tensor.
+
+    Raises:
+        UnsupportedError: No supported model has such a tensor.
+    """
     stem, _, kind = name.rpartition(".")
     if kind in ("weight", "bias"):
         if stem in _TOP:
@@ -248,11 +263,12 @@ def _check_decodable(path: Path, name: str, kind: GGMLQuantizationType) -> None:
         raise UnsupportedError(f"{path}: tensor {name} is {kind.name}, which the gguf package cannot decode") from None
 
 
-def _dtype(entry: _Stored) -> str:
+def _dtype(entry: StoredGguf) -> str:
     return _RAW[entry.kind][0] if entry.kind in _RAW else "F32"
 
 
-def _decode(entry: _Stored, files: SourceFiles) -> torch.Tensor:
+def decode(entry: StoredGguf, files: SourceFiles) -> torch.Tensor:
+    """Return a tensor as it is stored, dequantized if it is quantized."""
     with files.open(entry.file) as file:
         data = np.memmap(file, dtype=np.uint8, mode="r", offset=entry.offset, shape=(entry.length,))
     if entry.kind in _RAW:
@@ -266,5 +282,5 @@ def _decode(entry: _Stored, files: SourceFiles) -> torch.Tensor:
     return decoded
 
 
-def _floats(entry: _Stored, files: SourceFiles) -> list[float]:
-    return [float(value) for value in _decode(entry, files).float()]
+def _floats(entry: StoredGguf, files: SourceFiles) -> list[float]:
+    return [float(value) for value in decode(entry, files).float()]

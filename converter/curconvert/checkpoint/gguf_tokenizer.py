@@ -65,10 +65,7 @@ def tokenizer_files(metadata: Mapping[str, Any], source: str) -> dict[str, bytes
     Raises:
         InputError: The vocabulary is malformed.
     """
-    ids = {
-        name: metadata.get(f"tokenizer.ggml.{key}_token_id")
-        for name, key in (("bos", "bos"), ("eos", "eos"), ("eot", "eot"), ("unk", "unknown"), ("pad", "padding"))
-    }
+    ids = _special_ids(metadata)
     ends = [value for value in dict.fromkeys((ids["eos"], ids["eot"])) if value is not None]
     generation = {
         "bos_token_id": ids["bos"],
@@ -78,17 +75,13 @@ def tokenizer_files(metadata: Mapping[str, Any], source: str) -> dict[str, bytes
     files = {
         "generation_config.json": json_bytes({key: value for key, value in generation.items() if value is not None})
     }
-    tokens = metadata.get("tokenizer.ggml.tokens")
-    if not tokens:
-        logger.warning("%s holds no tokenizer", source)
-        return files
     template = metadata.get("tokenizer.chat_template", "")
-    if not isinstance(tokens, list) or not isinstance(template, str):
-        raise InputError(f"{source}: malformed tokenizer metadata: tokens or chat_template of the wrong type")
-    special = {name: _token(tokens, number, source) for name, number in ids.items() if number is not None}
-    tokenizer = _build(metadata, tokens, special, source)
-    if tokenizer is None:
+    if not isinstance(template, str):
+        raise InputError(f"{source}: malformed tokenizer metadata: chat_template of the wrong type")
+    found = tokenizer_of(metadata, source)
+    if found is None:
         return files
+    tokenizer, special = found
     settings: dict[str, Any] = {f"{name}_token": text for name, text in special.items() if name != "eot"}
     settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     settings["model_input_names"] = ["input_ids", "attention_mask"]  # 4.57 would add token_type_ids
@@ -101,6 +94,35 @@ def tokenizer_files(metadata: Mapping[str, Any], source: str) -> dict[str, bytes
     files["tokenizer_config.json"] = json_bytes(settings)
     files["tokenizer.json"] = tokenizer.to_str(pretty=True).encode("utf-8")
     return files
+
+
+def tokenizer_of(metadata: Mapping[str, Any], source: str) -> tuple[Tokenizer, dict[str, str]] | None:
+    """Return the tokenizer, and its special tokens by name (`bos`, `eos`, `eot`, `unk`, `pad`).
+
+    Args:
+        metadata: The keys `tokenizer.ggml.*` and `general.architecture` of a GGUF file.
+        source: Name of the file in messages.
+
+    Returns:
+        None, after a warning, if there is no vocabulary or its kind is unknown.
+
+    Raises:
+        InputError: The vocabulary is malformed.
+    """
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if not tokens:
+        logger.warning("%s holds no tokenizer", source)
+        return None
+    if not isinstance(tokens, list):
+        raise InputError(f"{source}: malformed tokenizer metadata: tokens of the wrong type")
+    special = {name: _token(tokens, n, source) for name, n in _special_ids(metadata).items() if n is not None}
+    tokenizer = _build(metadata, tokens, special, source)
+    return None if tokenizer is None else (tokenizer, special)
+
+
+def _special_ids(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    names = (("bos", "bos"), ("eos", "eos"), ("eot", "eot"), ("unk", "unknown"), ("pad", "padding"))
+    return {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in names}
 
 
 def _build(

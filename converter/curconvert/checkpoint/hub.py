@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from curconvert.base.errors import BackendError, InputError
+from curconvert.base.errors import BackendError, InputError, UnsupportedError
+from curconvert.checkpoint.commands import save_pretrained
 from curconvert.checkpoint.companions import COMPANION_NAMES
 
+# They tell what a model is for that is refused.
+_MARKS = ("model_index.json", "modules.json", "config_sentence_transformers.json")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -26,9 +29,12 @@ def fetch_snapshot(hub_id: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - loads an HTTP client that local files do not need
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError  # noqa: PLC0415
 
-    patterns = ["model*.safetensors", "model.safetensors.index.json", "config.json", *COMPANION_NAMES]
+    patterns = [
+        "model*.safetensors", "model.safetensors.index.json", "config.json", "adapter_config.json",
+        "adapter_model.safetensors", *_MARKS, *COMPANION_NAMES,
+    ]  # fmt: skip
     try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]))
+        snapshot = Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]))
     except GatedRepoError:
         raise InputError(
             f"{hub_id}: the hub asks for a login; accept its terms there and run `hf auth login`"
@@ -41,3 +47,11 @@ def fetch_snapshot(hub_id: str, revision: str | None = None) -> Path:
             f"{hub_id}: no such file or folder here, and the Hugging Face hub cannot be reached "
             f"({type(error).__name__}); download the model where there is a network and pass its folder"
         ) from None
+    if not any(snapshot.glob("*.safetensors")) and not any((snapshot / name).exists() for name in _MARKS):
+        folder = hub_id.rpartition("/")[2]
+        raise UnsupportedError(
+            f"{hub_id}: holds no safetensors on the hub; download one of its GGUF files; or, if you trust its .bin "
+            f"files, write safetensors and give the folder {folder}: "
+            f"{save_pretrained(hub_id, folder, tokenizer=True)}"
+        )
+    return snapshot

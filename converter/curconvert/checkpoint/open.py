@@ -6,13 +6,17 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from curconvert.base.errors import InputError, UnsupportedError
+from curconvert.base.errors import InputError
+from curconvert.checkpoint.adapters.adapter import Adapter
+from curconvert.checkpoint.adapters.find import find_adapter, holds_model
+from curconvert.checkpoint.adapters.merge import merged
 from curconvert.checkpoint.companions import folder_companions
 from curconvert.checkpoint.complete import Given, Storage, check_family, complete
 from curconvert.checkpoint.config import parse_overrides, refuse_artifact
 from curconvert.checkpoint.files import ModelFolder, load_json_object, regular_file
 from curconvert.checkpoint.hub import fetch_snapshot, is_hub_id
 from curconvert.checkpoint.ignore import Ignored
+from curconvert.checkpoint.recognize import nothing_to_open, other_file, refuse_folder
 from curconvert.checkpoint.safetensors_file import map_tensor, read_headers
 from curconvert.checkpoint.shards import (
     INDEX_NAME,
@@ -26,12 +30,6 @@ from curconvert.checkpoint.shards import (
 from curconvert.checkpoint.source_files import SourceFiles
 from curconvert.checkpoint.types import Checkpoint, SourceKind, TensorInfo
 
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_NO_PICKLE = (
-    "pickle files can run code and are not read; load the model once with transformers and "
-    "save_pretrained(folder, safe_serialization=True)"
-)
-
 
 def open_checkpoint(
     source: str | Path,
@@ -40,15 +38,18 @@ def open_checkpoint(
     config_set: Mapping[str, Any] | None = None,
     revision: str | None = None,
     ignore: Collection[str] = (),
+    base: str | Path | None = None,
 ) -> Checkpoint:
     """Open a checkpoint without reading its weights.
 
     Args:
-        source: A `.safetensors` file, a Hugging Face folder, a `.gguf` file or a hub id `organization/name`.
+        source: A `.safetensors` file, a Hugging Face folder, a `.gguf` file or a hub id `organization/name`; or an
+            adapter, if there is a `base`.
         config: A config.json to use instead of the one beside the weights.
         config_set: Config fields that override the stored ones; text is parsed as JSON if possible.
         revision: Branch, tag or commit of a hub id.
         ignore: Patterns, such as `mtp.*`, of stored tensors to leave out because the model does not know them.
+        base: The model that the adapter `source` changes. Config, overrides and patterns apply to it.
 
     Returns:
         The checkpoint: config normalized, names canonical, every tensor present and of the right shape.
@@ -62,7 +63,17 @@ def open_checkpoint(
     config = config.expanduser() if config else None
     path = _locate(str(source), revision)
     try:
-        return _open(path, config, given)
+        adapter = find_adapter(path)
+        if base is None:
+            if adapter is not None and not holds_model(path):
+                raise adapter.needs_base()
+            opened = _open(path, config, given)
+            if adapter is not None:
+                opened.notices += ("there is an adapter beside the model, which is left out; --base would merge it",)
+            return opened
+        if adapter is None:
+            raise InputError(f"{path}: no LoRA adapter, so there is nothing to merge into a base; leave out --base")
+        return _merged(adapter, open_checkpoint(base, config=config, config_set=config_set, ignore=ignore))
     except OSError as error:
         raise InputError(f"{error.filename or path}: {error.strerror or error}") from None
 
@@ -76,9 +87,12 @@ def _open(path: Path, config: Path | None, given: Given) -> Checkpoint:
         return _open_lone_file(path, config, given)
     if suffix == ".gguf":
         return _open_gguf(path, path, config, given)
-    if suffix in _PICKLES:
-        raise UnsupportedError(f"{path}: {_NO_PICKLE}")
-    raise InputError(f"{path}: expected a .safetensors or .gguf file, a model folder or a hub id")
+    raise other_file(path)
+
+
+def _merged(adapter: Adapter, base: Checkpoint) -> Checkpoint:
+    folder = adapter.path if adapter.path.is_dir() else adapter.path.parent
+    return merged(adapter, base, folder_companions(ModelFolder.at(folder)))
 
 
 def _locate(source: str, revision: str | None) -> Path:
@@ -95,6 +109,7 @@ def _locate(source: str, revision: str | None) -> Path:
 
 
 def _open_folder(path: Path, config: Path | None, given: Given) -> Checkpoint:
+    refuse_folder(path)
     folder = ModelFolder.at(path)
     named, config = config, config or folder.regular("config.json")
     raw = load_json_object(config) if config else None
@@ -107,10 +122,10 @@ def _open_folder(path: Path, config: Path | None, given: Given) -> Checkpoint:
     if not (single or index or shards):
         if part := set_in(folder, ".gguf"):
             return _open_gguf(path, path / part.names[0], named, given)
-        raise _nothing_to_open(path)
+        raise nothing_to_open(path)
     if raw is None:
         raise InputError(f"{path / 'config.json'}: no such file; pass --config")
-    check_family(raw, given.overrides)
+    check_family(raw, given.overrides, str(path))
     if index is not None:
         return complete(_indexed(path, folder, given.ignored), raw, given)
     files = SourceFiles(whole_set(folder, shards) if shards else filter(None, [single]))
@@ -125,15 +140,6 @@ def _indexed(path: Path, folder: ModelFolder, ignored: Ignored) -> Storage:
     return _mapped("directory", path, files, tensors, unlisted, notices)
 
 
-def _nothing_to_open(path: Path) -> InputError | UnsupportedError:
-    names = sorted(entry.name for entry in path.iterdir())
-    if others := [name for name in names if name.endswith((".safetensors", ".gguf"))]:
-        return InputError(f"{path}: holds no {SINGLE_NAME}; name the file itself, such as {path / others[0]}")
-    if pickles := [name for name in names if name.endswith(_PICKLES)]:
-        return UnsupportedError(f"{path / pickles[0]}: {_NO_PICKLE}")
-    return InputError(f"{path}: holds neither {SINGLE_NAME} nor {INDEX_NAME}; name a folder or file with weights")
-
-
 def _open_lone_file(path: Path, config: Path | None, given: Given) -> Checkpoint:
     part = Part.named(path.name)
     if part and part.count > 1:
@@ -141,7 +147,8 @@ def _open_lone_file(path: Path, config: Path | None, given: Given) -> Checkpoint
     config = config or ModelFolder.at(path.parent).regular("config.json")
     raw = load_json_object(config) if config else None
     if raw is not None:
-        check_family(raw, given.overrides)
+        refuse_artifact(raw, str(path))
+        check_family(raw, given.overrides, str(path))
     files = SourceFiles((path,))
     return complete(_mapped("safetensors", path, files, read_headers(files)), raw, given)
 

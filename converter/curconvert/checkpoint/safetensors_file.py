@@ -13,6 +13,7 @@ import torch
 from curconvert.base.errors import InputError, IntegrityError, UnsupportedError
 from curconvert.checkpoint.files import regular_file
 from curconvert.checkpoint.source_files import SourceFiles
+from curconvert.checkpoint.stand_ins import stand_in
 from curconvert.checkpoint.types import ByteRange, TensorInfo
 from curconvert_runtime.format import tensor_file
 from curconvert_runtime.format.tensor_file import TensorHeader
@@ -20,17 +21,25 @@ from curconvert_runtime.format.tensor_file import TensorHeader
 NAME_LIMIT = 200  # characters of the name of a tensor or a file; messages repeat it
 
 DTYPES: Mapping[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+STORED: Mapping[str, torch.dtype] = {
+    **DTYPES, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
+    "U8": torch.uint8, "I8": torch.int8, "I32": torch.int32, "I64": torch.int64,
+}  # fmt: skip
+"""Dtypes that are read: those of weights, and those from which quantized weights are computed."""
+_QUANTIZED_SUFFIXES = (
+    ".qweight", ".qzeros", ".scales", ".g_idx", ".weight_scale", ".weight_scale_inv", ".weight_packed", ".absmax",
+    ".SCB", ".quant_map",
+)  # fmt: skip
 # All dtypes of the format, so that an unsupported one is reported by name and not as damage.
 _ITEM_BITS = tensor_file.ITEM_BITS | {
     "U16": 16, "U32": 32, "U64": 64, "C64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
     "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
 }  # fmt: skip
-_QUANTIZED_SUFFIXES = (".qweight", ".qzeros", ".scales", ".g_idx", ".weight_scale", ".weight_scale_inv", ".absmax")
 _QUANTIZED_DTYPES = ("F8_", "F6_", "F4")
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Return names, shapes and byte ranges of a safetensors file, without reading tensor data.
+    """Return names, shapes and byte ranges of a safetensors file, of any dtype, without reading tensor data.
 
     Raises:
         InputError: The file is not valid safetensors.
@@ -40,7 +49,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         headers = tensor_file.read_headers(path, _ITEM_BITS)
     except IntegrityError as error:
         reason = str(error).removeprefix(f"{path}: ")
-        raise InputError(f"{path}: not a valid safetensors file: {reason}") from None
+        raise InputError(f"{path}: {stand_in(path) or f'not a valid safetensors file: {reason}'}") from None
     return {name: _tensor_info(header) for name, header in headers.items()}
 
 
@@ -51,11 +60,17 @@ def _tensor_info(header: TensorHeader) -> TensorInfo:
     return TensorInfo(name, header.dtype, header.shape, ByteRange(path, header.offset, header.length))
 
 
+def is_plain(info: TensorInfo) -> bool:
+    """Tell whether a tensor is a plain weight: no part of a quantized matrix, and of a dtype of weights."""
+    return info.dtype in DTYPES and not info.name.endswith(_QUANTIZED_SUFFIXES)
+
+
 def refuse_quantized(info: TensorInfo) -> None:
     """Raise `UnsupportedError` if a tensor is a part of a quantized matrix."""
     if info.name.endswith(_QUANTIZED_SUFFIXES):
         raise UnsupportedError(
-            f"{_place(info)}tensor {info.name} belongs to a quantized checkpoint; use the unquantized one"
+            f"{_place(info)}tensor {info.name} belongs to a quantized checkpoint, and no quantization_config of a "
+            "config.json says how it is stored; give the unquantized model"
         )
     if info.dtype.startswith(_QUANTIZED_DTYPES):
         check_dtype(info)
@@ -64,7 +79,7 @@ def refuse_quantized(info: TensorInfo) -> None:
 def check_dtype(info: TensorInfo) -> None:
     """Raise `UnsupportedError` if a tensor of the model has no dtype of weights."""
     if info.dtype not in DTYPES:
-        advice = "convert it to float32" if info.dtype == "F64" else "quantized and integer weights are not supported"
+        advice = "convert it to float32" if info.dtype == "F64" else "give the unquantized model"
         raise UnsupportedError(
             f"{_place(info)}tensor {info.name} has dtype {info.dtype}, expected F32, F16 or BF16; {advice}"
         )
@@ -118,7 +133,7 @@ def map_tensor(info: TensorInfo, files: SourceFiles) -> torch.Tensor:
             mapping = mmap.mmap(file.fileno(), length, offset=start, access=mmap.ACCESS_COPY)
     except (OSError, ValueError) as error:
         raise InputError(f"{location.file}: tensor {info.name} cannot be read: {_one_line(error)}") from None
-    dtype = DTYPES[info.dtype]
+    dtype = STORED[info.dtype]
     count = location.length // dtype.itemsize
     return torch.frombuffer(mapping, dtype=dtype, count=count, offset=location.offset - start).view(info.shape)
 

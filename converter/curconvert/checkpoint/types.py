@@ -9,7 +9,9 @@ from typing import Any, Literal, Protocol
 
 import torch
 
+from curconvert.base.errors import InputError
 from curconvert.checkpoint.source_files import SourceFiles
+from curconvert.checkpoint.special_tokens import SpecialTokens
 
 SourceKind = Literal["safetensors", "directory", "gguf"]
 
@@ -85,7 +87,25 @@ class Companions:
     Attributes:
         copied: Source path of each file that is copied unchanged.
         written: Content of each file that is generated (a tokenizer from GGUF, a template).
+        special_tokens: Begin, end and padding tokens, as all files of the artifact state them.
+        notices: What a user should know about these files, one sentence each.
     """
 
     copied: Mapping[str, Path] = field(default_factory=dict)
     written: Mapping[str, bytes] = field(default_factory=dict)
+    special_tokens: SpecialTokens = field(default_factory=SpecialTokens)
+    notices: tuple[str, ...] = ()
+
+    def content(self, name: str) -> bytes | None:
+        """Return the content of a file, or None if there is no such file.
+
+        Raises:
+            InputError: It cannot be read.
+        """
+        if name in self.written:
+            return self.written[name]
+        path = self.copied.get(name)
+        try:
+            return None if path is None else path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror})") from None

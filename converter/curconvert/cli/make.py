@@ -21,6 +21,7 @@ from curconvert.cli.base import (
 )
 from curconvert.cli.options import (
     FilePath,
+    base_option,
     calibration_options,
     execution_options,
     heal_options,
@@ -217,6 +218,7 @@ def export(
 @click.command()
 @click.argument("artifact", type=FilePath())
 @click.option("--against", help=f"The original: {MODEL_SOURCES}. --objective ce needs it only with --hidden or --kl.")
+@base_option
 @output_option
 @heal_options
 @thresholds
@@ -225,9 +227,9 @@ def export(
 @resume_option
 @common
 def heal(
-    artifact: Path, against: str | None, out: Path, overwrite: bool, no_verify: bool, resume: bool, as_json: bool,
-    quiet: bool, max_kl: float | None, min_top1: float | None, max_ppl_ratio: float | None, max_parity: float,
-    **values: Any,
+    artifact: Path, against: str | None, base: str | None, out: Path, overwrite: bool, no_verify: bool, resume: bool,
+    as_json: bool, quiet: bool, max_kl: float | None, min_top1: float | None, max_ppl_ratio: float | None,
+    max_parity: float, **values: Any,
 ) -> None:  # fmt: skip
     """Train the linking factors of ARTIFACT to match the original, or to learn a task.
 
@@ -242,7 +244,7 @@ def heal(
     gates = None if no_verify else VerifyOptions(max_kl, min_top1, max_ppl_ratio, max_parity)
     with resumable(out, quiet) as progress:
         result = run(
-            artifact, None if against is None else SourceOptions(against), out, options,
+            artifact, None if against is None else SourceOptions(against, base=base), out, options,
             overwrite=overwrite, resume=resume, verification=gates, progress=progress,
         )  # fmt: skip
     if as_json:

@@ -54,7 +54,13 @@ def _pairs(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]
     return dict(value.split("=", 1) for value in values)
 
 
+base_option = click.option(
+    "--base", metavar="MODEL", help="The model that an adapter (LoRA, DoRA) changes. The adapter is merged into it."
+)
+
+
 source_options = _stacked(
+    base_option,
     click.option("--revision", help="Branch, tag or commit of a model on the hub."),
     click.option(
         "--config-set",
@@ -314,7 +320,7 @@ def to_source(values: dict[str, Any]) -> Any:
     """Return the source options, removed from a command's option values."""
     from curconvert.options.source import SourceOptions
 
-    names = ("model", "config", "config_set", "revision", "ignore")
+    names = ("model", "config", "config_set", "revision", "ignore", "base")
     return SourceOptions(**{name: values.pop(name) for name in names})
 
 

@@ -11,7 +11,7 @@ import click
 from curconvert.base.errors import InputError
 from curconvert.cli import render
 from curconvert.cli.base import MODEL_SOURCES, common
-from curconvert.cli.options import FilePath, Typed, thresholds
+from curconvert.cli.options import FilePath, Typed, base_option, thresholds
 from curconvert.cli.output_file import OutputFile, write_file
 from curconvert.cli.streams import echo, lost, typed_input
 from curconvert.cli.terminal import for_stdout
@@ -40,6 +40,7 @@ _provider_option = click.option(
 @click.option(
     "--against", help=f"Other model, measured alternately: an artifact, or (with the convert extra) {MODEL_SOURCES}."
 )
+@base_option
 @click.option(
     "--prompt-tokens", default="128", show_default=True, callback=_counts, help="Prompt lengths, such as 128,512."
 )
@@ -54,14 +55,14 @@ _provider_option = click.option(
 @_graph_option
 @_provider_option
 @common
-def bench(artifact: Path, against: str | None, as_json: bool, quiet: bool, **values: Any) -> None:
+def bench(artifact: Path, against: str | None, base: str | None, as_json: bool, quiet: bool, **values: Any) -> None:
     """Measure the speed, memory and start time of ARTIFACT, alone or alternating with another model."""
     from curconvert.jobs.bench.run import bench as run
     from curconvert.options.bench import BenchOptions
 
     options = BenchOptions(**values)
     with render.progress(quiet) as progress:
-        result = run(artifact, options, against=against, progress=progress)
+        result = run(artifact, options, against=against, base=base, progress=progress)
     if as_json:
         echo(json.dumps(result.to_json()))
     elif not quiet:
@@ -72,6 +73,7 @@ def bench(artifact: Path, against: str | None, as_json: bool, quiet: bool, **val
 @click.argument("artifact", type=FilePath())
 @thresholds
 @click.option("--against", help=f"The original: a folder from `export`, or (with the convert extra) {MODEL_SOURCES}.")
+@base_option
 @click.option("--text", type=FilePath(), help="UTF-8 text to measure fidelity on; needs --against.")
 @click.option("--window", type=int, default=512, show_default=True, help="Tokens per window of --text.")
 @click.option("--max-tokens", type=int, default=16384, show_default=True, help="Maximum number of tokens of --text.")
@@ -86,8 +88,8 @@ def bench(artifact: Path, against: str | None, as_json: bool, quiet: bool, **val
 @click.option("--threads", type=int, help="Threads of onnxruntime. [onnxruntime's default]")
 @common
 def verify(
-    artifact: Path, against: str | None, junit: Path | None, torch: bool | None, as_json: bool, quiet: bool,
-    **values: Any,
+    artifact: Path, against: str | None, base: str | None, junit: Path | None, torch: bool | None, as_json: bool,
+    quiet: bool, **values: Any,
 ) -> None:  # fmt: skip
     """Check ARTIFACT: integrity, export parity, and fidelity to the original.
 
@@ -100,7 +102,9 @@ def verify(
     if junit is not None and junit.resolve().is_relative_to(artifact.resolve()):
         raise InputError(f"--junit {junit}: is in the artifact, whose files are sealed; write it elsewhere")
     with render.progress(quiet) as progress:
-        report = verify_artifact(artifact, VerifyOptions(**values), against=against, torch=torch, progress=progress)
+        report = verify_artifact(
+            artifact, VerifyOptions(**values), against=against, base=base, torch=torch, progress=progress
+        )
     if as_json:
         echo(json.dumps(report.to_json()))
     elif not quiet:
@@ -134,16 +138,24 @@ def inspect(artifact: Path, as_json: bool, quiet: bool) -> None:
 @click.option(
     "--max-new-tokens", type=int, default=128, show_default=True, help="Maximum number of tokens to generate."
 )
-@click.option("--temperature", type=float, default=0.0, show_default=True, help="Sampling temperature; 0 is greedy.")
+@click.option("--temperature", type=float, help="Sampling temperature; 0 is greedy. [the model's, otherwise 0]")
 @click.option(
-    "--top-k", type=int, default=0, show_default=True, help="Sample among the K most likely tokens; 0 is no limit."
+    "--top-k", type=int, help="Sample among the K most likely tokens; 0 is no limit. [the model's, otherwise 0]"
 )
 @click.option(
     "--top-p",
     type=float,
-    default=1.0,
-    show_default=True,
-    help="Sample among the most likely tokens up to this total probability.",
+    help="Sample among the most likely tokens up to this total probability. [the model's, otherwise 1]",
+)
+@click.option(
+    "--min-p",
+    type=float,
+    help="Sample among tokens with this share of the largest probability. [the model's, otherwise 0]",
+)
+@click.option(
+    "--repetition-penalty",
+    type=float,
+    help="Make tokens that occurred less likely; 1 is no penalty. [the model's, otherwise 1]",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sampling.")
 @click.option("--stop", type=Typed(), multiple=True, help="Text that ends the answer. Repeat for more.")

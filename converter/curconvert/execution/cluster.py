@@ -62,7 +62,7 @@ def _connect(address: str | None, workers: int) -> None:
         settings |= {"num_cpus": workers, "include_dashboard": False}
     try:
         _init(address or "local", settings)
-    except (RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # a node that starts too slowly raises a plain one
         where = address or "on this machine"
         hint = "check its address, and its token if it asks for one" if address else "see its logs in /tmp/ray"
         raise BackendError(f"no Ray cluster {where} ({_last_line(error)}); {hint}, or use --executor local") from error

@@ -9,9 +9,12 @@ from curconvert.base.names import CPU
 from curconvert.families.family import family_of
 from curconvert_runtime.format.files import FUSED_FILE
 from curconvert_runtime.serve.providers import provider_named
+from curconvert_runtime.serve.sampling import Sampling
 
 # Default max_length of generation. The shared cache is allocated for this number of tokens.
 _MAX_LENGTH = 4096
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_KNOWN = ("repetition_penalty", "min_length", "no_repeat_ngram_size")
 
 
 def genai_config(
@@ -26,21 +29,18 @@ def genai_config(
     Args:
         config: The Hugging Face config as a plain dict.
         graph: File name of the graph to run.
-        generation_config: The model's generation_config.json; its token ids override the config's.
+        generation_config: The model's generation_config.json, for the settings that onnxruntime-genai knows.
         target: Execution provider that the graph was made for.
     """
-    tokens = {**config, **{key: value for key, value in (generation_config or {}).items() if value is not None}}
+    settings = generation_config or {}
     provider = provider_named(target)
     heads = int(config["num_attention_heads"])
     length = int(config["max_position_embeddings"])
-    eos = tokens.get("eos_token_id")
-    first_eos = eos[0] if isinstance(eos, list) else eos
     return {
         "model": {
             "type": family_of(config).genai_type or config["model_type"],
-            "bos_token_id": _or(tokens.get("bos_token_id"), first_eos),
-            "eos_token_id": _or(eos, 0),
-            "pad_token_id": _or(tokens.get("pad_token_id"), _or(first_eos, 0)),
+            # It rejects null, and takes a model without these fields.
+            **{key: config[key] for key in _TOKENS if config.get(key) is not None},
             "context_length": length,
             "vocab_size": int(config["vocab_size"]),
             "decoder": {
@@ -66,7 +66,7 @@ def genai_config(
             },
         },
         "search": {
-            "do_sample": False,
+            **_sampling(settings, int(config["vocab_size"])),
             "max_length": min(length, _MAX_LENGTH),
             # Only GroupQueryAttention can write into a cache that is longer than its content.
             "past_present_share_buffer": graph == FUSED_FILE,
@@ -74,5 +74,11 @@ def genai_config(
     }
 
 
-def _or(value: Any, default: Any) -> Any:
-    return default if value is None else value
+def _sampling(settings: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
+    """Return how to choose tokens. onnxruntime-genai has no min_p, and allows no top_k above the vocabulary."""
+    sampling = Sampling.of({}, settings)
+    known = {name: settings[name] for name in _KNOWN if settings.get(name) is not None}
+    if sampling.temperature == 0:
+        return {"do_sample": False, **known}
+    chosen = {"temperature": sampling.temperature, "top_k": min(sampling.top_k, vocab_size), "top_p": sampling.top_p}
+    return {"do_sample": True, **chosen, **known}

@@ -78,4 +78,5 @@ def convert(
             space.artifact, context, prepared.companions, measured, decided, options, verification
         )  # fmt: skip
         publish(space.artifact, out, overwrite)
-    return Conversion(out, decided, (*checkpoint.notices, *prepared.tokens.notices), report, peak)
+    notices = (*checkpoint.notices, *given.companions.notices, *prepared.tokens.notices)
+    return Conversion(out, decided, notices, report, peak)

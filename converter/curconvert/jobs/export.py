@@ -89,4 +89,4 @@ def export(
         manifest = build_manifest(checkpoint, dtype, quantization=described, arithmetic=arithmetic)
         write_reports(work, manifest)
         seal(work, manifest)
-    return Conversion(out, None, checkpoint.notices, None, peak_memory())
+    return Conversion(out, None, (*checkpoint.notices, *companions.notices), None, peak_memory())

@@ -22,6 +22,7 @@ from transformers import DynamicCache
 from curconvert.base.forms import traits_of
 from curconvert.base.names import bias_of
 from curconvert.base.types import Ids
+from curconvert.blocks.cache import cache_argument
 from curconvert.blocks.stored import build_torch_model, factor_names, stored_matrix, stored_tensor
 from curconvert.checkpoint import Checkpoint, open_checkpoint
 from curconvert_runtime.checks.parity import compare, compare_with_probe, limit_of, teacher_forced
@@ -73,10 +74,10 @@ class TorchSession:
                 input_ids=torch.from_numpy(input_ids),
                 attention_mask=mask,
                 position_ids=positions,
-                past_key_values=past,
                 use_cache=True,
+                **{cache_argument(self._model): past},
             )
-        return output.logits.numpy(), output.past_key_values
+        return output.logits.numpy(), past
 
 
 def _cache_keys(cache: DynamicCache) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -130,7 +131,9 @@ def check_slices(path: str | Path, original: str | Path | Checkpoint) -> list[Ch
     same = recorded == sorted(map(sha256, checkpoint.files))  # whatever their names are
     detail = f"{len(recorded)} source files have the recorded sha256"
     checks = [
-        Check("source.files", same, detail if same else f"the artifact was not made from the files of {original}")
+        Check(
+            "source.files", same, detail if same else f"the artifact was not made from the files of {checkpoint.path}"
+        )
     ]
     slices, others = list(_slice_faults(artifact, checkpoint)), list(_other_faults(artifact, checkpoint))
     verdicts = [

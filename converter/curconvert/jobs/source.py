@@ -19,4 +19,5 @@ def open_source(source: SourceOptions) -> Checkpoint:
         config_set=source.config_set,
         revision=source.revision,
         ignore=source.ignore,
+        base=source.base,
     )

@@ -21,6 +21,7 @@ def verify_artifact(
     options: VerifyOptions,
     *,
     against: str | None = None,
+    base: str | None = None,
     torch: bool | None = None,
     progress: Progress | None = None,
 ) -> VerificationReport:
@@ -31,6 +32,7 @@ def verify_artifact(
         options: What to check and which limits to apply. The parameter `against` replaces `options.against`.
         against: The original: a folder from `export`, or a checkpoint. A checkpoint is exported to a temporary folder.
             Rows and columns in the factors are then compared with the checkpoint.
+        base: The model that `against` changes, if that is an adapter.
         torch: Compare with transformers; None compares if it is installed.
         progress: Called with (stage, done, total).
 
@@ -47,7 +49,7 @@ def verify_artifact(
         chosen = replace(options, against=None if against is None else Path(against))
         report = verify(artifact, chosen, progress)
     else:
-        report = _against_checkpoint(artifact, against, options, progress)
+        report = _against_checkpoint(artifact, (against, base), options, progress)
     if available if torch is None else torch:
         from curconvert.jobs.parity import torch_parity
 
@@ -56,24 +58,27 @@ def verify_artifact(
 
 
 def _against_checkpoint(
-    artifact: Path, against: str, options: VerifyOptions, progress: Progress | None
+    artifact: Path, original: tuple[str, str | None], options: VerifyOptions, progress: Progress | None
 ) -> VerificationReport:
     if importlib.util.find_spec("torch") is None:
         raise BackendError(
-            f"--against {against}: comparing with a checkpoint needs torch; export it elsewhere with "
+            f"--against {original[0]}: comparing with a checkpoint needs torch; export it elsewhere with "
             "`curconvert export`, or run: pip install 'curconvert[convert]'"
         )
     from curconvert.jobs.export import export
     from curconvert.jobs.parity import check_slices
+    from curconvert.jobs.source import open_source
     from curconvert.options.source import SourceOptions
 
-    slices = check_slices(artifact, against)
+    against, base = original
     ignore = tuple(Artifact.open(artifact).manifest["source"].get("ignore", ()))
+    source = SourceOptions(against, ignore=ignore, base=base)
+    slices = check_slices(artifact, open_source(source))
     with tempfile.TemporaryDirectory(prefix="curconvert-") as folder:
-        original = Path(folder) / "original"
+        exported = Path(folder) / "original"
         # float32 holds every stored value exactly.
-        export(SourceOptions(against, ignore=ignore), original, dtype="float32")
-        report = verify(artifact, replace(options, against=original), progress)
+        export(source, exported, dtype="float32")
+        report = verify(artifact, replace(options, against=exported), progress)
     return _extended(report, slices)
 
 

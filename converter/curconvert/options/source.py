@@ -17,6 +17,7 @@ class SourceOptions:
         config: A `config.json` to use instead of the model's own.
         config_set: Values that override or complete the config.
         revision: Branch, tag or commit of a model on the hub.
+        base: The model that an adapter changes, if `model` is an adapter.
         ignore: Patterns, such as `mtp.*`, of stored tensors that the model does not know and that are left out.
     """
 
@@ -25,3 +26,4 @@ class SourceOptions:
     config_set: Mapping[str, Any] = field(default_factory=dict)
     revision: str | None = None
     ignore: tuple[str, ...] = ()
+    base: str | None = None

@@ -15,6 +15,7 @@ from curconvert.base.plan import MatrixPlan, Plan
 from curconvert.base.types import Matrix
 from curconvert.blocks.stored import factor_names, stored_tensor
 from curconvert.checkpoint.companions import artifact_companions
+from curconvert.checkpoint.finished import Stated, finished
 from curconvert.checkpoint.source_files import SourceFiles
 from curconvert.checkpoint.types import ByteRange, Checkpoint, Companions, SourceKind, TensorInfo
 from curconvert.factorization.types import arrays
@@ -68,7 +69,8 @@ class ArtifactSource(Checkpoint):
 
     def companions(self) -> Companions:
         """Return the artifact's copies of the files that accompany the original, such as the tokenizer."""
-        return artifact_companions(self._artifact)
+        stated = Stated(self.path, self._artifact.config, {}, self._artifact.config)
+        return finished(artifact_companions(self._artifact), stated)
 
     def stored(self, name: str) -> dict[str, Tensor]:
         """Return the stored tensors of a matrix by suffix; a dense matrix has only `weight`."""

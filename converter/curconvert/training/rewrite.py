@@ -17,6 +17,7 @@ from curconvert.artifact.safetensors_writer import save_tensors
 from curconvert.base.dtypes import torch_dtype
 from curconvert.base.errors import InputError
 from curconvert.base.finite import all_finite
+from curconvert.blocks.cache import cache_argument
 from curconvert.blocks.stream import BlockStream
 from curconvert.calibration.parity_probe import ParityProbe, collected
 from curconvert.calibration.probes import probe_tensors
@@ -69,7 +70,7 @@ def outputs_of_model(asked: CompressedProbe, model: nn.Module) -> CompressedProb
     for row, length in zip(asked.ids, asked.lengths, strict=True):
         cache, tokens = DynamicCache(), torch.from_numpy(row[:length].astype("int64"))
         with torch.inference_mode():
-            output = model(input_ids=tokens[None], past_key_values=cache, use_cache=True)
+            output = model(input_ids=tokens[None], use_cache=True, **{cache_argument(model): cache})
         logits.append(output.logits[0])
         first.append(cache.layers[0].keys[0])
         last.append(cache.layers[-1].keys[0])

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
 
 from curconvert_runtime.errors import InputError, UnsupportedError, check_integer
-from curconvert_runtime.format import strict_json
 from curconvert_runtime.format.artifact import Artifact
-from curconvert_runtime.format.files import CONFIG, GENERATION_CONFIG, TOKENIZER
+from curconvert_runtime.format.files import CONFIG, TOKENIZER
 from curconvert_runtime.serve import requests
 from curconvert_runtime.serve.decoding import Decoder
 from curconvert_runtime.serve.requests import Ids
 from curconvert_runtime.serve.runner import Runner
-from curconvert_runtime.serve.sampling import choose
+from curconvert_runtime.serve.sampling import Sampling, choose, generation_settings
 from curconvert_runtime.serve.text import TextStream, Tokenizer
 
 FinishReason = Literal["eos", "stop", "length", "context"]
@@ -28,13 +26,15 @@ OnText = Callable[[int, str], None]
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """How to generate text.
+    """How to generate text. None takes the model's setting in `generation_config.json`, or the one without effect.
 
     Attributes:
         max_new_tokens: Maximum number of new tokens. Generation also stops when the context is full.
         temperature: Sampling temperature; 0 is greedy.
         top_k: Sample among the k most likely tokens; 0 is no limit.
         top_p: Sample among the most likely tokens up to this total probability; 1 is no limit.
+        min_p: Sample among tokens with this share of the largest probability; 0 is no limit.
+        repetition_penalty: Divides positive and multiplies negative logits of the tokens so far; 1 is no penalty.
         seed: Seed of the sampling. Row i of a batch uses the seed (seed, i).
         stop: Texts that end a row. The result does not include them.
         ignore_eos: Continue after an end-of-sequence token.
@@ -42,23 +42,26 @@ class GenerationOptions:
     """
 
     max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
     seed: int = 0
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     chat: bool = False
 
     def __post_init__(self) -> None:
-        for name, low in (("max_new_tokens", 1), ("top_k", 0), ("seed", 0)):
+        for name, low in (("max_new_tokens", 1), ("seed", 0)):
             check_integer(name, getattr(self, name), low)
-        if not (_is_number(self.temperature) and 0 <= self.temperature < math.inf):
-            raise InputError(f"temperature {self.temperature!r}: expected a finite number of at least 0")
-        if not (_is_number(self.top_p) and 0 < self.top_p <= 1):
-            raise InputError(f"top_p {self.top_p!r}: expected a number above 0 and at most 1")
+        self.sampling({})
         if not isinstance(self.stop, tuple) or not all(isinstance(text, str) and text for text in self.stop):
             raise InputError(f"stop {self.stop!r}: expected a tuple of non-empty texts")
+
+    def sampling(self, settings: Mapping[str, Any]) -> Sampling:
+        """Return how to choose tokens: these options, then the model's `settings` in `generation_config.json`."""
+        return Sampling.of({field.name: getattr(self, field.name) for field in fields(Sampling)}, settings)
 
 
 @dataclass(frozen=True)
@@ -95,14 +98,10 @@ class Piece:
     completion: Completion | None = None
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def end_tokens(artifact: Artifact) -> frozenset[int]:
     """Return the ids that end a sequence. They come from `generation_config.json`, otherwise from `config.json`."""
-    for name in (GENERATION_CONFIG, CONFIG):
-        value = strict_json.read(artifact.file(name)).get("eos_token_id") if artifact.has(name) else None
+    for settings in (generation_settings(artifact), artifact.config if artifact.has(CONFIG) else {}):
+        value = settings.get("eos_token_id")
         ids = value if isinstance(value, list) else [value]
         found = frozenset(token for token in ids if isinstance(token, int) and not isinstance(token, bool))
         if found:
@@ -116,6 +115,7 @@ class _Row:
 
     prompt: Ids
     options: GenerationOptions
+    sampling: Sampling
     generator: np.random.Generator
     stream: TextStream | None
     ids: list[int] = field(default_factory=list)
@@ -198,7 +198,7 @@ def stream(session: Runner, prompt: Any, options: GenerationOptions | None = Non
         session: A loaded artifact, from `load`.
         prompt: A text, a conversation (a list of messages), token ids, or a list of these. The tokenizer adds special
             tokens to texts; the chat template adds them to conversations.
-        options: None is greedy, with at most 128 new tokens.
+        options: None takes the model's sampling settings, and at most 128 new tokens.
 
     Yields:
         One piece per row and step, in row order. The last piece of a row holds its `Completion`.
@@ -213,10 +213,12 @@ def stream(session: Runner, prompt: Any, options: GenerationOptions | None = Non
     prompts = [prompt] if _is_single(prompt) else prompt
     if not isinstance(prompts, Sequence | np.ndarray) or isinstance(prompts, bytes) or len(prompts) == 0:
         raise InputError("empty batch: give a prompt or a non-empty list of prompts")
+    sampling = options.sampling(generation_settings(session.artifact))
     rows = [
         _Row(
             requests.token_row(_encode(one, tokenizer, options), session.vocab_size, session.max_positions),
             options,
+            sampling,
             np.random.default_rng([options.seed, index]),
             TextStream(tokenizer) if tokenizer else None,
         )
@@ -239,8 +241,8 @@ def _steps(session: Runner, rows: list[_Row], running: list[int], ends: frozense
     while True:
         tokens, pieces = list[int](), list[Piece]()
         for index, scores in zip(running, logits, strict=True):
-            row, options = rows[index], rows[index].options
-            token = choose(scores, options.temperature, options.top_k, options.top_p, row.generator)
+            row = rows[index]
+            token = choose(scores, row.sampling, [*row.prompt, *row.ids], row.generator)
             text = row.add(token, ends)
             if row.reason is None and len(row.prompt) + len(row.ids) > session.max_positions:
                 text += row.finish("context")

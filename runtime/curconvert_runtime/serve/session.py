@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
 from curconvert_runtime.errors import InputError
 from curconvert_runtime.format.artifact import Artifact
+from curconvert_runtime.format.files import GENERATION_CONFIG
 from curconvert_runtime.serve.generation import Completion, GenerationOptions, OnText, generate
 from curconvert_runtime.serve.providers import ProviderOptions, provider_named, provider_options
 from curconvert_runtime.serve.runner import Runner
+from curconvert_runtime.serve.sampling import generation_settings
+from curconvert_schemas.generation import rare_settings
+
+logger = logging.getLogger(__name__)
 
 
 class Session(Runner):
@@ -54,4 +60,6 @@ def load(
     chosen = (usual if usual in graphs else "portable") if graph == "auto" else graph
     if chosen not in graphs:
         raise InputError(f"{artifact.path}: the artifact has no {chosen} graph, only {', '.join(graphs)}")
+    if names := rare_settings(generation_settings(artifact)):
+        logger.warning("%s: %s: not followed, transformers does", artifact.path / GENERATION_CONFIG, ", ".join(names))
     return Session(artifact, chosen, provider, threads, options)

@@ -9,14 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curconvert_runtime.errors import BackendError, InputError, IntegrityError, UnsupportedError
+from curconvert_runtime.errors import BackendError, InputError, IntegrityError, UnsupportedError, unsound
 from curconvert_runtime.format import strict_json
 from curconvert_runtime.format.artifact import Artifact
 from curconvert_runtime.format.files import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
+from curconvert_runtime.format.hashing import check_once
 from curconvert_runtime.serve.backend import one_line
+from curconvert_schemas.tokenizer import MAX_BYTES, check_tokenizer
 
 Messages = Sequence[Mapping[str, Any]]
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
+_RULES = "tokenizer 1"  # name of the rules of `check_tokenizer`; change it when they change
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -67,9 +70,10 @@ class Tokenizer:
             raise UnsupportedError(
                 f"{artifact.path}: the artifact has no tokenizer.json; give token ids instead of text"
             )
-        path = artifact.file(TOKENIZER)
-        with self._guard():
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        with self._guard(), artifact.file(TOKENIZER).open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+            check_once(lambda: check_tokenizer(data), _RULES, artifact.manifest["files"][TOKENIZER]["sha256"])
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(data)
         # A saved tokenizer may carry the truncation and padding of its training run.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -87,7 +91,7 @@ class Tokenizer:
             raise
         except BaseException as error:  # noqa: BLE001
             path = self._artifact.path / TOKENIZER
-            raise IntegrityError(f"{path}: tokenizers cannot use it ({one_line(error)}); convert again") from None
+            raise IntegrityError(f"{path}: cannot be used as a tokenizer ({one_line(error)}); convert again") from None
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the token ids of a text."""
@@ -112,7 +116,10 @@ class Tokenizer:
     def chat_template(self) -> str | None:
         """Return the model's chat template, or None."""
         if self._artifact.has(CHAT_TEMPLATE):
-            return self._artifact.file(CHAT_TEMPLATE).read_text(encoding="utf-8")
+            try:
+                return self._artifact.file(CHAT_TEMPLATE).read_text(encoding="utf-8")
+            except UnicodeDecodeError:
+                raise unsound(self._artifact.path / CHAT_TEMPLATE, "not UTF-8 text") from None
         return template_in(self._config)
 
     def render_chat(self, messages: Messages, **variables: Any) -> str:
@@ -137,9 +144,6 @@ class Tokenizer:
 def template_in(settings: Mapping[str, Any]) -> str | None:
     """Return the chat template in `tokenizer_config.json`, or None."""
     template = settings.get("chat_template")
-    if isinstance(template, list):  # several named templates
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, Mapping)}
-        template = named.get("default")
     return template if isinstance(template, str) else None
 
 

@@ -83,11 +83,9 @@ def test_text_comes_before_conversations(tmp_path: Path) -> None:
     assert read_documents(path, "text", tools(), MANY) == f"Plain.\n{expected(CHAT)}More.\n"
 
 
-@pytest.mark.parametrize("place", ["named", "jinja"])
-def test_the_template_is_found_where_transformers_looks(tmp_path: Path, place: str) -> None:
-    """The default one of several, or the file of its own, which comes first."""
-    named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": TEMPLATE}]
-    model = tools(named) if place == "named" else tools("no", TEMPLATE.encode())
+def test_the_template_is_found_where_transformers_looks(tmp_path: Path) -> None:
+    """The file of its own comes first."""
+    model = tools("no", TEMPLATE.encode())
     assert read_documents(lines(tmp_path / "a.jsonl", {"messages": CHAT}), "text", model, MANY) == expected(CHAT)
 
 

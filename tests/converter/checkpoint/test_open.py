@@ -15,9 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from curconvert.base.errors import InputError
 from curconvert.checkpoint import open_checkpoint
+from curconvert.checkpoint.companions import folder_companions
+from curconvert.checkpoint.files import ModelFolder
 from curconvert_runtime.format.hashing import sha256
 from support.checkpoints import edit_config, edit_tensors, shard
 from support.families import FAMILIES, TinyModel, make_checkpoint, split_names
+from support.tiny_runs import add_tokenizer
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
@@ -250,8 +253,9 @@ def test_links_within_a_hub_cache_are_followed(tiny: Callable[[str], TinyModel],
 
 def test_companions_are_copied_but_weights_and_code_are_not(llama: Path) -> None:
     """Tokenizer and generation files travel; anything else does not."""
-    for name in ("tokenizer.json", "merges.txt", "chat_template.jinja", "README.md", "modeling_llama.py"):
+    for name in ("merges.txt", "chat_template.jinja", "README.md", "modeling_llama.py"):
         (llama / name).write_text("{}")
+    add_tokenizer(llama)
     companions = open_checkpoint(llama).companions()
     assert {"tokenizer.json", "merges.txt", "chat_template.jinja"} <= companions.copied.keys()
     assert not companions.copied.keys() & {"README.md", "modeling_llama.py", "config.json", "model.safetensors"}
@@ -286,10 +290,10 @@ def test_settings_that_name_code_or_files_are_left_out(
     """A warning names the setting and its file; a file without such settings is copied byte for byte."""
     kept = {key: value for key, value in settings.items() if key != foreign}
     (llama / name).write_text(json.dumps(kept))
-    assert name in open_checkpoint(llama).companions().copied
+    assert name in folder_companions(ModelFolder.at(llama)).copied
     assert caplog.messages == []
     (llama / name).write_text(json.dumps(settings))
-    companions = open_checkpoint(llama).companions()
+    companions = folder_companions(ModelFolder.at(llama))
     assert name not in companions.copied
     assert json.loads(companions.written[name]) == kept
     assert [message.split(":")[0:2] for message in caplog.messages] == [[str(llama / name), f" {foreign} left out"]]

@@ -25,6 +25,7 @@ from support.checkpoints import edit_config, edit_tensors
 from support.command_line import call, refused
 from support.families import make_checkpoint
 from support.folders import files_of
+from support.limits import HANG_SECONDS
 from support.tiny_runs import add_tokenizer, token_file
 
 COMMON = ("--rank", "8", "--layers", "all", "--calibration-tokens", "24", "--probe-sequences", "2")
@@ -184,8 +185,6 @@ def test_a_damaged_checkpoint_leaves_nothing(model: Path, tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ids.safetensors", "model"]
 
 
-# Nothing here takes minutes, on a busy machine either: what does so hangs.
-HANG_SECONDS = 300
 _WAITING = """
 import signal, sys
 # A job in the background of a script is started with SIGINT ignored, and Python then leaves it so.

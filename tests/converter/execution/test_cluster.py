@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
+from ray._private import services
 
 from curconvert.base.errors import BackendError, InputError
 from curconvert.execution import cluster as cluster_module
@@ -30,11 +31,10 @@ from curconvert.options.execution import ExecutionOptions
 from curconvert.options.source import SourceOptions
 from support.families import TinyModel, make_checkpoint
 from support.folders import files_of
+from support.limits import HANG_SECONDS
 from support.tasks import Dies, Fails, Sleeps, Threads, WaitsForItsDeath, kill_the_first
 from support.tiny_runs import LENGTH, tiny_options
 
-# Nothing here takes minutes, on a busy machine either: what does so hangs.
-HANG_SECONDS = 300
 SETTINGS: dict[str, dict[str, Any]] = {
     "cur": {},
     "pifa": {"sequential": True},
@@ -44,11 +44,31 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+# How long Ray waits for its own processes before it gives up, by its setting and the setting's unit in a second.
+PATIENCE = {
+    "agent_register_timeout_ms": 1000, "gcs_rpc_server_connect_timeout_s": 1, "gcs_server_port_wait_time_s": 1,
+    "gcs_server_request_timeout_seconds": 1, "health_check_initial_delay_ms": 1000, "health_check_timeout_ms": 1000,
+    "raylet_client_connect_timeout_milliseconds": 1000, "worker_register_timeout_seconds": 1,
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def environment() -> Iterator[None]:
-    """Workers import the tests' own tasks."""
+    """Workers import the tests' own tasks, and a busy machine may be as slow as it is."""
+    real = services.get_node
+
+    def patient(*arguments: Any) -> Any:
+        for _ in range(HANG_SECONDS):
+            with contextlib.suppress(RuntimeError):
+                return real(*arguments)
+            time.sleep(1)
+        return real(*arguments)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+        for name, unit in PATIENCE.items():
+            patch.setenv(f"RAY_{name}", str(HANG_SECONDS * unit))
+        patch.setattr(services, "get_node", patient)  # Ray gives a node 30 seconds, and no setting changes that
         yield
 
 
@@ -145,6 +165,18 @@ def test_an_error_of_a_task_comes_back_as_it_is(cluster: Executor) -> None:
         cluster.map([Sleeps(0.0), Fails(InputError("x.weight: U does not fit float16"))])
     assert type(raised.value) is InputError
     assert str(raised.value) == "x.weight: U does not fit float16"
+
+
+@pytest.mark.parametrize("error", [Exception("the node timed out"), RuntimeError("x"), TimeoutError("late")])
+def test_a_cluster_that_does_not_start_is_one_line(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever Ray raises: it has a plain exception for a machine that is too busy."""
+
+    def init(_address: str, **_settings: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(cluster_module.ray, "init", init)
+    with pytest.raises(BackendError, match=rf"no Ray cluster on this machine \(\w+: {error}\); .*use --executor local"):
+        cluster_module._connect(None, 1)
 
 
 @pytest.mark.parametrize("failures", [2, 3])

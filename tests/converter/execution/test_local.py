@@ -24,6 +24,7 @@ from curconvert.options.source import SourceOptions
 from support.command_line import call, refused
 from support.families import TinyModel, make_checkpoint
 from support.folders import files_of
+from support.limits import HANG_SECONDS
 from support.tasks import Fails, Sleeps, Threads, counted, library_threads
 from support.tiny_runs import tiny_options
 
@@ -96,7 +97,7 @@ def test_results_are_in_the_order_of_the_tasks() -> None:
 
 def test_tasks_run_at_the_same_time() -> None:
     """As many as there are workers: each of these two waits for the other."""
-    barrier = threading.Barrier(2, timeout=300)
+    barrier = threading.Barrier(2, timeout=HANG_SECONDS)
 
     class Meets:
         def run(self) -> int:

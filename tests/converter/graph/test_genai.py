@@ -66,10 +66,20 @@ def test_genai_serves_the_portable_graph_too(tmp_path: Path) -> None:
         assert same_until_the_end(found, wanted, model.config["eos_token_id"])
 
 
-def test_token_ids_of_the_generation_config_win(tmp_path: Path) -> None:
-    """generation_config.json is where instruction models list their several end tokens."""
+def test_special_tokens_are_those_of_the_config(tmp_path: Path) -> None:
+    """Several end tokens stay a list; a token that the model lacks is left out, because genai rejects null."""
     model = make_checkpoint(tmp_path, "llama")
-    content = genai_config(model.config, generation_config={"eos_token_id": [2, 7], "pad_token_id": None})
-    assert content["model"]["eos_token_id"] == [2, 7]
-    assert content["model"]["pad_token_id"] == 0
-    assert content["model"]["bos_token_id"] == 1
+    content = genai_config({**model.config, "eos_token_id": [2, 7], "bos_token_id": None})["model"]
+    assert (content["eos_token_id"], content["pad_token_id"]) == ([2, 7], 0)
+    assert "bos_token_id" not in content
+
+
+def test_sampling_is_what_genai_knows_of_the_defaults(tmp_path: Path) -> None:
+    """No min_p, which it rejects; a top_k within the vocabulary; temperature only where the model samples."""
+    config = make_checkpoint(tmp_path, "llama").config
+    settings = {"temperature": 0.7, "min_p": 0.1, "repetition_penalty": 1.1, "top_p": 0.8}
+    greedy = genai_config(config, generation_config=settings)["search"]
+    sampled = genai_config(config, generation_config={**settings, "do_sample": True, "top_k": 1000})["search"]
+    assert (greedy["do_sample"], greedy["repetition_penalty"]) == (False, 1.1)
+    assert not greedy.keys() & {"min_p", "temperature", "top_p"}
+    assert (sampled["do_sample"], sampled["top_k"], sampled["top_p"], sampled["temperature"]) == (True, 97, 0.8, 0.7)

@@ -135,7 +135,7 @@ CHANGES: Mapping[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     ),
     "config": (lambda folder: edit_config(folder, rms_norm_eps=1e-3), {}, "another model config"),
     "companion": (
-        lambda folder: (folder / "generation_config.json").write_text("{}"),
+        lambda folder: (folder / "generation_config.json").write_text('{"top_k": 5}'),
         {},
         "another source file generation_config.json",
     ),

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from curconvert_runtime import Artifact, InputError, IntegrityError, UnsupportedError
 from curconvert_runtime.serve.text import TextStream, Tokenizer, render_template
+from support.template_bombs import BOMBS
 from support.tiny_artifact import BOS, byte_tokenizer, reseal
+from support.tokenizer_bombs import content
 
 
 @pytest.fixture(scope="module")
@@ -116,10 +118,13 @@ def test_the_template_file_goes_before_the_config(toy: Path) -> None:
     assert chat(toy, "old", file="new") == "new"
 
 
-def test_the_default_of_several_templates_is_taken(toy: Path) -> None:
-    """A list of named templates has a default."""
-    named = [{"name": "tools", "template": "t"}, {"name": "default", "template": "d"}]
-    assert chat(toy, named) == "d"
+@pytest.mark.parametrize("template", [b"\xff\xfe", "Übung".encode("latin-1"), b"{{ \xe2\x82"])
+def test_a_template_that_is_not_utf8_is_an_error(toy: Path, template: bytes) -> None:
+    """The message names the file."""
+    (toy / "chat_template.jinja").write_bytes(template)
+    reseal(toy)
+    with pytest.raises(IntegrityError, match=r"chat_template\.jinja: not UTF-8 text; convert the model again"):
+        Tokenizer(Artifact.open(toy)).render_chat([{"role": "user", "content": "x"}])
 
 
 @pytest.mark.parametrize("template", [None, 3, [], [{"name": "other", "template": "x"}]])
@@ -168,3 +173,25 @@ def test_a_hostile_or_broken_template_is_refused(source: str) -> None:
     with pytest.raises(InputError, match="chat template") as caught:
         render_template(source, {"messages": []})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a text that doubles 31 times", "a decoder that doubles 31 times", "nested repetitions", "many special tokens"],
+)
+def test_a_tokenizer_bomb_is_refused_at_load(toy: Path, name: str) -> None:
+    """The line says which part would do what."""
+    (toy / "tokenizer.json").write_bytes(content(name))
+    reseal(toy)
+    with pytest.raises(
+        IntegrityError, match=r"tokenizer\.json: cannot be used as a tokenizer \((\w|a pattern).*; convert"
+    ):
+        Tokenizer(Artifact.open(toy))
+
+
+@pytest.mark.parametrize("name", ["power", "nested ranges", "doubled text", "JSON indent", "shared lists, printed"])
+def test_a_template_bomb_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line says so; plain text is the way around it."""
+    monkeypatch.setattr("curconvert_schemas.templates._BUDGET", 100_000)
+    with pytest.raises(InputError, match=r"chat template refused: it .*; give the prompt as plain text"):
+        render_template(BOMBS[name], {"messages": []})

@@ -34,6 +34,7 @@ def bench(
     options: BenchOptions,
     *,
     against: str | None = None,
+    base: str | None = None,
     progress: Progress | None = None,
 ) -> Bench:
     """Measure the speed, memory and start time of an artifact.
@@ -43,6 +44,7 @@ def bench(
         options: What to measure.
         against: Other model, measured alternately: an artifact or a checkpoint. A checkpoint is exported to a temporary
             folder first, which needs torch.
+        base: The model that `against` changes, if that is an adapter.
         progress: Called with (stage, done, total).
 
     Returns:
@@ -56,7 +58,7 @@ def bench(
     opened = Artifact.open(artifact)
     for workload in options.workloads:
         workload.check_context(opened)
-    with _other(against) as other, ExitStack() as stack:
+    with _other(against, base) as other, ExitStack() as stack:
         for workload in options.workloads:
             if other is not None:
                 workload.check_context(other)
@@ -92,7 +94,7 @@ def bench(
 
 
 @contextmanager
-def _other(against: str | None) -> Iterator[Artifact | None]:
+def _other(against: str | None, base: str | None) -> Iterator[Artifact | None]:
     """Yield the other model as an artifact; None if there is none."""
     if against is None:
         yield None
@@ -108,7 +110,7 @@ def _other(against: str | None) -> Iterator[Artifact | None]:
         from curconvert.options.source import SourceOptions  # noqa: PLC0415 - torch, which only this branch needs
 
         with tempfile.TemporaryDirectory(prefix="curconvert-") as folder:
-            export(SourceOptions(against), Path(folder) / "dense")
+            export(SourceOptions(against, base=base), Path(folder) / "dense")
             yield Artifact.open(Path(folder) / "dense")
 
 

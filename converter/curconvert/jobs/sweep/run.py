@@ -134,7 +134,7 @@ def sweep(
             options=_common_options(common, prepared),
             environment=_environment(),
             points=tuple(points),
-            notices=(*checkpoint.notices, *prepared.tokens.notices),
+            notices=(*checkpoint.notices, *prepared.companions.notices, *prepared.tokens.notices),
         )
         write_tables(result, work)
         draw(result, work / PLOT)

@@ -1,0 +1,1 @@
+"""Recognizes adapters, and merges them into a base model one tensor at a time."""
