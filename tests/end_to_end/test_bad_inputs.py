@@ -63,7 +63,7 @@ def test_a_bad_checkpoint_is_refused(case: str, home: Path, caplog: pytest.LogCa
     result = call(*convert(home))
     refused(result, code, *words)
     assert any(place in result.stderr for place in (str(home / "model"), "config", "tensor", ".weight"))
-    assert len(result.stderr) < 700
+    assert len(result.stderr) < 900
     assert caplog.text == ""  # a process of its own would print that, too
     assert snapshot(home) == before
 

@@ -178,7 +178,7 @@ def test_lines_that_are_too_long_are_left_out(home: Path) -> None:
     """With a notice; where fewer than two are left there is nothing to train on."""
     data = loaded(home, [*LINES, {"text": "x" * 33}])
     assert len(data.training) + len(data.held_out) == len(LINES)
-    assert data.notices == ("lines.jsonl: 1 of 49 lines are left out: more than 32 tokens (--data-tokens)",)
+    assert data.notices == ("lines.jsonl: 1 of 49 lines left out: more than 32 tokens (--data-tokens)",)
     with pytest.raises(InputError, match="1 of 2 lines have at most 32 tokens"):
         loaded(home, [LINES[0], {"text": "x" * 33}])
 

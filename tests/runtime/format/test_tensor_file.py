@@ -98,16 +98,13 @@ def test_a_header_longer_than_any_real_one_is_refused(tmp_path: Path, entry: byt
     assert time.process_time() - start < 1
 
 
-def test_the_work_grows_with_the_header_and_no_faster(tmp_path: Path) -> None:
-    """Three times as many empty tensors take at most six times the processor's time."""
-    seconds = []
-    for count in (20_000, 60_000):
-        header = {f"{number:06}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for number in range(count)}
-        path = write(tmp_path / "f", header, data=b"")
-        start = time.process_time()
-        assert len(read_headers(path)) == count
-        seconds.append(time.process_time() - start)
-    assert seconds[1] < 6 * seconds[0]
+def test_the_largest_header_is_read_in_seconds(tmp_path: Path) -> None:
+    """60,000 empty tensors take a third of a second of the processor's time; work that is quadratic takes minutes."""
+    header = {f"{number:06}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for number in range(60_000)}
+    path = write(tmp_path / "f", header, data=b"")
+    start = time.process_time()
+    assert len(read_headers(path)) == 60_000
+    assert time.process_time() - start < 10
 
 
 @pytest.mark.parametrize("size", [0, 1, 7])

@@ -25,6 +25,7 @@ _FORMATS = (
     "nvfp4-pack-quantized", "pack-quantized",
 )  # fmt: skip
 _WIDTHS = (2, 4, 8)  # bits that fill a word of 32 without a gap
+_PLAIN = "dense"  # the format of a module that is not sparse
 _Found = tuple[Recipe, list[str]]
 
 
@@ -84,7 +85,7 @@ def _groups(settings: Mapping[str, Any], source: str) -> Iterator[Mapping[str, A
     """Yield how each group of modules stores its weights."""
     for key in ("sparsity_config", "transform_config"):
         value = settings.get(key)
-        if value and not (isinstance(value, dict) and value.get("format") == "dense"):
+        if value and not (isinstance(value, dict) and value.get("format") == _PLAIN):
             raise _unsupported(source, f"{key} {value!r:.60}")
     groups = settings.get("config_groups")
     if not isinstance(groups, dict) or not groups:
