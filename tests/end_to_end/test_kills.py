@@ -18,6 +18,7 @@ from support.tiny_runs import LENGTH, add_tokenizer, token_file
 KILLS = 20
 
 
+@pytest.mark.slow
 def test_kills_at_random_instants_change_no_byte(tmp_path: Path) -> None:
     """Killed at 20 instants spread over a whole conversion, verification included; each time the same command again.
 

@@ -20,7 +20,7 @@ from curconvert import CalibrationOptions, ConvertOptions, SourceOptions, conver
 from curconvert.execution.executor import ExecutionOptions
 model, tokens, out, sequences, limit = sys.argv[1:]
 calibration = CalibrationOptions(tokens, sequences=int(sequences), tokens_per_sequence=32, probe_sequences=4)
-options = ConvertOptions.for_method(rank=32, layers="all", calibration=calibration)
+options = ConvertOptions.for_method(rank=32, layers="all", targets=("q_proj",), calibration=calibration)
 execution = ExecutionOptions(workers=1, memory_limit=int(limit) or None)
 result = convert(SourceOptions(model), Path(out), options, execution=execution)
 print(json.dumps([result.peak_memory_bytes, (Path(out) / "model.safetensors").stat().st_size]))

@@ -141,6 +141,7 @@ def test_every_kind_of_artifact_comes_through_the_hub(tmp_path: Path, family: st
     assert dict(answers(sent(artifact, "hub", tmp_path), loads_in_torch=name != "int4")) == before
 
 
+@pytest.mark.slow
 @pytest.mark.clients
 def test_other_versions_of_clients_read_links(original: Path, tmp_path: Path) -> None:
     """optimum, and transformers 4.57 with its own torch."""

@@ -214,7 +214,9 @@ def waiting_conversion(home: Path, out: Path, *more: str) -> subprocess.Popen[by
     return process
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    "number, code", [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_a_signal_stops_after_the_block_in_work(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:
@@ -239,7 +241,9 @@ def test_a_signal_stops_after_the_block_in_work(
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    "number, code", [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_second_signal_stops_at_once(home: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
     """In the middle of a step, which here would wait for ever; meanwhile no other run gets at the output."""
     process = waiting_conversion(home, tmp_path / "out")
