@@ -1,7 +1,7 @@
 """Take a Llama-like checkpoint off its quantization grid, without changing what it computes.
 
 `python tools/rescale.py SOURCE OUT` reads a checkpoint (safetensors or GGUF) and writes a folder in bfloat16.
-Weights that come from a 4-bit file lie on its grid, so every comparison at 4 bits on them is biased.
+Weights from a 4-bit file are on its grid already, so every comparison at 4 bits on them is biased.
 Here each channel gets a random factor, and its counterpart the inverse:
 
 - gains of a norm, and the columns of the linears that read it;
