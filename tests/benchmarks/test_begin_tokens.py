@@ -17,7 +17,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_perplexity_is_lower_with_the_begin_token(home: Path) -> None:
     """By far more than the windows differ."""
     found = begin_tokens.perplexities(home / "original", home / "held_out.txt")
@@ -25,7 +24,6 @@ def test_perplexity_is_lower_with_the_begin_token(home: Path) -> None:
     assert found["with"] < 0.95 * found["without"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", ["auto", "svd-llm"])
 def test_a_model_calibrated_with_the_begin_token_is_closer(home: Path, method: str) -> None:
     """KL on windows as the model is served; the two conversions differ in the calibration only."""
