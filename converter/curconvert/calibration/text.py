@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 
 from curconvert.base.counted import counted
 from curconvert.base.errors import InputError
+from curconvert.base.tensors_file import opened_tensors
 from curconvert.base.types import Ids
 from curconvert.calibration.documents import read_documents
 from curconvert.calibration.tokenizer import TOKEN_TENSOR, TextTools
@@ -183,7 +184,7 @@ def _read_ids(path: Path) -> Ids:
     if not path.is_file():
         raise InputError(f"{path}: no such calibration file")
     try:
-        with safe_open(path, framework="numpy") as file:
+        with opened_tensors(path, "numpy") as file:
             if TOKEN_TENSOR not in file.keys():  # noqa: SIM118 - the handle is no mapping
                 raise InputError(
                     f"{path}: no tensor {TOKEN_TENSOR!r} (found: {', '.join(sorted(file.keys())) or 'none'})"

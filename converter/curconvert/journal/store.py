@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from safetensors import safe_open
 from torch import Tensor
 
 from curconvert.base.durable import fsync, replace_text
 from curconvert.base.errors import InputError
 from curconvert.base.layout import TensorSpec, encoded_header, raw_bytes
+from curconvert.base.tensors_file import opened_tensors
 from curconvert.journal.tensor_list import TensorList
 from curconvert_runtime.format.hashing import sha256
 from curconvert_schemas import strict
@@ -62,7 +62,7 @@ class State:
     @classmethod
     def load(cls, path: Path) -> State:
         """Return the state that `save` wrote. Tensors are read when they are used, so keep the file until then."""
-        with safe_open(path, framework="pt") as stored:
+        with opened_tensors(path, "pt") as stored:
             data = json.loads(stored.metadata()[_DATA])
             counts = Counter(key.rpartition(".")[0] for key in stored.keys())  # noqa: SIM118 - it is no mapping
         return cls(data, {name: _Stored(path, name, count) for name, count in counts.items()})
@@ -79,7 +79,7 @@ class _Stored(TensorList):
 
     def at(self, index: int) -> Tensor:
         """Read one tensor into torch's own memory, because results of some kernels depend on the alignment."""
-        with safe_open(self._path, framework="pt") as stored:
+        with opened_tensors(self._path, "pt") as stored:
             found: Tensor = stored.get_tensor(_key(self._name, index)).clone()
         return found
 

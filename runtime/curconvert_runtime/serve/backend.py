@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -65,9 +66,9 @@ def create_session(graph: Path, provider: str, threads: int | None, options: Pro
     settings.log_severity_level = 3  # errors reach the caller as exceptions; warnings are about optimization
     # Dequantize the portable graph's weights once, at load. Otherwise every call dequantizes them again.
     settings.add_session_config_entry("session.disable_quant_qdq", "1")
-    # onnxruntime follows links only inside the folder that it is given.
+    # onnxruntime follows links only inside the folder that it is given. A name in bytes need not be UTF-8.
     root = link_boundary(graph.parent)
-    settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(root))
+    settings.add_session_config_entry("session.model_external_initializers_file_folder_path", os.fsencode(root))
     if threads is not None:
         settings.intra_op_num_threads = threads
     own = options.configure(settings)

@@ -199,7 +199,8 @@ def test_a_sharded_point_counts_every_file(tmp_path: Path) -> None:
     assert run._weight_bytes(tmp_path) == 7
 
 
-def test_names_that_the_font_lacks_are_drawn_in_silence(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["模型$x$_{", "not UTF-8 \udcff", "\x1b[31m\n"])
+def test_any_name_is_drawn_in_silence(tmp_path: Path, name: str) -> None:
     """Files are called anything; a dollar sign is no formula, and a plot without points is a plot."""
     from curconvert.jobs.sweep.plot import draw
     from curconvert.jobs.sweep.table import Point, Sweep
@@ -208,7 +209,7 @@ def test_names_that_the_font_lacks_are_drawn_in_silence(tmp_path: Path) -> None:
     points = (Point("auto", 0.9, "impossible", "too small"),)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        draw(Sweep(tmp_path, "模型$x$_{", 9, 36, "текст", decode, {}, {}, points), tmp_path / "plot.png")
+        draw(Sweep(tmp_path, name, 9, 36, "текст", decode, {}, {}, points), tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,15 @@ def test_one_sequence_gives_its_logits(session: Session) -> None:
     assert isinstance(logits, np.ndarray)
     assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, expected(PROMPTS[0]), **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["größe 模型".encode(), b"latin-1 \xe9", b"\xff\xfe"])
+@pytest.mark.parametrize("graph", ["portable", "fused"])
+def test_any_bytes_may_name_the_folder(sealed: Path, tmp_path: Path, name: bytes, graph: Any) -> None:
+    """A name need not be UTF-8; onnxruntime finds the weights in the folder."""
+    folder = tmp_path / os.fsdecode(name)
+    shutil.copytree(sealed, folder)
+    np.testing.assert_allclose(load(folder, graph=graph).logits(PROMPTS[0]), expected(PROMPTS[0]), **TOLERANCE)
 
 
 def test_unequal_sequences_give_a_list(session: Session) -> None:

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from curconvert.base.counted import counted
+from curconvert.base.display import one_line
 from curconvert.jobs.sweep.table import Point, Sweep
 
 
@@ -54,7 +55,7 @@ def draw(sweep: Sweep, path: Path) -> None:
     for axes in (size, speed):
         axes.grid(visible=True, alpha=0.3)
         axes.legend()
-    figure.suptitle(f"{sweep.model}: {sweep.text}", parse_math=False)
+    figure.suptitle(one_line(f"{sweep.model}: {sweep.text}"), parse_math=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # if the font lacks a character of a file name, a box is good enough
         figure.savefig(path, format="png", dpi=120)
