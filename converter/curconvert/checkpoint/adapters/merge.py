@@ -114,7 +114,10 @@ def _targets(
                     yield piece, [change.rows(start, start + size) for change in changes]
                     start += size
                 return
-    raise InputError(f"{path}: changes the tensor {name:.200}, which the base {base.path} does not have")
+    raise InputError(
+        f"{path}: changes the tensor {name:.200}, which the base {base.path} does not have; give the base "
+        "that it was trained on"
+    )
 
 
 def _untied(base: Checkpoint, changes: dict[str, list[Change]]) -> tuple[dict[str, Any], dict[str, TensorInfo]]:

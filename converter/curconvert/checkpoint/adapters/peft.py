@@ -117,6 +117,12 @@ class _Module:
                     f"{self.source}: tensor {info.name} is {list(info.shape)}, {CONFIG_NAME} says rank {rank}"
                 )
         magnitude = self.parts.get("lora_magnitude_vector")
+        if self.settings.normalized != (magnitude is not None):
+            found = "is missing" if magnitude is None else "is stored"
+            raise InputError(
+                f"{self.source}: tensor {self.path}.lora_magnitude_vector {found}, {CONFIG_NAME} says use_dora "
+                f"{str(self.settings.normalized).lower()}; fetch both files again"
+            )
         size = (up.shape[0], down.shape[1])
         if magnitude is not None and magnitude.shape not in ((size[0],), (1, size[0])):  # Conv1D has the second shape
             raise InputError(f"{self.source}: tensor {magnitude.name} is {list(magnitude.shape)}, expected [{size[0]}]")

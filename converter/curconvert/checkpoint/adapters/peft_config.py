@@ -49,6 +49,7 @@ class LoraSettings:
         alpha: Alpha of modules that `alphas` does not name.
         ranks: Ranks by the end of a module's path.
         alphas: Alphas by the end of a module's path.
+        normalized: Whether each output has a trained length (DoRA).
         stabilized: Whether the scale is divided by the root of the rank.
         transposed: Whether the linears of the base store (inputs, outputs).
         trained_tokens: Rows of trained tokens, by module.
@@ -58,6 +59,7 @@ class LoraSettings:
     alpha: float
     ranks: Mapping[str, int]
     alphas: Mapping[str, float]
+    normalized: bool
     stabilized: bool
     transposed: bool
     trained_tokens: Mapping[str, Sequence[int]]
@@ -105,6 +107,7 @@ def read_settings(path: Path) -> LoraSettings:
             key: _number(value, f"alpha_pattern[{key!r:.60}]", path)
             for key, value in _table(raw, "alpha_pattern", path)
         },
+        normalized=bool(raw.get("use_dora")),
         stabilized=bool(raw.get("use_rslora")),
         transposed=bool(raw.get("fan_in_fan_out")),
         trained_tokens=_tokens(raw.get("trainable_token_indices"), path),
