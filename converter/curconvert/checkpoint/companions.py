@@ -62,7 +62,11 @@ def _without_foreign(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return a file's settings without those that may name code or files; name them in a warning."""
     foreign = foreign_keys(path.name, settings)
     if foreign:
-        logger.warning("%s: %s left out: an artifact names no code and no files", path, ", ".join(foreign))
+        logger.warning(
+            "%s: %s left out: an artifact names no code and no files, so only known settings hold text",
+            path,
+            ", ".join(foreign),
+        )
     return {key: value for key, value in settings.items() if key not in foreign}
 
 

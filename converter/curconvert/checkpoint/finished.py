@@ -61,6 +61,7 @@ def finished(files: Companions, stated: Stated) -> Companions:
     notices = list(files.notices)
     settings = _with_map(parsed[TOKENIZER_CONFIG], parsed[_TOKENS_MAP])
     written, settings, tokenizer = _tokenizer(files, settings, stated, notices)
+    notices += _limits(tokenizer, stated)
     template, left = chat_template(files, settings, parsed[PROCESSOR], str(stated.where))
     notices += left
     own = _own_tokens(settings, tokenizer, stated, notices)
@@ -106,6 +107,19 @@ def _tokenizer(
             f"{stated.where}: the tokenizer keeps settings of a training run, left out: {', '.join(removed)}"
         )
     return written, cleaned, tokenizer
+
+
+def _limits(tokenizer: Tokenizer | None, stated: Stated) -> list[str]:
+    """Return a notice if the artifact cannot take every text."""
+    if tokenizer is None:
+        return ["the model has no tokenizer that can be used; the artifact takes token ids only"]
+    last, vocab_size = max(tokenizer.get_vocab().values(), default=-1), stated.normalized["vocab_size"]
+    if last < vocab_size:
+        return []
+    return [
+        f"{stated.file(TOKENIZER)}: has tokens up to {last}; the model knows only the first {vocab_size}, and texts "
+        "with others are refused"
+    ]
 
 
 def _generation(

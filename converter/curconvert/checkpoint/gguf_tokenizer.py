@@ -104,14 +104,13 @@ def tokenizer_of(metadata: Mapping[str, Any], source: str) -> tuple[Tokenizer, d
         source: Name of the file in messages.
 
     Returns:
-        None, after a warning, if there is no vocabulary or its kind is unknown.
+        None, if there is no vocabulary; and after a warning, if its kind is unknown.
 
     Raises:
         InputError: The vocabulary is malformed.
     """
     tokens = metadata.get("tokenizer.ggml.tokens")
     if not tokens:
-        logger.warning("%s holds no tokenizer", source)
         return None
     if not isinstance(tokens, list):
         raise InputError(f"{source}: malformed tokenizer metadata: tokens of the wrong type")

@@ -73,9 +73,7 @@ def build_tokenizer(
         raise
     except Exception as error:  # noqa: BLE001 - any file can be broken in any way, and each library has its own errors
         reason = " ".join(str(error).split())[:300]
-        logger.warning(
-            "%s/%s: no tokenizer.json can be made of it, so the artifact takes token ids only: %s", where, name, reason
-        )
+        logger.warning("%s/%s: no tokenizer.json can be made of it: %s", where, name, reason)
         return None, dict(settings)
     kept = {key: value for key, value in settings.items() if value is not None}
     kept["tokenizer_class"] = "PreTrainedTokenizerFast"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from curconvert.checkpoint.types import Companions
 from curconvert.jobs.export import export
 from curconvert.options.source import SourceOptions
 from support.checkpoints import edit_config
+from support.families import VOCABULARY
 
 TWO = [{"name": "default", "template": "D {{ messages[0].content }}"}, {"name": "tool_use", "template": "T"}]
 TEXTS = ["the quick brown fox jumps over the lazy dog"] * 5
@@ -57,6 +59,39 @@ def test_sound_files_are_copied_unchanged(model: Path) -> None:
     assert files.written == {}
     assert files.copied.keys() == {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}
     assert files.notices == ()
+
+
+def many_tokens(stored: dict[str, Any]) -> None:
+    last = stored["added_tokens"][-1]
+    stored["added_tokens"] += [last | {"id": 500 + n, "content": f"<{n}>"} for n in range(VOCABULARY)]
+
+
+BEYOND: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "added tokens": many_tokens,
+    "a word": lambda t: t["model"]["vocab"].update({"\u0120x": 5000}),
+    "the first that the model lacks": lambda t: t["model"]["vocab"].update({"\u0120x": VOCABULARY}),
+}
+
+
+@pytest.mark.parametrize("case", BEYOND)
+def test_tokens_that_the_model_lacks_are_named(model: Path, case: str) -> None:
+    """A text with one of them cannot be run, so the conversion says it and not only the first such text."""
+    path = model / "tokenizer.json"
+    stored = json.loads(path.read_text())
+    BEYOND[case](stored)
+    write(path, stored)
+    notice = open_checkpoint(model).companions().notices[-1]
+    last = max(Tokenizer.from_file(str(path)).get_vocab().values())
+    assert last >= VOCABULARY
+    assert f"tokens up to {last}; the model knows only the first {VOCABULARY}, and texts with others" in notice
+
+
+@pytest.mark.parametrize("left", [(), ("tokenizer_config.json",)])
+def test_a_model_without_a_tokenizer_says_so(model: Path, left: tuple[str, ...]) -> None:
+    """An artifact that takes no text is announced at its conversion, not at the first text."""
+    for name in {"tokenizer.json", "tokenizer_config.json"} - set(left):
+        (model / name).unlink()
+    assert "the artifact takes token ids only" in open_checkpoint(model).companions().notices[0]
 
 
 # --- chat templates ---
