@@ -237,9 +237,10 @@ def heal(
     """
     require_converter()
     from curconvert.jobs.heal import heal as run
-    from curconvert.options.source import SourceOptions
+    from curconvert.options.source import SourceOptions, check_base
     from curconvert_runtime.checks.verification import VerifyOptions
 
+    check_base(base, against)
     options = to_healing(values)
     gates = None if no_verify else VerifyOptions(max_kl, min_top1, max_ppl_ratio, max_parity)
     with resumable(out, quiet) as progress:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from curconvert.base.errors import BackendError
+from curconvert.options.source import SourceOptions, check_base
 from curconvert_runtime.checks.fidelity import Progress
 from curconvert_runtime.checks.report import Check, VerificationReport
 from curconvert_runtime.checks.verification import VerifyOptions, verify
@@ -42,6 +43,7 @@ def verify_artifact(
     Raises:
         CurConvertError: The folder, an option or the environment is wrong.
     """
+    check_base(base, against)
     available = importlib.util.find_spec("torch") is not None and importlib.util.find_spec("transformers") is not None
     if torch and not available:
         raise BackendError("--torch: torch is not installed; run: pip install 'curconvert[convert]'")
@@ -68,7 +70,6 @@ def _against_checkpoint(
     from curconvert.jobs.export import export
     from curconvert.jobs.parity import check_slices
     from curconvert.jobs.source import open_source
-    from curconvert.options.source import SourceOptions
 
     against, base = original
     ignore = tuple(Artifact.open(artifact).manifest["source"].get("ignore", ()))

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from curconvert.base.errors import InputError
+from curconvert_runtime.format.files import MANIFEST
+
 
 @dataclass(frozen=True)
 class SourceOptions:
@@ -27,3 +30,11 @@ class SourceOptions:
     revision: str | None = None
     ignore: tuple[str, ...] = ()
     base: str | None = None
+
+
+def check_base(base: str | None, against: str | None) -> None:
+    """Raise `InputError` if a base is given, and nothing or an artifact in the place of the adapter that changes it."""
+    if base is not None and against is None:
+        raise InputError(f"--base {base}: needs --against with the adapter that changes it")
+    if base is not None and against is not None and (Path(against) / MANIFEST).is_file():
+        raise InputError(f"{against}: no LoRA adapter, so there is nothing to merge into a base; leave out --base")

@@ -92,6 +92,8 @@ def verify(
     options = options or VerifyOptions()
     if options.text is not None and options.against is None:
         raise InputError("--text needs --against: the artifact stores no outputs of the original for this text")
+    if options.text is None and options.begin is not None:
+        raise InputError("--begin and --no-begin need --text: the stored sequences are those of the conversion")
     artifact = Artifact.open(path, full=True)
     probes = Probes.load(artifact)
     files = len(artifact.manifest["files"])

@@ -6,6 +6,7 @@ Entries whose name begins with a dot (`.git`, `.cache`) are ignored, because no 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,8 @@ def _resolve(path: str | Path) -> Path:
             return folder
     except (OSError, RuntimeError, ValueError):  # ~nobody, a symlink loop, a NUL in the name
         pass
-    raise InputError(f"{path}: no such folder; give the folder that curconvert wrote")
+    found = "a file" if os.path.isfile(path) else "no such folder"  # noqa: PTH113 - takes any text for a path
+    raise InputError(f"{path}: {found}; give the folder that curconvert wrote")
 
 
 def _read_manifest(path: Path, full: bool) -> tuple[dict[str, Any], str]:

@@ -58,6 +58,22 @@ def test_a_model_in_the_place_of_its_artifact_is_an_input_mistake(tmp_path: Path
     refused(call(command, model, *more.get(command, ())), 2, f"this is a model: run curconvert convert {model} -o OUT")
 
 
+@pytest.mark.parametrize("command", ["verify", "bench", "heal"])
+def test_a_base_without_its_adapter_is_refused(tmp_path: Path, model: Path, command: str) -> None:
+    """The option would change nothing, and the user would believe that it did."""
+    out = ["-o", tmp_path / "out"] if command == "heal" else []
+    refused(call(command, model, "--base", model, *out), 2, f"--base {model}: needs --against")
+
+
+@pytest.mark.parametrize("command", ["verify", "bench", "heal"])
+def test_an_artifact_is_no_adapter_of_a_base(tmp_path: Path, model: Path, command: str) -> None:
+    """Nothing is merged into a base, whatever stands in the place of the adapter."""
+    artifact = tmp_path / "artifact"
+    export(SourceOptions(str(model)), artifact)
+    out = ["-o", tmp_path / "out"] if command == "heal" else []
+    refused(call(command, model, "--against", artifact, "--base", model, *out), 2, "nothing to merge into a base")
+
+
 @pytest.mark.parametrize("content", [(), ("notes.txt",), ("sweep.json", "sweep.csv")])
 def test_another_folder_is_an_input_mistake(tmp_path: Path, content: tuple[str, ...]) -> None:
     """It is no model, so there is no advice to convert it."""

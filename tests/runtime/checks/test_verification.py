@@ -288,6 +288,13 @@ def test_a_text_needs_a_reference(verified: Path) -> None:
         verify(verified, VerifyOptions(text=Path("story.txt")))
 
 
+@pytest.mark.parametrize("begin", [True, False])
+def test_a_begin_token_needs_a_text(verified: Path, begin: bool) -> None:
+    """The stored sequences begin as they do, so the option would change nothing."""
+    with pytest.raises(InputError, match="need --text"):
+        verify(verified, VerifyOptions(begin=begin))
+
+
 def test_an_export_has_nothing_to_be_verified_against(original: Path) -> None:
     """An uncompressed model is named as such instead of failing on a missing file."""
     with pytest.raises(InputError, match="uncompressed"):

@@ -100,10 +100,16 @@ def test_odd_folder_names_open(sealed: Path, tmp_path: Path) -> None:
     Artifact.open(write_toy(tmp_path / "größe und 模型"))
 
 
-@pytest.mark.parametrize("path", ["absent", "a\0b", "~nobody-of-this-name/x", "curconvert.json"])
-def test_a_path_without_a_folder_is_an_input_error(sealed: Path, path: str) -> None:
-    """What is not a folder at all is a wrong argument, not a damaged artifact."""
-    refused(sealed / path if not path.startswith("~") else Path(path), "no such folder", InputError)
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("absent", "no such folder"), ("a\0b", "no such folder"), ("x" * 300, "no such folder"),
+        ("~nobody-of-this-name/x", "no such folder"), ("curconvert.json", "a file"), ("model.safetensors", "a file"),
+    ],
+)  # fmt: skip
+def test_a_path_without_a_folder_is_an_input_error(sealed: Path, path: str, found: str) -> None:
+    """What is not a folder at all is a wrong argument, not a damaged artifact; a file is called one."""
+    refused(sealed / path if not path.startswith("~") else Path(path), f"{path}: {found}; give the folder", InputError)
 
 
 def duplicate_key(text: str) -> str:

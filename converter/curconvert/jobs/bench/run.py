@@ -16,6 +16,7 @@ from curconvert.jobs.bench.processes import MeasuringProcess
 from curconvert.jobs.bench.result import Bench, Measured, Ratios, Row, Side, Spread
 from curconvert.jobs.bench.speed import step_bytes, weight_bytes
 from curconvert.options.bench import BenchOptions, Workload
+from curconvert.options.source import SourceOptions, check_base
 from curconvert_runtime import __version__
 from curconvert_runtime.checks.fidelity import Progress
 from curconvert_runtime.errors import BackendError
@@ -54,6 +55,7 @@ def bench(
         CurConvertError: A folder, an option or the environment is wrong.
     """
     report = progress or (lambda _stage, _done, _total: None)
+    check_base(base, against)
     import_onnxruntime(options.provider)
     opened = Artifact.open(artifact)
     for workload in options.workloads:
@@ -106,8 +108,7 @@ def _other(against: str | None, base: str | None) -> Iterator[Artifact | None]:
                 f"--against {against}: measuring a checkpoint needs torch; export it elsewhere with "
                 "`curconvert export`, or run: pip install 'curconvert[convert]'"
             )
-        from curconvert.jobs.export import export  # noqa: PLC0415
-        from curconvert.options.source import SourceOptions  # noqa: PLC0415 - torch, which only this branch needs
+        from curconvert.jobs.export import export  # noqa: PLC0415 - torch, which only this branch needs
 
         with tempfile.TemporaryDirectory(prefix="curconvert-") as folder:
             export(SourceOptions(against, base=base), Path(folder) / "dense")
