@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from curconvert.base.errors import InputError
+from curconvert.checkpoint.ignore import around, ignore_option
 from curconvert.checkpoint.strict import EMBEDDING
 from curconvert.families.family import BLOCKS
 from curconvert.families.wrappers import TEXT_STEMS
@@ -55,11 +56,11 @@ def canonical_names(stored: Iterable[str], source: str) -> Names:
     bare = {name: _WITHIN.sub("", name) for name in stored}
     stems = sorted(_stems(bare.values()))
     if len(stems) > 1:
-        raise _several(f"{source}: holds several language models", stems, _pattern(stems[-1], stems[:-1]))
+        raise _several(f"{source}: holds several language models", stems, ignore_option(*around(stems[-1], stems[:-1])))
     stem = stems[0] if stems else STEM
     heads = sorted({head for name in bare.values() if (head := _head_stem(name, stem)) is not None})
     if len(heads) > 1:
-        raise _several(f"{source}: holds several lm_heads", heads, f"{heads[-1]}{_HEAD}*")
+        raise _several(f"{source}: holds several lm_heads", heads, ignore_option(f"{heads[-1]}{_HEAD}", "*"))
     head = heads[0] if heads else ""
     canonical, outside = {}, set()
     for name, text in bare.items():
@@ -91,16 +92,9 @@ def _head_stem(name: str, stem: str) -> str | None:
     return before if found and around else None
 
 
-def _several(fault: str, stems: list[str], pattern: str) -> InputError:
+def _several(fault: str, stems: list[str], option: str) -> InputError:
     listed = " and ".join(repr(stem[:60]) for stem in stems[:3])
-    return InputError(f"{fault}: tensor names begin with {listed}; leave out all but one, such as --ignore '{pattern}'")
-
-
-def _pattern(name: str, others: Collection[str]) -> str:
-    """Return the shortest pattern for the modules around a name that matches none of the other names."""
-    modules = name.split(".")[:-1]
-    paths = [".".join(modules[:count]) + "." for count in range(1, len(modules) + 1)]
-    return next((f"{path}*" for path in paths if not any(other.startswith(path) for other in others)), name)
+    return InputError(f"{fault}: tensor names begin with {listed}; leave out all but one, such as {option}")
 
 
 def _refuse_twice(canonical: dict[str, str], source: str) -> None:
@@ -110,7 +104,7 @@ def _refuse_twice(canonical: dict[str, str], source: str) -> None:
             usual, foreign = sorted((first[meant], name), key=len)
             raise InputError(
                 f"{source}: {usual:.200} and {foreign:.200} are the same tensor; leave out one of them, such as "
-                f"--ignore '{_pattern(foreign, [usual]):.200}'"
+                f"{ignore_option(*around(foreign, [usual]))}"
             )
         first[meant] = name
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from curconvert.base.errors import InputError
-from curconvert.checkpoint.ignore import some
+from curconvert.checkpoint.ignore import ignore_options, some
 from curconvert.checkpoint.types import TensorInfo
 from curconvert.families.family import BLOCKS
 
@@ -57,7 +57,8 @@ def check_tensors(
     if extra := [name for name in tensors if name not in expected]:
         raise InputError(
             f"{source}: {_some(extra)} unexpected; the config does not describe these weights. If the model works "
-            f"without {'it' if len(extra) == 1 else 'them'}, convert or export it with --ignore '{extra[0]:.200}'"
+            f"without {'it' if len(extra) == 1 else 'them'}, convert or export it with "
+            f"{ignore_options(extra, expected)}"
         )
     wrong = [name for name, shape in expected.items() if tensors[name].shape != shape]
     if wrong:

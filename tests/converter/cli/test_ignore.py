@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,16 +43,30 @@ def test_the_manifest_records_the_patterns(home: Path) -> None:
     assert json.loads((home / "out" / MANIFEST).read_text())["source"]["ignore"] == ["mtp.*", "v_head.*"]
 
 
-def test_the_advice_of_the_refusal_works(home: Path, tmp_path: Path) -> None:
-    """Each message names one pattern; with all of them the model is exported."""
-    patterns: list[str] = []
-    for _ in range(3):
-        options = [word for pattern in patterns for word in ("--ignore", pattern)]
-        result = call("export", home / "model", "-o", tmp_path / "out", *options)
-        if result.exit_code == 0:
-            break
-        patterns.append(result.stderr.rpartition("--ignore '")[2].partition("'")[0])
-    assert patterns == ["mtp.norm.weight", "v_head.summary.weight"]
+# Names of tensors that the model does not know, and how many options the advice has.
+FOREIGN: dict[str, tuple[list[str], int]] = {
+    "two": (["mtp.norm.weight", "v_head.summary.weight"], 2),
+    "many of two modules": ([f"{part}.{n}.weight" for part in ("mtp", "model.layers.7") for n in range(9)], 2),
+    "beside known ones": ([f"model.layers.0.extra.{n}" for n in range(5)], 1),
+    "brackets": (["head[0].weight", "head[1].weight"], 2),
+    "a quote and a space": (["it's a head.weight"], 1),
+    "control characters": (["head\x1b[2J\n.weight", "head\u202e.weight"], 2),
+    "a star": (["*.weight"], 1),
+    "a long name": (["x" * 200], 1),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_the_advice_of_the_refusal_works(tiny: Callable[[str], TinyModel], tmp_path: Path, case: str) -> None:
+    """Its options, pasted into a shell, leave out all of them and nothing else."""
+    names, count = FOREIGN[case]
+    llama = Path(shutil.copytree(tiny("llama").folder, tmp_path / "model"))
+    edit_tensors(llama, lambda tensors: tensors.update({name: torch.ones(2) for name in names}))
+    refusal = call("export", llama, "-o", tmp_path / "out").stderr
+    options = shlex.split(refusal[refusal.index("--ignore ") :])
+    assert len(options) == 2 * count
+    result = call("export", llama, "-o", tmp_path / "out", *options)
+    assert result.exit_code == 0, result.output
 
 
 def test_a_plan_shows_what_is_left_out(home: Path) -> None:
