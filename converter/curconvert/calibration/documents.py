@@ -33,13 +33,18 @@ def read_documents(path: Path, text_field: str, tools: TextTools, characters: in
         characters: About how many are needed. Of more conversations only some are rendered, evenly spread.
 
     Raises:
-        InputError: The file is malformed or too large, or the model has no chat template.
+        InputError: The file is malformed, too large or JSON without lines, or the model has no chat template.
     """
     if path.suffix == ".parquet":
         rows = parquet_rows(path, (text_field, *CHAT_FIELDS, *TASK_FIELDS), MAX_TEXT_BYTES)
         found = _contents(rows, text_field)
     elif path.suffix == ".jsonl":
         found = _contents(json_lines(path, read_utf8(path)), text_field)
+    elif path.suffix == ".json":
+        raise InputError(
+            f"{path}: would be read as plain text; write its records to {path.with_suffix('.jsonl')}, one JSON object "
+            "in each line"
+        )
     else:
         return read_utf8(path)
     if all(isinstance(content, str) for _, content in found):

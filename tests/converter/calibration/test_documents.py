@@ -99,6 +99,15 @@ def test_sequences_of_conversations_start_with_one_begin_token(tmp_path: Path) -
     assert len(tokens.calibration) == 16
 
 
+@pytest.mark.parametrize("content", ['[{"messages": []}]', '{"text": "a"}\n{"text": "b"}', "{}"])
+def test_json_is_not_taken_for_prose(tmp_path: Path, content: str) -> None:
+    """Field names and braces are no text of the model's; the message names a file that is read as records."""
+    path = tmp_path / "chat.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match=r"would be read as plain text; write its records to .*chat\.jsonl"):
+        read_documents(path, "text", tools(), MANY)
+
+
 def test_of_many_conversations_some_are_rendered_from_everywhere(tmp_path: Path) -> None:
     """About as many characters as asked for."""
     chats = [{"messages": [{"role": "user", "content": f"{number:03}" * 10}]} for number in range(200)]
