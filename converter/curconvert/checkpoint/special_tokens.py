@@ -75,7 +75,8 @@ def decide(
     def stated(key: str) -> tuple[tuple[int, ...], str]:
         for source in configs:
             if found := _checked(source, key, vocab_size, notices):
-                if not own[key] or own[key] == found or source.defaults.get(key) not in (found[0], list(found)):
+                repeats = found == _checked(Source(source.name, source.defaults), key, vocab_size, [])
+                if not own[key] or own[key] == found or not repeats:
                     return found, source.name
                 notices.append(
                     f"{source.name}: {key} {_shown(found)} is the default of transformers; the tokenizer names "

@@ -57,6 +57,14 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], tuple[Any
         {"_from_model_config": True, **fields(eos=2)}, fields(eos=2), {"eos_token": "A"}, (None, 36, 36),
         ("eos_token_id 2", "36"),
     ),
+    "a default among several": ({}, fields(eos=[2, 7]), {"eos_token": "</s>"}, (None, [2, 7], 2), ()),
+    "a default among several others": (
+        {}, fields(eos=[2, 7]), {"eos_token": "A"}, (None, [2, 7, 36], 2), ("36 is not among",),
+    ),
+    "a copied default among several": (
+        {"_from_model_config": True, **fields(eos=[2, 7])}, fields(eos=[2, 7]), {"eos_token": "</s>"},
+        (None, [2, 7], 2), (),
+    ),
     "a chosen end": (fields(eos=2), fields(eos=2), {"eos_token": "A"}, (None, [2, 36], 2), ("36 is not among",)),
     "several ends": (fields(eos=[7, 2]), fields(eos=5), {"eos_token": "</s>"}, (None, [7, 2], 7), ()),
     "an end beyond the vocabulary": (
