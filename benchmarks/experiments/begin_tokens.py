@@ -120,7 +120,10 @@ def perplexities(exported: Path, text: Path, tokens: int = 10**6) -> dict[str, A
 
 def perplexity_of(session: Session, windows: Ids) -> float:
     """Return a model's perplexity on windows, from its logits in float64."""
-    rows = [np.take_along_axis(log_softmax(session.logits(row)[:-1]), row[1:, None], -1)[:, 0] for row in windows]
+    rows = [
+        np.take_along_axis(log_softmax(np.asarray(session.logits(row))[:-1]), row[1:, None], -1)[:, 0]
+        for row in windows
+    ]
     return perplexity(np.stack(rows))
 
 
