@@ -18,10 +18,10 @@ from curconvert_schemas.protobuf import BYTES, FOUR_BYTES, INTEGER, MalformedErr
 MAX_BYTES = 2**23  # graphs hold no weights: one of 126 layers takes about 2 MB
 MICROSOFT = "com.microsoft"
 _STANDARD = (
-    "Add", "And", "BitShift", "Cast", "Concat", "Cos", "DequantizeLinear", "Div", "Erf", "Expand", "Gather",
-    "GatherElements", "Gemm", "Greater", "Less", "LessOrEqual", "MatMul", "Max", "Mul", "Pad", "Pow", "Range",
-    "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Shape", "Sigmoid", "Sin", "Size", "Slice", "Softmax",
-    "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze", "Where",
+    "Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "Cast", "Concat", "Cos", "DequantizeLinear", "Div",
+    "Erf", "Expand", "Gather", "GatherElements", "Gemm", "Greater", "Less", "LessOrEqual", "MatMul", "Max", "Mul",
+    "Pad", "Pow", "Range", "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Shape", "Sigmoid", "Sin", "Size",
+    "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze", "Where",
 )  # fmt: skip
 _CONTRIBUTED = (
     "FastGelu", "FusedMatMul", "GatherBlockQuantized", "Gelu", "GroupQueryAttention", "MatMulNBits", "QuickGelu",

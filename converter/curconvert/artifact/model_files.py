@@ -25,7 +25,7 @@ from curconvert_runtime.format.forms.form import factor_name
 from curconvert_runtime.format.quantized import Packing, part_name
 from curconvert_runtime.serve.providers import provider_named
 
-_PART_DTYPES = {"U8": torch.uint8, "F32": torch.float32}
+_PART_DTYPES = {"U8": torch.uint8, "F32": torch.float32, "F16": torch.float16}
 
 
 def tensor_specs(

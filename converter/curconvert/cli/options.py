@@ -125,14 +125,15 @@ numeric_options = _stacked(
 
 quantization_options = _stacked(
     click.option("--asymmetric", is_flag=True, help="Store a zero point for each block."),
-    click.option("--block-size", type=int, help="Weights that share a scale: 32, 64 or 128. [int4: 64; int8: 32]"),
+    click.option("--block-size", type=int, help="Weights that share a scale: 32, 64 or 128. [int8: 32; others: 64]"),
+    click.option("--scale-dtype", help="Stored dtype of scales: float16 or float32. [float16]"),
     click.option(
         "--bits-per-weight",
         type=float,
-        help="Choose int4 or int8 for each matrix, within this average of bits per weight. Scales count.",
+        help="Choose int3 to int8 for each matrix, within this average of bits per weight. Scales count.",
     ),
     click.option(
-        "--quantize", metavar="TYPE", help="Store factors, dense matrices, embedding and lm_head as int8 or int4."
+        "--quantize", metavar="TYPE", help="Store factors, dense matrices, embedding and lm_head as int3 to int8."
     ),
 )
 
@@ -292,7 +293,7 @@ def to_quantization(values: dict[str, Any]) -> Any:
 
     return Quantization.of(
         values.pop("quantize"), values.pop("block_size"), values.pop("asymmetric"), values.pop("rounding", None),
-        values.pop("bits_per_weight"),
+        values.pop("bits_per_weight"), values.pop("scale_dtype"),
     )  # fmt: skip
 
 

@@ -39,7 +39,7 @@ _STAGES = {
     "original": "run the original",
     "sensitivity": "measure modules",
     "search": "try a size",
-    "widths": "round at both widths",
+    "widths": "round at every width",
     "compress": "compress",
     "components": "order components",
     "resize": "cut",
@@ -341,12 +341,13 @@ def _calibrated(calibration: Mapping[str, Any]) -> str:
 
 
 def _widths(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Return a table of the errors and costs that decided each matrix's bits."""
-    table = Table("matrix", "bits", "error at int4", "at int8", "cost at int4", "at int8", box=None)
+    """Return a table of the errors that decided each matrix's bits, and the cost of the chosen width."""
+    kinds = tuple(rows[0]["errors"])
+    table = Table("matrix", "bits", "cost", *(f"error at {kind}" for kind in kinds[:1]), *kinds[1:], box=None)
     for row in rows:
-        errors = (f"{row['errors'][key]:.4f}" for key in ("int4", "int8"))
-        costs = (f"{row['costs'][key]:.3g}" for key in ("int4", "int8"))
-        table.add_row(row["name"], str(row["bits"]), *errors, *costs)
+        errors = (f"{row['errors'][kind]:.4f}" for kind in kinds)
+        cost = row["costs"][f"int{row['bits']}"]
+        table.add_row(row["name"], str(row["bits"]), f"{cost:.3g}", *errors)
     return table
 
 

@@ -14,6 +14,7 @@ from curconvert.families.roles import role_of
 from curconvert.methods.core.costs import LAPACK
 from curconvert.training.spectrum import BATCH
 from curconvert_runtime.format.probes import DECODE_STEPS
+from curconvert_runtime.format.quantized import BITS
 
 _START = 3.0  # seconds until Python has imported torch, transformers and onnx
 _GRAPH = 0.02  # seconds to build both graphs, for each decoder block
@@ -136,8 +137,8 @@ def factorizations(work: Workload, machine: Machine) -> float:
     """Return the seconds of all factorizations and roundings."""
     once = sum(_factorization(m, work, machine) for m in work.compressed)
     rounding = sum(_products(_rounding(m, work), machine) for m in work.changed)
-    # To choose bits, every matrix is first rounded at both widths.
-    found = 2 * once + 3 * rounding if work.options.mixes_bits else once + rounding
+    # To choose bits, every matrix is first rounded at every width.
+    found = 2 * once + (len(BITS) + 1) * rounding if work.options.mixes_bits else once + rounding
     if work.options.compares_inputs:  # the teacher's target twice, and its error on held-out tokens
         shapes = (m.shape for m in work.compressed if work.tokens >= m.shape[1])
         found += sum(_products(14.0 * m * n**2 + n**3, machine) for m, n in shapes)

@@ -72,7 +72,7 @@ def build_graphs(
         UnsupportedError: The family, or a form, has no graph.
     """
     parts = {part_name(name, part) for name, packing in quantized.items() for part in packing.parts}
-    stored = deployed_dtype(tensors, parts)
+    stored, layouts = deployed_dtype(tensors, parts), {packing.layout for packing in quantized.values()}
     skeleton = build_skeleton(config)
     facts = read_facts(skeleton)
     template = dense_template(skeleton.config)
@@ -80,7 +80,7 @@ def build_graphs(
     for dialect in (Portable, Fused):
         model = template.clone()
         inputs = {str(value.name): value for value in model.graph.inputs}
-        written = dialect(Emitter(model.graph, stored), facts, inputs, quantized=bool(quantized))
+        written = dialect(Emitter(model.graph, stored), facts, inputs, layouts)
         Lowering(model, written, facts, tensors, forms, owners, quantized).run()
         bind(model.graph, tensors)
         if dialect is Fused:

@@ -22,6 +22,9 @@ class Dialect(Protocol):
     def integers(self, shape: tuple[int, int], layout: Layout) -> tuple[ir.DataType, tuple[int, ...]]:
         """Return element type and shape in which a product reads a quantized matrix's integers."""
 
+    def arranged(self, integers: ir.Value, layout: Layout) -> ir.Value:
+        """Return the bytes of a quantized matrix, (m, blocks, bytes of a block), in that type and shape."""
+
     def look_up(self, table: Packed, rows: ir.Value) -> ir.Value:
         """Return rows of a quantized matrix, dequantized."""
 

@@ -5,13 +5,13 @@ It uses no attention bias, because with a bias the CUDA kernel of GroupQueryAtte
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import onnx_ir as ir
 
 from curconvert.families.facts import AttentionFacts, ModelFacts
 from curconvert.graph.emit import MICROSOFT, Emitter
-from curconvert.graph.portable import Portable
+from curconvert.graph.portable import OPSET_WITH_BITWISE, Portable
 from curconvert.graph.rotary import cos_sin
 from curconvert.graph.weights import Packed, Weight
 from curconvert_runtime.format.quantized import ROUNDS_ACTIVATIONS, Layout
@@ -30,14 +30,19 @@ class Fused(Portable):
     _has_normed = False
 
     def __init__(
-        self, emit: Emitter, facts: ModelFacts, inputs: Mapping[str, ir.Value], *, quantized: bool = False
+        self, emit: Emitter, facts: ModelFacts, inputs: Mapping[str, ir.Value], layouts: Collection[Layout] = ()
     ) -> None:
-        super().__init__(emit, facts, inputs, quantized=quantized)
-        self.opset_imports = {"": 17, MICROSOFT: 1}
+        super().__init__(emit, facts, inputs, layouts)
+        in_planes = any(len(layout.planes) > 1 for layout in layouts)
+        self.opset_imports = {"": OPSET_WITH_BITWISE if in_planes else 17, MICROSOFT: 1}
 
     def integers(self, shape: tuple[int, int], layout: Layout) -> tuple[ir.DataType, tuple[int, ...]]:
         """Return the shape that MatMulNBits takes: bytes by rows and blocks."""
-        return ir.DataType.UINT8, (shape[0], layout.blocks(shape[1]), layout.block_size * layout.bits // 8)
+        return ir.DataType.UINT8, (shape[0], layout.blocks(shape[1]), layout.block_size * layout.served // 8)
+
+    def arranged(self, integers: ir.Value, layout: Layout) -> ir.Value:
+        """Return the bytes unchanged."""
+        return integers
 
     def as_rows(self, x: ir.Value, width: int) -> ir.Value:
         """Return x unchanged, because FusedMatMul accepts three axes."""
@@ -48,7 +53,7 @@ class Fused(Portable):
         parts = (table.integers, rows, table.scales, *([] if table.zeros is None else [table.zeros]))
         found = self.emit(
             "GatherBlockQuantized", *parts, domain=MICROSOFT, gather_axis=0, quantize_axis=1,
-            block_size=table.layout.block_size, bits=table.layout.bits,
+            block_size=table.layout.block_size, bits=table.layout.served,
         )  # fmt: skip
         columns = table.shape[1]
         if table.padded == columns:
@@ -61,7 +66,7 @@ class Fused(Portable):
             parts = (rows, weight.integers, weight.scales, *([] if weight.zeros is None else [weight.zeros]))
             layout = weight.layout
             return self.emit(
-                "MatMulNBits", *parts, domain=MICROSOFT, K=weight.shape[1], N=weight.shape[0], bits=layout.bits,
+                "MatMulNBits", *parts, domain=MICROSOFT, K=weight.shape[1], N=weight.shape[0], bits=layout.served,
                 block_size=layout.block_size, accuracy_level=ROUNDS_ACTIVATIONS,
             )  # fmt: skip
         return self.emit("FusedMatMul", rows, self.emit.exact(weight), transB=1, domain=MICROSOFT)

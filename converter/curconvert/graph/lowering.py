@@ -8,6 +8,7 @@ All values are float32, except stored weights. A Cast converts 16-bit weights to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import onnx_ir as ir
@@ -17,10 +18,11 @@ from curconvert.base.errors import InputError, UnsupportedError
 from curconvert.checkpoint.types import TensorInfo
 from curconvert.families.facts import ModelFacts
 from curconvert.families.skeleton import EMBEDDING, HEAD
-from curconvert.graph.binding import INDEX_DTYPE, source_of
+from curconvert.graph.binding import DTYPES, INDEX_DTYPE, source_of
 from curconvert.graph.dialect import Dialect
 from curconvert.graph.forms import EMITTERS
 from curconvert.graph.forms.stored import Stored
+from curconvert.graph.unpacking import joined
 from curconvert.graph.weights import Packed, Weight
 from curconvert_runtime.format.forms import form_of
 from curconvert_runtime.format.forms.form import factor_name, is_index
@@ -206,7 +208,7 @@ class Lowering:
         return self._quantized[name].shape[0] if name in self._quantized else self._tensors[name].shape[0]
 
     def _parts(self, name: str, tensor: str, *, rows: bool = False) -> Packed:
-        """Return the initializers of a quantized matrix.
+        """Return the parts of a quantized matrix: initializers, or values that onnxruntime computes from them at load.
 
         Args:
             name: Name for the initializers.
@@ -215,14 +217,24 @@ class Lowering:
         """
         if name in self._packed:
             return self._packed[name]
-        packing, found = self._quantized[tensor], {}
+        packing, emit = self._quantized[tensor], self._dialect.emit
         shape, layout = packing.shape, packing.layout
-        for suffix, (kind, size) in packing.parts.items():
-            dtype, seen = (_UINT8 if kind == "U8" else _FLOAT), size
-            if suffix == "q":
-                dtype, seen = (_UINT8, (size[0], size[1] * size[2])) if rows else self._dialect.integers(shape, layout)
-            found[suffix] = self._initializer(part_name(name, suffix), dtype, seen, "quantized")
-        self._packed[name] = Packed(shape, layout, found["q"], found["scales"], found.get("zeros"))
+
+        def part(suffix: str, dtype: ir.DataType, seen: tuple[int, ...]) -> ir.Value:
+            return self._initializer(part_name(name, suffix), dtype, seen, "quantized")
+
+        sizes = {suffix: size for suffix, (_, size) in packing.parts.items()}
+        if len(layout.planes) > 1:
+            whole = joined(emit, {suffix: part(suffix, _UINT8, sizes[suffix]) for suffix in layout.planes}, layout)
+            integers = emit("Reshape", whole, emit.ints(0, -1)) if rows else self._dialect.arranged(whole, layout)
+        elif rows:
+            integers = part("q", _UINT8, (sizes["q"][0], math.prod(sizes["q"][1:])))
+        else:
+            integers = part("q", *self._dialect.integers(shape, layout))
+        scales = part("scales", DTYPES[packing.parts["scales"][0]], sizes["scales"])
+        scales = scales if scales.dtype is _FLOAT else emit.cast(scales, _FLOAT)
+        zeros = None if layout.symmetric else part("zeros", _UINT8, sizes["zeros"])
+        self._packed[name] = Packed(shape, layout, integers, scales, zeros)
         return self._packed[name]
 
     def _stored(self, name: str, form: str = "dense") -> ir.Value:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import onnx_ir as ir
@@ -11,11 +11,11 @@ import onnx_ir as ir
 from curconvert.families.facts import AttentionFacts, ModelFacts
 from curconvert.graph.emit import Emitter
 from curconvert.graph.rotary import cos_sin
-from curconvert.graph.unpacking import dequantized, integer_type, unpacked
+from curconvert.graph.unpacking import dequantized, expanded, integer_type, unpacked
 from curconvert.graph.weights import Packed, Weight, width
 from curconvert_runtime.format.quantized import Layout
 
-OPSET_WITH_BLOCKS = 21
+OPSET_WITH_BITWISE, OPSET_WITH_BLOCKS = 18, 21
 _OPSET_WITH_AXES = 18  # of ReduceMean, as an input
 
 _BOOL, _INT64 = ir.DataType.BOOL, ir.DataType.INT64
@@ -30,13 +30,13 @@ class Portable:
         emit: Collects the nodes.
         facts: The model's facts.
         inputs: The graph inputs by name.
-        quantized: Whether some matrices are quantized.
+        layouts: Layouts of the quantized matrices.
     """
 
     def __init__(
-        self, emit: Emitter, facts: ModelFacts, inputs: Mapping[str, ir.Value], *, quantized: bool = False
+        self, emit: Emitter, facts: ModelFacts, inputs: Mapping[str, ir.Value], layouts: Collection[Layout] = ()
     ) -> None:
-        self.opset_imports: Mapping[str, int] = {"": OPSET_WITH_BLOCKS if quantized else 17}
+        self.opset_imports: Mapping[str, int] = {"": OPSET_WITH_BLOCKS if layouts else 17}
         self.emit = emit
         self._facts = facts
         self._input_ids = inputs["input_ids"]
@@ -53,6 +53,10 @@ class Portable:
     def integers(self, shape: tuple[int, int], layout: Layout) -> tuple[ir.DataType, tuple[int, ...]]:
         """Return the shape of DequantizeLinear's input: rows of integers, padding included."""
         return integer_type(layout), (shape[0], layout.blocks(shape[1]) * layout.block_size)
+
+    def arranged(self, integers: ir.Value, layout: Layout) -> ir.Value:
+        """Return one byte for each integer."""
+        return expanded(self.emit, integers, layout)
 
     def look_up(self, table: Packed, rows: ir.Value) -> ir.Value:
         """Return rows by looking up integers and scales, and unpacking only these."""

@@ -8,8 +8,12 @@ model is folded, which needs several times the memory of the float32 model.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
+
 import onnx_ir as ir
 
+from curconvert.base.packing import plane_mask
 from curconvert.graph.emit import Emitter
 from curconvert.graph.weights import Packed
 from curconvert_runtime.format.quantized import Layout
@@ -18,8 +22,32 @@ _FLOAT, _UINT8, _UINT4 = ir.DataType.FLOAT, ir.DataType.UINT8, ir.DataType.UINT4
 
 
 def integer_type(layout: Layout) -> ir.DataType:
-    """Return the ONNX type of a matrix's integers."""
-    return _UINT4 if layout.bits == 4 else _UINT8
+    """Return the ONNX type in which a graph reads a matrix's integers: bytes if it joins them from planes."""
+    return _UINT4 if layout.served == 4 and len(layout.planes) == 1 else _UINT8
+
+
+def joined(emit: Emitter, planes: Mapping[str, ir.Value], layout: Layout) -> ir.Value:
+    """Return a matrix's integers as `curconvert.base.packing.joined` does; onnxruntime computes them at load."""
+    whole = [_placed(emit, planes[suffix], layout, *digits) for suffix, digits in layout.planes.items()]
+    return functools.reduce(lambda high, low: emit("BitwiseOr", high, low), whole)
+
+
+def _placed(emit: Emitter, plane: ir.Value, layout: Layout, size: int, place: int) -> ir.Value:
+    """Return a plane's bits at their places in the integers, all others 0."""
+    kept, pieces = plane_mask(layout, size) << place, []
+    for shift in range(0, layout.served, size):
+        left, piece = place - shift, plane
+        if left:
+            direction = "LEFT" if left > 0 else "RIGHT"
+            piece = emit("BitShift", piece, emit.constant(abs(left), _UINT8), direction=direction)
+        present = (0xFF << left) & 0xFF if left > 0 else 0xFF >> -left
+        pieces.append(emit("BitwiseAnd", piece, emit.constant(kept, _UINT8)) if present & ~kept else piece)
+    return emit("Concat", *pieces, axis=-1)
+
+
+def expanded(emit: Emitter, packed: ir.Value, layout: Layout) -> ir.Value:
+    """Return packed integers as one byte each, (m, padded n)."""
+    return emit("Reshape", _integers(emit, layout, packed), emit.ints(0, -1))
 
 
 def dequantized(emit: Emitter, packed: Packed) -> ir.Value:
@@ -35,7 +63,7 @@ def dequantized(emit: Emitter, packed: Packed) -> ir.Value:
         zeros = emit("Expand", middle, emit.ints(rows, layout.blocks(packed.shape[1])))
     else:
         zeros = _of_blocks(emit, packed, packed.zeros)
-    if layout.bits == 4:
+    if integer_type(layout) is _UINT4:
         zeros = emit.cast(zeros, _UINT4)
     return emit("DequantizeLinear", packed.integers, packed.scales, zeros, axis=1, block_size=layout.block_size)
 
@@ -63,13 +91,13 @@ def unpacked(emit: Emitter, packed: Packed) -> ir.Value:
 def _of_blocks(emit: Emitter, packed: Packed, zeros: ir.Value) -> ir.Value:
     """Return the zero point of each block, (rows, blocks) uint8, without the padding of rows with odd block counts."""
     blocks = packed.layout.blocks(packed.shape[1])
-    stored = blocks + blocks % 2 if packed.layout.bits == 4 else blocks
+    stored = blocks + blocks % 2 if packed.layout.served == 4 else blocks
     found = emit("Reshape", _integers(emit, packed.layout, zeros), emit.ints(-1, stored))
     return found if stored == blocks else emit("Slice", found, emit.ints(0), emit.ints(blocks), emit.ints(1))
 
 
 def _integers(emit: Emitter, layout: Layout, stored: ir.Value) -> ir.Value:
-    return _digits(emit, stored) if layout.bits == 4 else stored
+    return _digits(emit, stored) if layout.served == 4 else stored
 
 
 def _digits(emit: Emitter, packed: ir.Value) -> ir.Value:

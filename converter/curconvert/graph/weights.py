@@ -12,7 +12,7 @@ from curconvert_runtime.format.quantized import Layout
 
 @dataclass(frozen=True)
 class Packed:
-    """The initializers of a quantized matrix; `curconvert_runtime.format.quantized` defines them.
+    """The parts of a quantized matrix; `curconvert_runtime.format.quantized` defines them.
 
     Attributes:
         shape: (m, n) of the matrix.

@@ -1,10 +1,11 @@
-"""Chooses which matrices are stored in 4 bits and which in 8. Measures what rounding each matrix to both costs.
+"""Chooses the bits in which each matrix is stored. Measures what rounding each matrix costs at every width.
 
 The cost of an error E of a linear is `½ Σ_i E[g_i²] e_i H e_iᵀ`, the KL divergence to second order, summed over the
 outputs. g is the gradient of the log-likelihood with respect to the outputs. `E[g_i²]` is the Fisher information of
 row i of the weight, divided by `E‖x‖²`. For the lm_head, whose outputs are logits, the share of token i in the
-calibration text replaces `E[g_i²]`. An untied embedding multiplies no input, so its cost is unknown and set to 0; it
-gets 8 bits last. Without a calibration text, the cost is the squared error of the weights.
+calibration text replaces `E[g_i²]`. An untied embedding multiplies no input, so its cost is unknown: a relative error
+is taken to cost what it costs in the most sensitive matrix. Without a calibration text, the cost is the squared error
+of the weights.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from curconvert.methods.core.quantized import quantization_tasks
 from curconvert.options.quantization import Quantization
 from curconvert.quantization.bits import RoundingCost, RoundingTask, chosen_bits, weighted
 from curconvert.quantization.rounding import quantize
-from curconvert.quantization.tensors import TABLES, quantized_shapes, relative_error
+from curconvert.quantization.tensors import quantized_shapes, relative_error
 from curconvert_runtime.checks.fidelity import Progress
 from curconvert_runtime.format.quantized import BITS
 
@@ -40,7 +41,7 @@ _ROWS = 8192  # rows of embedding or lm_head that are in float64 at a time
 
 
 def check_bits(quantization: Quantization, checkpoint: Checkpoint, decided: Plan | None) -> None:
-    """Raise `InputError` if the budget is less than all matrices need at 4 bits, or more than they need at 8.
+    """Raise `InputError` if the budget is less than all matrices need at 3 bits, or more than they need at 8.
 
     Args:
         quantization: The budget.
@@ -48,13 +49,13 @@ def check_bits(quantization: Quantization, checkpoint: Checkpoint, decided: Plan
         decided: Form and rank of its matrices; None for an uncompressed model.
     """
     sizes, numbers = _sizes(quantization, checkpoint, decided)
-    quantization.check_budget(*(sum(size[i] for size in sizes.values()) / numbers for i in range(len(BITS))))
+    quantization.check_budget(*(sum(size[i] for size in sizes.values()) / numbers for i in (0, -1)))
 
 
 def _sizes(
     quantization: Quantization, checkpoint: Checkpoint, decided: Plan | None
 ) -> tuple[dict[str, list[int]], int]:
-    """Return the stored size of each matrix in bits at 4 and at 8 bits, by name, and the number of all weights."""
+    """Return the stored size of each matrix in bits at each width, by name, and the number of all weights."""
     shapes = quantized_shapes(checkpoint, decided)
     layouts = [quantization.single(bits).layout for bits in BITS]
     sizes = {
@@ -67,7 +68,7 @@ def _sizes(
 def with_bits(
     quantization: Quantization, checkpoint: Checkpoint, decided: Plan | None, measured: Sequence[RoundingCost]
 ) -> Quantization:
-    """Return the quantization with 4 or 8 bits chosen for each matrix.
+    """Return the quantization with the bits chosen for each matrix.
 
     Args:
         quantization: The budget, see `check_bits`.
@@ -85,7 +86,7 @@ def with_bits(
 def measured_costs(
     method: Method, decided: Plan, head: InputStatistics, quantization: Quantization, context: Context
 ) -> list[RoundingCost]:
-    """Return the costs of rounding every matrix, or its factors, to 4 and to 8 bits.
+    """Return the costs of rounding every matrix, or its factors, to each width.
 
     Args:
         method: The compression method.
@@ -106,7 +107,7 @@ def measured_costs(
         found += _block_costs(method, plans, quantization, context)
         journal.record(_STAGE, State({"blocks": layer + 1, "found": [row.to_json() for row in found]}))
         context.progress(_STAGE, layer + 1, layers)
-    return [*_table_costs(checkpoint, context.tokens, head, quantization), *found]
+    return [*_table_costs(checkpoint, context.tokens, head, quantization, found), *found]
 
 
 def _block_costs(
@@ -125,22 +126,23 @@ def _block_costs(
 
 
 def _table_costs(
-    checkpoint: Checkpoint, tokens: CalibrationTokens, head: InputStatistics, quantization: Quantization
+    checkpoint: Checkpoint,
+    tokens: CalibrationTokens,
+    head: InputStatistics,
+    quantization: Quantization,
+    linears: Sequence[RoundingCost],
 ) -> list[RoundingCost]:
     """Return the costs of embedding and lm_head; the lm_head's are measured on its inputs."""
     multiplied = HEAD if HEAD in checkpoint.tensors else EMBEDDING
-    found = []
-    for name in TABLES:
-        if name not in checkpoint.tensors:
-            continue
-        weight = checkpoint.read(name)
-        if name != multiplied:
-            errors = [relative_error(weight, quantize(name, weight, quantization.single(b).layout)) for b in BITS]
-            found.append(RoundingCost(name, tuple(errors), (0.0,) * len(BITS)))
-            continue
-        seen = np.bincount(tokens.calibration.ravel(), minlength=len(weight)) / tokens.calibration.size
-        pairs = [_head_cost(name, weight, head, seen / 2, quantization.single(bits)) for bits in BITS]
-        found.append(RoundingCost(name, *(tuple(values) for values in zip(*pairs, strict=True))))
+    weight = checkpoint.read(multiplied)
+    seen = np.bincount(tokens.calibration.ravel(), minlength=len(weight)) / tokens.calibration.size
+    pairs = [_head_cost(multiplied, weight, head, seen / 2, quantization.single(bits)) for bits in BITS]
+    found = [RoundingCost(multiplied, *(tuple(values) for values in zip(*pairs, strict=True)))]
+    if multiplied != EMBEDDING:
+        weight = checkpoint.read(EMBEDDING)
+        errors = [relative_error(weight, quantize(EMBEDDING, weight, quantization.single(b).layout)) for b in BITS]
+        dearest = max(row.costs[0] / row.errors[0] ** 2 for row in (*found, *linears) if row.errors[0] > 0)
+        found.insert(0, RoundingCost(EMBEDDING, tuple(errors), tuple(dearest * error**2 for error in errors)))
     return found
 
 
@@ -161,7 +163,7 @@ def _head_cost(
 
 
 def exported_costs(checkpoint: Checkpoint, quantization: Quantization, progress: Progress) -> list[RoundingCost]:
-    """Return the costs of rounding every matrix of an uncompressed model to 4 and to 8 bits by round to nearest.
+    """Return the costs of rounding every matrix of an uncompressed model to each width by round to nearest.
 
     Args:
         checkpoint: The original.

@@ -1,8 +1,8 @@
-"""Chooses int4 or int8 for each matrix, from the cost of rounding at both widths and a budget of bits."""
+"""Chooses the bits of each matrix, from the cost of rounding at every width and a budget of bits."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +77,7 @@ def chosen_bits(
     together: Sequence[Sequence[str]],
     budget: float,
 ) -> dict[str, int]:
-    """Choose the bits of each matrix: the wider width goes to the largest savings per added bit, within the budget.
+    """Choose the bits of each matrix: added bits go to the largest savings per bit, within the budget.
 
     Args:
         measured: The costs of every quantized matrix.
@@ -91,14 +91,39 @@ def chosen_bits(
     costs = {found.name: found.costs for found in measured}
     joint = [tuple(names) for names in together]
     groups = joint + [(name,) for name in costs if not any(name in names for names in joint)]
-
-    def change(names: Sequence[str], values: Mapping[str, Sequence[float]]) -> float:
-        return sum(values[name][-1] - values[name][0] for name in names)
-
+    steps = [step for names in groups for step in _steps(names, sizes, costs)]
     left = budget - sum(sizes[name][0] for name in costs)
-    widths = dict.fromkeys(costs, BITS[0])
-    for names in sorted(groups, key=lambda names: (change(names, costs) / max(change(names, sizes), 1), names)):
-        if change(names, costs) <= 0 and change(names, sizes) <= left:
-            left -= change(names, sizes)
-            widths |= dict.fromkeys(names, BITS[-1])
+    widths, closed = dict.fromkeys(costs, BITS[0]), set()
+    for step in sorted(steps, key=lambda step: (step.slope, step.names, step.width)):
+        if step.size > left or step.names in closed:
+            closed.add(step.names)  # the next step of this group starts where this one ends
+            continue
+        left -= step.size
+        widths |= dict.fromkeys(step.names, step.width)
     return widths
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Widens a group of matrices to `width`: `size` more bits, each of which changes the cost by `slope`."""
+
+    names: tuple[str, ...]
+    width: int
+    size: int
+    slope: float
+
+
+def _steps(
+    names: tuple[str, ...], sizes: Mapping[str, Sequence[int]], costs: Mapping[str, Sequence[float]]
+) -> Iterator[_Step]:
+    """Yield the steps from the narrowest width along the lower convex hull of sizes and costs; none raises the cost."""
+    points = [tuple(sum(values[name][i] for name in names) for values in (sizes, costs)) for i in range(len(BITS))]
+    here = 0
+    while here + 1 < len(BITS):
+        size, cost = points[here]
+        further = range(here + 1, len(BITS))
+        slope, negative = min(((points[i][1] - cost) / max(points[i][0] - size, 1), -i) for i in further)
+        if slope > 0:
+            return
+        yield _Step(names, BITS[-negative], int(points[-negative][0] - size), slope)
+        here = -negative

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from curconvert.base.errors import InputError
-from curconvert.base.packing import pack
+from curconvert.base.packing import pack, split
 from curconvert.base.types import Matrix, Vector
 from curconvert.blocks.quantized import Quantized
 from curconvert.linalg.chunked import ChunkedMatrix
@@ -38,8 +38,9 @@ def quantize(name: str, weight: Tensor, layout: Layout, gram: Matrix | None = No
             round to nearest.
 
     Raises:
-        InputError: W has a number that is not finite, or that is too large for a float32 scale.
+        InputError: W has a number that is not finite, or its scales do not fit their dtype.
     """
+    _check_range(name, weight, layout)
     m, n = weight.shape
     feedback = None if gram is None else Feedback.of(gram)
     blocks = layout.blocks(n)
@@ -53,11 +54,11 @@ def quantize(name: str, weight: Tensor, layout: Layout, gram: Matrix | None = No
             _nearest(part, grids)
         else:
             _with_feedback(part, feedback, grids)
-    if not np.isfinite(scales).all():
-        raise InputError(f"{name}: {float(weight.abs().max()):.4g} does not fit a float32 scale")
-    parts: dict[str, NDArray[Any]] = {"q": pack(q, layout), "scales": scales}
+    step = _step(layout)
+    stored = (scales / 2**step).astype(layout.scale_dtype)
+    parts: dict[str, NDArray[Any]] = {**split(pack(q << step, layout), layout), "scales": stored}
     if not layout.symmetric:
-        parts["zeros"] = pack(zeros, layout)
+        parts["zeros"] = pack(zeros << step, layout)
     return Quantized((m, n), layout, {suffix: torch.from_numpy(np.ascontiguousarray(p)) for suffix, p in parts.items()})
 
 
@@ -181,10 +182,11 @@ def widest(part: Matrix, layout: Layout) -> tuple[Vector, Vector]:
     """
     high, low = np.maximum(part.max(axis=1), 0.0), np.maximum(-part.min(axis=1), 0.0)
     if layout.symmetric:
-        up, down = _largest(layout) - layout.middle, layout.middle
+        down = 2 ** (layout.bits - 1)
+        up = _largest(layout) - down
         upright, turned = np.maximum(high / up, low / down), np.maximum(low / up, high / down)
-        return _safe(np.where(turned < upright, -turned, upright)), np.full(len(part), float(layout.middle))
-    scale = _safe((high + low) / _largest(layout))
+        return _safe(np.where(turned < upright, -turned, upright), layout), np.full(len(part), float(down))
+    scale = _safe((high + low) / _largest(layout), layout)
     return scale, np.clip(np.rint(low / scale), 0, _largest(layout))
 
 
@@ -204,7 +206,7 @@ def searched(part: Matrix, costs: Vector, layout: Layout) -> tuple[Vector, Vecto
     best, least = widest_scale.copy(), np.full(len(part), np.inf)
     for signed in (widest_scale, -widest_scale) if layout.symmetric else (widest_scale,):
         for shrink in _SHRINKS:
-            scale = _safe(shrink * signed)
+            scale = _safe(shrink * signed, layout)
             error = scale[:, None] * (_integers(part, scale[:, None], zero[:, None], layout) - zero[:, None]) - part
             cost = (error * error) @ costs
             better = cost < least
@@ -217,8 +219,25 @@ def _largest(layout: Layout) -> int:
     return int(2**layout.bits - 1)
 
 
-def _safe(scale: Vector) -> Vector:
-    """Round scales to float32, the stored dtype; a block of zeros gets 1."""
-    with np.errstate(over="ignore"):
-        stored = scale.astype(np.float32).astype(np.float64)
-    return np.where(stored == 0, 1.0, stored)
+def _step(layout: Layout) -> int:
+    """Return how many bits of the operator's integers are not stored, and always 0."""
+    return layout.served - layout.bits
+
+
+def _safe(scale: Vector, layout: Layout) -> Vector:
+    """Round scales up to their stored dtype, so that nothing is clipped; a block of zeros gets 1."""
+    exact = scale / 2 ** _step(layout)
+    stored = exact.astype(layout.scale_dtype)
+    short = np.abs(stored.astype(np.float64)) < np.abs(exact)
+    rounded = np.where(short, np.nextafter(stored, np.copysign(np.inf, stored)), stored)
+    return np.where(scale == 0, 1.0, rounded.astype(np.float64) * 2 ** _step(layout))
+
+
+def _check_range(name: str, weight: Tensor, layout: Layout) -> None:
+    """Raise `InputError` if a scale could overflow, or if all are so small that rounding them up costs more than 1 %."""
+    largest, kind = max(float(weight.max()), -float(weight.min())), np.finfo(layout.scale_dtype)
+    scale = largest / (2 ** (layout.bits - 1) - 1) / 2 ** _step(layout)
+    fault = "small" if 0 < scale < 100 * float(kind.smallest_subnormal) else "large" if scale >= float(kind.max) else None
+    if fault and np.isfinite(largest):
+        advice = "" if layout.scale_dtype == "float32" else "; give --scale-dtype float32"
+        raise InputError(f"{name}: its largest weight, {largest:.4g}, is too {fault} for {kind.dtype} scales{advice}")

@@ -133,7 +133,7 @@ def quantization_json(
     }
     return {
         "bits": layout.bits, "block_size": layout.block_size, "symmetric": layout.symmetric,
-        "rounding": quantization.rounding,
+        "scale_dtype": layout.scale_dtype, "rounding": quantization.rounding,
         "parameters": sum(packing.numbers for packing in tensors.values()),
         "bytes": sum(packed_bytes(packing.layout, packing.shape) for packing in tensors.values()),
         **(chosen if mixed else {}),

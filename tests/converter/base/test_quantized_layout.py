@@ -10,17 +10,23 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from curconvert.base.packing import dequantize, unpack
+from curconvert.base.packing import dequantize, pack, packed_bytes, split, unpack
 from curconvert_runtime.format.quantized import BITS, BLOCK_SIZES, KEEPS_ACTIVATIONS, ROUNDS_ACTIVATIONS, Layout
 from support.onnx_writer import FLOAT, INT64, Graph, Node, Tensor, Value, node
 
 M, N = 5, 150  # the last block is padded, whatever its size, and blocks of 64 and 32 are odd in number
-LAYOUTS = [Layout(*values) for values in itertools.product(BITS, BLOCK_SIZES, (True, False))]
+LAYOUTS = [Layout(*values) for values in itertools.product(BITS, BLOCK_SIZES, (True, False), ("float32", "float16"))]
+OF_OPERATORS = [layout for layout in LAYOUTS if layout.bits in (4, 8) and layout.scale_dtype == "float32"]
+# Planes of each width, as places of their bits in an operator's integer, lowest first; and the operator's bits.
+PLANES = {
+    3: ([(2, 3), (1,)], 4), 4: ([(0, 1, 2, 3)], 4), 5: ([(4, 5, 6, 7), (3,)], 8), 6: ([(4, 5, 6, 7), (2, 3)], 8),
+    7: ([(4, 5, 6, 7), (2, 3), (1,)], 8), 8: ([tuple(range(8))], 8),
+}  # fmt: skip
 
 
-def pack(values: NDArray[np.uint8], layout: Layout) -> NDArray[np.uint8]:
+def in_bytes(values: NDArray[np.uint8], served: int) -> NDArray[np.uint8]:
     """Two integers of 4 bits to a byte, the first one low; of 8 bits one."""
-    if layout.bits == 8:
+    if served == 8:
         return values
     rows = values.reshape(-1, values.shape[-1]).tolist()
     packed = [
@@ -29,18 +35,35 @@ def pack(values: NDArray[np.uint8], layout: Layout) -> NDArray[np.uint8]:
     return np.array(packed, np.uint8).reshape(*values.shape[:-1], -1)
 
 
+def plane(values: NDArray[np.uint8], places: tuple[int, ...], served: int) -> NDArray[np.uint8]:
+    """Store one plane bit by bit, in the order of the format's page."""
+    size, whole = len(places), in_bytes(values, served)
+    found = np.zeros((*whole.shape[:-1], whole.shape[-1] * size // served), np.uint8)
+    length = found.shape[-1]
+    for index in np.ndindex(whole.shape):
+        piece, byte = divmod(index[-1], length)
+        for lane, (number, place) in itertools.product(range(0, 8, served), enumerate(places)):
+            bit = int(whole[index]) >> (lane + place) & 1
+            found[(*index[:-1], byte)] |= bit << (lane + size * piece + number)
+    return found
+
+
 def draw(layout: Layout) -> tuple[dict[str, NDArray[np.generic]], NDArray[np.float64]]:
     """Draw integers, scales and zero points, and return their parts and, in float64, what they stand for."""
     rng = np.random.default_rng(layout.bits + layout.block_size)
     blocks = layout.blocks(N)
-    q = rng.integers(0, 2**layout.bits, (M, blocks, layout.block_size)).astype(np.uint8)
-    scales = rng.standard_normal((M, blocks)).astype(np.float32)
-    zeros = np.full((M, blocks), {4: 8, 8: 128}[layout.bits], np.uint8)
+    planes, served = PLANES[layout.bits]
+    q = (rng.integers(0, 2**layout.bits, (M, blocks, layout.block_size)) << served - layout.bits).astype(np.uint8)
+    scales = rng.standard_normal((M, blocks)).astype(layout.scale_dtype)
+    zeros = np.full((M, blocks), {4: 8, 8: 128}[served], np.uint8)
     if not layout.symmetric:
-        zeros = rng.integers(0, 2**layout.bits, (M, blocks)).astype(np.uint8)
-    parts: dict[str, NDArray[np.generic]] = {"q": pack(q, layout), "scales": scales}
+        zeros = rng.integers(0, 2**served, (M, blocks)).astype(np.uint8)
+    parts: dict[str, NDArray[np.generic]] = {
+        name: plane(q, places, served) for name, places in zip(("q", "q1", "q2"), planes, strict=False)
+    }
+    parts["scales"] = scales
     if not layout.symmetric:
-        parts["zeros"] = pack(zeros, layout)
+        parts["zeros"] = in_bytes(zeros, served)
     wide = (q.astype(np.float64) - zeros[..., None]) * scales[..., None]
     return parts, wide.reshape(M, -1)[:, :N]
 
@@ -75,9 +98,22 @@ def test_parts_stand_for_scaled_differences(layout: Layout) -> None:
 def test_stated_sizes_are_those_of_the_parts(layout: Layout) -> None:
     """Names, dtypes and shapes of every part."""
     parts, _ = draw(layout)
-    kinds = {"U8": np.uint8, "F32": np.float32}
+    kinds = {"U8": np.uint8, "F32": np.float32, "F16": np.float16}
     said = {suffix: (kinds[kind], shape) for suffix, (kind, shape) in layout.parts((M, N)).items()}
     assert said == {suffix: (part.dtype, part.shape) for suffix, part in parts.items()}
+    assert packed_bytes(layout, (M, N)) == sum(part.nbytes for part in parts.values())
+    assert sum(parts[suffix].size for suffix in layout.planes) == M * layout.blocks(N) * layout.block_size * layout.bits / 8
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_planes_are_written_bit_by_bit(bits: int) -> None:
+    """Each bit at the place that the format's page gives; the bits that are not stored do not matter."""
+    layout, (planes, served) = Layout(bits, 32, True), PLANES[bits]
+    values = np.random.default_rng(bits).integers(0, 2**served, (3, 2, 32)).astype(np.uint8)
+    found = split(pack(values, layout), layout)
+    assert list(found) == ["q", "q1", "q2"][: len(planes)]
+    for stored, places in zip(found.values(), planes, strict=True):
+        np.testing.assert_array_equal(stored, plane(values, places, served))
 
 
 def multiplied(x: NDArray[np.float32], parts: dict[str, NDArray[np.generic]], layout: Layout, level: int) -> Any:
@@ -89,7 +125,7 @@ def multiplied(x: NDArray[np.float32], parts: dict[str, NDArray[np.generic]], la
     return run(node("MatMulNBits", list(inputs), ["y"], "com.microsoft", **attributes), inputs, "x")
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("layout", OF_OPERATORS, ids=str)
 def test_onnxruntime_multiplies_what_the_parts_stand_for(layout: Layout) -> None:
     """In float32 as exactly as float32 is; with rounded activations each is off by half of a 127th of its block."""
     parts, weight = draw(layout)
@@ -105,7 +141,7 @@ def test_onnxruntime_multiplies_what_the_parts_stand_for(layout: Layout) -> None
     assert np.abs(rounded - expected).max() > 10 * np.abs(exact - expected).max()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("layout", OF_OPERATORS, ids=str)
 def test_onnxruntime_looks_up_what_the_parts_stand_for(layout: Layout) -> None:
     """GatherBlockQuantized takes the same bytes, in rows, and gives the padding too."""
     parts, weight = draw(layout)

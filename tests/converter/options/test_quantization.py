@@ -20,17 +20,21 @@ from support.tiny_runs import add_tokenizer
 
 
 def test_the_default_block_follows_the_type() -> None:
-    """64 numbers in int4, 32 in int8; a constant zero point, and rounding by the inputs."""
-    assert Quantization("int4").layout == Layout(4, 64, True)
-    assert Quantization("int8").layout == Layout(8, 32, True)
-    assert Quantization("int8", 128, asymmetric=True).layout == Layout(8, 128, False)
+    """32 numbers in int8, 64 in the others; a constant zero point, scales of 16 bits, and rounding by the inputs."""
+    assert Quantization("int4").layout == Layout(4, 64, True, "float16")
+    assert Quantization("int6").layout == Layout(6, 64, True, "float16")
+    assert Quantization("int8").layout == Layout(8, 32, True, "float16")
+    assert Quantization("int8", 128, asymmetric=True, scale_dtype="float32").layout == Layout(8, 128, False, "float32")
     assert Quantization("int4").uses_statistics
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (("int3", None, False, None), "--quantize 'int3'"),
+        (("int2", None, False, None), "--quantize 'int2': expected one of int3, int4, int5, int6, int7, int8"),
+        (("int9", None, False, None), "--quantize 'int9'"),
+        (("int4", None, False, None, None, "bfloat16"), "--scale-dtype 'bfloat16': expected one of float16, float32"),
+        ((None, None, False, None, None, "float32"), "--scale-dtype: belongs to --quantize"),
         (("int4", 48, False, None), "--block-size 48: expected one of 32, 64, 128"),
         (("int4", 256, False, None), "--block-size 256"),
         (("int4", 64, False, "up"), "--rounding 'up'"),
@@ -38,8 +42,9 @@ def test_the_default_block_follows_the_type() -> None:
         ((None, None, True, None), "--asymmetric: belongs to --quantize"),
         ((None, None, False, "gptq"), "--rounding: belongs to --quantize"),
         (("int4", None, False, None, 5.0), "leave --quantize out"),
-        ((None, None, False, None, 4.4), r"--bits-per-weight 4.4: expected 4.5 \(all int4.* to 9 \(all int8"),
-        ((None, 128, True, None, 8.4), r"expected 4.282 \(all int4, blocks of 128\) to 8.312"),
+        ((None, None, False, None, 3.2), r"--bits-per-weight 3.2: expected 3.25 \(all int3.* to 8.5 \(all int8"),
+        ((None, None, False, "gptq", 9.1, "float32"), r"expected 3.5 \(all int3.* to 9 \(all int8"),
+        ((None, 128, True, None, 8.4), r"expected 3.157 \(all int3, blocks of 128\) to 8.187"),
         ((None, None, False, None, float("nan")), "--bits-per-weight nan"),
     ],
 )
@@ -109,7 +114,7 @@ def test_the_command_line_quantizes(tmp_path: Path) -> None:
         "plan", model, "-o", tmp_path, "--method", "dense", "--quantize", "int8", "--calibration-tokens", "24"
     )
     assert planned.exit_code == 0, planned.output
-    refused(call("export", model, "-o", tmp_path / "o", "--quantize", "int5", "-q"), 2, "--quantize 'int5'")
+    refused(call("export", model, "-o", tmp_path / "o", "--quantize", "int2", "-q"), 2, "--quantize 'int2'")
     refused(call("convert", model, "-o", tmp_path / "o", "--block-size", "32", "-q"), 2, "--block-size")
 
 
@@ -120,14 +125,14 @@ def test_the_command_line_mixes_widths(tmp_path: Path) -> None:
     done = call("export", model, "-o", tmp_path / "out", "--bits-per-weight", "7", "--block-size", "32")
     assert done.exit_code == 0, done.output
     shown = call("inspect", tmp_path / "out").stdout
-    assert "in int4 in blocks of 32 (" in shown
-    assert "and int8 in blocks of 32 (" in shown
-    assert "cost at int4" in shown
+    assert "int6 in blocks of 32 (" in shown
+    assert "and int7 in blocks of 32 (" in shown
+    assert "error at int3" in shown
     assert "<h2>Bits</h2>" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    arguments = ("-o", tmp_path / "o", "--bits-per-weight", "4.5", "-q")
-    refused(call("export", model, *arguments), 2, "--bits-per-weight 4.5: expected ", "(all int4, blocks of 64) to ")
+    arguments = ("-o", tmp_path / "o", "--bits-per-weight", "3.25", "-q")
+    refused(call("export", model, *arguments), 2, "--bits-per-weight 3.25: expected ", "(all int3, blocks of 64) to ")
     refused(
         call("convert", model, "--method", "dense", "--calibration-tokens", "24", *arguments),
         2,
-        "--bits-per-weight 4.5: expected ",
+        "--bits-per-weight 3.25: expected ",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from curconvert.quantization.rounding import DAMPING, quantize, searched, widest
 from curconvert_runtime.format.quantized import BITS, BLOCK_SIZES, Layout
 
 M, N = 12, 150
-LAYOUTS = [Layout(*values) for values in itertools.product(BITS, BLOCK_SIZES, (True, False))]
+LAYOUTS = [Layout(*values) for values in itertools.product(BITS, BLOCK_SIZES, (True, False), ("float32", "float16"))]
+STEPS = {3: 2, 4: 1, 5: 8, 6: 4, 7: 2, 8: 1}  # of an operator's integer, from one stored integer to the next
 Matrix = NDArray[np.float64]
 
 
@@ -46,8 +48,9 @@ def lost(weight: Matrix, found: Quantized, gram: Matrix) -> float:
 
 
 def scales_of(found: Quantized) -> Matrix:
-    """Return the scale of every number, (M, N)."""
-    return np.repeat(found.parts["scales"].numpy().astype(np.float64), found.layout.block_size, axis=1)[:, :N]
+    """Return the distance of neighboring values at every number, (M, N)."""
+    scales = found.parts["scales"].numpy().astype(np.float64) * STEPS[found.layout.bits]
+    return np.repeat(scales, found.layout.block_size, axis=1)[:, :N]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
@@ -69,13 +72,15 @@ def test_nearest_has_the_smallest_scale_that_clips_nothing(weight: Matrix, layou
             continue
         high, low = max(values.max(), 0.0), max(-values.min(), 0.0)
         if layout.symmetric:
-            down, up = {4: (8, 7), 8: (128, 127)}[layout.bits]
+            down, up = 2 ** (layout.bits - 1), 2 ** (layout.bits - 1) - 1
             expected = min(max(high / up, low / down), max(high / down, low / up))
             assert z == down
         else:
             expected = (high + low) / (2**layout.bits - 1)
-            assert z == round(low / expected)
-        assert abs(s) == pytest.approx(expected, rel=1e-6)
+            assert z == round(low / abs(s))
+        assert expected * (1 - 1e-12) <= abs(s) <= expected * (1 + {"float32": 2.0**-22, "float16": 2.0**-9}[layout.scale_dtype])
+        stored = np.float64(s) / STEPS[layout.bits]
+        assert np.dtype(layout.scale_dtype).type(stored) == stored
 
 
 def plain_gptq(weight: Matrix, gram: Matrix, layout: Layout, scales: Matrix, zeros: Matrix) -> NDArray[np.int64]:
@@ -97,16 +102,24 @@ def plain_gptq(weight: Matrix, gram: Matrix, layout: Layout, scales: Matrix, zer
     return q
 
 
-@pytest.mark.parametrize("layout", [Layout(4, 64, True), Layout(4, 32, False), Layout(8, 128, True)], ids=str)
+@pytest.mark.parametrize(
+    "layout",
+    [
+        Layout(4, 64, True), Layout(4, 32, False), Layout(8, 128, True), Layout(3, 32, False, "float16"),
+        Layout(6, 64, True, "float16"),
+    ],
+    ids=str,
+)  # fmt: skip
 def test_feedback_is_gptq(weight: Matrix, gram: Matrix, layout: Layout) -> None:
     """The integers are those of a plain loop over columns, by falling input, with the same scales."""
     found = quantize("w", torch.from_numpy(weight), layout, gram)
     blocks = layout.blocks(N)
-    scales = found.parts["scales"].numpy().astype(np.float64)
-    zeros = np.full((M, blocks), {4: 8, 8: 128}[layout.bits])
+    step = STEPS[layout.bits]
+    scales = found.parts["scales"].numpy().astype(np.float64) * step
+    zeros = np.full((M, blocks), 2 ** (layout.bits - 1))
     if not layout.symmetric:
         packed = found.parts["zeros"].numpy()
-        zeros = np.stack([packed & 15, packed >> 4], axis=-1).reshape(M, -1)[:, :blocks].astype(np.int64)
+        zeros = np.stack([packed & 15, packed >> 4], axis=-1).reshape(M, -1)[:, :blocks].astype(np.int64) // step
     expected = plain_gptq(weight, gram, layout, scales, zeros)
     columns = np.arange(N) // layout.block_size
     np.testing.assert_allclose(found.rows().numpy(), scales[:, columns] * (expected - zeros[:, columns]), rtol=1e-6)
@@ -149,6 +162,36 @@ def test_numbers_that_are_none_are_refused(value: float) -> None:
     weight[1, 3] = value
     with pytest.raises(InputError, match=r"the\.weight: holds NaN or infinity"):
         quantize("the.weight", weight, Layout(4, 32, True))
+
+
+@pytest.mark.parametrize(
+    ("layout", "largest", "words"),
+    [
+        (Layout(8, 32, True, "float16"), 1e7, "1e[+]07, is too large for float16 scales; give --scale-dtype float32"),
+        (Layout(3, 32, True, "float16"), 1e6, "too large for float16 scales; give --scale-dtype float32"),
+        (Layout(6, 64, False, "float16"), 1e-4, "0.0001, is too small for float16 scales; give --scale-dtype float32"),
+        (Layout(4, 64, True), 1e40, "too large for float32 scales$"),
+    ],
+    ids=str,
+)
+def test_a_matrix_that_scales_cannot_describe_is_refused(layout: Layout, largest: float, words: str) -> None:
+    """With advice that helps: scales of 32 bits can."""
+    weight = torch.linspace(-1, 1, 128, dtype=torch.float64).reshape(2, 64) * largest
+    with pytest.raises(InputError, match=words):
+        quantize("w", weight, layout)
+    if "give" in words:
+        found = quantize("w", weight, replace(layout, scale_dtype="float32"))
+        assert np.abs(found.rows().numpy() - weight.numpy()).max() <= largest / 2 ** (layout.bits - 1)
+
+
+def test_small_blocks_of_a_larger_matrix_are_not_clipped() -> None:
+    """Their scales are below the smallest normal number of 16 bits, and rounded up."""
+    weight = torch.linspace(-1, 1, 64, dtype=torch.float64).reshape(1, 64).repeat(4, 1)
+    weight *= torch.tensor([[1.0], [1e-3], [1e-5], [1e-7]], dtype=torch.float64)
+    found = quantize("w", weight, Layout(8, 64, True, "float16"))
+    scales = np.abs(found.parts["scales"].numpy().astype(np.float64))
+    assert (np.abs(found.rows().numpy() - weight.numpy()) <= 0.5001 * scales).all()
+    assert (scales >= weight.abs().amax(dim=1, keepdim=True).numpy() / 128).all()
 
 
 def test_inputs_that_are_all_zero_leave_rounding_to_the_nearest(weight: Matrix) -> None:
