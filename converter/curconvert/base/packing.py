@@ -40,7 +40,7 @@ def stored_types(quantization: Mapping[str, Any]) -> str:
 
 def plane_mask(layout: Layout, size: int) -> int:
     """Return the bits of a byte that a plane fills, shifted down to the lowest bit of each integer."""
-    return (2**size - 1) * (0x11 if layout.served == 4 else 1)
+    return int(2**size - 1) * (0x11 if layout.served == 4 else 1)
 
 
 def pack(values: NDArray[np.uint8], layout: Layout) -> NDArray[np.uint8]:

@@ -88,9 +88,10 @@ class Quantization:
                 if value is not None:
                     raise InputError(f"{option}: belongs to --quantize or --bits-per-weight; give one of them")
             return None
-        stated = {"rounding": rounding, "scale_dtype": scale_dtype}
-        given = {name: value for name, value in stated.items() if value is not None}
-        return cls(quantize or MIXED, block_size, asymmetric, bits_per_weight=bits_per_weight, **given)
+        return cls(
+            quantize or MIXED, block_size, asymmetric, rounding or "gptq", bits_per_weight,
+            scale_dtype=scale_dtype or "float16",
+        )  # fmt: skip
 
     @property
     def mixed(self) -> bool:

@@ -54,11 +54,11 @@ def quantize(name: str, weight: Tensor, layout: Layout, gram: Matrix | None = No
             _nearest(part, grids)
         else:
             _with_feedback(part, feedback, grids)
-    step = _step(layout)
-    stored = (scales / 2**step).astype(layout.scale_dtype)
-    parts: dict[str, NDArray[Any]] = {**split(pack(q << step, layout), layout), "scales": stored}
+    step = np.uint8(_step(layout))
+    stored = (scales / np.float32(step)).astype(layout.scale_dtype)
+    parts: dict[str, NDArray[Any]] = {**split(pack(q * step, layout), layout), "scales": stored}
     if not layout.symmetric:
-        parts["zeros"] = pack(zeros << step, layout)
+        parts["zeros"] = pack(zeros * step, layout)
     return Quantized((m, n), layout, {suffix: torch.from_numpy(np.ascontiguousarray(p)) for suffix, p in parts.items()})
 
 
@@ -220,24 +220,26 @@ def _largest(layout: Layout) -> int:
 
 
 def _step(layout: Layout) -> int:
-    """Return how many bits of the operator's integers are not stored, and always 0."""
-    return layout.served - layout.bits
+    """Return the distance of neighboring values among the operator's integers, whose lowest bits are not stored."""
+    return int(2 ** (layout.served - layout.bits))
 
 
 def _safe(scale: Vector, layout: Layout) -> Vector:
     """Round scales up to their stored dtype, so that nothing is clipped; a block of zeros gets 1."""
-    exact = scale / 2 ** _step(layout)
+    exact = scale / _step(layout)
     stored = exact.astype(layout.scale_dtype)
     short = np.abs(stored.astype(np.float64)) < np.abs(exact)
     rounded = np.where(short, np.nextafter(stored, np.copysign(np.inf, stored)), stored)
-    return np.where(scale == 0, 1.0, rounded.astype(np.float64) * 2 ** _step(layout))
+    return np.where(scale == 0, 1.0, rounded.astype(np.float64) * _step(layout))
 
 
 def _check_range(name: str, weight: Tensor, layout: Layout) -> None:
-    """Raise `InputError` if a scale could overflow, or if all are so small that rounding them up costs more than 1 %."""
+    """Raise `InputError` if a scale could overflow, or if rounding the largest one up could cost more than 1%."""
     largest, kind = max(float(weight.max()), -float(weight.min())), np.finfo(layout.scale_dtype)
-    scale = largest / (2 ** (layout.bits - 1) - 1) / 2 ** _step(layout)
-    fault = "small" if 0 < scale < 100 * float(kind.smallest_subnormal) else "large" if scale >= float(kind.max) else None
+    scale = largest / (2 ** (layout.bits - 1) - 1) / _step(layout)
+    fault = (
+        "small" if 0 < scale < 100 * float(kind.smallest_subnormal) else "large" if scale >= float(kind.max) else None
+    )
     if fault and np.isfinite(largest):
         advice = "" if layout.scale_dtype == "float32" else "; give --scale-dtype float32"
         raise InputError(f"{name}: its largest weight, {largest:.4g}, is too {fault} for {kind.dtype} scales{advice}")

@@ -102,7 +102,8 @@ def test_stated_sizes_are_those_of_the_parts(layout: Layout) -> None:
     said = {suffix: (kinds[kind], shape) for suffix, (kind, shape) in layout.parts((M, N)).items()}
     assert said == {suffix: (part.dtype, part.shape) for suffix, part in parts.items()}
     assert packed_bytes(layout, (M, N)) == sum(part.nbytes for part in parts.values())
-    assert sum(parts[suffix].size for suffix in layout.planes) == M * layout.blocks(N) * layout.block_size * layout.bits / 8
+    numbers = M * layout.blocks(N) * layout.block_size
+    assert sum(parts[suffix].size for suffix in layout.planes) == numbers * layout.bits / 8
 
 
 @pytest.mark.parametrize("bits", BITS)

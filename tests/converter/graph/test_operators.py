@@ -64,7 +64,7 @@ def every_graph(folder: Path) -> Iterator[bytes]:
     yield from graphs(half, arithmetic="float16")
     yield from graphs(drop_neurons(made("all", "llama"), folder / "neurons"))
     mixed = compress(made("plain", "gemma2", hidden_size=40), folder / "mixed", forms=tuple(_FACTORIZE))
-    for bits, symmetric in ((4, True), (4, False), (8, True), (8, False)):
+    for bits, symmetric in ((4, True), (4, False), (7, True), (8, True), (8, False)):
         yield from graphs(mixed, **quantized(mixed, Layout(bits, 32, symmetric)))
 
 

@@ -91,10 +91,7 @@ def test_an_error_costs_what_its_outputs_do_to_the_loss() -> None:
         Factorization("dense", (8, 32), {"weight": tensor}, 0, 0.0, 0.0),
         Projection(tensor, statistics),
     )
-    tasks = [
-        QuantizationTask("w", factors, projection, Quantization(kind, 32), torch.float32, 1e-2)
-        for kind in TYPES
-    ]
+    tasks = [QuantizationTask("w", factors, projection, Quantization(kind, 32), torch.float32, 1e-2) for kind in TYPES]
     found = RoundingTask(tasks, importance).run()
     for task, error, price in zip(tasks, found.errors, found.costs, strict=True):
         lost = inputs @ (weight - task.run()["w"].tensors["weight"].double().numpy()).T

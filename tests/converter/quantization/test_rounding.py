@@ -78,7 +78,8 @@ def test_nearest_has_the_smallest_scale_that_clips_nothing(weight: Matrix, layou
         else:
             expected = (high + low) / (2**layout.bits - 1)
             assert z == round(low / abs(s))
-        assert expected * (1 - 1e-12) <= abs(s) <= expected * (1 + {"float32": 2.0**-22, "float16": 2.0**-9}[layout.scale_dtype])
+        rounded = {"float32": 2.0**-22, "float16": 2.0**-9}[layout.scale_dtype]
+        assert expected * (1 - 1e-12) <= abs(s) <= expected * (1 + rounded)
         stored = np.float64(s) / STEPS[layout.bits]
         assert np.dtype(layout.scale_dtype).type(stored) == stored
 
