@@ -122,6 +122,10 @@ def _quantized() -> dict[str, str]:
     for method in ("row-id", "pifa", "svd-llm", "neurons", "modegpt", "soco", "auto"):
         cases[f"int4-{method}"] = f"qwen2 {_TEXT} --method {method} {_METHODS[method]} --quantize int4"
     return cases | {
+        "int3-gptq": f"llama {_CUR} --quantize int3 --asymmetric",
+        "int5-dense": f"qwen2 {_TEXT} --method dense --quantize int5 --rounding nearest",
+        "int6-dense": f"llama {_TEXT} --method dense --quantize int6 --scale-dtype float32",
+        "int7-gptq": f"qwen2 {_CUR} --quantize int7 --block-size 32",
         "int4-folded": f"llama {_CUR} --form folded --quantize int4",
         "int4-bfloat16": f"bfloat16 {_CUR} --quantize int4",
         "bits-dense": f"llama {_TEXT} --method dense --bits-per-weight 6.5",
@@ -161,6 +165,7 @@ def _further() -> dict[str, str]:
         "bfloat16": "llama --dtype bfloat16",
         "cuda": "qwen2 --target cuda",
         "int8": "llama --quantize int8",
+        "int6": "llama --quantize int6 --scale-dtype float16",
         "int4": "qwen2 --quantize int4 --block-size 32 --asymmetric",
         "bits": "llama --bits-per-weight 6.5",
         "gguf": "qwen2.gguf",

@@ -110,7 +110,7 @@ def test_options_have_no_form() -> None:
     [
         (("--rank", "0"), "--rank 0: expected an integer of at least 1"),
         (("--method", "pifa", "--steps", "3"), "--steps 3: belongs to --method soco, not to pifa"),
-        (("--keep", "0.9", "--quantize", "int3"), "--quantize 'int3'"),
+        (("--keep", "0.9", "--quantize", "int2"), "--quantize 'int2'"),
     ],
 )
 def test_options_are_checked_without_torch(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
