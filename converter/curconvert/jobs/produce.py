@@ -84,7 +84,7 @@ def produce(
 def _with_bits(
     context: Context, measured: Measured, decided: Plan, options: ConvertOptions
 ) -> tuple[Context, Tables, list[RoundingCost]]:
-    """Choose 4 or 8 bits for each matrix; return the new context, the quantized tables and the measured costs."""
+    """Choose the bits of each matrix; return the new context, the quantized tables and the measured costs."""
     assert options.quantization is not None
     assert measured.original.head is not None
     check_bits(options.quantization, context.checkpoint, decided)

@@ -84,7 +84,7 @@ class Settings:
 
     @property
     def mixes_bits(self) -> bool:
-        """Whether int4 or int8 is chosen for each matrix."""
+        """Whether the bits are chosen for each matrix."""
         return self.quantization is not None and self.quantization.mixed
 
 

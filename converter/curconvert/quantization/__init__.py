@@ -1,1 +1,1 @@
-"""Quantizes stored matrices to 4 or 8 bits, and keeps the error at their outputs small."""
+"""Quantizes stored matrices to 3 to 8 bits, and keeps the error at their outputs small."""
