@@ -268,7 +268,7 @@ def change_byte(folder: Path, name: str, flipped: int = 0x70) -> None:
 
 @pytest.mark.parametrize(
     ("name", "part", "flipped"),
-    [("dense", "weight.q", 0x70), ("six", "weight.q", 1), ("six", "weight.q1", 2), ("seven", "weight.q2", 1)],
+    [("dense", "weight.q", 0x70), ("six", "weight.q", 1), ("six", "weight.q1", 2), ("seven", "weight.q2", 0xFF)],
 )
 def test_a_changed_digit_is_found(
     made: Callable[[str], tuple[Path, Path]], tmp_path: Path, name: str, part: str, flipped: int
