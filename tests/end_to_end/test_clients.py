@@ -31,9 +31,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "auto": {"keep": 0.7, "rank": None, "rank_multiple": 4},
     "int4": {"method": "pifa", "density": 0.7, "rank": None, "quantization": Quantization("int4", 32, asymmetric=True)},
     "int8": {"method": "dense", "rank": None, "quantization": Quantization("int8")},
+    "int6": {"method": "neurons", "density": 0.5, "rank": None, "quantization": Quantization("int6", 32)},
+    "int3": {"method": "dense", "rank": None, "quantization": Quantization("int3", 32, asymmetric=True)},
     "shared": {"method": "auto", "keep": 0.75, "rank": None, "rank_multiple": 2, "share": True},
 }
-QUANTIZED = ("int4", "int8")  # transformers refuses them
+QUANTIZED = ("int3", "int4", "int6", "int8")  # transformers refuses them
 PROMPTS = [[5, 9, 30, 7], [11, 4], [8, 40, 6, 22, 31, 9, 17]]
 NEW = 12
 END = 2  # the tiny models' end token; genai stops before it, transformers after it

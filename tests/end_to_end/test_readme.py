@@ -227,9 +227,11 @@ def test_links_lead_somewhere(document: Path) -> None:
     [
         ("cur", Quantization("int8", 32, asymmetric=True)),
         ("pifa", Quantization("int4", 32)),
+        ("pifa", Quantization("int3", 32, asymmetric=True)),
+        ("pifa", Quantization("int7", 64, scale_dtype="float32")),
         ("pifa", Quantization.of(None, 32, bits_per_weight=7.0)),
     ],
-    ids=["int8", "int4", "mixed"],
+    ids=["int8", "int4", "int3", "int7", "mixed"],
 )
 def test_the_reader_of_the_format_reads_quantized_factors(tmp_path: Path, method: str, asked: Quantization) -> None:
     """Both types, with zero points and without, and both in one artifact."""
