@@ -16,6 +16,7 @@ _TOKEN = 1000  # bytes of a tokenizer per token of its vocabulary
 _ACTIVATIONS = 6  # tensors of a linear's input or output that a running block holds at once
 _ARENAS = 1.6  # memory held by the threads' allocators after some blocks, over memory in use; measured with glibc
 _LOGITS = 6  # copies of logits that a divergence and its gradient hold
+_PLANE = 3.5  # bytes for each weight that onnxruntime holds for each plane that it joins, until all are joined
 _ANSWERS = 5  # copies of logits on the parity sequences that a verification holds
 
 
@@ -44,7 +45,10 @@ def verification(work: Workload, parameters: int) -> float:
         parameters: Parameters of the artifact.
     """
     answers = 4.0 * len(PARITY_LENGTHS) * max(PARITY_LENGTHS) * work.vocabulary
-    return _START + _LIBRARIES + _tokenizer(work) + 2 * 4.0 * parameters + _ANSWERS * answers
+    quantization = work.options.quantization
+    planes = len(quantization.layout.planes) if quantization else 1
+    joining = _PLANE * planes * parameters if planes > 1 else 0.0
+    return _START + _LIBRARIES + _tokenizer(work) + 2 * 4.0 * parameters + joining + _ANSWERS * answers
 
 
 def _tokenizer(work: Workload) -> float:

@@ -95,6 +95,17 @@ def test_the_sequential_rule_takes_more(tmp_path: Path) -> None:
         assert (sequential.temporary_bytes > plain.temporary_bytes) == mixed
 
 
+def test_planes_take_memory_when_they_are_joined(tmp_path: Path) -> None:
+    """More with three planes than with two, in a file that is smaller than that of int8."""
+    found = {
+        kind: of(tmp_path / kind, tiny_options(TOKENS, "dense", rank=None, quantization=Quantization(kind)), **LARGE)
+        for kind in ("int6", "int7", "int8")
+    }
+    peaks = {kind: each.verification_memory_bytes for kind, each in found.items()}
+    assert peaks["int8"] < peaks["int6"] < peaks["int7"]
+    assert found["int6"].output_bytes < found["int7"].output_bytes < found["int8"].output_bytes
+
+
 SETTINGS: dict[str, dict[str, Any]] = {
     "auto": {"rank": None, "keep": 0.8, "rank_multiple": 4},
     "dense": {"rank": None, "quantization": Quantization("int8")},
