@@ -121,7 +121,7 @@ print(peak_memory())
 
 @pytest.mark.parametrize("what", ["compressed", "dense"])
 def test_serving_takes_little_more_than_the_weights(what: str, artifact: Artifact, tmp_path: Path) -> None:
-    """Loaded, 512 tokens read and 64 written by the fused graph: under 1.3 times the weights' bytes, and the cache.
+    """Loaded, 512 tokens read and 64 written by the fused graph: under 1.35 times the weights' bytes, and the cache.
 
     From the first start on: all files are hashed, and come from disk, as after a restart of the machine.
     """
@@ -135,7 +135,7 @@ def test_serving_takes_little_more_than_the_weights(what: str, artifact: Artifac
     serve = [sys.executable, "-c", _SERVE, str(artifact.path)]
     done = subprocess.run(serve, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 1.3 * artifact.file("model.safetensors").stat().st_size + cache
+    assert int(done.stdout) < 1.35 * artifact.file("model.safetensors").stat().st_size + cache
 
 
 def test_graphs_are_small(artifact: Artifact) -> None:
