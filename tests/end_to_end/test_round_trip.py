@@ -17,7 +17,7 @@ from curconvert.jobs.convert import convert
 from curconvert.options.quantization import Quantization
 from curconvert.options.source import SourceOptions
 from curconvert_runtime import GenerationOptions, load
-from support.clients import optimum, transformers4
+from support.clients import genai_here, optimum, transformers4
 from support.command_line import call
 from support.families import make_checkpoint
 from support.folders import hard_linked, in_hub_cache
@@ -89,14 +89,7 @@ def by_onnxruntime(folder: Path, graph: str) -> list[int]:
 
 def by_genai(folder: Path) -> list[int]:
     """Continue the prompt greedily with onnxruntime-genai."""
-    model = onnxruntime_genai.Model(str(folder))
-    parameters = onnxruntime_genai.GeneratorParams(model)
-    parameters.set_search_options(max_length=len(IDS) + NEW, do_sample=False)
-    generator = onnxruntime_genai.Generator(model, parameters)
-    generator.append_tokens(IDS)
-    while not generator.is_done():
-        generator.generate_next_token()
-    return [int(token) for token in generator.get_sequence(0)[len(IDS) :]]
+    return genai_here(onnxruntime_genai.Model(str(folder)), IDS, NEW)
 
 
 def by_transformers(folder: Path) -> list[int]:

@@ -15,6 +15,7 @@ from curconvert.jobs.export import export
 from curconvert.options.source import SourceOptions
 from curconvert_runtime import GenerationOptions, load
 from curconvert_runtime.serve.sampling import Sampling, choose, likely
+from support.clients import genai_here
 from support.families import VOCABULARY, TinyModel, make_checkpoint
 
 PROMPTS = ([5, 9, 33, 7], [8, 9, 33, 7, 60, 11, 12], [22])
@@ -98,11 +99,5 @@ def test_greedy_text_with_a_penalty_is_that_of_transformers(model: TinyModel, tm
         assert [list(session.generate(prompt, options).ids) for prompt in PROMPTS] == expected
     served = genai.Model(str(tmp_path / "out"))
     for prompt, wanted in zip(PROMPTS, expected, strict=True):
-        parameters = genai.GeneratorParams(served)
-        parameters.set_search_options(max_length=len(prompt) + NEW, do_sample=False)
-        generator = genai.Generator(served, parameters)
-        generator.append_tokens(prompt)
-        while not generator.is_done():
-            generator.generate_next_token()
-        found = generator.get_sequence(0)[len(prompt) :].tolist()
+        found = genai_here(served, prompt, NEW)
         assert (found[: found.index(2)] if 2 in found else found) == wanted

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import onnxruntime_genai
+
 _OPTIMUM_PYTHON = Path(__file__).resolve().parents[2] / ".venv-optimum" / "bin" / "python"
 
 _OPTIMUM = """
@@ -94,6 +96,17 @@ def transformers4(folders: Sequence[Path], prompts: Tokens, new: int) -> list[To
 def genai(folders: Sequence[Path], prompts: Tokens, new: int) -> list[Tokens]:
     """Continue prompts greedily with onnxruntime-genai, one by one; it serves the fused graph."""
     return _run(sys.executable, _GENAI, {"folders": [*map(str, folders)], "ids": prompts, "new": new})
+
+
+def genai_here(model: onnxruntime_genai.Model, prompt: Sequence[int], new: int) -> list[int]:
+    """Continue a prompt greedily with onnxruntime-genai, in this process."""
+    parameters = onnxruntime_genai.GeneratorParams(model)
+    parameters.set_search_options(max_length=len(prompt) + new, do_sample=False)
+    generator = onnxruntime_genai.Generator(model, parameters)
+    generator.append_tokens(list(prompt))
+    while not generator.is_done():
+        generator.generate_next_token()
+    return [int(token) for token in generator.get_sequence(0)[len(prompt) :]]
 
 
 def _run(python: Path | str, code: str, request: dict[str, Any]) -> list[Tokens]:

@@ -42,6 +42,17 @@ def _run(job: Callable[[], Any], kill_at: int, report: Any) -> None:
     report.send(count)
 
 
+def _in_a_process(target: Callable[..., None], *arguments: Any) -> tuple[int | None, Any]:
+    """Call a function in a warm process; return the exit code, and the connection that was its last argument."""
+    context = warm()
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=target, args=(*arguments, sender), daemon=True)
+    process.start()
+    sender.close()
+    process.join(HANG_SECONDS)
+    return process.exitcode, receiver
+
+
 def job_in_a_process(job: Callable[[], Any], kill_at: int = 0) -> int | None:
     """Run a job, or kill it by SIGKILL before the given call that changes the disk.
 
@@ -52,14 +63,9 @@ def job_in_a_process(job: Callable[[], Any], kill_at: int = 0) -> int | None:
     Returns:
         How many such calls there were; None if the process was killed.
     """
-    context = warm()
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_run, args=(job, kill_at, sender), daemon=True)
-    process.start()
-    sender.close()
-    process.join(HANG_SECONDS)
-    assert process.exitcode in (0, -signal.SIGKILL), process.exitcode
-    return receiver.recv() if process.exitcode == 0 else None
+    code, report = _in_a_process(_run, job, kill_at)
+    assert code in (0, -signal.SIGKILL), code
+    return report.recv() if code == 0 else None
 
 
 def _limited(job: Callable[[], Any], limit: int, report: Any) -> None:
@@ -79,14 +85,9 @@ def job_with_small_files(job: Callable[[], Any], limit: int) -> tuple[str, str] 
     Returns:
         Class and message of the job's error; None if it came to its end.
     """
-    context = warm()
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_limited, args=(job, limit, sender), daemon=True)
-    process.start()
-    sender.close()
-    process.join(HANG_SECONDS)
-    assert process.exitcode == 0, process.exitcode
-    found: tuple[str, str] | None = receiver.recv()
+    code, report = _in_a_process(_limited, job, limit)
+    assert code == 0, code
+    found: tuple[str, str] | None = report.recv()
     return found
 
 
@@ -116,12 +117,6 @@ def command_in_a_process(arguments: Sequence[str | Path], seconds: float = 0.0) 
     Returns:
         Seconds of CPU time that it took; None if it was killed.
     """
-    context = warm()
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(
-        target=_command, args=([str(argument) for argument in arguments], seconds, sender), daemon=True
-    )
-    process.start()
-    process.join(HANG_SECONDS)
-    assert process.exitcode in (0, -signal.SIGPROF), process.exitcode
-    return float(receiver.recv()) if process.exitcode == 0 else None
+    code, report = _in_a_process(_command, [str(argument) for argument in arguments], seconds)
+    assert code in (0, -signal.SIGPROF), code
+    return float(report.recv()) if code == 0 else None

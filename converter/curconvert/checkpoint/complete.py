@@ -71,8 +71,8 @@ class Storage:
 
 
 @dataclass
-class _OpenCheckpoint:
-    """A `Checkpoint` over any storage."""
+class OpenCheckpoint:
+    """A `Checkpoint` over anything that reads a tensor by its name."""
 
     kind: SourceKind
     path: Path
@@ -154,7 +154,7 @@ def complete(storage: Storage, raw: Mapping[str, Any] | None, given: Given) -> C
     dtype, mixed = common_dtype(tensors, read)
     where = storage.path.parent if storage.kind == "safetensors" else storage.path
     stated = Stated(where, {**(raw or {}), **given.overrides}, given.overrides, config)
-    return _OpenCheckpoint(
+    return OpenCheckpoint(
         storage.kind, storage.path, storage.files, with_dtype(config, dtype), tensors, ignored.patterns,
         (*notices, *mixed), cache(lambda: finished(storage.companions(), stated)), read,
     )  # fmt: skip

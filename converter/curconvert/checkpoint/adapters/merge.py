@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,42 +14,17 @@ from curconvert.base.errors import InputError
 from curconvert.checkpoint.adapters.adapter import Adapter
 from curconvert.checkpoint.adapters.changes import Change, Replacement, Rows
 from curconvert.checkpoint.adapters.peft_config import MERGE_WITH_PEFT
+from curconvert.checkpoint.complete import OpenCheckpoint
 from curconvert.checkpoint.finished import Stated, finished
 from curconvert.checkpoint.names import STEM
 from curconvert.checkpoint.source_files import SourceFiles
 from curconvert.checkpoint.strict import EMBEDDING, HEAD
-from curconvert.checkpoint.types import Checkpoint, Companions, SourceKind, TensorInfo
+from curconvert.checkpoint.types import Checkpoint, Companions, TensorInfo
 from curconvert.families.family import family_of
 from curconvert.families.wrappers import TEXT_STEMS
 
 # How names of a multimodal model's language model begin, and how the base's begin.
 _TEXT_PARTS = (("", ""), *((stem, STEM) for stem in TEXT_STEMS), ("language_model.lm_head.", "lm_head."))
-
-
-@dataclass
-class _Merged:
-    """A `Checkpoint` of a base and what an adapter changes in it."""
-
-    kind: SourceKind
-    path: Path
-    files: SourceFiles
-    config: Mapping[str, Any]
-    tensors: Mapping[str, TensorInfo]
-    ignore: tuple[str, ...]
-    notices: tuple[str, ...]
-    companions: Callable[[], Companions]
-    _base: Checkpoint
-    _changes: Mapping[str, Sequence[Change]]
-
-    def read(self, name: str) -> torch.Tensor:
-        """Return one tensor, merged, in the base's dtype."""
-        if name not in self.tensors:
-            raise InputError(f"{self.path}: there is no tensor {name}")
-        stored = name if name in self._base.tensors else EMBEDDING  # an lm_head that was tied to it in the base
-        tensor = self._base.read(stored)
-        for change in self._changes.get(name, ()):
-            tensor = change.apply(tensor)
-        return tensor
 
 
 def merged(adapter: Adapter, base: Checkpoint, companions: Companions) -> Checkpoint:
@@ -88,10 +63,15 @@ def merged(adapter: Adapter, base: Checkpoint, companions: Companions) -> Checkp
         stated = Stated(adapter.path, {**base.config, **own.special_tokens.fields()}, {}, config)
         return finished(_with_tokenizer(own, companions), stated)
 
-    return _Merged(
-        base.kind, adapter.path, files, config, tensors, base.ignore, (*base.notices, notice), files_besides, base,
-        changes,
-    )  # fmt: skip
+    def read(name: str) -> torch.Tensor:
+        tensor = base.read(name if name in base.tensors else EMBEDDING)  # an lm_head that the base ties to it
+        for change in changes.get(name, ()):
+            tensor = change.apply(tensor)
+        return tensor
+
+    return OpenCheckpoint(
+        base.kind, adapter.path, files, config, tensors, base.ignore, (*base.notices, notice), files_besides, read
+    )
 
 
 def _targets(
